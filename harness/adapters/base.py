@@ -1,0 +1,131 @@
+"""What a tier must offer to be judged: one small class per tier. Workers drive it from one thread, as an engine would.
+
+The worker owns the meaning of slots: it fills them before a store and judges them after a load. An adapter translates,
+and adds nothing: no retries, no checks of its own, no locks.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from harness.history import Direction, Task
+
+Verdict = Literal["hit", "miss", "retry"]
+
+
+class PeerMissing(Exception):
+    """The tier's package is not installed here: the run is skipped, and says so."""
+
+
+@dataclass(frozen=True)
+class TierSetup:
+    """All that an adapter is told. JSON-able, since it crosses a process border. Sizes in bytes."""
+
+    root_dir: str
+    block_bytes: int
+    slots: int
+    n_read_threads: int = 16
+    n_write_threads: int = 16
+    hash_algorithm: str = "sha256"
+    seed_policy: str = "fixed"
+    tokens_per_block: int = 16
+    model_name: str = "harness/model"
+    process: int = 0
+    run_dir: str = ""
+    options: dict[str, Any] = field(default_factory=dict)  # adapter's own keywords, passed through
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Finished(NamedTuple):
+    """A job's result: keys that made it, keys that did not (as `submit_*` got them)."""
+
+    job_id: int
+    ok: Sequence[bytes]
+    failed: Sequence[bytes]
+
+
+class Adapter(ABC):
+    """One tier under test, in one process. Constructed in the process that uses it; closed by it."""
+
+    name: ClassVar[str]
+    exposes_schedule: ClassVar[bool] = False  # `tasks()` returns every task of every job
+    exposes_files: ClassVar[bool] = False  # blocks are files under root_dir, `file_name` says which
+
+    def __init__(self, setup: TierSetup) -> None:
+        self.setup = setup
+
+    @property
+    @abstractmethod
+    def view(self) -> memoryview:
+        """The slots: writable, C-contiguous, format "B", shape (slots, block_bytes)."""
+
+    @abstractmethod
+    def keys(self, tokens: Sequence[int], parent: bytes | None = None) -> list[bytes]:
+        """The tier's keys of the full blocks of `tokens`, chained after the block whose key is `parent`."""
+
+    @abstractmethod
+    def none_hash_digest(self) -> str:
+        """A digest of the seed of the chain; equal in two processes exactly when they would share."""
+
+    def file_name(self, key: bytes) -> str | None:
+        """The block's file, relative to root_dir; None if this tier keeps no file per block."""
+        return None
+
+    @abstractmethod
+    def lookup(self, keys: Sequence[bytes], req_id: str) -> list[Verdict]:
+        """One verdict per key, without blocking; "retry" means ask again after `step`."""
+
+    @abstractmethod
+    def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        """Enqueue: slot i holds block i and stays untouched until the job is in `poll`."""
+
+    @abstractmethod
+    def submit_load(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        """Enqueue: block i goes to slot i."""
+
+    @abstractmethod
+    def poll(self) -> list[Finished]:
+        """Jobs that ended since the last call."""
+
+    def step(self) -> None:
+        """The end of a scheduler step: batched lookups go out."""
+
+    def request_started(self, req_id: str) -> None:
+        """A request was first seen."""
+
+    def request_finished(self, req_id: str) -> None:
+        """The request needs nothing more."""
+
+    @abstractmethod
+    def drain(self) -> None:
+        """Block until nothing is in flight; results come out of the next `poll`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release everything. Queued jobs may be cancelled; `poll` still works once after it."""
+
+    def gauges(self) -> Mapping[str, float]:
+        """The present state: "load_queue", "store_queue" (tasks), "load_oldest_seconds", "store_oldest_seconds", ..."""
+        return {}
+
+    def tasks(self) -> list[Task]:
+        """Scheduled tasks since the last call, where `exposes_schedule`."""
+        return []
+
+    def findings(self) -> list[str]:
+        """What the tier's own accounts find wrong with themselves (`check_integrity`); empty is well."""
+        return []
+
+    def metrics_address(self) -> str | None:
+        """host:port of this process's /metrics, if it serves one."""
+        return None
+
+
+def other(direction: Direction) -> Direction:
+    """The class that is not this one."""
+    return "store" if direction == "load" else "load"

@@ -1,0 +1,210 @@
+"""What happened, as each process saw it: typed records, one JSON line each, written by workers and read by checkers.
+
+Every record carries the monotonic clock (seconds, CLOCK_MONOTONIC, comparable between processes of one host); requests
+and jobs also carry the wall clock. Outcomes are Maelstrom's: "ok" it happened, "fail" it did not, "info" nobody knows.
+A block is named by its trace id (an int, prefix-chained: equal ids mean equal prefixes), a key by its hex.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TextIO
+
+Outcome = Literal["ok", "fail", "info"]
+Direction = Literal["load", "store"]
+
+
+class Start(NamedTuple):
+    """A process came up: its number, incarnation (0, then 1 after a restart, ...), pid, and how it derives names."""
+
+    process: int
+    incarnation: int
+    pid: int
+    tier: str
+    none_hash_digest: str
+    monotonic_seconds: float
+    wall_seconds: float
+    detail: dict[str, Any]
+
+
+class Request(NamedTuple):
+    """One request of the traffic: its blocks in order, and how many leading ones came out of the cache, verified."""
+
+    process: int
+    request: int
+    blocks: list[int]
+    hit_blocks: int
+    intended_seconds: float
+    started_seconds: float
+    finished_seconds: float
+    wall_seconds: float
+    outcome: Outcome
+
+
+class Job(NamedTuple):
+    """One submitted job and what came back. A job whose process died before its result has outcome "info".
+
+    `results` counts results seen for this job id (1 is right). `ok` and `failed` list block ids. `wrong` holds, for
+    loads reported ok, each block whose bytes are not what its key demands, and how: "short", "hole", "other key: ...",
+    "stale", "garbage".
+    """
+
+    process: int
+    job_id: int
+    request: int
+    direction: Direction
+    blocks: list[int]
+    submitted_seconds: float
+    submit_returned_seconds: float
+    finished_seconds: float
+    wall_seconds: float
+    outcome: Outcome
+    ok: list[int]
+    failed: list[int]
+    results: int
+    wrong: list[tuple[int, str]]
+    bytes_ok: int
+
+
+class Task(NamedTuple):
+    """One piece of a job as the tier scheduled it, where the tier says so (`Adapter.exposes_schedule`)."""
+
+    process: int
+    job_id: int
+    direction: Direction
+    group: Direction
+    thread: int
+    bytes: int
+    depth: int
+    enqueued_seconds: float
+    started_seconds: float
+    finished_seconds: float
+
+
+class Name(NamedTuple):
+    """The file name (relative to the root) that this process derives for a block."""
+
+    process: int
+    block: int
+    name: str
+
+
+class Gauge(NamedTuple):
+    """A sample of the tier's state in one process (queue depth, oldest waiter, open fds, ...)."""
+
+    process: int
+    monotonic_seconds: float
+    values: dict[str, float]
+
+
+class Note(NamedTuple):
+    """Anything else a checker may need: kind "fault", "lifted", "phase", "leak", "check", "error", "canary"."""
+
+    process: int
+    monotonic_seconds: float
+    kind: str
+    text: str
+    detail: dict[str, Any]
+
+
+class Stop(NamedTuple):
+    """A process ended: exit code (negative: signal), and what it left (slots still pinned, fds more than at start)."""
+
+    process: int
+    incarnation: int
+    monotonic_seconds: float
+    exit_code: int
+    pinned_slots: int
+    leaked_fds: int
+    findings: list[str]
+
+
+Record = Start | Request | Job | Task | Name | Gauge | Note | Stop
+_TYPES: dict[str, type[Any]] = {t.__name__.lower(): t for t in (Start, Request, Job, Task, Name, Gauge, Note, Stop)}
+
+
+def encode(record: Record) -> str:
+    """One line without newline: the record's type, then its fields in order."""
+    return json.dumps([type(record).__name__.lower(), *record], separators=(",", ":"))
+
+
+def decode(line: str) -> Record:
+    """The inverse of `encode`. Raises ValueError on a line that is not a record (a killed writer's last line)."""
+    name, *values = json.loads(line)
+    if name not in _TYPES:
+        raise ValueError(f"unknown record type {name!r}")
+    try:
+        return _TYPES[name](*values)  # type: ignore[no-any-return]
+    except TypeError as error:
+        raise ValueError(f"bad {name} record: {error}") from error
+
+
+class HistoryWriter:
+    """Appends records to one process's file; flushes by line, so a killed process loses at most its last record."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: TextIO = open(path, "a", buffering=1 << 16, encoding="utf-8")
+
+    def write(self, *records: Record) -> None:
+        self._file.write("".join(encode(r) + "\n" for r in records))
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass
+class History:
+    """All records of a run, by type, plus what the harness itself observed about the root after the run."""
+
+    starts: list[Start] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
+    tasks: list[Task] = field(default_factory=list)
+    names: list[Name] = field(default_factory=list)
+    gauges: list[Gauge] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    stops: list[Stop] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)  # every file under the root at the end, relative
+    options: dict[str, Any] = field(default_factory=dict)  # what the run was asked for (processes, threads, seed, ...)
+
+    def add(self, record: Record) -> None:
+        name = type(record).__name__.lower()
+        getattr(self, name + "s").append(record)
+
+    @classmethod
+    def of(cls, records: Iterable[Record], **rest: Any) -> History:
+        history = cls(**rest)
+        for record in records:
+            history.add(record)
+        return history
+
+    @classmethod
+    def read(cls, run_dir: Path) -> History:
+        """Read `history-*.jsonl`, `files.json` and `options.json` of a run folder. A torn last line is dropped."""
+        history = cls()
+        for path in sorted(run_dir.glob("history-*.jsonl")):
+            for record in read_records(path):
+                history.add(record)
+        for name in ("files", "options"):
+            if (path := run_dir / f"{name}.json").exists():
+                setattr(history, name, json.loads(path.read_text()))
+        return history
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Records of one file in order; a last line torn by a killed writer is dropped, any other bad line raises."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            yield decode(line)
+        except ValueError as error:
+            if number < len(lines):
+                raise ValueError(f"{path.name}, line {number}: {error}") from error

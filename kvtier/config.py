@@ -1,0 +1,167 @@
+"""Frozen, validated configuration; every caller builds one of these first, and nothing below ever re-checks a value.
+
+A bad value raises `ConfigError`: one sentence that names the option, the value and what is valid.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+PAGE_BYTES = 4096
+"""Alignment of blocks in memory and in files: O_DIRECT on every common device accepts it."""
+
+HASH_ALGORITHMS = ("sha256", "sha256_cbor", "xxhash", "xxhash_cbor")
+SEED_POLICIES = ("fixed", "env", "random")
+INTEGRITY_LEVELS = ("verify", "require", "off")
+IO_POLICIES = ("auto", "direct", "buffered")
+MISMATCH_ACTIONS = ("refuse", "warn")
+CACHE_POLICIES = ("lru", "arc")
+
+
+class KvtierError(Exception):
+    """Base of every error that kvtier raises on purpose; its text is one sentence for a person."""
+
+
+class ConfigError(KvtierError, ValueError):
+    """An option has a value that cannot work."""
+
+
+class RootError(KvtierError):
+    """The root directory cannot be used, or belongs to processes that would not share with this one."""
+
+
+def _check_int(config: object, name: str, low: int, multiple_of: int = 1) -> None:
+    value = getattr(config, name)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{name} is {value!r}; it takes a whole number")
+    if value < low:
+        raise ConfigError(f"{name} is {value}; it must be at least {low}")
+    if value % multiple_of:
+        raise ConfigError(f"{name} is {value}; it must be a multiple of {multiple_of} (the alignment of direct I/O)")
+
+
+def _check_choice(config: object, name: str, choices: tuple[str, ...]) -> None:
+    value = getattr(config, name)
+    if value not in choices:
+        raise ConfigError(f"{name} is {value!r}; valid choices: {', '.join(choices)}")
+
+
+class _FromMapping:
+    @classmethod
+    def from_mapping(cls, options: Mapping[str, Any]) -> Self:
+        """Build from keywords. Raises `ConfigError` naming every unknown key together with the valid ones."""
+        names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        required = [
+            f.name
+            for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        ]
+        if unknown := sorted(set(options) - set(names)):
+            raise ConfigError(f"unknown option {', '.join(map(repr, unknown))}; valid options: {', '.join(names)}")
+        if missing := [name for name in required if name not in options]:
+            raise ConfigError(f"missing option {', '.join(map(repr, missing))}; valid options: {', '.join(names)}")
+        return cls(**options)
+
+
+@dataclass(frozen=True)
+class KVCacheGroup:
+    """One group of layers that share a block table: tokens in one of its blocks, and its layers' names in order."""
+
+    tokens_per_block: int
+    layer_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_int(self, "tokens_per_block", 1)
+
+
+@dataclass(frozen=True)
+class RunConfig(_FromMapping):
+    """What two engines must agree on before a block of one means anything to the other.
+
+    The names and the order of meaning are vLLM's `FileMapper` fields (0.33.0). `replicated_layout` and
+    `canonical_format` appear in `fields()` only when set, so older folders keep their names.
+    """
+
+    model_name: str
+    tokens_per_hash: int = 16
+    blocks_per_file: int = 1
+    tp_size: int = 1
+    pp_size: int = 1
+    pcp_size: int = 1
+    dcp_size: int = 1
+    rank: int = 0
+    dtype: str = "bfloat16"
+    kv_cache_groups: tuple[KVCacheGroup, ...] = ()
+    inference_engine: str = "vllm"
+    parallel_agnostic: bool = False
+    replicated_layout: bool = False
+    canonical_format: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tokens_per_hash", "blocks_per_file", "tp_size", "pp_size", "pcp_size", "dcp_size"):
+            _check_int(self, name, 1)
+        _check_int(self, "rank", 0)
+        name = self.model_name
+        if not isinstance(name, str) or not name or not name.isprintable() or len(os.fsencode(name)) > 200:
+            raise ConfigError(f"model_name is {name!r}; it takes 1 to 200 bytes of printable text")
+        groups = tuple(g if isinstance(g, KVCacheGroup) else KVCacheGroup(**g) for g in self.kv_cache_groups)
+        object.__setattr__(self, "kv_cache_groups", groups)
+
+
+@dataclass(frozen=True)
+class FsTierConfig(_FromMapping):
+    """Options of `FileSystemTierManager`. Sizes are bytes.
+
+    A store or load job is split into tasks of at most `task_bytes_max` (never less than one block), so that a job uses
+    all idle threads and nothing waits behind more than one bounded task per thread. Stores beyond
+    `store_queue_bytes_max` are refused at once, with a result that says so.
+    """
+
+    root_dir: str
+    block_bytes: int
+    n_read_threads: int = 16
+    n_write_threads: int = 16
+    hash_algorithm: str = "sha256"
+    seed_policy: str = "fixed"
+    on_mismatch: str = "refuse"
+    integrity: str = "verify"
+    io: str = "auto"
+    task_bytes_max: int = 1 << 20
+    store_queue_bytes_max: int = 1 << 30
+    known_keys_max: int = 1 << 20
+    file_mode: int = 0o600
+    dir_mode: int = 0o700
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.root_dir, (str, os.PathLike)) or not os.fspath(self.root_dir):
+            raise ConfigError(f"root_dir is {self.root_dir!r}; it takes the path of a directory")
+        object.__setattr__(self, "root_dir", os.path.abspath(os.fspath(self.root_dir)))
+        _check_int(self, "block_bytes", PAGE_BYTES, multiple_of=PAGE_BYTES)
+        # Zero threads in a group would starve its class: vLLM 0.33 accepts it, kvtier never does.
+        for name in ("n_read_threads", "n_write_threads", "task_bytes_max"):
+            _check_int(self, name, 1)
+        _check_int(self, "store_queue_bytes_max", self.block_bytes)
+        _check_int(self, "known_keys_max", 0)
+        _check_choice(self, "hash_algorithm", HASH_ALGORITHMS)
+        _check_choice(self, "seed_policy", SEED_POLICIES)
+        _check_choice(self, "on_mismatch", MISMATCH_ACTIONS)
+        _check_choice(self, "integrity", INTEGRITY_LEVELS)
+        _check_choice(self, "io", IO_POLICIES)
+
+
+@dataclass(frozen=True)
+class CpuTierConfig(_FromMapping):
+    """Options of the primary tier: `num_chunks` slots of `block_bytes` each, and which idle slot goes first."""
+
+    num_chunks: int
+    block_bytes: int
+    cache_policy: str = field(default="lru")
+
+    def __post_init__(self) -> None:
+        _check_int(self, "num_chunks", 1)
+        _check_int(self, "block_bytes", PAGE_BYTES, multiple_of=PAGE_BYTES)
+        _check_choice(self, "cache_policy", CACHE_POLICIES)

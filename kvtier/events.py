@@ -1,0 +1,141 @@
+"""Every observable fact, declared once as a typed tuple; mechanisms return facts, tiers and the manager emit them.
+
+Metrics, traces, the harness's history and the tests are four consumers of this one stream. Events are emitted on the
+caller's (scheduler's) thread, one per job or per lookup batch, never one per key. State that can be read at any time
+(queue depth, free slots) is not an event: `gauges()` of its owner answers it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal, NamedTuple, Protocol
+
+logger = logging.getLogger(__name__)
+
+Direction = Literal["load", "store"]
+
+
+class TaskFact(NamedTuple):
+    """One bounded piece of a job as it ran. Clock: `time.monotonic()`, seconds; shared by all processes of a host."""
+
+    direction: Direction
+    group: Direction  # which group's thread ran it: "load" = read-priority, "store" = write-priority
+    thread: int  # index of the thread within the pool
+    bytes: int
+    depth: int  # tasks of the same class ahead of it in its queue when it was enqueued
+    enqueued_seconds: float
+    started_seconds: float
+    finished_seconds: float
+
+
+class JobFinished(NamedTuple):
+    """A store or load job of a secondary tier ended. Emitted exactly once per submitted job."""
+
+    tier: str
+    direction: Direction
+    job_id: int
+    req_id: str
+    blocks_ok: int
+    blocks_skipped: int  # stores whose block another writer had already published
+    blocks_foreign: int  # loads of blocks that another process instance wrote
+    failures: tuple[tuple[str, int], ...]  # (reason, blocks): errno name, or a `CorruptReason`, "refused", "shutdown"
+    bytes_ok: int
+    submitted_seconds: float
+    finished_seconds: float
+    tasks: tuple[TaskFact, ...]
+    traceparent: str | None
+    links: tuple[str, ...]  # traceparents of the stores that wrote the loaded blocks, distinct, at most 8
+
+
+class LookupBatch(NamedTuple):
+    """One batch of existence probes ran on the lookup thread."""
+
+    tier: str
+    keys: int
+    hits: int
+    queue_seconds: float
+    probe_seconds: float
+
+
+class BlockSetAside(NamedTuple):
+    """A file that was not the block it should be was moved to quarantine (or could not be, `path` empty)."""
+
+    tier: str
+    reason: str
+    path: str
+
+
+class Lookup(NamedTuple):
+    """The manager answered lookups of one request in one step: blocks by outcome."""
+
+    req_id: str
+    hits: int
+    hits_pending: int
+    misses: int
+    retries: int
+
+
+class Promotion(NamedTuple):
+    """Blocks of one request were sent from a secondary tier towards the CPU tier; `refused`: no slot was free."""
+
+    tier: str
+    req_id: str
+    blocks: int
+    refused: int
+
+
+class Cascade(NamedTuple):
+    """Blocks that reached the CPU tier were handed to a secondary tier."""
+
+    tier: str
+    req_id: str
+    blocks: int
+
+
+class Eviction(NamedTuple):
+    """Blocks left the CPU tier; reason "capacity", "failed" or "reset"."""
+
+    blocks: int
+    reason: str
+
+
+class CopyFinished(NamedTuple):
+    """A copy between GPU blocks and CPU slots ended; direction as seen from the CPU tier ("store" = GPU -> CPU)."""
+
+    direction: Direction
+    job_id: int
+    blocks: int
+    bytes: int
+    seconds: float
+    ok: bool
+
+
+Event = JobFinished | LookupBatch | BlockSetAside | Lookup | Promotion | Cascade | Eviction | CopyFinished
+
+
+class Observer(Protocol):
+    """Receives events on the scheduler's thread; must return quickly and never call back into its source."""
+
+    def on_event(self, event: Event, /) -> None: ...
+
+
+class NullObserver:
+    """The default: nobody watches."""
+
+    def on_event(self, event: Event, /) -> None:
+        return
+
+
+class FanOut:
+    """Hands each event to several observers; one that raises is logged once and dropped, the others go on."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = list(observers)
+
+    def on_event(self, event: Event, /) -> None:
+        for observer in tuple(self._observers):
+            try:
+                observer.on_event(event)
+            except Exception:
+                logger.exception("observer %r raised and is dropped", observer)
+                self._observers.remove(observer)
