@@ -1,0 +1,57 @@
+# kvtier: `make` alone prints the targets.
+PYTHON    ?= python3
+TORCH     ?= torch==2.13.0
+VENV      := .venv
+BIN       := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install test lint format types cov load clean
+
+help: ## print this list
+	@echo "usage: make TARGET [NAME=value ...]"; echo
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)$$/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  %-10s %s\n", $$1, $$2}'
+
+install: $(INSTALLED) ## make .venv from the project's files (PYTHON=python3, TORCH=torch==2.13.0); done once
+
+# torch comes first and alone: a dependency that merely asks for "torch" may pull gigabytes of another build.
+$(INSTALLED): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here; name a Python >= 3.11: make install PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1), kvtier needs Python >= 3.11; name one: make install PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  { echo "make: $(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+test: $(INSTALLED) ## run all tests (ARGS="-k name")
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED) ## ruff: rewrite to the format, fix what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(INSTALLED) ## mypy, strict
+	$(BIN)/mypy
+
+cov: $(INSTALLED) ## all tests with the coverage of kvtier/
+	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+# Only what is given is passed on: the harness knows the defaults.
+LOAD_OPTIONS = $(if $(TRACE),--trace "$(TRACE)") $(if $(ROOT_DIR),--root-dir "$(ROOT_DIR)") \
+  $(if $(PROCESSES),--processes $(PROCESSES)) $(if $(DURATION),--seconds $(DURATION)) $(if $(TIER),--tier $(TIER)) \
+  $(if $(SEED),--seed $(SEED)) $(if $(BLOCK_BYTES),--block-bytes $(BLOCK_BYTES))
+
+load: $(INSTALLED) ## processes share one root under traffic (TRACE= ROOT_DIR= PROCESSES= DURATION= TIER= SEED= BLOCK_BYTES=)
+	@$(BIN)/python -m harness run load $(LOAD_OPTIONS) $(ARGS)
+
+clean: ## remove .venv and caches (not runs/)
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage .coverage.* htmlcov
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
