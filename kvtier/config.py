@@ -30,6 +30,10 @@ class ConfigError(KvtierError, ValueError):
     """An option has a value that cannot work."""
 
 
+class SlotError(KvtierError, IndexError):
+    """A job names a slot that the CPU tier does not have."""
+
+
 class RootError(KvtierError):
     """The root directory cannot be used, or belongs to processes that would not share with this one."""
 
@@ -132,7 +136,8 @@ class FsTierConfig(_FromMapping):
     io: str = "auto"
     task_bytes_max: int = 1 << 20
     store_queue_bytes_max: int = 1 << 30
-    known_keys_max: int = 1 << 20
+    known_keys_max: int = 1 << 18
+    enable_kv_events: bool = False
     file_mode: int = 0o600
     dir_mode: int = 0o700
 

@@ -45,6 +45,7 @@ class JobFinished(NamedTuple):
     tasks: tuple[TaskFact, ...]
     traceparent: str | None
     links: tuple[str, ...]  # traceparents of the stores that wrote the loaded blocks, distinct, at most 8
+    blocks_unverified: int = 0  # loads of files without a trailer (vLLM's), taken as they are
 
 
 class LookupBatch(NamedTuple):
@@ -131,6 +132,10 @@ class FanOut:
 
     def __init__(self, *observers: Observer) -> None:
         self._observers = list(observers)
+
+    def add(self, observer: Observer) -> None:
+        """From now on `observer` receives events too."""
+        self._observers.append(observer)
 
     def on_event(self, event: Event, /) -> None:
         for observer in tuple(self._observers):

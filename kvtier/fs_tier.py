@@ -1,0 +1,238 @@
+"""`FileSystemTierManager`: blocks in files under one root that any number of processes and hosts share.
+
+Layout, block I/O, the thread pool and the lookup thread put together, and little else. The scheduler's thread calls
+it; no call but `drain_jobs` and `shutdown` waits for a device.
+
+Processes share blocks exactly when they derive the same `NONE_HASH` (the seed of the hash chain) and the same hash
+algorithm: the root remembers both, and a process that would not share is told at start.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from kvtier.base import (
+    JobId,
+    JobResult,
+    LookupResult,
+    OffloadingEvent,
+    ReqContext,
+    RequestOffloadingContext,
+    ScheduleEndContext,
+    SecondaryTierManager,
+    TransferJob,
+)
+from kvtier.blockio import BlockIO, BlockOutcome
+from kvtier.config import PAGE_BYTES, ConfigError, FsTierConfig, RunConfig, SlotError
+from kvtier.events import BlockSetAside, Direction, JobFinished, LookupBatch, NullObserver, Observer
+from kvtier.hashing import OffloadKey, none_hash, none_hash_digest
+from kvtier.layout import FileMapper, open_root
+from kvtier.lookup import AsyncLookupManager
+from kvtier.thread_pool import Cancelled, Completion, DualQueueThreadPool, Work
+
+LINKS_MAX = 8
+
+
+class _Submitted(NamedTuple):
+    job: TransferJob
+    blocks_per_task: int
+    submitted_seconds: float
+
+
+class FileSystemTierManager(SecondaryTierManager):
+    """A secondary tier over `config.root_dir` for the slots in `primary_kv_view`, shape (slots, config.block_bytes).
+
+    `run` says whose blocks these are and so which folder they live in. Raises RootError when the root cannot be used,
+    or was written by processes that would not share with this one (`config.on_mismatch`).
+    """
+
+    def __init__(
+        self,
+        config: FsTierConfig,
+        run: RunConfig,
+        primary_kv_view: memoryview,
+        observer: Observer | None = None,
+        tier_type: str = "fs",
+    ) -> None:
+        shape = primary_kv_view.shape or (0, 0)
+        if len(shape) != 2 or shape[1] != config.block_bytes or not primary_kv_view.c_contiguous:
+            raise ConfigError(f"primary_kv_view has shape {shape}; it must be (slots, {config.block_bytes}), contiguous")
+        self.tier_type = tier_type
+        self.config = config
+        self.none_hash = none_hash(config.hash_algorithm, config.seed_policy)
+        self.file_mapper = FileMapper(config.root_dir, run)
+        self._slots = shape[0]
+        self._bytes = primary_kv_view.cast("B")
+        self._observer = observer or NullObserver()
+        open_root(
+            self.file_mapper,
+            hash_algorithm=config.hash_algorithm,
+            none_digest=none_hash_digest(self.none_hash),
+            block_bytes=config.block_bytes,
+            on_mismatch=config.on_mismatch,
+            dir_mode=config.dir_mode,
+            file_mode=config.file_mode,
+        )
+        self.blockio = BlockIO(config, self.file_mapper.quarantine_path)
+        self.blockio.probe(self.file_mapper.base_path, aligned=_address(self._bytes) % PAGE_BYTES == 0)
+        self._submitted: dict[JobId, _Submitted] = {}
+        self._events: list[OffloadingEvent] = []
+        self._lookup = AsyncLookupManager(self._probe, config.known_keys_max, f"kvtier_{tier_type}_lookup")
+        self._pool = DualQueueThreadPool(
+            config.n_read_threads, config.n_write_threads, config.store_queue_bytes_max, f"kvtier_{tier_type}"
+        )
+
+    # --- requests ---
+
+    def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
+        return RequestOffloadingContext()
+
+    def on_request_finished(self, req_context: ReqContext) -> None:
+        self._lookup.cleanup(req_context.req_id)
+
+    def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
+        present = self._lookup.lookup(key, req_context.req_id)
+        if present is None:
+            return LookupResult.RETRY
+        return LookupResult.HIT if present else LookupResult.MISS
+
+    def on_schedule_end(self, context: ScheduleEndContext) -> None:
+        self._lookup.flush()
+        for fact in self._lookup.take_facts():
+            self._observer.on_event(LookupBatch(self.tier_type, *fact))
+
+    # --- jobs ---
+
+    def submit_store(self, job: TransferJob) -> None:
+        self._submit(job, "store")
+
+    def submit_load(self, job: TransferJob) -> None:
+        self._submit(job, "load")
+
+    def get_finished_jobs(self) -> Iterable[JobResult]:
+        return [self._settle(completion) for completion in self._pool.get_finished()]
+
+    def has_pending_work(self) -> bool:
+        return bool(self._submitted)
+
+    def drain_jobs(self) -> None:
+        self._pool.wait_idle()
+
+    def take_events(self) -> Iterable[OffloadingEvent]:
+        events, self._events = self._events, []
+        return events
+
+    def gauges(self) -> Mapping[str, float]:
+        return {**self._pool.gauges(), "jobs_in_flight": len(self._submitted)}
+
+    def shutdown(self) -> None:
+        self._lookup.shutdown()
+        self._pool.shutdown()
+        self._bytes.release()  # the owner of the slots may now give their memory back
+
+    # --- how a job becomes tasks, and outcomes become a result ---
+
+    def _submit(self, job: TransferJob, direction: Direction) -> None:
+        assert job.job_id not in self._submitted, f"job {job.job_id} is already in flight"
+        for slot in job.chunk_ids:
+            if not 0 <= slot < self._slots:
+                raise SlotError(f"slot {slot} is out of range; the CPU tier has {self._slots} slots, numbered from 0")
+        # Small enough that nothing waits long behind a task, and that a job spreads over all threads.
+        threads = self.config.n_read_threads + self.config.n_write_threads
+        per_task = max(1, min(self.config.task_bytes_max // self.config.block_bytes, -(-len(job.keys) // threads)))
+        run = self._load_blocks if direction == "load" else self._store_blocks
+        works: list[Work] = []
+        for start in range(0, len(job.keys), per_task):
+            keys, slots = job.keys[start : start + per_task], job.chunk_ids[start : start + per_task]
+            works.append((functools.partial(run, keys, slots, job.req_context), len(keys) * self.config.block_bytes))
+        self._submitted[job.job_id] = _Submitted(job, per_task, time.monotonic())
+        self._pool.submit(job.job_id, direction, works)
+
+    def _settle(self, completion: Completion) -> JobResult:
+        """Turn what the tasks returned into the one result of the job, the lookup's knowledge, and events."""
+        job, per_task, submitted_seconds = self._submitted.pop(completion.job_id)
+        outcomes: list[BlockOutcome] = []
+        for index, result in enumerate(completion.results):
+            if isinstance(result, BaseException):
+                reason = str(result) if isinstance(result, Cancelled) else type(result).__name__
+                outcomes += [BlockOutcome(reason)] * len(job.keys[index * per_task : (index + 1) * per_task])
+            else:
+                outcomes += result
+        ok = tuple(key for key, outcome in zip(job.keys, outcomes, strict=True) if outcome.ok)
+        failed = [key for key, outcome in zip(job.keys, outcomes, strict=True) if not outcome.ok]
+        self._lookup.mark_present(ok)
+        if completion.direction == "load":
+            self._lookup.mark_missing(failed)
+        self._tell(job, completion, outcomes, submitted_seconds)
+        return JobResult(
+            completion.job_id,
+            not failed,
+            ok,
+            sum(fact.finished_seconds - fact.started_seconds for fact in completion.facts),
+            len(ok) * self.config.block_bytes,
+        )
+
+    def _tell(
+        self, job: TransferJob, completion: Completion, outcomes: Sequence[BlockOutcome], submitted_seconds: float
+    ) -> None:
+        loading = completion.direction == "load"
+        ok = [outcome for outcome in outcomes if outcome.ok]
+        written_elsewhere = [o for o in ok if loading and o.writer not in (None, self.blockio.instance_id)]
+        links = dict.fromkeys(outcome.traceparent for outcome in ok if loading and outcome.traceparent)
+        for outcome in outcomes:
+            if outcome.set_aside is not None:
+                self._observer.on_event(BlockSetAside(self.tier_type, outcome.reason or "replaced", outcome.set_aside))
+        self._observer.on_event(
+            JobFinished(
+                tier=self.tier_type,
+                direction=completion.direction,
+                job_id=completion.job_id,
+                req_id=job.req_context.req_id,
+                blocks_ok=len(ok),
+                blocks_skipped=sum(outcome.skipped for outcome in ok),
+                blocks_foreign=len(written_elsewhere),
+                failures=tuple(Counter(outcome.reason for outcome in outcomes if outcome.reason).items()),
+                bytes_ok=len(ok) * self.config.block_bytes,
+                submitted_seconds=submitted_seconds,
+                finished_seconds=max((fact.finished_seconds for fact in completion.facts), default=submitted_seconds),
+                tasks=completion.facts,
+                traceparent=job.req_context.traceparent,
+                links=tuple(links)[:LINKS_MAX],
+                blocks_unverified=sum(loading and outcome.writer is None for outcome in ok),
+            )
+        )
+        if self.config.enable_kv_events:
+            pairs = list(zip(job.keys, outcomes, strict=True))
+            stored = tuple(key for key, o in pairs if not loading and o.ok and not o.skipped)
+            removed = tuple(key for key, o in pairs if loading and o.set_aside)
+            self._events += [OffloadingEvent(keys, "STORAGE", gone) for keys, gone in ((stored, False), (removed, True)) if keys]
+
+    # --- on the pool's and the lookup's threads ---
+
+    def _slot(self, slot: int) -> memoryview:
+        return self._bytes[slot * self.config.block_bytes : (slot + 1) * self.config.block_bytes]
+
+    def _load_blocks(self, keys: Sequence[OffloadKey], slots: Sequence[int], _: ReqContext) -> list[BlockOutcome]:
+        path = self.file_mapper.get_file_name
+        return [self.blockio.read_block(path(k), k, self._slot(s)) for k, s in zip(keys, slots, strict=True)]
+
+    def _store_blocks(
+        self, keys: Sequence[OffloadKey], slots: Sequence[int], req_context: ReqContext
+    ) -> list[BlockOutcome]:
+        path, trace = self.file_mapper.get_file_name, req_context.traceparent or ""
+        return [self.blockio.write_block(path(k), k, self._slot(s), trace) for k, s in zip(keys, slots, strict=True)]
+
+    def _probe(self, keys: Sequence[OffloadKey]) -> list[bool]:
+        path, exists = self.file_mapper.get_file_name, self.blockio.exists
+        return [exists(path(key)) for key in keys]
+
+
+def _address(view: memoryview) -> int:
+    if view.readonly or not len(view):
+        return 1  # cannot be told: treated as not aligned
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))

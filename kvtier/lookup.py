@@ -1,0 +1,147 @@
+"""`AsyncLookupManager`: existence of blocks, asked in one batch per step on a thread of its own, answered without
+blocking. Called by the scheduler's thread; its own thread only runs `probe`.
+
+A positive answer is remembered after its request is gone (a vanished file costs one failed load, which corrects it). A
+negative answer holds for the requests that saw it; the next request asks again. Each question carries a generation, so
+that an answer overtaken by news (a store, a failed load) is dropped.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from kvtier.hashing import OffloadKey
+
+Question = tuple[OffloadKey, int]  # key, generation
+
+
+class ProbeFact(NamedTuple):
+    """One batch as it ran: keys asked, found, seconds it waited for the thread, seconds it took."""
+
+    keys: int
+    hits: int
+    queue_seconds: float
+    probe_seconds: float
+
+
+class _Verdict:
+    __slots__ = ("generation", "present", "req_ids")
+
+    def __init__(self, generation: int) -> None:
+        self.generation = generation
+        self.present: bool | None = None  # None: asked, not yet answered
+        self.req_ids: set[str] = set()
+
+
+class AsyncLookupManager:
+    """`probe(keys)` answers, on the lookup thread, whether each block exists; it must not raise.
+
+    At most `known_keys_max` positive answers are remembered, the oldest forgotten first.
+    """
+
+    def __init__(
+        self, probe: Callable[[Sequence[OffloadKey]], Sequence[bool]], known_keys_max: int, thread_name: str
+    ) -> None:
+        self._probe = probe
+        self._known_keys_max = known_keys_max
+        self._known: dict[OffloadKey, None] = {}
+        self._verdicts: dict[OffloadKey, _Verdict] = {}
+        self._keys_of: dict[str, set[OffloadKey]] = {}  # request -> keys it asked for
+        self._generation = 0
+        self._batch: list[Question] = []
+        self._questions: queue.SimpleQueue[tuple[list[Question], float] | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[list[Question], Sequence[bool], ProbeFact]] = queue.SimpleQueue()
+        self._facts: list[ProbeFact] = []
+        self._thread = threading.Thread(target=self._work, name=thread_name, daemon=True)
+        self._thread.start()
+
+    def lookup(self, key: OffloadKey, req_id: str) -> bool | None:
+        """True, False, or None: the answer is on its way (it is asked for at the next `flush`)."""
+        if not self._answers.empty():
+            self._drain()
+        verdict = self._verdicts.get(key)
+        if verdict is None or (verdict.present is False and req_id not in verdict.req_ids):
+            if key in self._known:
+                return True
+            if verdict is None:
+                verdict = self._verdicts[key] = _Verdict(0)
+            self._renew(verdict, None)
+            self._batch.append((key, verdict.generation))
+        verdict.req_ids.add(req_id)
+        self._keys_of.setdefault(req_id, set()).add(key)
+        return verdict.present
+
+    def flush(self) -> None:
+        """The step is over: send its questions as one batch."""
+        self._drain()
+        batch = [(key, g) for key, g in self._batch if (v := self._verdicts.get(key)) and v.generation == g]
+        self._batch = []
+        if batch:
+            self._questions.put((batch, time.monotonic()))
+
+    def mark_present(self, keys: Iterable[OffloadKey]) -> None:
+        """This process has just stored or loaded these blocks."""
+        for key in keys:
+            self._remember(key)
+            if verdict := self._verdicts.get(key):
+                self._renew(verdict, True)
+
+    def mark_missing(self, keys: Iterable[OffloadKey]) -> None:
+        """A load of these blocks failed: whoever asked must not be told HIT again (it would livelock)."""
+        for key in keys:
+            self._known.pop(key, None)
+            if verdict := self._verdicts.get(key):
+                self._renew(verdict, False)
+
+    def cleanup(self, req_id: str) -> None:
+        """The request is gone; answers that only it was waiting for are dropped."""
+        for key in self._keys_of.pop(req_id, ()):
+            verdict = self._verdicts[key]
+            verdict.req_ids.discard(req_id)
+            if not verdict.req_ids:
+                del self._verdicts[key]
+
+    def take_facts(self) -> list[ProbeFact]:
+        """Batches that ended since the last call."""
+        self._drain()
+        facts, self._facts = self._facts, []
+        return facts
+
+    def shutdown(self) -> None:
+        """Ends the thread after the batch at hand."""
+        self._questions.put(None)
+        self._thread.join()
+
+    def _renew(self, verdict: _Verdict, present: bool | None) -> None:
+        self._generation += 1
+        verdict.generation = self._generation
+        verdict.present = present
+
+    def _remember(self, key: OffloadKey) -> None:
+        self._known[key] = None
+        if len(self._known) > self._known_keys_max:
+            del self._known[next(iter(self._known))]
+
+    def _drain(self) -> None:
+        while not self._answers.empty():  # this thread is the only taker
+            batch, found, fact = self._answers.get_nowait()
+            self._facts.append(fact)
+            for (key, generation), present in zip(batch, found, strict=True):
+                verdict = self._verdicts.get(key)
+                if verdict is None or verdict.generation != generation:
+                    continue  # nobody waits for it any more, or newer news came first
+                verdict.present = present
+                if present:
+                    self._remember(key)
+
+    def _work(self) -> None:
+        while (item := self._questions.get()) is not None:
+            batch, sent = item
+            started = time.monotonic()
+            found = self._probe([key for key, _ in batch])
+            ended = time.monotonic()
+            self._answers.put((batch, found, ProbeFact(len(batch), sum(found), started - sent, ended - started)))

@@ -1,0 +1,239 @@
+"""`DualQueueThreadPool`: two queues and two groups of threads, so that neither class of jobs starves; knows no tier.
+
+Threads of a group take their own class first and the other class only while their own queue is empty. So while a load
+waits, each read-priority thread that becomes free takes a load: whatever stores do, a load with d loads ahead of it
+waits for at most ceil((d + 1) / n_read_threads) turns of those threads, and each turn is one task, bounded in bytes.
+The same holds for stores with the groups exchanged. docs/starvation-bound.md derives it.
+
+Called by one thread; its own threads touch only the queues and what a task closes over. No I/O under the lock.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from kvtier.events import Direction, TaskFact
+
+OTHER: Mapping[Direction, Direction] = {"load": "store", "store": "load"}
+
+Work = tuple[Callable[[], Any], int]
+"""What to run on some thread, and the bytes it moves."""
+
+
+class Cancelled(Exception):
+    """Stands where a task's result would: "refused" (queue full) or "shutdown". The task never ran."""
+
+
+class Completion(NamedTuple):
+    """A job's end. `results[i]` is what task i returned, or the exception that stood in its way; `facts` has one entry
+    per task that ran, in the order in which they ended."""
+
+    job_id: int
+    direction: Direction
+    results: tuple[Any, ...]
+    facts: tuple[TaskFact, ...]
+
+
+class _Job:
+    __slots__ = ("direction", "facts", "job_id", "pending", "results")
+
+    def __init__(self, job_id: int, direction: Direction, tasks: int) -> None:
+        self.job_id = job_id
+        self.direction = direction
+        self.pending = tasks
+        self.results: list[Any] = [None] * tasks
+        self.facts: list[TaskFact] = []
+
+
+class Task(NamedTuple):
+    """A queued piece of a job: its position in the job, and what it was told when it was enqueued."""
+
+    job: Any
+    index: int
+    run: Callable[[], Any]
+    direction: Direction
+    bytes: int
+    depth: int
+    enqueued_seconds: float
+
+
+class DualQueue:
+    """The schedule itself, without threads or clock: who gets which task, and whom a new task must wake.
+
+    Not thread-safe: the pool calls it under its lock, tests call it with a clock of their own.
+    """
+
+    def __init__(self, n_read_threads: int, n_write_threads: int) -> None:
+        self.threads: Mapping[Direction, int] = {"load": n_read_threads, "store": n_write_threads}
+        self.tasks: Mapping[Direction, deque[Task]] = {"load": deque(), "store": deque()}
+        self.bytes: dict[Direction, int] = {"load": 0, "store": 0}
+        self.idle: dict[Direction, int] = {"load": 0, "store": 0}  # waiting threads that nobody has woken yet
+
+    def push(self, task: Task) -> Direction | None:
+        """Enqueue; returns the group of which one idle thread must be woken (its own first), None when none is idle."""
+        self.tasks[task.direction].append(task)
+        self.bytes[task.direction] += task.bytes
+        for group in (task.direction, OTHER[task.direction]):
+            if self.idle[group]:
+                self.idle[group] -= 1
+                return group
+        return None
+
+    def pop(self, group: Direction) -> Task | None:
+        """The next task for a thread of `group`: the oldest of its own class, else of the other, else None."""
+        for direction in (group, OTHER[group]):
+            if self.tasks[direction]:
+                task = self.tasks[direction].popleft()
+                self.bytes[direction] -= task.bytes
+                return task
+        return None
+
+
+class DualQueueThreadPool:
+    """Runs jobs of tasks on `n_read_threads` read-priority and `n_write_threads` write-priority threads (each >= 1).
+
+    Stores beyond `store_queue_bytes_max` queued bytes are refused; loads are bounded by the slots of their caller.
+    """
+
+    def __init__(
+        self, n_read_threads: int, n_write_threads: int, store_queue_bytes_max: int, thread_name_prefix: str = "kvtier"
+    ) -> None:
+        assert n_read_threads >= 1 and n_write_threads >= 1, (n_read_threads, n_write_threads)
+        self._queue = DualQueue(n_read_threads, n_write_threads)
+        self._store_queue_bytes_max = store_queue_bytes_max
+        self._lock = threading.Lock()
+        # A condition per group, so that a task wakes exactly the one thread that shall take it.
+        self._wake: Mapping[Direction, threading.Condition] = {
+            "load": threading.Condition(self._lock),
+            "store": threading.Condition(self._lock),
+        }
+        self._all_done = threading.Condition(self._lock)
+        self._jobs_in_flight = 0
+        self._busy: dict[Direction, int] = {"load": 0, "store": 0}  # threads at work, by group
+        self._stopping = False
+        self._finished: deque[Completion] = deque()
+        groups: list[Direction] = ["load"] * n_read_threads + ["store"] * n_write_threads
+        self._threads = [
+            threading.Thread(target=self._work, args=(g, i), name=f"{thread_name_prefix}_{g}_{i}", daemon=True)
+            for i, g in enumerate(groups)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, job_id: int, direction: Direction, works: Sequence[Work]) -> None:
+        """Enqueue a job and return at once. Exactly one `Completion` will follow, also for a job without tasks, of
+        which a part was refused (the first tasks that fit are kept), or that a shutdown overtakes."""
+        job = _Job(job_id, direction, len(works))
+        with self._lock:
+            self._jobs_in_flight += 1
+            accepted = 0 if self._stopping else self._fitting(direction, works)
+            # Counted before anything is pushed: a task must not end before its job knows how many it has.
+            job.pending = accepted
+            job.results[accepted:] = [Cancelled("shutdown" if self._stopping else "refused")] * (len(works) - accepted)
+            if accepted == 0:
+                self._complete(job)
+            now = time.monotonic()
+            for index, (run, task_bytes) in enumerate(works[:accepted]):
+                depth = len(self._queue.tasks[direction])
+                group = self._queue.push(Task(job, index, run, direction, task_bytes, depth, now))
+                if group is not None:
+                    self._wake[group].notify()
+
+    def _fitting(self, direction: Direction, works: Sequence[Work]) -> int:
+        """How many of the first tasks the queue has room for."""
+        if direction == "load":
+            return len(works)
+        room = self._store_queue_bytes_max - self._queue.bytes[direction]
+        for index, (_, task_bytes) in enumerate(works):
+            room -= task_bytes
+            if room < 0:
+                return index
+        return len(works)
+
+    def get_finished(self) -> list[Completion]:
+        """Completions since the last call, in the order in which jobs ended. Takes no lock: one caller, atomic pops."""
+        finished = []
+        while self._finished:
+            finished.append(self._finished.popleft())
+        return finished
+
+    def wait_idle(self, timeout_seconds: float | None = None) -> bool:
+        """Block until no job is in flight; False when the time ran out."""
+        with self._lock:
+            return self._all_done.wait_for(lambda: self._jobs_in_flight == 0, timeout_seconds)
+
+    def gauges(self) -> dict[str, float]:
+        """Tasks and bytes queued, the age of the oldest waiting task, and busy threads, by class or group."""
+        now = time.monotonic()
+        values: dict[str, float] = {}
+        with self._lock:
+            for direction, tasks in self._queue.tasks.items():
+                values[f"{direction}_queue"] = len(tasks)
+                values[f"{direction}_queue_bytes"] = self._queue.bytes[direction]
+                values[f"{direction}_oldest_seconds"] = now - tasks[0].enqueued_seconds if tasks else 0.0
+                values[f"{direction}_threads_busy"] = self._busy[direction]
+        return values
+
+    def shutdown(self) -> None:
+        """Cancel what is queued, let running tasks end, join all threads. Every job has its `Completion` afterwards."""
+        with self._lock:
+            self._stopping = True
+            for tasks in self._queue.tasks.values():
+                while tasks:
+                    task = tasks.popleft()
+                    self._queue.bytes[task.direction] -= task.bytes
+                    self._record(task, Cancelled("shutdown"))
+            for condition in self._wake.values():
+                condition.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self, group: Direction, thread: int) -> None:
+        queue, wake = self._queue, self._wake[group]
+        task: Task | None = None
+        result: Any = None
+        while True:
+            with self._lock:
+                if task is not None:
+                    self._busy[group] -= 1
+                    self._record(task, result)
+                while (task := queue.pop(group)) is None:
+                    if self._stopping:
+                        return
+                    queue.idle[group] += 1  # whoever wakes us takes it back
+                    wake.wait()
+                self._busy[group] += 1
+                started = time.monotonic()  # under the lock: the order of starts is the order of the schedule
+            try:
+                result = task.run()
+            except Exception as error:
+                result = error
+            task.job.facts.append(  # a list's append is atomic, and nobody reads before the job's last task is recorded
+                TaskFact(
+                    task.direction,
+                    group,
+                    thread,
+                    task.bytes,
+                    task.depth,
+                    task.enqueued_seconds,
+                    started,
+                    time.monotonic(),
+                )
+            )
+
+    def _record(self, task: Task, result: Any) -> None:
+        job = task.job
+        job.results[task.index] = result
+        job.pending -= 1
+        if job.pending == 0:
+            self._complete(job)
+
+    def _complete(self, job: _Job) -> None:
+        self._finished.append(Completion(job.job_id, job.direction, tuple(job.results), tuple(job.facts)))
+        self._jobs_in_flight -= 1
+        if self._jobs_in_flight == 0:
+            self._all_done.notify_all()
