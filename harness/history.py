@@ -133,17 +133,18 @@ def encode(record: Record) -> str:
 
 def decode(line: str) -> Record:
     """The inverse of `encode`. Raises ValueError on a line that is not a record (a killed writer's last line)."""
-    name, *values = json.loads(line)
-    if name not in _TYPES:
-        raise ValueError(f"unknown record type {name!r}")
     try:
-        return _TYPES[name](*values)  # type: ignore[no-any-return]
-    except TypeError as error:
-        raise ValueError(f"bad {name} record: {error}") from error
+        name, *values = json.loads(line)
+        record = _TYPES[name](*values)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"not a record: {line[:60]!r} ({error})") from error
+    if isinstance(record, Job):  # JSON has no tuples
+        record = record._replace(wrong=[(block, how) for block, how in record.wrong])
+    return record  # type: ignore[no-any-return]
 
 
 class HistoryWriter:
-    """Appends records to one process's file; flushes by line, so a killed process loses at most its last record."""
+    """Appends records to one process's file. A killed process loses at most what it wrote since its last `flush`."""
 
     def __init__(self, path: Path) -> None:
         self._file: TextIO = open(path, "a", buffering=1 << 16, encoding="utf-8")
