@@ -1,0 +1,230 @@
+"""Prometheus metrics from events and gauges; a process that wants them makes one `MetricsObserver` and serves it.
+
+The only importer of prometheus_client. Registers nothing at import and nothing outside the registry it is given. Label
+values are closed sets (tier, direction, outcome, reason), never a key, a path or a request.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import Any, get_args
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info, start_http_server
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from kvtier import __version__
+from kvtier.events import (
+    BlockSetAside,
+    Cascade,
+    CopyFinished,
+    Direction,
+    Event,
+    Eviction,
+    JobFinished,
+    Lookup,
+    LookupBatch,
+    Promotion,
+)
+
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+CORRUPT_REASONS = frozenset({"kind", "size", "trailer", "key", "checksum", "unverified"})
+FAILURE_REASONS = frozenset({"refused", "shutdown", "replaced", *errno.errorcode.values()}) | CORRUPT_REASONS
+EVICTION_REASONS = frozenset({"capacity", "failed", "reset"})
+SECONDS_BUCKETS = tuple(float(f"{digit}e{power}") for power in range(-5, 2) for digit in (1, 2.5, 5))
+"""10 us to 50 s, three a decade: a memory copy, a device, and a device that hangs stay apart."""
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?P<trace_id>[0-9a-f]{32})-(?P<span_id>[0-9a-f]{16})-")
+Gauges = Callable[[], Mapping[str, float]]
+
+# `gauges()` speaks in short words; these say more to a reader of /metrics. Others keep their word.
+_GAUGE_NAMES = {"queue": "queue_tasks", "oldest_seconds": "queue_oldest_seconds"}
+
+
+class MetricsObserver:
+    """An `Observer` that counts. Happenings are pushed by events, the present state is pulled at scrape.
+
+    `sources` maps a tier's name ("cpu" for the primary tier, ...) to its `gauges`; series of these tiers exist from
+    the start, at zero, so that the first failure is an increase. `info` are labels of `kvtier_build_info`. An event
+    costs a few microseconds. A second observer on the same registry raises ValueError.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        sources: Mapping[str, Gauges] | None = None,
+        info: Mapping[str, str] | None = None,
+    ) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"kvtier_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(f"kvtier_{name}", text, labels, registry=registry, buckets=SECONDS_BUCKETS)
+
+        way = ("tier", "direction")
+        self._jobs = counter("jobs", "Jobs ended; partial: some blocks failed.", *way, "outcome")
+        self._blocks = counter("blocks", "Blocks of ended jobs.", *way, "outcome")
+        self._bytes = counter("transferred_bytes", "Bytes of blocks that made it.", *way)
+        self._failures = counter("block_failures", "Blocks that failed, by errno name or other reason.", *way, "reason")
+        self._corrupt = counter("corrupt_blocks", "Files that were not the block they should be.", "tier", "reason")
+        self._set_aside = counter("set_aside_blocks", "Files moved to quarantine, or not.", "tier", "reason", "outcome")
+        self._duplicates = counter("duplicate_stores", "Stored blocks that another writer had published.", "tier")
+        self._foreign = counter("foreign_block_hits", "Loaded blocks that another process wrote.", "tier")
+        self._unverified = counter("unverified_blocks", "Loaded blocks without a trailer, taken as they are.", "tier")
+        self._tasks = counter("tasks", "Pieces of jobs, by the group of threads that ran them.", *way, "group")
+        self._queue_wait = histogram("queue_wait_seconds", "A task's wait in its queue.", *way)
+        self._service = histogram("service_seconds", "A task's time on its thread.", *way)
+        self._job_latency = histogram("job_seconds", "From submission to the last task's end.", *way)
+        self._lookup_keys = counter("lookup_keys", "Existence probes of secondary tiers.", "tier", "outcome")
+        self._lookup_wait = histogram("lookup_queue_seconds", "A lookup batch's wait for its thread.", "tier")
+        self._lookup_probe = histogram("lookup_probe_seconds", "A lookup batch's time on its thread.", "tier")
+        self._lookups = counter("lookup_blocks", "Blocks that the manager looked up.", "outcome")
+        self._promoted = counter("promoted_blocks", "Blocks sent towards the CPU tier.", "tier")
+        self._refused = counter("refused_promotion_blocks", "Blocks not promoted: no slot was free.", "tier")
+        self._cascaded = counter("cascaded_blocks", "Blocks handed from the CPU tier to a secondary tier.", "tier")
+        self._evicted = counter("evicted_blocks", "Blocks that left the CPU tier.", "reason")
+        self._copies = counter("copies", "Copies between GPU and CPU ended.", "direction", "outcome")
+        self._copy_blocks = counter("copy_blocks", "Blocks copied between GPU and CPU.", "direction")
+        self._copy_bytes = counter("copy_bytes", "Bytes copied between GPU and CPU.", "direction")
+        self._copy_seconds = histogram("copy_seconds", "A copy between GPU and CPU.", "direction")
+        Info("kvtier_build", "Version and what must be equal to share.", registry=registry).info(
+            {"version": __version__, **(info or {})}
+        )
+        registry.register(_StateCollector(dict(sources or {})))
+        self._child = lru_cache(maxsize=1 << 12)(lambda metric, *values: metric.labels(*values))
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            JobFinished: self._on_job,
+            LookupBatch: self._on_lookup_batch,
+            BlockSetAside: self._on_set_aside,
+            Lookup: self._on_lookup,
+            Promotion: self._on_promotion,
+            Cascade: lambda event: self._add(self._cascaded, event.blocks, event.tier),
+            Eviction: lambda event: self._add(self._evicted, event.blocks, _known(event.reason, EVICTION_REASONS)),
+            CopyFinished: self._on_copy,
+        }
+        self._start_at_zero(tuple(sources or ()))
+
+    def on_event(self, event: Event, /) -> None:
+        self._handlers[type(event)](event)
+
+    def _start_at_zero(self, tiers: tuple[str, ...]) -> None:
+        for tier in tiers:
+            for counter in (
+                self._duplicates,
+                self._foreign,
+                self._unverified,
+                self._promoted,
+                self._refused,
+                self._cascaded,
+            ):
+                self._child(counter, tier)
+            for reason in sorted(CORRUPT_REASONS):
+                self._child(self._corrupt, tier, reason)
+            for outcome in ("hit", "miss"):
+                self._child(self._lookup_keys, tier, outcome)
+            for direction in DIRECTIONS:
+                for metric in (self._bytes, self._queue_wait, self._service, self._job_latency):
+                    self._child(metric, tier, direction)
+                for outcome in ("ok", "partial", "failed"):
+                    self._child(self._jobs, tier, direction, outcome)
+                for outcome in ("ok", "failed"):
+                    self._child(self._blocks, tier, direction, outcome)
+        for reason in sorted(EVICTION_REASONS):
+            self._child(self._evicted, reason)
+
+    def _add(self, metric: Counter, amount: float, *labels: str) -> None:
+        if amount:
+            self._child(metric, *labels).inc(amount)
+
+    def _on_job(self, event: JobFinished) -> None:
+        way = (event.tier, event.direction)
+        failed = sum(blocks for _, blocks in event.failures)
+        outcome = "ok" if not failed else "partial" if event.blocks_ok else "failed"
+        self._add(self._jobs, 1, *way, outcome)
+        self._add(self._blocks, event.blocks_ok, *way, "ok")
+        self._add(self._blocks, failed, *way, "failed")
+        self._add(self._bytes, event.bytes_ok, *way)
+        self._add(self._duplicates, event.blocks_skipped, event.tier)
+        self._add(self._foreign, event.blocks_foreign, event.tier)
+        self._add(self._unverified, event.blocks_unverified, event.tier)
+        for reason, blocks in event.failures:
+            self._add(self._failures, blocks, *way, _known(reason, FAILURE_REASONS))
+            if reason in CORRUPT_REASONS:
+                self._add(self._corrupt, blocks, event.tier, reason)
+        trace = _exemplar(event.traceparent)
+        self._child(self._job_latency, *way).observe(event.finished_seconds - event.submitted_seconds, trace)
+        for task in event.tasks:
+            self._add(self._tasks, 1, *way, task.group)
+            self._child(self._queue_wait, *way).observe(task.started_seconds - task.enqueued_seconds, trace)
+            self._child(self._service, *way).observe(task.finished_seconds - task.started_seconds, trace)
+
+    def _on_lookup_batch(self, event: LookupBatch) -> None:
+        self._add(self._lookup_keys, event.hits, event.tier, "hit")
+        self._add(self._lookup_keys, event.keys - event.hits, event.tier, "miss")
+        self._child(self._lookup_wait, event.tier).observe(event.queue_seconds)
+        self._child(self._lookup_probe, event.tier).observe(event.probe_seconds)
+
+    def _on_set_aside(self, event: BlockSetAside) -> None:
+        reason = _known(event.reason, FAILURE_REASONS)
+        self._add(self._set_aside, 1, event.tier, reason, "moved" if event.path else "left")
+
+    def _on_lookup(self, event: Lookup) -> None:
+        self._add(self._lookups, event.hits, "hit")
+        self._add(self._lookups, event.hits_pending, "hit_pending")
+        self._add(self._lookups, event.misses, "miss")
+        self._add(self._lookups, event.retries, "retry")
+
+    def _on_promotion(self, event: Promotion) -> None:
+        self._add(self._promoted, event.blocks, event.tier)
+        self._add(self._refused, event.refused, event.tier)
+
+    def _on_copy(self, event: CopyFinished) -> None:
+        self._add(self._copies, 1, event.direction, "ok" if event.ok else "failed")
+        if event.ok:
+            self._add(self._copy_blocks, event.blocks, event.direction)
+            self._add(self._copy_bytes, event.bytes, event.direction)
+            self._child(self._copy_seconds, event.direction).observe(event.seconds)
+
+
+class _StateCollector(Collector):
+    """Asks every source at scrape. "load_queue" of tier "fs" becomes kvtier_queue_tasks{tier="fs",class="load"}."""
+
+    def __init__(self, sources: dict[str, Gauges]) -> None:
+        self._sources = sources
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # without it, registering would already ask the sources
+
+    def collect(self) -> Iterable[Metric]:
+        families: dict[str, GaugeMetricFamily] = {}
+        for tier, gauges in self._sources.items():
+            for key, value in gauges().items():
+                direction, _, word = key.partition("_")
+                if direction not in DIRECTIONS or not word:
+                    direction, word = "", key  # an empty label is no label
+                name = f"kvtier_{_GAUGE_NAMES.get(word, word)}"
+                family = families.get(name)
+                if family is None:
+                    text = f"Present state: {word.replace('_', ' ')}."
+                    family = families[name] = GaugeMetricFamily(name, text, labels=("tier", "class"))
+                family.add_metric((tier, direction), value)
+        return families.values()
+
+
+def serve(registry: CollectorRegistry, address: str = "127.0.0.1", port: int = 0) -> tuple[WSGIServer, int]:
+    """Serve /metrics from a daemon thread; port 0 takes a free one. Stop it by `shutdown()`, then `server_close()`."""
+    server, _ = start_http_server(port, address, registry)
+    return server, server.server_port
+
+
+def _known(reason: str, reasons: frozenset[str]) -> str:
+    return reason if reason in reasons else "other"
+
+
+def _exemplar(traceparent: str | None) -> dict[str, str] | None:
+    match = _TRACEPARENT.match(traceparent or "")
+    return match.groupdict() if match else None

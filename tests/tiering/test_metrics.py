@@ -1,0 +1,185 @@
+"""kvtier.metrics: what a scrape says after given events, over HTTP as Prometheus would ask."""
+
+from __future__ import annotations
+
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client.exposition import generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from kvtier.events import (
+    BlockSetAside,
+    Cascade,
+    CopyFinished,
+    Eviction,
+    JobFinished,
+    Lookup,
+    LookupBatch,
+    Promotion,
+    TaskFact,
+)
+from kvtier.metrics import MetricsObserver, serve
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def job(direction: str = "load", **changes: object) -> JobFinished:
+    task = TaskFact(direction, "store", 3, 8192, 2, 10.0, 10.25, 10.75)  # type: ignore[arg-type]
+    event = JobFinished("fs", direction, 7, "r1", 2, 0, 0, (), 8192, 9.5, 11.5, (task,), None, ())  # type: ignore[arg-type]
+    return event._replace(**changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def observer(registry: CollectorRegistry) -> MetricsObserver:
+    return MetricsObserver(registry, {"fs": dict})
+
+
+def test_a_job_counts_its_blocks_bytes_and_times(registry: CollectorRegistry, observer: MetricsObserver) -> None:
+    observer.on_event(job())
+    way = {"tier": "fs", "direction": "load"}
+    value = registry.get_sample_value
+    assert value("kvtier_jobs_total", {**way, "outcome": "ok"}) == 1
+    assert value("kvtier_blocks_total", {**way, "outcome": "ok"}) == 2
+    assert value("kvtier_transferred_bytes_total", way) == 8192
+    assert value("kvtier_tasks_total", {**way, "group": "store"}) == 1
+    assert value("kvtier_queue_wait_seconds_sum", way) == 0.25
+    assert value("kvtier_service_seconds_sum", way) == 0.5
+    assert value("kvtier_job_seconds_sum", way) == 2.0
+    assert value("kvtier_jobs_total", {**way, "direction": "store", "outcome": "ok"}) == 0
+
+
+def test_failures_count_by_reason_and_corruption_apart(registry: CollectorRegistry, observer: MetricsObserver) -> None:
+    observer.on_event(job(failures=(("EIO", 3), ("checksum", 2), ("a reason nobody declared", 1))))
+    observer.on_event(job(blocks_ok=0, bytes_ok=0, failures=(("refused", 4),)))
+    way = {"tier": "fs", "direction": "load"}
+    value = registry.get_sample_value
+    for reason, blocks in (("EIO", 3), ("checksum", 2), ("refused", 4), ("other", 1)):
+        assert value("kvtier_block_failures_total", {**way, "reason": reason}) == blocks
+    assert value("kvtier_corrupt_blocks_total", {"tier": "fs", "reason": "checksum"}) == 2
+    assert value("kvtier_corrupt_blocks_total", {"tier": "fs", "reason": "key"}) == 0
+    assert value("kvtier_corrupt_blocks_total", {"tier": "fs", "reason": "EIO"}) is None
+    assert value("kvtier_jobs_total", {**way, "outcome": "partial"}) == 1
+    assert value("kvtier_jobs_total", {**way, "outcome": "failed"}) == 1
+    assert value("kvtier_blocks_total", {**way, "outcome": "failed"}) == 10
+
+
+def test_sharing_is_visible(registry: CollectorRegistry, observer: MetricsObserver) -> None:
+    observer.on_event(job("store", blocks_skipped=2))
+    observer.on_event(job("load", blocks_foreign=1, blocks_unverified=3))
+    assert registry.get_sample_value("kvtier_duplicate_stores_total", {"tier": "fs"}) == 2
+    assert registry.get_sample_value("kvtier_foreign_block_hits_total", {"tier": "fs"}) == 1
+    assert registry.get_sample_value("kvtier_unverified_blocks_total", {"tier": "fs"}) == 3
+
+
+def test_every_other_event_has_its_series(registry: CollectorRegistry, observer: MetricsObserver) -> None:
+    for event in (
+        LookupBatch("fs", 10, 4, 0.5, 0.25),
+        BlockSetAside("fs", "size", "/quarantine/x"),
+        BlockSetAside("fs", "size", ""),
+        Lookup("r1", 1, 2, 3, 4),
+        Promotion("fs", "r1", 5, 6),
+        Cascade("fs", "r1", 7),
+        Eviction(8, "capacity"),
+        CopyFinished("store", 1, 9, 900, 0.125, True),
+        CopyFinished("store", 2, 9, 900, 0.125, False),
+    ):
+        observer.on_event(event)
+    expected = {
+        ("lookup_keys_total", ("tier", "fs"), ("outcome", "hit")): 4,
+        ("lookup_keys_total", ("tier", "fs"), ("outcome", "miss")): 6,
+        ("lookup_queue_seconds_sum", ("tier", "fs")): 0.5,
+        ("lookup_probe_seconds_sum", ("tier", "fs")): 0.25,
+        ("set_aside_blocks_total", ("tier", "fs"), ("reason", "size"), ("outcome", "moved")): 1,
+        ("set_aside_blocks_total", ("tier", "fs"), ("reason", "size"), ("outcome", "left")): 1,
+        ("lookup_blocks_total", ("outcome", "hit")): 1,
+        ("lookup_blocks_total", ("outcome", "hit_pending")): 2,
+        ("lookup_blocks_total", ("outcome", "miss")): 3,
+        ("lookup_blocks_total", ("outcome", "retry")): 4,
+        ("promoted_blocks_total", ("tier", "fs")): 5,
+        ("refused_promotion_blocks_total", ("tier", "fs")): 6,
+        ("cascaded_blocks_total", ("tier", "fs")): 7,
+        ("evicted_blocks_total", ("reason", "capacity")): 8,
+        ("copies_total", ("direction", "store"), ("outcome", "ok")): 1,
+        ("copies_total", ("direction", "store"), ("outcome", "failed")): 1,
+        ("copy_blocks_total", ("direction", "store")): 9,
+        ("copy_bytes_total", ("direction", "store")): 900,
+        ("copy_seconds_sum", ("direction", "store")): 0.125,
+    }
+    got = {key: registry.get_sample_value(f"kvtier_{key[0]}", dict(key[1:])) for key in expected}
+    assert got == expected
+
+
+def test_state_is_pulled_at_scrape_from_every_source(registry: CollectorRegistry) -> None:
+    state = {"load_queue": 3.0, "store_queue": 4.0, "load_oldest_seconds": 1.5, "jobs_in_flight": 2.0, "load_": 9.0}
+    MetricsObserver(registry, {"fs": lambda: state, "cpu": lambda: {"slots_free": 11.0}})
+    value = registry.get_sample_value
+    assert value("kvtier_queue_tasks", {"tier": "fs", "class": "load"}) == 3
+    assert value("kvtier_queue_tasks", {"tier": "fs", "class": "store"}) == 4
+    assert value("kvtier_queue_oldest_seconds", {"tier": "fs", "class": "load"}) == 1.5
+    assert value("kvtier_jobs_in_flight", {"tier": "fs", "class": ""}) == 2
+    assert value("kvtier_slots_free", {"tier": "cpu", "class": ""}) == 11
+    state["load_queue"] = 0.0
+    assert value("kvtier_queue_tasks", {"tier": "fs", "class": "load"}) == 0
+
+
+def test_registering_asks_no_source() -> None:
+    def gauges() -> dict[str, float]:
+        raise AssertionError("asked before any scrape")
+
+    MetricsObserver(CollectorRegistry(), {"fs": gauges})
+
+
+def test_slow_jobs_carry_their_trace_as_exemplar(registry: CollectorRegistry, observer: MetricsObserver) -> None:
+    observer.on_event(job(traceparent=TRACE))
+    observer.on_event(job(traceparent="not a traceparent, and rather long: " + "-".join("x" * 200)))
+    text = generate_openmetrics(registry).decode()
+    lines = [line for line in text.splitlines() if "trace_id" in line]
+    assert {line.split("{")[0] for line in lines} == {
+        f"kvtier_{name}_seconds_bucket" for name in ("job", "queue_wait", "service")
+    }
+    assert all('trace_id="0af7651916cd43dd8448eb211c80319c"' in line for line in lines)
+
+
+def test_names_follow_prometheus_conventions(registry: CollectorRegistry, observer: MetricsObserver) -> None:
+    observer.on_event(job())
+    for family in text_string_to_metric_families(generate_latest(registry).decode()):
+        if family.name.endswith("_created"):
+            continue
+        assert family.name.startswith("kvtier_")
+        assert family.documentation
+        for sample in family.samples:
+            assert set(sample.labels) <= {"tier", "direction", "outcome", "reason", "group", "le", "class", "version"}
+        assert family.type != "histogram" or family.name.endswith("_seconds")
+
+
+def test_nothing_is_global_and_one_registry_takes_one_observer(registry: CollectorRegistry) -> None:
+    MetricsObserver(registry, info={"hash_algorithm": "sha256"})
+    MetricsObserver(CollectorRegistry())
+    assert "kvtier" not in generate_latest(REGISTRY).decode()
+    assert 'hash_algorithm="sha256"' in generate_latest(registry).decode()
+    with pytest.raises(ValueError, match="Duplicated"):
+        MetricsObserver(registry)
+
+
+@pytest.fixture
+def address(registry: CollectorRegistry) -> Iterator[str]:
+    server, port = serve(registry)
+    yield f"http://127.0.0.1:{port}/metrics"
+    server.shutdown()
+    server.server_close()
+
+
+def test_serves_what_the_registry_holds(address: str, observer: MetricsObserver) -> None:
+    observer.on_event(job())
+    with urllib.request.urlopen(address, timeout=10) as response:
+        text = response.read().decode()
+    assert 'kvtier_transferred_bytes_total{direction="load",tier="fs"} 8192.0' in text
