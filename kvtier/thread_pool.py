@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kvtier.events import Direction, TaskFact
@@ -53,7 +53,7 @@ class Task(NamedTuple):
     """A queued piece of a job: its position in the job, and what it was told when it was enqueued."""
 
     job: Any
-    index: int
+    position: int
     run: Callable[[], Any]
     direction: Direction
     bytes: int
@@ -102,7 +102,7 @@ class DualQueueThreadPool:
     def __init__(
         self, n_read_threads: int, n_write_threads: int, store_queue_bytes_max: int, thread_name_prefix: str = "kvtier"
     ) -> None:
-        assert n_read_threads >= 1 and n_write_threads >= 1, (n_read_threads, n_write_threads)
+        assert min(n_read_threads, n_write_threads) >= 1, (n_read_threads, n_write_threads)
         self._queue = DualQueue(n_read_threads, n_write_threads)
         self._store_queue_bytes_max = store_queue_bytes_max
         self._lock = threading.Lock()
@@ -116,10 +116,10 @@ class DualQueueThreadPool:
         self._busy: dict[Direction, int] = {"load": 0, "store": 0}  # threads at work, by group
         self._stopping = False
         self._finished: deque[Completion] = deque()
-        groups: list[Direction] = ["load"] * n_read_threads + ["store"] * n_write_threads
+        groups: Iterator[Direction] = (d for d, threads in self._queue.threads.items() for _ in range(threads))
         self._threads = [
-            threading.Thread(target=self._work, args=(g, i), name=f"{thread_name_prefix}_{g}_{i}", daemon=True)
-            for i, g in enumerate(groups)
+            threading.Thread(target=self._work, args=(group, i), name=f"{thread_name_prefix}_{group}_{i}", daemon=True)
+            for i, group in enumerate(groups)
         ]
         for thread in self._threads:
             thread.start()
@@ -227,7 +227,7 @@ class DualQueueThreadPool:
 
     def _record(self, task: Task, result: Any) -> None:
         job = task.job
-        job.results[task.index] = result
+        job.results[task.position] = result
         job.pending -= 1
         if job.pending == 0:
             self._complete(job)
