@@ -54,6 +54,24 @@ def _check_choice(config: object, name: str, choices: tuple[str, ...]) -> None:
         raise ConfigError(f"{name} is {value!r}; valid choices: {', '.join(choices)}")
 
 
+def _check_bool(config: object, name: str) -> None:
+    if not isinstance(value := getattr(config, name), bool):
+        raise ConfigError(f"{name} is {value!r}; valid choices: True, False")
+
+
+def _check_text(config: object, name: str) -> None:
+    value = getattr(config, name)
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{name} is {value!r}; it takes a name, as text")
+
+
+def _check_mode(config: object, name: str, low: int, high: int) -> None:
+    _check_int(config, name, 0)
+    value = getattr(config, name)
+    if value > high or value & low != low:
+        raise ConfigError(f"{name} is {value:#o}; it takes permission bits that include {low:#o}, up to {high:#o}")
+
+
 class _FromMapping:
     @classmethod
     def from_mapping(cls, options: Mapping[str, Any]) -> Self:
@@ -64,15 +82,15 @@ class _FromMapping:
             for f in dataclasses.fields(cls)  # type: ignore[arg-type]
             if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         ]
-        if unknown := sorted(set(options) - set(names)):
-            raise ConfigError(f"unknown option {', '.join(map(repr, unknown))}; valid options: {', '.join(names)}")
+        if unknown := sorted(map(repr, set(options) - set(names))):
+            raise ConfigError(f"unknown option {', '.join(unknown)}; valid options: {', '.join(names)}")
         if missing := [name for name in required if name not in options]:
             raise ConfigError(f"missing option {', '.join(map(repr, missing))}; valid options: {', '.join(names)}")
         return cls(**options)
 
 
 @dataclass(frozen=True)
-class KVCacheGroup:
+class KVCacheGroup(_FromMapping):
     """One group of layers that share a block table: tokens in one of its blocks, and its layers' names in order."""
 
     tokens_per_block: int
@@ -80,6 +98,10 @@ class KVCacheGroup:
 
     def __post_init__(self) -> None:
         _check_int(self, "tokens_per_block", 1)
+        names: Any = self.layer_names
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"layer_names is {names!r}; it takes a list of names")
+        object.__setattr__(self, "layer_names", tuple(names))
 
 
 @dataclass(frozen=True)
@@ -112,7 +134,14 @@ class RunConfig(_FromMapping):
         name = self.model_name
         if not isinstance(name, str) or not name or not name.isprintable() or len(os.fsencode(name)) > 200:
             raise ConfigError(f"model_name is {name!r}; it takes 1 to 200 bytes of printable text")
-        groups = tuple(g if isinstance(g, KVCacheGroup) else KVCacheGroup(**g) for g in self.kv_cache_groups)
+        for name in ("parallel_agnostic", "replicated_layout"):
+            _check_bool(self, name)
+        for name in ("dtype", "inference_engine", *(["canonical_format"] if self.canonical_format is not None else [])):
+            _check_text(self, name)
+        groups: Any = self.kv_cache_groups
+        if not isinstance(groups, (list, tuple)) or not all(isinstance(g, (KVCacheGroup, Mapping)) for g in groups):
+            raise ConfigError(f"kv_cache_groups is {groups!r}; it takes a list of tokens_per_block, layer_names")
+        groups = tuple(g if isinstance(g, KVCacheGroup) else KVCacheGroup.from_mapping(g) for g in groups)
         object.__setattr__(self, "kv_cache_groups", groups)
 
 
@@ -142,9 +171,10 @@ class FsTierConfig(_FromMapping):
     dir_mode: int = 0o700
 
     def __post_init__(self) -> None:
-        if not isinstance(self.root_dir, (str, os.PathLike)) or not os.fspath(self.root_dir):
-            raise ConfigError(f"root_dir is {self.root_dir!r}; it takes the path of a directory")
-        object.__setattr__(self, "root_dir", os.path.abspath(os.fspath(self.root_dir)))
+        root: Any = os.fspath(self.root_dir) if isinstance(self.root_dir, os.PathLike) else self.root_dir
+        if not isinstance(root, str) or not root or "\0" in root:
+            raise ConfigError(f"root_dir is {root!r}; it takes the path of a directory")
+        object.__setattr__(self, "root_dir", os.path.abspath(root))
         _check_int(self, "block_bytes", PAGE_BYTES, multiple_of=PAGE_BYTES)
         # Zero threads in a group would starve its class: vLLM 0.33 accepts it, kvtier never does.
         for name in ("n_read_threads", "n_write_threads", "task_bytes_max"):
@@ -156,6 +186,9 @@ class FsTierConfig(_FromMapping):
         _check_choice(self, "on_mismatch", MISMATCH_ACTIONS)
         _check_choice(self, "integrity", INTEGRITY_LEVELS)
         _check_choice(self, "io", IO_POLICIES)
+        _check_bool(self, "enable_kv_events")
+        _check_mode(self, "file_mode", 0o600, 0o777)
+        _check_mode(self, "dir_mode", 0o700, 0o3777)  # setgid hands a group's folder on to what is made in it
 
 
 @dataclass(frozen=True)
