@@ -1,0 +1,42 @@
+"""Names of the tiers that can be judged, and how each class is found; adapters are imported only where they are used."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from harness.adapters.base import Adapter, PeerMissing
+
+TIERS = {
+    "kvtier": "harness.adapters.kvtier:KvtierAdapter",
+    "memory": "harness.adapters.memory:MemoryAdapter",
+    "vllm": "harness.adapters.vllm:VllmAdapter",
+}
+"""Tier name -> "module:Class". Any other `module:Class` is accepted in its place."""
+
+
+class UnknownTier(ValueError):
+    """No tier answers to that name; the text is one sentence for a person."""
+
+
+def adapter_class(tier: str) -> type[Adapter]:
+    """The class behind a tier's name or a `module:Class`. Raises `UnknownTier`; `PeerMissing` where its package is not
+    installed."""
+    if tier not in TIERS and ":" not in tier:
+        raise UnknownTier(f"tier is {tier!r}; valid choices: {', '.join(TIERS)}, or module:Class")
+    module_name, _, class_name = TIERS.get(tier, tier).partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name, None)
+    except ModuleNotFoundError as error:
+        if tier in TIERS:
+            raise PeerMissing(f"tier {tier!r} cannot be used here: {error}") from error
+        raise UnknownTier(f"tier is {tier!r}, but there is no module {error.name!r}") from error
+    if not (isinstance(found, type) and issubclass(found, Adapter)):
+        raise UnknownTier(f"tier is {tier!r}, but {module_name} has no Adapter class named {class_name!r}")
+    return found
+
+
+def tier_python(tier: str) -> str:
+    """The interpreter whose packages a tier's workers need: its module's `peer_python()`, else this one."""
+    module = importlib.import_module(adapter_class(tier).__module__)
+    return str(module.peer_python()) if hasattr(module, "peer_python") else sys.executable

@@ -1,0 +1,5 @@
+"""`python -m harness` is `kvtier-harness`."""
+
+from harness.cli import main
+
+main()

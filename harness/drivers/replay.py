@@ -1,0 +1,357 @@
+"""Drives a tier as an engine would: per request look up its blocks, load the leading hits, compute and store the rest.
+
+One thread, many requests in flight, nothing blocks. Computing a block is filling its slot with the bytes that its key
+demands; every loaded block is compared with them. It retries no job and repairs nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from harness import content
+from harness.adapters.base import Finished
+from harness.history import Direction, Job, Name, Outcome, Request
+from harness.traffic import tokens_of
+from harness.worker import Worker
+
+IDLE_SECONDS_MIN = 0.0002
+IDLE_SECONDS_MAX = 0.004
+"""With nothing to do the loop waits this long at most: an adapter has no way to wake it."""
+PASS_SECONDS_MAX = 0.02
+"""A pass fills and judges blocks for about so long before it polls again, as an engine's step would."""
+STOP_SECONDS_MAX = 3.0
+"""Requests in flight when told to stop may end within this time; then they are given up as "info"."""
+
+
+class Plan(NamedTuple):
+    """One request to replay: intended start in seconds after the common start, its number in the trace, its blocks."""
+
+    start_seconds: float
+    request: int
+    blocks: list[int]
+
+
+@dataclass
+class _Active:
+    """A request in flight. `hits` is None until the verdicts decide it; then [0, hits) is loaded, the rest stored."""
+
+    plan: Plan
+    req_id: str
+    keys: list[bytes]
+    intended_seconds: float
+    started_seconds: float
+    verdicts: list[str]
+    hits: int | None = None
+    to_load: list[int] = field(default_factory=list)  # positions, in order
+    to_store: list[int] = field(default_factory=list)
+    verified: set[int] = field(default_factory=set)
+    jobs: set[int] = field(default_factory=set)
+
+    @property
+    def done(self) -> bool:
+        return self.hits is not None and not (self.to_load or self.to_store or self.jobs)
+
+    def decide(self) -> None:
+        """Fix the hit prefix as soon as it is known; the first miss makes every later verdict irrelevant."""
+        known = next((i for i, verdict in enumerate(self.verdicts) if verdict != "hit"), len(self.verdicts))
+        if known == len(self.verdicts) or self.verdicts[known] == "miss":
+            self.hits = known
+            self.to_load = list(range(known))
+            self.to_store = list(range(known, len(self.verdicts)))
+
+    def hit_blocks(self) -> int:
+        """Leading blocks that came out of the cache with the right bytes."""
+        return next((i for i in range(len(self.keys)) if i not in self.verified), len(self.keys))
+
+
+class _Submitted(NamedTuple):
+    active: _Active
+    direction: Direction
+    positions: list[int]
+    slots: list[int]
+    submitted_seconds: float
+    returned_seconds: float
+
+
+class Replay:
+    """The loop's state: requests waiting and in flight, jobs in flight, free slots and what each slot held last."""
+
+    def __init__(
+        self, worker: Worker, requests: Sequence[Sequence[object]], window: int, stall_seconds_max: float
+    ) -> None:
+        setup = worker.setup
+        self.worker, self.adapter, self.process = worker, worker.adapter, worker.process
+        self.plans = [Plan(*plan) for plan in requests]  # type: ignore[arg-type]  # crossed a pipe as JSON
+        self.window, self.stall_seconds_max = window, stall_seconds_max
+        self.next = 0
+        self.active: list[_Active] = []
+        self.jobs: dict[int, _Submitted] = {}
+        self.ended: dict[int, int] = {}  # results by job id, of jobs that ended
+        self.free = list(range(setup.slots))
+        self.held: list[bytes | None] = [None] * setup.slots
+        self.keys: dict[int, bytes] = {}
+        self.blocks: dict[bytes, int] = {}
+        self.seeds: dict[int, int] = {}  # content seed -> block, so that a wrong block can be named
+        # Job ids stay unique over restarts of one process.
+        self.job_next = worker.instruction.incarnation << 32
+        flat = self.adapter.view.cast("B")
+        size = setup.block_bytes
+        self.slots = [flat[i * size : (i + 1) * size] for i in range(setup.slots)]
+        self.job_blocks_max = max(1, setup.slots // 2)
+        counts = ("requests", "refs", "hits", "stores", "loads", "failed", "wrong", "stored_bytes", "loaded_bytes")
+        worker.counts.update(dict.fromkeys(counts, 0))
+
+    def run(self, go_seconds: float, start_seconds_max: float | None) -> None:
+        """Replay until every request is done, none may start any more, or the worker is told to stop."""
+        stop = self.worker.parent.stop
+        last_start = None if start_seconds_max is None else go_seconds + start_seconds_max
+        idle_seconds = IDLE_SECONDS_MIN
+        moved_seconds = time.monotonic()
+        stopping_since: float | None = None
+        while True:
+            now = time.monotonic()
+            if stop.is_set() and stopping_since is None:
+                stopping_since = now
+            may_start = stopping_since is None and (last_start is None or now < last_start)
+            if not self.active and (not may_start or self.next == len(self.plans)):
+                break
+            if stopping_since is not None and now - stopping_since > STOP_SECONDS_MAX:
+                break
+            if now - moved_seconds > self.stall_seconds_max and self.active:
+                self.worker.note("error", f"nothing moved for {self.stall_seconds_max:g} s with jobs in flight")
+                break
+            moved = may_start and self._start_due(now, go_seconds)
+            moved |= self._look_up()
+            moved |= self._submit(now + PASS_SECONDS_MAX)
+            self.adapter.step()
+            moved |= self._collect()
+            moved |= self._finish()
+            self.worker.tick()
+            if moved:
+                moved_seconds, idle_seconds = time.monotonic(), IDLE_SECONDS_MIN
+                continue
+            if not self.active:
+                moved_seconds = now
+                next_start = go_seconds + self.plans[self.next].start_seconds
+                stop.wait(min(0.05, max(0.0, next_start - now)))
+            else:
+                time.sleep(idle_seconds)
+                idle_seconds = min(2 * idle_seconds, IDLE_SECONDS_MAX)
+        if left := len(self.plans) - self.next:
+            self.worker.note("phase", f"{left} of {len(self.plans)} requests were never started", requests=left)
+
+    def _start_due(self, now: float, go_seconds: float) -> bool:
+        before = self.next
+        while self.next < len(self.plans) and len(self.active) < self.window:
+            plan = self.plans[self.next]
+            if go_seconds + plan.start_seconds > now:
+                break
+            self.next += 1
+            req_id = f"{self.process}-{plan.request}"
+            keys = self._keys(plan.blocks)
+            self.adapter.request_started(req_id)
+            verdicts = ["retry"] * len(keys)
+            self.active.append(_Active(plan, req_id, keys, go_seconds + plan.start_seconds, now, verdicts))
+        return self.next > before
+
+    def _keys(self, blocks: Sequence[int]) -> list[bytes]:
+        """Keys in order. An id names its whole prefix, so a block's key is derived once, from its first request."""
+        keys: list[bytes] = []
+        names: list[Name] = []
+        for block in blocks:
+            key = self.keys.get(block)
+            if key is None:
+                tokens = tokens_of(block, self.worker.setup.tokens_per_block)
+                (key,) = self.adapter.keys(tokens, keys[-1] if keys else None)
+                self.keys[block] = key
+                self.blocks[key] = block
+                self.seeds[content.seed_of(key)] = block
+                if (name := self.adapter.file_name(key)) is not None:
+                    names.append(Name(self.process, block, name))
+            keys.append(key)
+        self.worker.write(*names)
+        return keys
+
+    def _look_up(self) -> bool:
+        moved = False
+        for active in self.active:
+            if active.hits is not None:
+                continue
+            open_positions = [i for i, verdict in enumerate(active.verdicts) if verdict == "retry"]
+            verdicts = self.adapter.lookup([active.keys[i] for i in open_positions], active.req_id)
+            for position, verdict in zip(open_positions, verdicts, strict=True):
+                active.verdicts[position] = verdict
+            active.decide()
+            moved |= active.hits is not None
+        return moved
+
+    def _submit(self, until_seconds: float) -> bool:
+        """Jobs in order of arrival; a request that waits for slots is not overtaken, so that long ones get their turn."""
+        moved = False
+        for active in self.active:
+            while active.to_load or active.to_store:
+                direction: Direction = "load" if active.to_load else "store"
+                if direction == "store" and active.jobs:
+                    break  # the engine computes what a load did not bring, once the load has ended
+                if time.monotonic() > until_seconds:
+                    return moved
+                waiting = active.to_load or active.to_store
+                positions = waiting[: self.job_blocks_max]
+                if len(self.free) < len(positions):
+                    return moved
+                del waiting[: len(positions)]
+                self._submit_job(active, direction, positions)
+                moved = True
+        return moved
+
+    def _submit_job(self, active: _Active, direction: Direction, positions: list[int]) -> None:
+        keys = [active.keys[i] for i in positions]
+        slots = [self.free.pop() for _ in positions]
+        for slot, key in zip(slots, keys, strict=True):
+            if direction == "store":
+                content.fill(self.slots[slot], key)
+            elif self.held[slot] == key:
+                content.poison(self.slots[slot])  # else a load that does nothing would look right
+        job_id = self.job_next
+        self.job_next += 1
+        detail = {"job_id": job_id, "request": active.plan.request, "direction": direction}
+        blocks = [active.plan.blocks[i] for i in positions]
+        self.worker.note("submitted", "", **detail, blocks=blocks)
+        submit = self.adapter.submit_load if direction == "load" else self.adapter.submit_store
+        submitted_seconds = time.monotonic()
+        submit(job_id, keys, slots, active.req_id)
+        job = _Submitted(active, direction, positions, slots, submitted_seconds, time.monotonic())
+        self.jobs[job_id] = job
+        active.jobs.add(job_id)
+
+    def _collect(self) -> bool:
+        finished = self.adapter.poll()
+        for result in finished:
+            self._end_job(result)
+        return bool(finished)
+
+    def _end_job(self, result: Finished) -> None:
+        now = time.monotonic()
+        job = self.jobs.pop(result.job_id, None)
+        if job is None:
+            results = self.ended.get(result.job_id, 0) + 1
+            self.ended[result.job_id] = results
+            self.worker.note("error", f"job {result.job_id} reported {results} results", job_id=result.job_id)
+            return
+        self.ended[result.job_id] = 1
+        active, counts = job.active, self.worker.counts
+        ok_keys = set(result.ok)
+        ok, failed, wrong = [], [], []
+        for position, slot in zip(job.positions, job.slots, strict=True):
+            key, block = active.keys[position], active.plan.blocks[position]
+            how = None
+            if key not in ok_keys:
+                failed.append(block)
+            else:
+                ok.append(block)
+                if job.direction == "load":
+                    how = content.judge(self.slots[slot], key, previous=self.held[slot], candidates=self.seeds)
+                    if how is None:
+                        active.verified.add(position)
+                    else:
+                        wrong.append((block, how))
+            if job.direction == "load" and (key not in ok_keys or how is not None):
+                active.to_store.append(position)  # the engine recomputes what did not come
+            self.held[slot] = key
+        active.to_store.sort()
+        active.jobs.discard(result.job_id)
+        self.free.extend(job.slots)
+        size = self.worker.setup.block_bytes
+        name = f"{job.direction}s"
+        counts[name] += len(ok)
+        counts["failed"] += len(failed)
+        counts["wrong"] += len(wrong)
+        counts["loaded_bytes" if job.direction == "load" else "stored_bytes"] += len(ok) * size
+        outcome: Outcome = "fail" if failed else "ok"
+        self._write_job(result.job_id, job, now, outcome, ok, failed, 1, wrong)
+
+    def _write_job(
+        self,
+        job_id: int,
+        job: _Submitted,
+        now: float,
+        outcome: Outcome,
+        ok: list[int],
+        failed: list[int],
+        results: int,
+        wrong: list[tuple[int, str]],
+    ) -> None:
+        blocks = [job.active.plan.blocks[i] for i in job.positions]
+        self.worker.write(
+            Job(
+                self.process,
+                job_id,
+                job.active.plan.request,
+                job.direction,
+                blocks,
+                job.submitted_seconds,
+                job.returned_seconds,
+                now,
+                time.time(),
+                outcome,
+                ok,
+                failed,
+                results,
+                wrong,
+                len(ok) * self.worker.setup.block_bytes,
+            )
+        )
+
+    def _finish(self) -> bool:
+        done = [active for active in self.active if active.done]
+        for active in done:
+            self.adapter.request_finished(active.req_id)
+            self._write_request(active, "ok")
+        if done:
+            self.active = [active for active in self.active if not active.done]
+        return bool(done)
+
+    def _write_request(self, active: _Active, outcome: Outcome) -> None:
+        plan, hit_blocks = active.plan, active.hit_blocks()
+        times = (active.intended_seconds, active.started_seconds, time.monotonic(), time.time())
+        self.worker.write(Request(self.process, plan.request, plan.blocks, hit_blocks, *times, outcome))
+        counts = self.worker.counts
+        counts["requests"] += 1
+        counts["refs"] += len(plan.blocks)
+        counts["hits"] += hit_blocks
+
+    def end(self) -> None:
+        """Drain, collect what is left, and account for what never came."""
+        self.adapter.drain()
+        self._collect()
+        self._finish()
+        now = time.monotonic()
+        for job_id, job in self.jobs.items():
+            self._write_job(job_id, job, now, "info", [], [], 0, [])
+        for active in self.active:
+            self._write_request(active, "info")
+        self.worker.pinned_slots = sum(len(job.slots) for job in self.jobs.values())
+        self.slots.clear()  # nothing may hold the view when the adapter closes
+
+
+def drive(
+    worker: Worker,
+    requests: Sequence[Sequence[object]],
+    window: int,
+    start_seconds_max: float | None = None,
+    stall_seconds_max: float = 30.0,
+) -> None:
+    """Replay `requests` ([start seconds, number, blocks] each), at most `window` at a time, none started later than
+    `start_seconds_max` after the common start (None: no limit)."""
+    replay = Replay(worker, requests, window, stall_seconds_max)
+    go_seconds = worker.parent.hear("go")
+    if go_seconds is None:
+        return
+    worker.parent.stop.wait(max(0.0, go_seconds - time.monotonic()))
+    try:
+        replay.run(go_seconds, start_seconds_max)
+    finally:
+        replay.end()

@@ -1,0 +1,291 @@
+"""Starts worker processes, waits until they are ready, lets them go, kills, pauses, restarts and reaps them.
+
+Scenarios call it. Every worker is an interpreter of its own in a process group of its own; leaving the `with` block
+leaves no child behind. Nothing here knows what the workers do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import harness
+from harness.history import HistoryWriter, Job, Note, Stop, read_records
+from harness.worker import Instruction
+
+LAST_WORDS_LINES = 32
+READY_SECONDS_MAX = 60.0
+STOP_SECONDS_MAX = 8.0
+"""A worker told to stop may take this long to end in good order; after that it is killed."""
+SILENCE_SECONDS_MAX = 60.0
+"""A worker that says nothing for so long hangs: it is made to print its stacks, and killed."""
+GO_AFTER_SECONDS = 0.2
+REPOSITORY = Path(harness.__file__).resolve().parent.parent
+
+
+class WorkerFailed(Exception):
+    """A worker did not come up; the text is one sentence, then the process's last words."""
+
+
+class Child:
+    """One worker process, seen from its parent. Its state changes only inside `Workers`."""
+
+    def __init__(
+        self,
+        instruction: Instruction,
+        events: queue.SimpleQueue[tuple[Child, dict[str, Any]]],
+        env: Mapping[str, str | None],
+        python: str,
+    ) -> None:
+        self.instruction = instruction
+        self.stderr_path = Path(instruction.setup.run_dir) / f"stderr-{instruction.label}.txt"
+        self.counts: dict[str, float] = {}
+        self.gauges: dict[str, float] = {}
+        self.python = python
+        self.state = "starting"  # then "ready", "running", "done", "dead"
+        self.failure = ""
+        self.heard_seconds = time.monotonic()
+        environment = {**os.environ, "PYTHONPATH": _python_path(), **env}
+        with open(self.stderr_path, "ab") as stderr:
+            self._popen = subprocess.Popen(
+                [python, "-m", "harness.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env={name: value for name, value in environment.items() if value is not None},
+                process_group=0,  # a terminal's Ctrl-C reaches the parent alone, which then stops its children
+            )
+        self._reader = threading.Thread(target=self._read, args=(events,), name=f"reader-{self.label}", daemon=True)
+        self._reader.start()
+        self._send_line(instruction.to_json())
+
+    def _read(self, events: queue.SimpleQueue[tuple[Child, dict[str, Any]]]) -> None:
+        assert self._popen.stdout is not None
+        with self._popen.stdout as lines:
+            for line in lines:
+                events.put((self, json.loads(line)))
+        events.put((self, {"event": "end"}))
+
+    @property
+    def label(self) -> str:
+        return self.instruction.label
+
+    @property
+    def process(self) -> int:
+        return self.instruction.setup.process
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def alive(self) -> bool:
+        return self.state in ("starting", "ready", "running")
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative: the signal that ended it."""
+        return self._popen.returncode
+
+    def _send_line(self, line: str) -> None:
+        assert self._popen.stdin is not None
+        try:
+            self._popen.stdin.write(line.encode() + b"\n")
+            self._popen.stdin.flush()
+        except BrokenPipeError:
+            pass  # it died; the reader's "end" tells
+
+    def send(self, **message: Any) -> None:
+        """Say something to the driver: `send(go=...)`, `send(release=True)`."""
+        self._send_line(json.dumps(message))
+
+    def signal(self, number: int) -> None:
+        """Send a signal to this process, if it still runs."""
+        self._popen.send_signal(number)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+
+    def pause(self) -> None:
+        self.signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.signal(signal.SIGCONT)
+
+    def last_words(self) -> str:
+        """The last lines of its stderr."""
+        lines = self.stderr_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(lines[-LAST_WORDS_LINES:])
+
+    def how_it_ended(self) -> str:
+        code = self.exit_code
+        if code is None:
+            return "still runs"
+        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+    def reap(self) -> None:
+        """Wait for a process that has closed its stdout, or was killed; release its pipes."""
+        assert self._popen.stdin is not None
+        try:
+            self._popen.stdin.close()
+        except BrokenPipeError:
+            pass
+        self._popen.wait()
+        self._reader.join()
+
+
+def _python_path() -> str:
+    """Where a worker finds the harness and whatever module the caller could import."""
+    return os.pathsep.join(dict.fromkeys([str(REPOSITORY), os.getcwd(), *os.environ.get("PYTHONPATH", "").split(":")]))
+
+
+class Workers:
+    """The worker processes of a run, as a context manager. `on_tick` is called about four times a second."""
+
+    def __init__(self, on_tick: Callable[[Sequence[Child]], None] = lambda children: None) -> None:
+        self.children: list[Child] = []
+        self._events: queue.SimpleQueue[tuple[Child, dict[str, Any]]] = queue.SimpleQueue()
+        self._on_tick = on_tick
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.stop()
+        finally:  # also when a second Ctrl-C interrupts the patience above
+            for child in self.children:
+                if child.alive:
+                    child.resume()
+                    child.kill()
+            self.wait(seconds=STOP_SECONDS_MAX)
+
+    def start(
+        self, instruction: Instruction, env: Mapping[str, str | None] | None = None, python: str = sys.executable
+    ) -> Child:
+        """Start one worker. `env` is laid over this process's environment; a value of None removes the name."""
+        child = Child(instruction, self._events, env or {}, python)
+        self.children.append(child)
+        return child
+
+    def await_ready(self, children: Iterable[Child], seconds: float = READY_SECONDS_MAX) -> None:
+        """Until each is ready. Raises `WorkerFailed` when one dies or time is up."""
+        children = list(children)
+        self._until(lambda: all(c.state != "starting" for c in children), seconds)
+        for child in children:
+            if child.state in ("starting", "dead"):
+                why = child.failure or (
+                    f"it {child.how_it_ended()}" if child.state == "dead" else f"not ready after {seconds:g} s"
+                )
+                # What a tier refuses is said in its one sentence; only an unexplained end needs the last words.
+                words = "" if child.failure else child.last_words()
+                raise WorkerFailed(f"process {child.label} did not come up: {why}" + (f"\n{words}" if words else ""))
+
+    def go(self, children: Iterable[Child]) -> float:
+        """Let them start at one common moment, and return it (monotonic seconds)."""
+        start_seconds = time.monotonic() + GO_AFTER_SECONDS
+        for child in children:
+            child.state = "running"
+            child.heard_seconds = start_seconds
+            child.send(go=start_seconds)
+        return start_seconds
+
+    def restart(self, child: Child, env: Mapping[str, str | None] | None = None, **changes: Any) -> Child:
+        """Start the next incarnation of a process that ended, with changed arguments of its driver if any."""
+        assert not child.alive, f"process {child.label} still runs"
+        old = child.instruction
+        arguments = {**old.arguments, **changes}
+        instruction = Instruction(old.tier, old.setup, arguments, old.driver, old.incarnation + 1)
+        return self.start(instruction, env, child.python)
+
+    def wait(self, children: Iterable[Child] | None = None, seconds: float | None = None) -> None:
+        """Until the given ones (default: all) have ended, or time is up. One that falls silent is killed."""
+        watched = self.children if children is None else list(children)
+        self._until(lambda: not any(c.alive for c in watched), seconds)
+
+    def stop(self) -> None:
+        """Ask all to stop, and wait a little."""
+        for child in self.children:
+            if child.alive:
+                child.send(stop=True)
+        self.wait(seconds=STOP_SECONDS_MAX)
+
+    def _until(self, satisfied: Callable[[], bool], seconds: float | None) -> None:
+        deadline = None if seconds is None else time.monotonic() + seconds
+        tick_due = time.monotonic()
+        while not satisfied():
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
+                return
+            if now >= tick_due:
+                tick_due = now + 0.25
+                self._end_the_silent(now)
+                self._on_tick(self.children)
+            try:
+                self._heard(*self._events.get(timeout=0.1))
+            except queue.Empty:
+                continue
+        self._on_tick(self.children)
+
+    def _heard(self, child: Child, message: dict[str, Any]) -> None:
+        child.heard_seconds = time.monotonic()
+        match message["event"]:
+            case "ready":
+                child.state = "ready"
+            case "progress":
+                child.counts, child.gauges = message["counts"], message["gauges"]
+            case "failed":
+                child.failure = message["text"]
+            case "done":
+                child.counts = message["counts"]
+            case "end":
+                child.reap()
+                child.state = "done" if child.exit_code == 0 else "dead"
+                if child.state == "dead":
+                    write_post_mortem(child)
+
+    def _end_the_silent(self, now: float) -> None:
+        for child in self.children:
+            silence = now - child.heard_seconds
+            if child.state == "running" and silence > SILENCE_SECONDS_MAX:
+                child.signal(signal.SIGABRT)  # faulthandler prints every thread's stack: its last words
+                if silence > SILENCE_SECONDS_MAX + 5:
+                    child.kill()
+
+
+def write_post_mortem(child: Child) -> None:
+    """Complete the history of a process that could not: its jobs without a result as "info", and a Stop record."""
+    path = child.instruction.history_path
+    finished: set[int] = set()
+    submitted: dict[int, Note] = {}
+    stopped = False
+    for record in read_records(path) if path.exists() else ():
+        match record:
+            case Job():
+                finished.add(record.job_id)
+            case Note(kind="submitted"):
+                submitted[record.detail["job_id"]] = record
+            case Stop():
+                stopped = True
+    now = time.monotonic()
+    writer = HistoryWriter(path.with_name(f"history-{child.label}-after.jsonl"))
+    for job_id in submitted.keys() - finished:
+        at, detail = submitted[job_id].monotonic_seconds, submitted[job_id].detail
+        what = (child.process, job_id, detail["request"], detail["direction"], detail["blocks"])
+        writer.write(Job(*what, at, at, now, time.time(), "info", [], [], 0, [], 0))
+    if not stopped:
+        words = child.last_words()
+        finding = f"process {child.label} {child.how_it_ended()}" + (f"; its last words:\n{words}" if words else "")
+        code = child.exit_code
+        assert code is not None
+        writer.write(Stop(child.process, child.instruction.incarnation, now, code, 0, 0, [finding]))
+    writer.close()

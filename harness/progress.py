@@ -1,0 +1,104 @@
+"""What a person sees while a run goes on: a live table on a terminal, a plain line every few seconds elsewhere.
+
+The command line makes one and hands its `tick` to the run; it reads workers' counts and decides nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from harness.launch import Child
+
+RATE_SECONDS = 2.0
+"""Rates shown are over this long."""
+LINE_SECONDS = 5.0
+
+
+class Progress:
+    """A context manager; `quiet` shows nothing at all."""
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self._console, self._quiet = console, quiet
+        self._started_seconds = time.monotonic()
+        self._samples: dict[str, deque[tuple[float, float]]] = {}
+        self._line_due = self._started_seconds + LINE_SECONDS
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> Progress:
+        if self._live and not self._quiet:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def tick(self, children: Sequence[Child]) -> None:
+        if self._quiet:
+            return
+        rates = {child.label: self._mib_per_second(child) for child in children}
+        if self._live:
+            self._live.update(self._table(children, rates), refresh=True)
+        elif time.monotonic() >= self._line_due:
+            self._line_due += LINE_SECONDS
+            self._console.print(self._line(children, sum(rates.values())), highlight=False, soft_wrap=True)
+
+    def _mib_per_second(self, child: Child) -> float:
+        now = time.monotonic()
+        moved = child.counts.get("loaded_bytes", 0) + child.counts.get("stored_bytes", 0)
+        samples = self._samples.setdefault(child.label, deque(((now, 0.0),)))
+        samples.append((now, moved))
+        while len(samples) > 2 and samples[1][0] < now - RATE_SECONDS:
+            samples.popleft()
+        seconds = now - samples[0][0]
+        return (moved - samples[0][1]) / seconds / (1 << 20) if seconds > 0 else 0.0
+
+    def _table(self, children: Sequence[Child], rates: dict[str, float]) -> Table:
+        table = Table(
+            box=None, pad_edge=False, title=f"{time.monotonic() - self._started_seconds:.0f} s", title_justify="left"
+        )
+        for name in ("process", "state", "requests", "stores", "loads", "hits", "MiB/s", "queue", "oldest"):
+            table.add_column(name, justify="left" if name in ("process", "state") else "right")
+        for child in children:
+            count = child.counts
+            table.add_row(
+                child.label,
+                child.state,
+                *(f"{count.get(name, 0):,.0f}" for name in ("requests", "stores", "loads")),
+                f"{_hit_ratio([child]):.0%}",
+                f"{rates[child.label]:,.0f}",
+                f"{_queued(child):.0f}",
+                f"{_oldest_seconds(child) * 1000:.0f} ms",
+            )
+        return table
+
+    def _line(self, children: Sequence[Child], rate: float) -> str:
+        sums = {n: sum(c.counts.get(n, 0) for c in children) for n in ("requests", "stores", "loads")}
+        running = sum(child.alive for child in children)
+        return (
+            f"{time.monotonic() - self._started_seconds:4.0f} s  {running} processes  {sums['requests']:,.0f} requests  "
+            f"{sums['stores']:,.0f} stores  {sums['loads']:,.0f} loads  {_hit_ratio(children):.0%} hits  {rate:,.0f} MiB/s  "
+            f"queue {sum(map(_queued, children)):.0f}  oldest {max(map(_oldest_seconds, children)) * 1000:.0f} ms"
+        )
+
+
+def _hit_ratio(children: Sequence[Child]) -> float:
+    refs = sum(c.counts.get("refs", 0) for c in children)
+    return sum(c.counts.get("hits", 0) for c in children) / refs if refs else 0.0
+
+
+def _queued(child: Child) -> float:
+    return child.gauges.get("load_queue", 0) + child.gauges.get("store_queue", 0)
+
+
+def _oldest_seconds(child: Child) -> float:
+    return max(child.gauges.get("load_oldest_seconds", 0), child.gauges.get("store_oldest_seconds", 0))

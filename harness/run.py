@@ -1,0 +1,240 @@
+"""Makes a run: its folder, its root, its workers through a scenario, then the verdicts over what they recorded.
+
+The command line calls it. It prints nothing, and judges only through the checkers; what a run left in its folder is all
+that a later `judge` needs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from harness.adapters import TIERS, tier_python
+from harness.checkers import CHECKERS
+from harness.environment import describe
+from harness.history import History
+from harness.launch import Child, WorkerFailed, Workers
+from harness.scenarios import scenario
+from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, check_root
+from harness.seeds import fresh_seed
+
+EXIT_CODES = {"true": 0, "false": 1, "unknown": 2}
+EXIT_INTERRUPTED = 130
+FILES_MAX = 2_000_000
+"""Files under the root that are listed after a run; more is an error of the run, not of the tier."""
+
+
+@dataclass
+class Results:
+    """What `results.json` holds: the verdict and what decided it, or why there is none."""
+
+    verdict: str  # the worst of `verdicts`: "false", else "unknown", else "true"
+    verdicts: list[dict[str, Any]]
+    scenario: str
+    tier: str
+    seed: int
+    command: str
+    reason: str = ""  # why the run did not come to its end
+    interrupted: bool = False
+    seconds: float = 0.0
+    run_dir: str = ""
+    totals: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_INTERRUPTED if self.interrupted else EXIT_CODES[self.verdict]
+
+
+def run(
+    chosen: Scenario,
+    options: CommonOptions,
+    runs_dir: Path = Path("runs"),
+    on_start: Callable[[CommonOptions, Path, str], None] = lambda options, run_dir, traffic: None,
+    on_tick: Callable[[Sequence[Child]], None] = lambda children: None,
+) -> Results:
+    """Run a scenario and judge it. Raises `UsageError` and `PeerMissing` before anything is made; after that every end,
+    also Ctrl-C, leaves a judged folder."""
+    if options.seed is None:
+        options = dataclasses.replace(options, seed=fresh_seed())
+    assert options.seed is not None
+    python = tier_python(options.tier)
+    if options.root_dir is not None:
+        check_root(options.root_dir)
+    prepared = chosen.prepare(options)
+    run_dir = _make_run_dir(runs_dir, f"{chosen.name}-{options.tier.replace(':', '.')}")
+    root_dir = (Path(options.root_dir) / f"harness-{run_dir.name}" if options.root_dir else run_dir / "root").resolve()
+    command = shlex.join(["python", "-m", "harness", "run", chosen.name, *_as_arguments(options)])
+    _write_json(
+        run_dir / "options.json",
+        {
+            **dataclasses.asdict(options),
+            "scenario": chosen.name,
+            "command": command,
+            "traffic": getattr(prepared, "source", ""),
+            "cpus": os.cpu_count(),
+        },
+    )
+    root_dir.mkdir()
+    _write_json(run_dir / "environment.json", describe(root_dir))
+    on_start(options, run_dir, getattr(prepared, "source", ""))
+    started_seconds = time.monotonic()
+    ended: dict[str, Any] = {"interrupted": False, "reason": ""}
+    try:
+        with Workers(on_tick) as workers:
+            context = Context(options, run_dir, root_dir, workers, python)
+            try:
+                chosen.run(context, prepared)
+            except KeyboardInterrupt:
+                ended = {"interrupted": True, "reason": "interrupted; what was recorded until then is kept and judged"}
+            except WorkerFailed as error:
+                ended["reason"] = str(error)
+            finally:
+                context.close()
+    except KeyboardInterrupt:  # the second one: the workers were killed
+        ended = {"interrupted": True, "reason": "interrupted twice; the workers were killed"}
+    _write_json(run_dir / "run.json", {**ended, "seconds": round(time.monotonic() - started_seconds, 3)})
+    with _patience():
+        _write_json(run_dir / "files.json", list(itertools.islice(_files(root_dir), FILES_MAX)))
+        results = judge(run_dir)
+        if not options.keep:
+            shutil.rmtree(root_dir, ignore_errors=True)
+        _point_latest(runs_dir, run_dir)
+    return results
+
+
+def judge(run_dir: Path) -> Results:
+    """Judge a recorded run (again): pure checkers over its history. Writes and returns its `results.json`."""
+    if not (run_dir / "options.json").exists():
+        raise UsageError(f"{str(run_dir)!r} is not a run folder: it has no options.json")
+    try:
+        history = History.read(run_dir)
+    except ValueError as error:
+        raise UsageError(f"{str(run_dir)!r} cannot be read: {error}") from error
+    options = history.options
+    ended = json.loads((run_dir / "run.json").read_text()) if (run_dir / "run.json").exists() else {}
+    verdicts = [_check(name, history) for name in scenario(options["scenario"]).checkers]
+    values = {v["value"] for v in verdicts}
+    reason = ended.get("reason", "the run did not come to its end")
+    worst = "false" if "false" in values else "unknown" if "unknown" in values or reason else "true"
+    results = Results(
+        verdict=worst,
+        verdicts=verdicts,
+        scenario=options["scenario"],
+        tier=options["tier"],
+        seed=options["seed"],
+        command=options["command"],
+        reason=reason,
+        interrupted=ended.get("interrupted", False),
+        seconds=ended.get("seconds", 0.0),
+        run_dir=str(run_dir),
+        totals=totals(history),
+    )
+    _write_json(run_dir / "results.json", {**dataclasses.asdict(results), "exit_code": results.exit_code})
+    return results
+
+
+def _check(name: str, history: History) -> dict[str, Any]:
+    verdict = CHECKERS[name](history)
+    return {
+        "name": verdict.name,
+        "value": verdict.value,
+        "figure": verdict.figure,
+        "findings": list(verdict.findings),
+        "data": verdict.data,
+    }
+
+
+def totals(history: History) -> dict[str, float]:
+    """Sums over the whole run, for the last line of a run and the head of its report."""
+    return {
+        "requests": len(history.requests),
+        "blocks": sum(len(r.blocks) for r in history.requests),
+        "hit_blocks": sum(r.hit_blocks for r in history.requests),
+        "loaded_bytes": sum(j.bytes_ok for j in history.jobs if j.direction == "load"),
+        "stored_bytes": sum(j.bytes_ok for j in history.jobs if j.direction == "store"),
+        "jobs": len(history.jobs),
+    }
+
+
+def _make_run_dir(runs_dir: Path, what: str) -> Path:
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    safe = "".join(c if c.isalnum() or c in "-._" else "_" for c in what)
+    for number in itertools.count():
+        path = runs_dir / (f"{stamp}-{safe}" + (f"-{number}" if number else ""))
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UsageError(f"the run's folder {str(path)!r} cannot be made: {error.strerror}") from error
+        return path.resolve()
+    raise AssertionError("unreachable")
+
+
+def _point_latest(runs_dir: Path, run_dir: Path) -> None:
+    """`latest` always leads somewhere: the new link replaces the old one in one step."""
+    fresh = runs_dir / f".latest-{run_dir.name}"
+    with suppress(OSError):  # some file systems have no symbolic links; the path is printed all the same
+        fresh.symlink_to(run_dir.name)
+        fresh.replace(runs_dir / "latest")
+
+
+def _files(root_dir: Path) -> Iterator[str]:
+    for folder, _, names in os.walk(root_dir):
+        for name in names:
+            yield os.path.relpath(os.path.join(folder, name), root_dir)
+
+
+def _as_arguments(options: CommonOptions) -> Iterator[str]:
+    for item in dataclasses.fields(options):
+        value = getattr(options, item.name)
+        if value == item.default:
+            continue
+        name = f"--{item.name.replace('_', '-')}"
+        if value is True:
+            yield name
+        else:
+            for part in value if isinstance(value, tuple) else (value,):
+                yield from (name, str(part))
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """The folder is finished even if Ctrl-C comes meanwhile; judging takes seconds."""
+    import signal
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def known_tiers() -> dict[str, str]:
+    """Tier names and what each is, or why it cannot be used here."""
+    said = {}
+    for name in TIERS:
+        try:
+            tier_python(name)
+        except Exception as error:
+            said[name] = f"not usable here: {error}"
+        else:
+            module = sys.modules[TIERS[name].partition(":")[0]]
+            said[name] = (module.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+    return said

@@ -1,0 +1,159 @@
+"""What a scenario is, what it is given, and how its options are declared; scenarios and `run` build on it.
+
+It starts no process by itself and judges nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.adapters.base import TierSetup
+from harness.history import HistoryWriter, Note
+from harness.launch import Child, Workers
+from harness.worker import Instruction
+
+PAGE_BYTES = 4096
+
+
+class UsageError(Exception):
+    """An option cannot work; its text is one sentence for a person."""
+
+
+def option(default: Any, help: str, low: float | None = None, multiple_of: int = 1) -> Any:
+    """A dataclass field that is also a command-line option: `--its-name`, with this help and least value."""
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "multiple_of": multiple_of})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions:
+    """What every scenario takes. Sizes in bytes, times in seconds."""
+
+    tier: str = option("kvtier", "the tier to judge: a name from `list`, or module:Class")
+    root_dir: str | None = option(
+        None, "folder to share; a fresh folder inside it is used and removed (default: the run's)"
+    )
+    processes: int = option(4, "worker processes, each an interpreter of its own", low=1)
+    seconds: float = option(30.0, "how long traffic is started for; 0: to the end of the traffic", low=0)
+    seed: int | None = option(
+        None, "the integer that every random choice derives from (default: a fresh one, printed)", low=0
+    )
+    block_bytes: int = option(256 << 10, "size of a block", low=PAGE_BYTES, multiple_of=PAGE_BYTES)
+    read_threads: int = option(4, "read-priority threads of each process", low=1)
+    write_threads: int = option(4, "write-priority threads of each process", low=1)
+    slots: int = option(256, "blocks that a process holds in memory at once", low=2)
+    tokens_per_block: int = option(16, "tokens of a block, as the tier hashes them", low=1)
+    tier_option: tuple[str, ...] = option((), "NAME=VALUE for the tier itself, VALUE as JSON or text; may be repeated")
+    keep: bool = option(False, "keep the blocks when the run is over")
+
+    def tier_options(self) -> dict[str, Any]:
+        """`tier_option` as keywords."""
+        options = {}
+        for text in self.tier_option:
+            name, equals, value = text.partition("=")
+            if not (name and equals):
+                raise UsageError(f"--tier-option is {text!r}; it takes NAME=VALUE")
+            try:
+                options[name] = json.loads(value)
+            except ValueError:
+                options[name] = value
+        return options
+
+    def __post_init__(self) -> None:
+        self.tier_options()
+        for field in dataclasses.fields(self):
+            value, low, multiple = getattr(self, field.name), field.metadata["low"], field.metadata["multiple_of"]
+            name = f"--{field.name.replace('_', '-')}"
+            if value is None or low is None:
+                continue
+            if not value >= low:  # also refuses NaN
+                raise UsageError(f"{name} is {value}; it must be at least {low:g}")
+            if value % multiple:
+                raise UsageError(f"{name} is {value}; it must be a multiple of {multiple}")
+
+
+@dataclass
+class Context:
+    """What `Scenario.run` is given: its options, the run's folder, the shared root, and the workers to start.
+
+    `options.seed` is an integer by now. Whatever the scenario does that a checker or reader must know goes through
+    `note`. The folder and the workers are cleaned up by the caller.
+    """
+
+    options: Any  # the scenario's own options class
+    run_dir: Path
+    root_dir: Path
+    workers: Workers
+    python: str  # the interpreter of the tier's workers
+    _notes: HistoryWriter | None = None
+
+    def setup(self, process: int, **changes: Any) -> TierSetup:
+        """The tier's setup for a process, from the options, with changed fields if any."""
+        options: CommonOptions = self.options
+        setup = TierSetup(
+            root_dir=str(self.root_dir),
+            block_bytes=options.block_bytes,
+            slots=options.slots,
+            n_read_threads=options.read_threads,
+            n_write_threads=options.write_threads,
+            tokens_per_block=options.tokens_per_block,
+            process=process,
+            run_dir=str(self.run_dir),
+            options=options.tier_options(),
+        )
+        return dataclasses.replace(setup, **changes)
+
+    def start(
+        self,
+        process: int,
+        driver: str = "replay",
+        arguments: Mapping[str, Any] | None = None,
+        env: Mapping[str, str | None] | None = None,
+        **changes: Any,
+    ) -> Child:
+        """Start a worker for `process`: a driver with its keywords, an environment, and changes to its setup."""
+        tier = self.options.tier
+        instruction = Instruction(tier, self.setup(process, **changes), dict(arguments or {}), driver)
+        return self.workers.start(instruction, env, self.python)
+
+    def note(self, monotonic_seconds: float, kind: str, text: str, **detail: Any) -> None:
+        """Record what the scenario itself did: a phase, a fault, its end. Process -1 is the harness."""
+        if self._notes is None:
+            self._notes = HistoryWriter(self.run_dir / "history-harness.jsonl")
+        self._notes.write(Note(-1, monotonic_seconds, kind, text, detail))
+        self._notes.flush()
+
+    def close(self) -> None:
+        if self._notes is not None:
+            self._notes.close()
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One scenario: its name, options class, what drives it, and the checkers that judge its history.
+
+    `proves` says in a paragraph what it shows and what it does not; `list` and the report print it.
+    """
+
+    name: str
+    proves: str
+    options: type[CommonOptions]
+    checkers: tuple[str, ...]
+    prepare: Callable[[Any], Any]  # options -> what `run` needs; raises UsageError; touches nothing
+    run: Callable[[Context, Any], None]
+
+
+def check_root(root_dir: str) -> None:
+    """Raises `UsageError` when `root_dir` is not a directory that this process can write to."""
+    path = Path(root_dir)
+    if not path.exists():
+        raise UsageError(f"--root-dir is {root_dir!r}, which does not exist; make it first, the harness makes no roots")
+    if not path.is_dir():
+        raise UsageError(f"--root-dir is {root_dir!r}, which is not a directory")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UsageError(f"--root-dir is {root_dir!r}, where this user may not write")

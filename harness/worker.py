@@ -1,0 +1,267 @@
+"""One process of a run: `python -m harness.worker`, started by `launch`. Drives one adapter and writes what it saw.
+
+It speaks JSON lines. In: the instruction, then {"go": monotonic seconds}, {"stop": true}, or whatever its driver waits
+for. Out: {"event": "ready" | "progress" | "done" | ...}. It never judges a run, and it never outlives its parent: when
+stdin closes it stops as if told to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import faulthandler
+import importlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+
+from harness.adapters import adapter_class
+from harness.adapters.base import TierSetup
+from harness.history import Gauge, HistoryWriter, Note, Record, Start, Stop
+
+GAUGE_SECONDS = 0.2
+PROGRESS_SECONDS = 0.25
+CANARY_ASKS_SECONDS = 0.01
+ORPHAN_SECONDS_MAX = 10.0
+"""How long a worker whose parent is gone may take to end in good order."""
+EXIT_BROKEN = 70
+"""The tier or the driver raised; what it said stands in the history and on stderr."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """All that a worker is told. `driver` names a module of `harness.drivers`; `arguments` are its keywords."""
+
+    tier: str
+    setup: TierSetup
+    arguments: dict[str, Any] = field(default_factory=dict)
+    driver: str = "replay"
+    incarnation: int = 0
+
+    @property
+    def label(self) -> str:
+        """How this process's files are called: "3", or "3.1" after its first restart."""
+        return f"{self.setup.process}" + (f".{self.incarnation}" if self.incarnation else "")
+
+    @property
+    def history_path(self) -> Path:
+        return Path(self.setup.run_dir) / f"history-{self.label}.jsonl"
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, line: str) -> Instruction:
+        values = json.loads(line)
+        return cls(**{**values, "setup": TierSetup(**values["setup"])})
+
+
+class Canary:
+    """Measures how late this process wakes up, as a yardstick of scheduling noise: a thread that asks for 10 ms."""
+
+    def __init__(self, process: int) -> None:
+        self._process = process
+        self._notes: deque[Note] = deque(maxlen=1024)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="canary", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        worst, since = 0.0, time.monotonic()
+        while True:
+            before = time.monotonic()
+            stopped = self._stop.wait(CANARY_ASKS_SECONDS)
+            now = time.monotonic()
+            if not stopped:
+                worst = max(worst, now - before - CANARY_ASKS_SECONDS)
+            if stopped or now - since >= 1.0:
+                detail = {"late_seconds": worst}
+                self._notes.append(Note(self._process, now, "canary", "latest wake-up of this second", detail))
+                worst, since = 0.0, now
+            if stopped:
+                return
+
+    def take(self) -> list[Note]:
+        """Notes since the last call."""
+        return [self._notes.popleft() for _ in range(len(self._notes))]
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+class Parent:
+    """The other end of stdin and stdout: what it says is queued, what we say is one JSON line."""
+
+    def __init__(self, source: TextIO, sink: TextIO) -> None:
+        self._source, self._sink = source, sink
+        self._said: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.stop = threading.Event()
+
+    def instruction(self) -> Instruction:
+        instruction = Instruction.from_json(self._source.readline())
+        threading.Thread(target=self._listen, name="parent", daemon=True).start()
+        return instruction
+
+    def _listen(self) -> None:
+        for line in self._source:
+            message = json.loads(line)
+            if message.get("stop"):
+                self.stop.set()
+            self._said.put(message)
+        self.stop.set()
+        self._said.put({"stop": True})
+        time.sleep(ORPHAN_SECONDS_MAX)  # the process ends by itself meanwhile, and this thread with it
+        os._exit(EXIT_BROKEN)
+
+    def say(self, event: str, **values: Any) -> None:
+        try:
+            self._sink.write(json.dumps({"event": event, **values}, separators=(",", ":")) + "\n")
+            self._sink.flush()
+        except BrokenPipeError:
+            self.stop.set()
+
+    def hear(self, name: str) -> Any:
+        """Wait for a message that has `name`, and return its value; None when told to stop instead. Others in between
+        are dropped."""
+        while not self.stop.is_set():
+            message = self._said.get()
+            if name in message:
+                return message[name]
+        return None
+
+
+class Worker:
+    """What a driver is given: the adapter, the history, the parent, and accounts that are kept while it runs.
+
+    A driver calls `tick()` in every pass of its loop; that writes gauges, tasks and progress when they are due.
+    """
+
+    def __init__(self, instruction: Instruction, parent: Parent) -> None:
+        self.instruction = instruction
+        self.parent = parent
+        self.setup = instruction.setup
+        self.process = instruction.setup.process
+        self.started_seconds = time.monotonic()
+        self.counts: dict[str, float] = {}
+        self.pinned_slots = 0
+        self._history = HistoryWriter(instruction.history_path)
+        self._me = psutil.Process()
+        self._canary = Canary(self.process)
+        tier = adapter_class(instruction.tier)
+        self._fds_before = self._me.num_fds()  # all that the tier opens from here on it must close
+        self.adapter = tier(instruction.setup)
+        self._gauge_due = self._progress_due = 0.0
+        self.write(
+            Start(
+                self.process,
+                instruction.incarnation,
+                os.getpid(),
+                instruction.tier,
+                self.adapter.none_hash_digest(),
+                time.monotonic(),
+                time.time(),
+                {
+                    "python": sys.version.split()[0],
+                    "PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED"),
+                    "metrics_address": self.adapter.metrics_address(),
+                    "driver": instruction.driver,
+                },
+            )
+        )
+
+    def write(self, *records: Record) -> None:
+        """Append to the history and hand it to the kernel: what was written survives a SIGKILL of this process."""
+        self._history.write(*records)
+        self._history.flush()
+
+    def note(self, kind: str, text: str, **detail: Any) -> None:
+        self.write(Note(self.process, time.monotonic(), kind, text, detail))
+
+    def tick(self) -> None:
+        now = time.monotonic()
+        self.write(*self.adapter.tasks())
+        if now < self._gauge_due:
+            return
+        self._gauge_due = now + GAUGE_SECONDS
+        gauges = {name: float(value) for name, value in self.adapter.gauges().items()}
+        with self._me.oneshot():
+            mine = {
+                "fds": float(self._me.num_fds()),
+                "rss_bytes": float(self._me.memory_info().rss),
+                "threads": float(self._me.num_threads()),
+                "cpu_seconds": sum(self._me.cpu_times()[:2]),
+            }
+        self.write(Gauge(self.process, now, {**gauges, **mine, **self.counts}), *self._canary.take())
+        if now >= self._progress_due:
+            self._progress_due = now + PROGRESS_SECONDS
+            self.parent.say("progress", counts=self.counts, gauges=gauges)
+
+    def drive(self) -> None:
+        """Run the driver named by the instruction between {"ready"} and the end."""
+        driver = importlib.import_module(f"harness.drivers.{self.instruction.driver}")
+        self.parent.say("ready", none_hash_digest=self.adapter.none_hash_digest())
+        driver.drive(self, **self.instruction.arguments)
+
+    def close(self, exit_code: int) -> None:
+        """The end in good order: what the tier finds wrong with itself, descriptors, slots, and the Stop record."""
+        findings = list(self.adapter.findings())
+        self.adapter.close()
+        self.tick()
+        leaked = self._me.num_fds() - self._fds_before
+        self._canary.close()
+        stop = Stop(
+            self.process,
+            self.instruction.incarnation,
+            time.monotonic(),
+            exit_code,
+            self.pinned_slots,
+            max(0, leaked),
+            findings,
+        )
+        self.write(*self._canary.take(), stop)
+        self._history.close()
+
+
+def main() -> int:
+    # The pipe to the parent gets a descriptor of its own, so that a tier that prints cannot garble it.
+    sink = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    faulthandler.enable()
+    parent = Parent(sys.stdin, sink)
+    instruction = parent.instruction()
+    try:
+        worker = Worker(instruction, parent)
+    except Exception as error:
+        parent.say("failed", text=f"{type(error).__name__}: {error}" if not str(error) else str(error))
+        traceback.print_exc()
+        return EXIT_BROKEN
+    exit_code = 0
+    try:
+        worker.drive()
+    except Exception as error:
+        exit_code = EXIT_BROKEN
+        traceback.print_exc()
+        worker.note("error", f"{type(error).__name__}: {error}")
+    worker.close(exit_code)
+    parent.say("done", counts=worker.counts, exit_code=exit_code)
+    return exit_code
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    code = main()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+    sys.exit(code)
