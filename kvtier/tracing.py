@@ -25,7 +25,7 @@ from kvtier.config import ConfigError
 from kvtier.events import BlockSetAside, CopyFinished, Event, Eviction, JobFinished, LookupBatch
 
 TASK_EVENTS_MAX = 32
-"""Tasks that a job's span tells one by one; a larger job says how many it left out."""
+"""Tasks that a job's span tells one by one; its attribute kvtier.tasks holds their whole number."""
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 
@@ -46,21 +46,20 @@ class TracingObserver:
             case JobFinished():
                 self._on_job(event)
             case LookupBatch():
-                attributes = {"kvtier.tier": event.tier, "kvtier.keys": event.keys, "kvtier.hits": event.hits}
-                span = self._start("lookup", event.queue_seconds + event.probe_seconds, attributes)
-                span.add_event("started", timestamp=time.time_ns() - _ns(event.probe_seconds))
+                seconds = event.queue_seconds + event.probe_seconds
+                span = self._start("lookup", seconds, tier=event.tier, keys=event.keys, hits=event.hits)
+                span.add_event("probe started", timestamp=time.time_ns() - _ns(event.probe_seconds))
                 span.end()
             case CopyFinished():
-                attributes = {"kvtier.job_id": event.job_id, "kvtier.blocks": event.blocks, "kvtier.bytes": event.bytes}
-                span = self._start(f"copy {event.direction}", event.seconds, attributes)
+                name = f"copy_{event.direction}"
+                span = self._start(name, event.seconds, job_id=event.job_id, blocks=event.blocks, bytes=event.bytes)
                 if not event.ok:
                     span.set_status(Status(StatusCode.ERROR, "the device reported an error"))
                 span.end()
             case Eviction():
-                self._start("evict", 0, {"kvtier.blocks": event.blocks, "kvtier.reason": event.reason}).end()
+                self._start("evict", 0, blocks=event.blocks, reason=event.reason).end()
             case BlockSetAside():
-                attributes = {"kvtier.tier": event.tier, "kvtier.reason": event.reason, "kvtier.path": event.path}
-                span = self._start("set aside", 0, attributes)
+                span = self._start("set_aside", 0, tier=event.tier, reason=event.reason, path=event.path)
                 span.set_status(Status(StatusCode.ERROR, event.reason))
                 span.end()
 
@@ -68,9 +67,9 @@ class TracingObserver:
         """Send what is left, then stop. Blocks for at most the exporter's timeout."""
         self._provider.shutdown()
 
-    def _start(self, name: str, seconds: float, attributes: Mapping[str, AttributeValue]) -> Span:
-        start = time.time_ns() - _ns(seconds)
-        return self._tracer.start_span(f"kvtier.{name}", attributes=attributes, start_time=start)
+    def _start(self, name: str, seconds: float, **attributes: AttributeValue) -> Span:
+        named = {f"kvtier.{key}": value for key, value in attributes.items()}
+        return self._tracer.start_span(f"kvtier.{name}", attributes=named, start_time=time.time_ns() - _ns(seconds))
 
     def _on_job(self, event: JobFinished) -> None:
         offset = time.time_ns() - time.monotonic_ns()  # taken once a job, so that one span never straddles a clock step
