@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +99,9 @@ class Child:
 
     def _send_line(self, line: str) -> None:
         assert self._popen.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # it died; the reader's "end" tells
             self._popen.stdin.write(line.encode() + b"\n")
             self._popen.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died; the reader's "end" tells
 
     def send(self, **message: Any) -> None:
         """Say something to the driver: `send(go=...)`, `send(release=True)`."""
@@ -135,10 +134,8 @@ class Child:
     def reap(self) -> None:
         """Wait for a process that has closed its stdout, or was killed; release its pipes."""
         assert self._popen.stdin is not None
-        try:
+        with suppress(BrokenPipeError):
             self._popen.stdin.close()
-        except BrokenPipeError:
-            pass
         self._popen.wait()
         self._reader.join()
 

@@ -82,13 +82,17 @@ class Progress:
         return table
 
     def _line(self, children: Sequence[Child], rate: float) -> str:
-        sums = {n: sum(c.counts.get(n, 0) for c in children) for n in ("requests", "stores", "loads")}
-        running = sum(child.alive for child in children)
-        return (
-            f"{time.monotonic() - self._started_seconds:4.0f} s  {running} processes  {sums['requests']:,.0f} requests  "
-            f"{sums['stores']:,.0f} stores  {sums['loads']:,.0f} loads  {_hit_ratio(children):.0%} hits  {rate:,.0f} MiB/s  "
-            f"queue {sum(map(_queued, children)):.0f}  oldest {max(map(_oldest_seconds, children)) * 1000:.0f} ms"
-        )
+        sums = {name: sum(c.counts.get(name, 0) for c in children) for name in ("requests", "stores", "loads")}
+        parts = [
+            f"{time.monotonic() - self._started_seconds:4.0f} s",
+            f"{sum(child.alive for child in children)} processes",
+            *(f"{value:,.0f} {name}" for name, value in sums.items()),
+            f"{_hit_ratio(children):.0%} hits",
+            f"{rate:,.0f} MiB/s",
+            f"queue {sum(map(_queued, children)):.0f}",
+            f"oldest {max(map(_oldest_seconds, children)) * 1000:.0f} ms",
+        ]
+        return "  ".join(parts)
 
 
 def _hit_ratio(children: Sequence[Child]) -> float:

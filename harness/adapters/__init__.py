@@ -1,4 +1,4 @@
-"""Names of the tiers that can be judged, and how each class is found; adapters are imported only where they are used."""
+"""Names of the tiers that can be judged, and how each class is found; adapters are imported only where used."""
 
 from __future__ import annotations
 

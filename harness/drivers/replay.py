@@ -189,7 +189,7 @@ class Replay:
         return moved
 
     def _submit(self, until_seconds: float) -> bool:
-        """Jobs in order of arrival; a request that waits for slots is not overtaken, so that long ones get their turn."""
+        """Jobs in order of arrival; a request that waits for slots is not overtaken, so long ones get their turn."""
         moved = False
         for active in self.active:
             while active.to_load or active.to_store:

@@ -1,11 +1,5 @@
-"""A run's report: one self-contained page that opens offline."""
+"""A run's report: `report.html`, one self-contained page that opens offline, made from what the run folder holds."""
 
-from __future__ import annotations
+from harness.report.page import write_report
 
-from pathlib import Path
-
-
-def write_report(run_dir: Path) -> Path:
-    path = run_dir / "report.html"
-    path.write_text("")
-    return path
+__all__ = ["write_report"]
