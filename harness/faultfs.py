@@ -1,0 +1,352 @@
+"""A FUSE file system that passes everything on to a folder, except what the rules say; `python -m harness.faultfs`.
+
+`harness.faults.FaultFs` starts it and speaks to it: one JSON object per line on stdin, one answer per line on stdout
+("ready" first). It ends, releasing every request it holds back, when stdin closes; it never unmounts by itself.
+
+What a tier meets here, apart from the rules:
+- Pieces: the kernel cuts I/O into requests of up to 1 MiB (256 pages, fewer bytes if the buffer is not page-aligned),
+  so a block of 1 MiB and its trailer are two requests, and pieces of one call arrive in any order.
+- O_DIRECT is accepted and not passed on, so alignment is not enforced; refuse it with a rule (`direct_only`, EINVAL).
+  By default *all* I/O bypasses the page cache, so that one read() is one request; shared mmap then fails with ENODEV.
+  With --cached, buffered reads come as the page cache pleases, and a short read passes for the end of the file.
+- O_TMPFILE fails with EOPNOTSUPP (libfuse's high-level interface has no such operation): tiers take their other path.
+- renameat2 with flags fails with EINVAL, extended attributes with EOPNOTSUPP; locks work, within this kernel.
+- A request that hangs here cannot be killed (as on a hard NFS mount): its process dies when the hang is lifted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from random import Random
+from typing import Any, TextIO, TypeVar
+
+import mfusepy  # type: ignore[import-untyped]
+
+from harness import seeds
+from harness.faults.rules import Rule
+
+REQUESTS_HELD_MAX = 256
+"""Threads of this process, so as many requests may hang while others proceed."""
+
+T = TypeVar("T")
+_STAT_FIELDS = ("st_mode", "st_nlink", "st_size", "st_uid", "st_gid", "st_ino", "st_blocks")
+
+
+class _Armed:
+    """A rule at work: requests that matched, requests that it acted on, its own random stream."""
+
+    def __init__(self, rule: Rule, number: int) -> None:
+        self.rule = rule
+        self.hits = self.acts = 0
+        self._random: Random = seeds.stream(rule.seed, "faultfs", number)
+
+    def strikes(self) -> bool:
+        """Count one matching request; whether it is to meet the action. Under the table's lock."""
+        rule = self.rule
+        self.hits += 1
+        if rule.times and self.acts >= rule.times:
+            return False
+        due = self.hits == rule.nth if rule.nth else self.hits % rule.every == 0
+        if due and rule.probability < 1:
+            due = self._random.random() < rule.probability
+        self.acts += due
+        return due
+
+
+class Table:
+    """The rules in force and what they did; every request passes `strike`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lifted = threading.Event()  # replaced at each lift: a hang belongs to the rules of its time
+        self._armed: list[_Armed] = []
+        self._requests: Counter[str] = Counter()
+        self._held = 0
+
+    def inject(self, rules: list[Rule]) -> None:
+        with self._lock:
+            self._armed += [_Armed(rule, len(self._armed) + i) for i, rule in enumerate(rules)]
+
+    def lift(self) -> None:
+        with self._lock:
+            self._armed = []
+            self._lifted.set()
+            self._lifted = threading.Event()
+
+    def counts(self) -> dict[str, Any]:
+        with self._lock:
+            rules = [{"rule": a.rule.to_json(), "hits": a.hits, "acts": a.acts} for a in self._armed]
+            return {"requests": dict(self._requests), "rules": rules, "held": self._held}
+
+    def strike(self, operation: str, paths: tuple[str, ...], offset: int, size: int, direct: bool) -> list[Rule]:
+        """The rules that act on this request, in the order of their injection."""
+        with self._lock:
+            self._requests[operation] += 1
+            return [
+                a.rule for a in self._armed if a.rule.matches(operation, paths, offset, size, direct) and a.strikes()
+            ]
+
+    def hold(self, rule: Rule) -> None:
+        """Keep the calling request back: for the delay, or until the next lift."""
+        with self._lock:
+            lifted = self._lifted
+            if not any(a.rule is rule for a in self._armed):
+                return  # lifted between strike and here
+            self._held += 1
+        lifted.wait(rule.amount if rule.action == "delay" else None)
+        with self._lock:
+            self._held -= 1
+
+
+class Passthrough(mfusepy.Operations):  # type: ignore[misc]
+    """Every operation on the folder `backing`, as the mount's one user (the one who mounted). Times in ns."""
+
+    use_ns = True
+
+    def __init__(self, backing: str, table: Table, on_ready: Callable[[], None]) -> None:
+        self._backing = backing
+        self._table = table
+        self._on_ready = on_ready
+        self._open: dict[int, tuple[str, bool]] = {}  # descriptor -> path at open, opened with O_DIRECT
+
+    def _at(self, path: str) -> str:
+        return self._backing + path
+
+    def _do(
+        self,
+        operation: str,
+        paths: tuple[str, ...],
+        act: Callable[[], T],
+        *,
+        offset: int = 0,
+        size: int = 0,
+        direct: bool = False,
+    ) -> tuple[T, list[Rule]]:
+        """Run `act` as the rules allow; also returns the rules that act on the bytes."""
+        rules = self._table.strike(operation, paths, offset, size, direct)
+        for rule in rules:
+            if not rule.late:
+                self._before(rule, paths)
+        result = act()
+        for rule in rules:
+            if rule.late:
+                self._before(rule, paths)
+        return result, rules
+
+    def _before(self, rule: Rule, paths: tuple[str, ...]) -> None:
+        if rule.error:
+            raise OSError(rule.error, os.strerror(rule.error))
+        match rule.action:
+            case "delay" | "hang":
+                self._table.hold(rule)
+            case "truncate":
+                with contextlib.suppress(FileNotFoundError):
+                    os.truncate(self._at(paths[0]), int(rule.amount))
+            case "vanish":
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._at(paths[0]))
+
+    def _simple(self, operation: str, *paths: str, act: Callable[[], object]) -> int:
+        self._do(operation, paths, act)
+        return 0
+
+    def _by_handle(self, operation: str, path: str | None, handle: int, act: Callable[[], object]) -> int:
+        opened, direct = self._open[handle]  # path is None once the file is unlinked
+        self._do(operation, (path or opened,), act, direct=direct)
+        return 0
+
+    def init_with_config(self, conn: Any, config: Any) -> None:
+        # The kernel's default is 12: that many reads that hang would stop all others.
+        conn.max_background = conn.congestion_threshold = 4 * REQUESTS_HELD_MAX
+        self._on_ready()
+
+    def open(self, path: str, flags: int) -> int:
+        return self._opened("open", path, flags, 0)
+
+    def create(self, path: str, mode: int, fi: Any = None) -> int:
+        return self._opened("create", path, fi | os.O_CREAT, mode)
+
+    def _opened(self, operation: str, path: str, flags: int, mode: int) -> int:
+        direct = bool(flags & os.O_DIRECT)
+        # The kernel positions appends itself, and its buffers are aligned for nobody.
+        passed = flags & ~(os.O_DIRECT | os.O_APPEND)
+        taken: list[int] = []
+
+        def act() -> None:
+            taken.append(os.open(self._at(path), passed, mode))
+
+        try:
+            self._do(operation, (path,), act, direct=direct)
+        except OSError:
+            for handle in taken:  # opened, then reported failed: nobody else will close it
+                os.close(handle)
+            raise
+        self._open[taken[0]] = (path, direct)
+        return taken[0]
+
+    def read(self, path: str | None, size: int, offset: int, fh: int) -> bytes:
+        opened, direct = self._open[fh]
+        act = lambda: os.pread(fh, size, offset)  # noqa: E731
+        data, rules = self._do("read", (path or opened,), act, offset=offset, size=size, direct=direct)
+        for rule in rules:
+            data = _distort(rule, data, offset)
+        return data
+
+    def write(self, path: str | None, data: bytes, offset: int, fh: int) -> int:
+        opened, direct = self._open[fh]
+        paths = (path or opened,)
+        rules = self._table.strike("write", paths, offset, len(data), direct)
+        for rule in rules:
+            if not rule.late:
+                self._before(rule, paths)
+            data = _distort(rule, data, offset)
+        written = os.pwrite(fh, data, offset) if data else 0
+        for rule in rules:
+            if rule.late:
+                self._before(rule, paths)
+        return written
+
+    def getattr(self, path: str | None, fh: int | None = None) -> dict[str, int]:
+        paths = (path or (self._open[fh][0] if fh is not None else "/"),)
+        stat, _ = self._do("getattr", paths, lambda: os.lstat(self._at(paths[0])) if fh is None else os.fstat(fh))
+        times = {"st_atime": stat.st_atime_ns, "st_mtime": stat.st_mtime_ns, "st_ctime": stat.st_ctime_ns}
+        return {name: getattr(stat, name) for name in _STAT_FIELDS} | times
+
+    def readdir(self, path: str, fh: int) -> list[str]:
+        names, _ = self._do("readdir", (path,), lambda: os.listdir(self._at(path)))
+        return [".", "..", *names]
+
+    def flush(self, path: str | None, fh: int) -> int:
+        return self._by_handle("flush", path, fh, lambda: None)
+
+    def fsync(self, path: str | None, datasync: int, fh: int) -> int:
+        return self._by_handle("fsync", path, fh, lambda: os.fdatasync(fh) if datasync else os.fsync(fh))
+
+    def release(self, path: str | None, fh: int) -> int:
+        try:
+            return self._by_handle("release", path, fh, lambda: None)
+        finally:
+            del self._open[fh]
+            os.close(fh)
+
+    def truncate(self, path: str | None, length: int, fh: int | None = None) -> int:
+        if fh is not None:
+            return self._by_handle("truncate", path, fh, lambda: os.ftruncate(fh, length))
+        assert path is not None
+        return self._simple("truncate", path, act=lambda: os.truncate(self._at(path), length))
+
+    def rename(self, old: str, new: str, flags: int = 0) -> int:
+        if flags:  # RENAME_NOREPLACE and RENAME_EXCHANGE: a file system may not know them, but must never ignore them
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return self._simple("rename", old, new, act=lambda: os.rename(self._at(old), self._at(new)))
+
+    def link(self, target: str, source: str) -> int:
+        return self._simple("link", source, target, act=lambda: os.link(self._at(source), self._at(target)))
+
+    def unlink(self, path: str) -> int:
+        return self._simple("unlink", path, act=lambda: os.unlink(self._at(path)))
+
+    def mkdir(self, path: str, mode: int) -> int:
+        return self._simple("mkdir", path, act=lambda: os.mkdir(self._at(path), mode))
+
+    def rmdir(self, path: str) -> int:
+        return self._simple("rmdir", path, act=lambda: os.rmdir(self._at(path)))
+
+    def symlink(self, target: str, source: str) -> int:
+        return self._simple("symlink", target, act=lambda: os.symlink(source, self._at(target)))
+
+    def readlink(self, path: str) -> str:
+        return self._do("readlink", (path,), lambda: os.readlink(self._at(path)))[0]
+
+    def chmod(self, path: str, mode: int) -> int:
+        return self._simple("chmod", path, act=lambda: os.chmod(self._at(path), mode))
+
+    def chown(self, path: str, uid: int, gid: int) -> int:
+        return self._simple("chown", path, act=lambda: os.chown(self._at(path), uid, gid, follow_symlinks=False))
+
+    def utimens(self, path: str, times: tuple[int, int] | None = None) -> int:
+        now = time.time_ns()
+        ns = (int(times[0]), int(times[1])) if times else (now, now)
+        return self._simple("utimens", path, act=lambda: os.utime(self._at(path), ns=ns, follow_symlinks=False))
+
+    def statfs(self, path: str) -> dict[str, int]:
+        values, _ = self._do("statfs", (path,), lambda: os.statvfs(self._at(path)))
+        return {name: getattr(values, name) for name in dir(values) if name.startswith("f_") and name != "f_fsid"}
+
+
+class _Fuse(mfusepy.FUSE):  # type: ignore[misc]
+    def rename_fuse_3(self, old: bytes, new: bytes, flags: int) -> int:  # mfusepy drops the flags
+        status: int = self.operations.rename(os.fsdecode(old), os.fsdecode(new), flags)
+        return status
+
+
+def _distort(rule: Rule, data: bytes, offset: int) -> bytes:
+    """The bytes of one request (at file offset `offset`) as the rule leaves them."""
+    amount = int(rule.amount)
+    match rule.action:
+        case "short":
+            return data[:amount]
+        case "zero":
+            return data[:amount] + bytes(max(0, len(data) - amount))
+        case "bit_flip":
+            at = len(data) // 2 if amount < 0 else amount - offset
+            if at < len(data):
+                return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+    return data
+
+
+def _obey(table: Table, lines: TextIO, answer: Callable[[object], None]) -> None:
+    """Carry out one command per line until there are none: {"inject": [rule, ...]}, {"lift": true}, {}: counts."""
+    for line in lines:
+        command = json.loads(line)
+        if "inject" in command:
+            table.inject([Rule(**rule) for rule in command["inject"]])
+        counts = table.counts()
+        if "lift" in command:
+            table.lift()
+        answer(counts)
+    table.lift()
+    os._exit(0)  # requests under way end with an error, as when such a daemon dies
+
+
+def main(arguments: list[str]) -> None:
+    """BACKING MOUNT [--cached]: serve until stdin closes."""
+    backing, mount, *rest = arguments
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.umask(0)  # the kernel has applied the caller's
+    table = Table()
+
+    def answer(value: object) -> None:
+        print(json.dumps(value), file=answers)
+
+    threading.Thread(target=_obey, args=(table, sys.stdin, answer), daemon=True).start()
+    _Fuse(
+        Passthrough(os.path.abspath(backing), table, lambda: answer("ready")),
+        mount,
+        foreground=True,
+        fsname="faultfs",
+        max_threads=REQUESTS_HELD_MAX,
+        max_idle_threads=16,
+        default_permissions=True,
+        **({"allow_other": True} if os.geteuid() == 0 else {}),
+        hard_remove=True,
+        use_ino=True,
+        direct_io="--cached" not in rest,
+        # Nothing is remembered: what another mount or the backing folder does is seen at once.
+        entry_timeout=0,
+        attr_timeout=0,
+        negative_timeout=0,
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,45 @@
+"""What can go wrong under a tier, made to go wrong on demand; scenarios and tests use it, no tier is named in it.
+
+`FAULTS` lists all, each with what a tier owes. What a machine cannot do raises `FaultUnavailable`: skip with its text.
+"""
+
+from harness.faults.damage import DAMAGES, Damage, HostileConfig, hostile_configs, mangle, stale_temps
+from harness.faults.mounts import FaultFs, SmallDisk, is_mounted, read_only, small_disk
+from harness.faults.processes import (
+    PUBLISH_STEPS,
+    Injection,
+    PublishStep,
+    SteppedClock,
+    fd_limit,
+    file_size_limit,
+    strace_inject,
+)
+from harness.faults.rules import FaultUnavailable, Rule
+from harness.faults.table import FAULTS, OWED, Fault, describe_faults
+
+__all__ = [
+    "DAMAGES",
+    "FAULTS",
+    "OWED",
+    "PUBLISH_STEPS",
+    "Damage",
+    "Fault",
+    "FaultFs",
+    "FaultUnavailable",
+    "HostileConfig",
+    "Injection",
+    "PublishStep",
+    "Rule",
+    "SmallDisk",
+    "SteppedClock",
+    "describe_faults",
+    "fd_limit",
+    "file_size_limit",
+    "hostile_configs",
+    "is_mounted",
+    "mangle",
+    "read_only",
+    "small_disk",
+    "stale_temps",
+    "strace_inject",
+]

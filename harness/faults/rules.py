@@ -1,0 +1,101 @@
+"""The words that a test and the fault file system share: which requests go wrong, and how. It does no I/O."""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import re
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+OPERATIONS = (
+    *("open", "create", "read", "write", "flush", "fsync", "release", "truncate", "rename", "link", "unlink"),
+    *("getattr", "readdir", "mkdir", "rmdir", "symlink", "readlink", "chmod", "chown", "utimens", "statfs"),
+)
+"""What the kernel asks a file system. "flush" is each close(), "release" the last one; "*" in a rule means all."""
+
+ACTIONS = ("short", "zero", "bit_flip", "delay", "hang", "truncate", "vanish")
+ON_DATA = ("short", "zero", "bit_flip")  # these need bytes: operations "read" and "write" only
+
+
+class FaultUnavailable(Exception):
+    """This machine cannot do that fault; the text is one sentence that says what is missing. Skip loudly with it."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One fault of `FaultFs`: requests of `operations` (spaces between) on a path like `path` meet `action`.
+
+    `path` is a shell pattern over the absolute path inside the mount ("/ab/*.bin"; `*` also spans slashes); a rename
+    or link matches with either of its names. `action`, with `amount` in the unit it needs:
+
+    - an errno's name ("EIO"): the request fails, the backing file untouched; with `late` it is *done* and then
+      reported failed, as a network file system does whose reply was lost
+    - "short": only the first `amount` bytes are read or written, and so reported
+    - "zero": bytes from `amount` on (counted within the request) are zeros
+    - "bit_flip": the lowest bit of the byte at file offset `amount` (-1: the middle of each request) is inverted;
+      only requests that contain that byte match. Flipped on "read" it comes back right next time, on "write" never
+    - "delay": `amount` seconds pass first; "hang": until `lift` (both afterwards, if `late`)
+    - "truncate": the backing file is cut to `amount` bytes first; "vanish": its name is unlinked first
+
+    Of the matching requests, counted from 1 in the order of their arrival, it acts on the `nth` alone if `nth` is not
+    0, else on each `every`-th, with `probability` drawn from `seed`; `times` limits the acts, 0 does not. With
+    `direct_only` only requests on files opened with O_DIRECT match ("open"/"create": that ask for it).
+    """
+
+    operations: str
+    action: str
+    amount: float = 0
+    path: str = "*"
+    nth: int = 0
+    every: int = 1
+    times: int = 0
+    probability: float = 1.0
+    seed: int = 0
+    late: bool = False
+    direct_only: bool = False
+
+    def __post_init__(self) -> None:
+        names = self.operations.split()
+        if unknown := [n for n in names if n not in OPERATIONS and n != "*"]:
+            raise ValueError(f"operations name {', '.join(map(repr, unknown))}; valid: *, {', '.join(OPERATIONS)}")
+        if not names:
+            raise ValueError(f"operations are empty; valid: *, {', '.join(OPERATIONS)}")
+        if self.action not in ACTIONS and not hasattr(errno, self.action):
+            raise ValueError(f"action is {self.action!r}; valid: an errno's name, {', '.join(ACTIONS)}")
+        if self.action in ON_DATA and not set(names) <= {"read", "write"}:
+            raise ValueError(f"action {self.action!r} works on the operations read and write, not {self.operations!r}")
+        if self.late and self.action not in ("delay", "hang") and not self.error:
+            raise ValueError(f"action {self.action!r} cannot be late; an errno, delay and hang can")
+        if self.amount < 0 and not (self.action == "bit_flip" and self.amount == -1):
+            raise ValueError(f"amount is {self.amount}; it must be at least 0")
+        if self.nth < 0 or self.every < 1 or self.times < 0 or not 0 <= self.probability <= 1:
+            raise ValueError(
+                f"nth is {self.nth}, every {self.every}, times {self.times}, probability {self.probability}; "
+                "valid: nth >= 0, every >= 1, times >= 0, 0 <= probability <= 1"
+            )
+
+    @property
+    def error(self) -> int:
+        """The errno that the request fails with; 0 if the action is another."""
+        return 0 if self.action in ACTIONS else int(getattr(errno, self.action))
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile(fnmatch.translate(self.path))
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(OPERATIONS if "*" in self.operations.split() else self.operations.split())
+
+    def matches(self, operation: str, paths: tuple[str, ...], offset: int, size: int, direct: bool) -> bool:
+        """Whether a request is one that this rule counts. `offset` and `size` are bytes, of reads and writes only."""
+        if operation not in self._names or (self.direct_only and not direct):
+            return False
+        if self.action == "bit_flip" and self.amount >= 0 and not offset <= self.amount < offset + size:
+            return False
+        return any(self._pattern.match(path) for path in paths)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
