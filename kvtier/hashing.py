@@ -125,7 +125,7 @@ def hash_tokens(
     from the start of `tokens`. Equal input gives equal hashes, in every process and whatever objects carry it.
     """
     assert tokens_per_hash >= 1, f"tokens_per_hash is {tokens_per_hash}"
-    exact = tuple(map(int, map(index, tokens)))  # index() refuses 1.5 and "1"; int() turns True and numpy ints plain
+    exact = tuple(map(index, tokens))  # exact ints of True and numpy ints; 1.5 and "1" are a TypeError
     previous = BlockHash(_copy_bytes(parent))
     hashes: list[BlockHash] = []
     for start in range(0, len(exact) - tokens_per_hash + 1, tokens_per_hash):
@@ -179,7 +179,7 @@ def _copy_value(value: Any) -> str | bytes | int:
         return _copy_str(value)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return _copy_bytes(value)
-    return int(index(value))
+    return index(value)
 
 
 def _copy_str(value: str) -> str:
