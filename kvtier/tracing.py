@@ -87,7 +87,7 @@ class TracingObserver:
             f"kvtier.{event.direction}",
             context=_PROPAGATOR.extract({"traceparent": event.traceparent or ""}),
             attributes=attributes,
-            links=[Link(context) for link in event.links if (context := _context_of(link)).is_valid],
+            links=[Link(_context_of(link)) for link in event.links],  # the SDK drops invalid ones
             start_time=offset + _ns(event.submitted_seconds),
         )
         for task in event.tasks[:TASK_EVENTS_MAX]:
