@@ -1,0 +1,161 @@
+"""The house rules that docs/structures.md states: who imports whom, who imports what, how long a file may be."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LINES_MAX = 500
+
+# In kvtier, who else's code may be imported, and where. Everything else is the standard library.
+THIRD_PARTY = {
+    "cbor2": {"hashing"},
+    "xxhash": {"hashing", "blockio"},
+    "torch": {"gpu"},
+    "prometheus_client": {"metrics"},
+    "opentelemetry": {"tracing"},
+    "click": {"cli"},
+}
+KVTIER_IMPORTERS_IN_HARNESS = {"adapters/kvtier"}
+
+
+@cache
+def modules(package: str) -> dict[str, ast.Module]:
+    """Module name ("adapters/base") -> its syntax tree; a package's own module is called by its folder."""
+    found = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        name = path.relative_to(ROOT / package).with_suffix("").as_posix()
+        name = name.removesuffix("/__init__")
+        found[name] = ast.parse(path.read_text(), str(path))
+    return found
+
+
+def imports(package: str, name: str) -> set[str]:
+    """Dotted names of what a module imports anywhere in it, also inside functions."""
+    found: set[str] = set()
+    for node in ast.walk(modules(package)[name]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{package}/{name}.py, line {node.lineno}: a relative import"
+            base = node.module or ""
+            # `from package import module` names a module, `from package.module import Name` does not.
+            below = {f"{base}.{alias.name}" for alias in node.names}
+            found |= {one for one in below if _module_name(package, one) in modules(package)} or {base}
+    return found
+
+
+def _module_name(package: str, dotted: str) -> str:
+    return dotted.removeprefix(package + ".").replace(".", "/") if dotted.startswith(package + ".") else ""
+
+
+def inner_imports(package: str, name: str) -> set[str]:
+    return {_module_name(package, dotted) for dotted in imports(package, name)} - {""}
+
+
+@cache
+def rows(package: str) -> list[tuple[int, set[str]]]:
+    """The floors table: (floor, modules of one row) from top to bottom; a folder stands for all it holds."""
+    text = (ROOT / "docs/structures.md").read_text()
+    section = text.split(f"## {package}/")[1].split("\n## ")[0]
+    floor, found = -1, []
+    for line in section.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|") or cells[0] in ("floor", "---"):
+            continue
+        if cells[0]:
+            floor = int(cells[0].split()[0])
+        found.append((floor, {n.removesuffix(".py").rstrip("/") for n in re.findall(r"`([\w/.]+)`", cells[1])}))
+    assert found, f"no floors table for {package}/ in docs/structures.md"
+    return found
+
+
+def row_of(package: str, name: str) -> int | None:
+    for index, (_, names) in enumerate(rows(package)):
+        if name in names or name.split("/")[0] in names:
+            return index
+    return None
+
+
+CASES = [
+    pytest.param(package, name, id=f"{package}/{name}")
+    for package in ("kvtier", "harness")
+    for name in modules(package)
+]
+
+
+@pytest.mark.parametrize(("package", "name"), CASES)
+def test_a_module_stands_on_a_floor_and_imports_only_from_rows_above_it(package: str, name: str) -> None:
+    if name in ("__init__", "__main__"):
+        return
+    row = row_of(package, name)
+    assert row is not None, f"{package}/{name}.py has no row in the floors table of docs/structures.md"
+    for target in sorted(inner_imports(package, name) - {name, "__init__"}):
+        target_row = row_of(package, target)
+        assert target_row is not None, f"{package}/{name}.py imports {target}, which has no row in docs/structures.md"
+        assert target_row <= row, f"{package}/{name}.py imports {target}, which stands below it in docs/structures.md"
+
+
+@pytest.mark.parametrize("package", ["kvtier", "harness"])
+def test_no_module_imports_itself_in_a_circle(package: str) -> None:
+    graph = {name: inner_imports(package, name) & set(modules(package)) for name in modules(package)}
+    finished: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, f"{package}: " + " -> ".join([*path[path.index(name) :], name])
+        if name not in finished:
+            for target in sorted(graph[name]):
+                visit(target, (*path, name))
+            finished.add(name)
+
+    graph["__init__"] = set()  # it names what it loads on demand
+    for name in graph:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("name", modules("kvtier"))
+def test_kvtier_borrows_only_what_is_listed_and_only_where(name: str) -> None:
+    tops = {dotted.split(".")[0] for dotted in imports("kvtier", name)}
+    for top in sorted(tops - sys.stdlib_module_names - {"kvtier"}):
+        assert name in THIRD_PARTY.get(top, set()), f"kvtier/{name}.py imports {top}"
+
+
+@pytest.mark.parametrize("name", modules("harness"))
+def test_the_harness_knows_kvtier_in_one_file(name: str) -> None:
+    tops = {dotted.split(".")[0] for dotted in imports("harness", name)}
+    assert "kvtier" not in tops or name in KVTIER_IMPORTERS_IN_HARNESS, f"harness/{name}.py imports kvtier"
+
+
+@pytest.mark.parametrize(("package", "name"), CASES)
+def test_a_file_fits_in_a_readers_head_and_says_what_it_is(package: str, name: str) -> None:
+    tree = modules(package)[name]
+    path = ROOT / package / f"{name}.py"
+    lines = (path if path.exists() else ROOT / package / name / "__init__.py").read_text().count("\n")
+    assert lines <= LINES_MAX, f"{package}/{name}.py has {lines} lines; {LINES_MAX} is the limit"
+    assert not tree.body or ast.get_docstring(tree), f"{package}/{name}.py opens without saying what it is"
+
+
+def test_importing_kvtier_and_its_tier_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, kvtier; kvtier.FileSystemTierManager, kvtier.TieringOffloadingManager\n"
+        "print(*({name.split('.')[0] for name in sys.modules}))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert not {"torch", "numpy", "prometheus_client", "opentelemetry", "click", "harness"} & set(out.split())
+
+
+def test_every_public_name_resolves() -> None:
+    import kvtier
+
+    for name in kvtier.__all__:
+        assert getattr(kvtier, name) is not None
+    assert set(kvtier.__all__) == {*kvtier._MODULE_OF, "__version__"}
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'; it has CPUOffloadingManager"):
+        _ = kvtier.Nonsense
