@@ -1,0 +1,19 @@
+"""Checkers: pure functions from a history to a verdict; `run` calls them by the names registered here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from harness.checkers import determinism, integrity, leftovers, nonblocking, results, sharing, starvation
+from harness.checkers.base import Verdict
+from harness.history import History
+
+CHECKERS: Mapping[str, Callable[[History], Verdict]] = {
+    "sharing": sharing.check,
+    "determinism": determinism.check,
+    "starvation": starvation.check,
+    "integrity": integrity.check,
+    "results": results.check,
+    "leftovers": leftovers.check,
+    "nonblocking": nonblocking.check,
+}

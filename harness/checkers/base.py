@@ -1,0 +1,138 @@
+"""What every checker returns, and the few questions about a history that several of them ask; no clock, no files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+from harness.history import History
+
+Value = Literal["true", "false", "unknown"]
+
+FINDINGS_MAX = 20
+
+
+class Verdict(NamedTuple):
+    """One checker's word on a run. `figure` is the one thing that decided it, in words with numbers.
+
+    "true": looked and found right; "false": found wrong; "unknown": the history does not hold enough to say (an empty
+    or vacuous history is never "true"). `findings` can each be read alone, 20 at most and then how many more.
+    """
+
+    name: str
+    value: Value
+    figure: str
+    findings: list[str]
+    data: dict[str, Any]
+
+
+class Findings:
+    """Collects findings: counts all, keeps the first `FINDINGS_MAX`."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._kept: list[str] = []
+
+    def add(self, text: str) -> None:
+        self.count += 1
+        if self.count <= FINDINGS_MAX:
+            self._kept.append(text)
+
+    def __bool__(self) -> bool:
+        return self.count > 0
+
+    def list(self) -> list[str]:
+        more = self.count - len(self._kept)
+        return [*self._kept, f"and {more} more"] if more else list(self._kept)
+
+
+class Life(NamedTuple):
+    """One incarnation of one process. `exit_code` is None when nothing says how it ended; then `end_seconds` is inf."""
+
+    process: int
+    incarnation: int
+    start_seconds: float
+    end_seconds: float
+    exit_code: int | None
+
+    @property
+    def ended_well(self) -> bool:
+        return self.exit_code == 0
+
+
+class Lives:
+    """Which incarnation of its process a record belongs to: the last that had started by then."""
+
+    def __init__(self, history: History) -> None:
+        stops = {(s.process, s.incarnation): s for s in history.stops}
+        starts = {(s.process, s.incarnation): s.monotonic_seconds for s in history.starts}
+        self._by_process: dict[int, list[Life]] = {}
+        for process, incarnation in sorted(stops.keys() | starts.keys()):
+            stop = stops.get((process, incarnation))
+            life = Life(
+                process,
+                incarnation,
+                starts.get((process, incarnation), -math.inf),
+                stop.monotonic_seconds if stop else math.inf,
+                stop.exit_code if stop else None,
+            )
+            self._by_process.setdefault(process, []).append(life)
+
+    def all(self) -> list[Life]:
+        return [life for lives in self._by_process.values() for life in lives]
+
+    def at(self, process: int, seconds: float) -> Life:
+        lives = self._by_process.get(process, [])
+        started = [life for life in lives if life.start_seconds <= seconds]
+        return started[-1] if started else lives[0] if lives else Life(process, 0, -math.inf, math.inf, None)
+
+
+def worst_canary_seconds(history: History, process: int) -> float | None:
+    """The latest that a thread of this process woke up, beyond what it had asked for; None if nobody measured it."""
+    return max(canary_seconds(history, process), default=None)
+
+
+def canary_seconds(history: History, process: int) -> list[float]:
+    """How late a probe thread of this process woke up, the worst of each second or so."""
+    return [float(n.detail["late_seconds"]) for n in history.notes if n.kind == "canary" and n.process == process]
+
+
+def first_fault_seconds(history: History) -> float:
+    """When the first fault was put in; inf if the run was healthy. What fails afterwards may be its consequence."""
+    return min((n.monotonic_seconds for n in history.notes if n.kind == "fault"), default=math.inf)
+
+
+def was_meant_to_die(history: History, process: int) -> bool:
+    """Whether a fault was aimed at this process, by the note's process or by its detail."""
+    return any(n.kind == "fault" and process in (n.process, n.detail.get("process")) for n in history.notes)
+
+
+def milliseconds(seconds: float) -> str:
+    """A duration for a person."""
+    return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.2f} %" if whole else "0 %"
+
+
+def some(values: Iterable[object], most: int = 5) -> str:
+    """The first few of many, for a finding."""
+    listed = [str(value) for value in values]
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+
+
+_KNOWN_NAMES = ("config.json", "kvtier.json")
+
+
+def is_bookkeeping(path: str) -> bool:
+    """Files that a tier keeps beside its blocks: what it remembers about the root, and what it set aside."""
+    name = path.rpartition("/")[2]
+    rank_record = name.startswith("kvtier_r") and name.endswith(".json")
+    return name in _KNOWN_NAMES or rank_record or is_set_aside(path)
+
+
+def is_set_aside(path: str) -> bool:
+    """A damaged file that was moved out of the way, so that somebody can look at it."""
+    return "quarantine" in path.split("/")[:-1]

@@ -1,0 +1,100 @@
+"""Does every process derive the same file name for the same tokens, and are exactly those names on disk?
+
+Covers: one block, one name, in all processes and incarnations; two blocks, two names; equal seeds of the chain; and,
+where the run listed the files under its root, that the block files there are exactly the names of blocks with a store
+reported ok. A block file is one whose suffix block names have; bookkeeping (config.json, kvtier.json, quarantine) is no
+block file, and what is neither is for `leftovers`. A store that failed or whose process died may have left its file or
+not. A name in quarantine is not missing.
+
+Not covered: what is in the files (integrity), names of blocks that the traffic never asked for, other platforms or
+Python versions than those of the run.
+
+unknown: no block was named by two processes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import PurePosixPath
+
+from harness.checkers.base import Findings, Lives, Value, Verdict, is_bookkeeping, is_set_aside, some
+from harness.history import History
+
+
+def check(history: History) -> Verdict:
+    """Judges `names`, `starts`, `jobs` and `files`."""
+    findings = Findings()
+    by_block: dict[int, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+    by_name: dict[str, set[int]] = defaultdict(set)
+    for name in history.names:
+        by_block[name.block][name.name].add(name.process)
+        by_name[name.name].add(name.block)
+    compared = sum(len(set().union(*names.values())) - 1 for names in by_block.values())
+    for block, names in by_block.items():
+        if len(names) > 1:
+            texts = [f"{n} (process {some(sorted(p), 3)})" for n, p in names.items()]
+            findings.add(f"block {block} has {len(names)} names: {some(texts, 3)}")
+    for text, blocks in by_name.items():
+        if len(blocks) > 1:
+            findings.add(f"blocks {some(sorted(blocks))} share the name {text}")
+    digests: dict[str, list[int]] = defaultdict(list)
+    for start in history.starts:
+        digests[start.none_hash_digest].append(start.process)
+    if len(digests) > 1:
+        texts = [f"{digest} (process {some(sorted(set(p)), 3)})" for digest, p in digests.items()]
+        findings.add(f"{len(digests)} different seeds of the chain: {some(texts)}")
+
+    on_disk: set[str] = set()
+    expected: set[str] = set()
+    if history.files and by_name:
+        on_disk, expected = _compare_files(history, by_block, by_name, findings)
+    listing = f"{len(expected & on_disk)} of {len(expected)} expected names on disk, {len(on_disk)} there"
+    if not (history.files and by_name):
+        listing = "files on disk not compared"
+    value: Value = "false" if findings else "true" if compared else "unknown"
+    figure = (
+        f"{compared} names of {len(by_block)} blocks compared between processes, {findings.count} findings; {listing}"
+    )
+    data = {
+        "blocks_named": len(by_block),
+        "names_compared": compared,
+        "files_expected": len(expected),
+        "files_on_disk": len(on_disk),
+        "none_hash_digests": len(digests),
+    }
+    return Verdict("determinism", value, figure, findings.list(), data)
+
+
+def _compare_files(
+    history: History,
+    by_block: dict[int, dict[str, set[int]]],
+    by_name: dict[str, set[int]],
+    findings: Findings,
+) -> tuple[set[str], set[str]]:
+    """Block files there and block files wanted; differences become findings."""
+    suffixes = {PurePosixPath(name).suffix for name in by_name}
+    on_disk = {f for f in history.files if PurePosixPath(f).suffix in suffixes and not is_bookkeeping(f)}
+    set_aside = " ".join(PurePosixPath(f).name for f in history.files if is_set_aside(f))
+    expected: set[str] = set()
+    possible: set[str] = set()
+    for job in history.jobs:
+        if job.direction == "store":
+            expected.update(_names(by_block, job.ok, job.process))
+            possible.update(name for block in job.blocks for name in by_block.get(block, ()))
+    lives = Lives(history)
+    if any(not life.ended_well for life in lives.all()):
+        possible.update(by_name)  # a dead process may have stored what nobody heard of
+    for name in sorted(expected - on_disk):
+        if PurePosixPath(name).name not in set_aside:
+            blocks = some(sorted(by_name[name]))
+            findings.add(f"{name} is missing on disk, though a store of block {blocks} was reported ok")
+    for name in sorted(on_disk - expected - possible):
+        blocks = some(sorted(by_name[name])) if name in by_name else ""
+        what = f"is block {blocks}, which nobody stored" if blocks else "is no name that any process derived"
+        findings.add(f"{name} is on disk, but {what}")
+    return on_disk, expected
+
+
+def _names(by_block: dict[int, dict[str, set[int]]], blocks: list[int], process: int) -> list[str]:
+    """What `process` calls these blocks."""
+    return [name for block in blocks for name, who in by_block.get(block, {}).items() if process in who]

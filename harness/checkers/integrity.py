@@ -1,0 +1,39 @@
+"""Is every byte that came back the right one? Loads reported ok were compared with what their keys demand.
+
+Covers: each block of each load job reported ok (also of jobs that failed in part), judged by the worker byte for byte.
+Not covered: blocks that were reported failed (their slots hold rubbish by contract), bytes that were never loaded
+again, blocks served from memory without a job.
+
+false: any wrong block. unknown: no block was verified.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from harness.checkers.base import Findings, Value, Verdict
+from harness.history import History
+
+
+def check(history: History) -> Verdict:
+    """Judges `jobs`."""
+    findings = Findings()
+    verified = verified_bytes = loads = 0
+    kinds: Counter[str] = Counter()
+    for job in history.jobs:
+        if job.direction == "load":
+            loads += 1
+            verified += len(job.ok)
+            verified_bytes += job.bytes_ok
+        for block, how in job.wrong:
+            kinds[how.partition(":")[0]] += 1
+            findings.add(f"block {block}, loaded by process {job.process} in job {job.job_id}: {how}")
+    value: Value = "false" if findings else "true" if verified else "unknown"
+    figure = f"{verified} blocks of {loads} load jobs checked byte for byte, {findings.count} wrong"
+    data = {
+        "blocks_verified": verified,
+        "bytes_verified": verified_bytes,
+        "blocks_wrong": findings.count,
+        "wrong_by_kind": dict(kinds),
+    }
+    return Verdict("integrity", value, figure, findings.list(), data)

@@ -1,0 +1,73 @@
+"""What does a run leave behind? No temp file, no pinned slot, no leaked descriptor, no account that does not add up.
+
+Covers: every file under the root at the end that is neither a block's name nor bookkeeping (config.json, kvtier.json,
+quarantine); each process's Stop record: slots still pinned, descriptors above those at its start, the tier's own
+findings, an exit code that says it broke. A process that was meant to die (a "fault" note aimed at it) is excused from
+its exit code and from what only a living process can say, never from temp files: those are what others find.
+Where no process named a block, only names that say "tmp" or "part" count as temp files.
+
+Not covered: memory, threads, files outside the root, block files that nobody expects (determinism).
+
+false: a leftover, or a process that died by itself. unknown: no process recorded its end.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+
+from harness.checkers.base import Findings, Lives, Value, Verdict, is_bookkeeping, is_set_aside, was_meant_to_die
+from harness.history import History
+
+_TEMP = re.compile(r"tmp|temp|\.part", re.IGNORECASE)
+
+
+def check(history: History) -> Verdict:
+    """Judges `files`, `stops`, `starts` and `names`."""
+    findings = Findings()
+    suffixes = {PurePosixPath(name.name).suffix for name in history.names}
+    names = {name.name for name in history.names}
+    temp_files = 0
+    for path in history.files:
+        if is_bookkeeping(path) or path in names:
+            continue
+        name = PurePosixPath(path)
+        if _TEMP.search(name.name) or (suffixes and name.suffix not in suffixes):
+            temp_files += 1
+            findings.add(f"{path} was left under the root")
+    pinned = leaked = excused = 0
+    for stop in history.stops:
+        who = f"process {stop.process}" + (f" (start {stop.incarnation})" if stop.incarnation else "")
+        if stop.exit_code and was_meant_to_die(history, stop.process):
+            excused += 1
+            continue
+        if stop.exit_code:
+            how = f"was killed by signal {-stop.exit_code}" if stop.exit_code < 0 else f"ended with {stop.exit_code}"
+            findings.add(f"{who} {how}, and no fault was aimed at it")
+        if stop.pinned_slots:
+            findings.add(f"{who} ended with {stop.pinned_slots} slots still pinned")
+        if stop.leaked_fds:
+            findings.add(f"{who} ended with {stop.leaked_fds} more descriptors than it began with")
+        for text in stop.findings:
+            findings.add(f"{who}: {text}")
+        pinned += stop.pinned_slots
+        leaked += stop.leaked_fds
+    for life in Lives(history).all():
+        if life.exit_code is None:
+            findings.add(f"process {life.process} (start {life.incarnation}) has no record of its end")
+    judged = len(history.stops) - excused
+    value: Value = "false" if findings else "true" if judged else "unknown"
+    figure = (
+        f"{temp_files} temp files among {len(history.files)} files, {pinned} pinned slots and {leaked} leaked "
+        f"descriptors in {judged} processes, {findings.count} findings"
+    )
+    data = {
+        "files": len(history.files),
+        "temp_files": temp_files,
+        "set_aside": sum(map(is_set_aside, history.files)),
+        "pinned_slots": pinned,
+        "leaked_fds": leaked,
+        "processes": judged,
+        "meant_to_die": excused,
+    }
+    return Verdict("leftovers", value, figure, findings.list(), data)

@@ -1,0 +1,90 @@
+"""Does `submit_store` / `submit_load` return at once, or only after the I/O?
+
+Absolute times say nothing across machines, so each submit is set against its own job and against how late a thread of
+the same process wakes up anyhow (the canary). Two signs, either makes it false:
+1. as a habit: for at least half of a process's jobs the submit took more than half of the job's whole life, and the
+   median submit is longer than the canary's median. Below the canary's median, submitting cannot be told from noise:
+   unknown.
+2. now and then: more than one submit in a thousand (and more than one) took longer than `NOISE_FACTOR` times the worst
+   the canary saw, and longer than half of its job or than the median job. A queue that blocks when full looks like
+   this.
+
+Not covered: `lookup` and the other calls, which the history does not time; a submit that is slow because it computes.
+
+unknown: no job with a result, or no canary where sign 1 or 2 would need one.
+"""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+from harness.checkers.base import Findings, Value, Verdict, canary_seconds, milliseconds
+from harness.history import History, Job
+
+NOISE_FACTOR = 8.0
+
+
+def check(history: History) -> Verdict:
+    """Judges `jobs` and `notes` of kind "canary"."""
+    findings = Findings()
+    doubts: list[str] = []
+    data: dict[str, Any] = {}
+    jobs = [j for j in history.jobs if j.results == 1]
+    for process in sorted({j.process for j in jobs}):
+        mine = [j for j in jobs if j.process == process]
+        blocked = sum(_submit(j) * 2 > _life(j) for j in mine)
+        late = canary_seconds(history, process)
+        p50, p99, longest = _percentiles([_submit(j) for j in mine])
+        data[str(process)] = {"p50_seconds": p50, "p99_seconds": p99, "max_seconds": longest, "blocked": blocked}
+        if blocked * 2 >= len(mine):
+            what = (
+                f"process {process}: in {blocked} of {len(mine)} jobs the submit took over half of the job's life "
+                f"(median {milliseconds(p50)})"
+            )
+            if late and p50 > median(late):
+                findings.add(f"{what}; it waits for the I/O")
+            else:
+                doubts.append(f"{what}, but that is within this process's scheduling noise")
+        if not late:
+            if blocked:
+                doubts.append(
+                    f"process {process} has no canary, and {blocked} submits took over half of their job's life"
+                )
+            continue
+        _now_and_then(process, mine, NOISE_FACTOR * max(late), findings)
+    value: Value = "false" if findings else "unknown" if doubts or not jobs else "true"
+    p50, p99, longest = _percentiles([_submit(j) for j in jobs])
+    figure = (
+        f"{len(jobs)} submits took p50 {milliseconds(p50)}, p99 {milliseconds(p99)}, max {milliseconds(longest)}; "
+        f"median job {milliseconds(median(map(_life, jobs)) if jobs else 0.0)}"
+    )
+    return Verdict("nonblocking", value, figure, [*findings.list(), *doubts], data)
+
+
+def _now_and_then(process: int, jobs: list[Job], noise_seconds: float, findings: Findings) -> None:
+    typical = median(map(_life, jobs))
+    long = [j for j in jobs if _submit(j) > noise_seconds and _submit(j) > min(_life(j) / 2, typical)]
+    if len(long) <= max(1, len(jobs) // 1000):
+        return
+    for job in sorted(long, key=_submit, reverse=True):
+        findings.add(
+            f"process {process}: the submit of job {job.job_id} ({job.direction}, {len(job.blocks)} blocks) took "
+            f"{milliseconds(_submit(job))} of the job's {milliseconds(_life(job))}"
+        )
+
+
+def _submit(job: Job) -> float:
+    return job.submit_returned_seconds - job.submitted_seconds
+
+
+def _life(job: Job) -> float:
+    return job.finished_seconds - job.submitted_seconds
+
+
+def _percentiles(values: list[float]) -> tuple[float, float, float]:
+    """p50, p99 and the largest; zeros of nothing."""
+    if not values:
+        return 0.0, 0.0, 0.0
+    ordered = sorted(values)
+    return median(ordered), ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))], ordered[-1]

@@ -1,0 +1,92 @@
+"""Did each submitted job get exactly one result that accounts for all of its blocks?
+
+Covers, per job: exactly one record and one result (none only where the process died, and then the outcome is "info");
+ok and failed together are the job's blocks, each once; outcome and lists agree; no result before its submission; errors
+that a worker noted (a second result, a job that never moved, an exception of the tier). A job that was submitted and
+has no record is lost.
+
+Failures: in a run without faults a failed load is wrong, since lookup had said that the block is there; a failed store
+is wrong too, unless a note of kind "refused" names its job: a tier may refuse what exceeds its stated queue, and such
+stores are counted, not judged. After the first fault any failure may be its consequence, and is counted only.
+
+Not covered: whether ok is true (integrity), when results come (starvation, nonblocking).
+
+unknown: no job has a result.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from harness.checkers.base import Findings, Lives, Value, Verdict, first_fault_seconds, some
+from harness.history import History, Job
+
+_Key = tuple[int, int, int]  # process, incarnation, job id
+
+
+def check(history: History) -> Verdict:
+    """Judges `jobs`, and `notes` of kind "submitted", "error", "refused" and "fault"."""
+    findings = Findings()
+    lives = Lives(history)
+    fault_seconds = first_fault_seconds(history)
+    refused = {(n.process, n.detail.get("job_id")) for n in history.notes if n.kind == "refused"}
+    records: Counter[_Key] = Counter()
+    counts: Counter[str] = Counter()
+    for job in history.jobs:
+        life = lives.at(job.process, job.submitted_seconds)
+        records[job.process, life.incarnation, job.job_id] += 1
+        who = f"job {job.job_id} of process {job.process} ({job.direction})"
+        if job.results == 0 and job.outcome == "info" and not life.ended_well:
+            counts["info"] += 1
+            continue
+        if job.results != 1:
+            findings.add(f"{who} got {job.results} results; each job gets exactly one")
+            continue
+        counts["results"] += 1
+        for text in _accounts(job):
+            findings.add(f"{who} {text}")
+        if not job.failed:
+            continue
+        counts[f"failed {job.direction}s"] += 1
+        if (job.process, job.job_id) in refused and job.direction == "store":
+            counts["refused"] += 1
+        elif job.finished_seconds < fault_seconds:
+            findings.add(f"{who} failed for block {some(job.failed)} although no fault was put in")
+    for (process, _, job_id), count in records.items():
+        if count > 1:
+            findings.add(f"job {job_id} of process {process} is recorded {count} times")
+    for note in history.notes:
+        if note.kind == "error":
+            findings.add(f"process {note.process}: {note.text}")
+        elif note.kind == "submitted":
+            life = lives.at(note.process, note.monotonic_seconds)
+            if not records[note.process, life.incarnation, note.detail["job_id"]]:
+                if life.ended_well:
+                    findings.add(f"job {note.detail['job_id']} of process {note.process} was submitted and is lost")
+                else:
+                    counts["info"] += 1
+    value: Value = "false" if findings else "true" if counts["results"] else "unknown"
+    figure = (
+        f"{counts['results']} of {len(records)} jobs got exactly one result, {counts['info']} died with their process; "
+        f"failed: {counts['failed loads']} loads, {counts['failed stores']} stores ({counts['refused']} refused); "
+        f"{findings.count} findings"
+    )
+    return Verdict("results", value, figure, findings.list(), {"jobs": len(records), **counts})
+
+
+def _accounts(job: Job) -> list[str]:
+    """What does not add up in one job that has its one result."""
+    texts = []
+    if Counter(job.ok) + Counter(job.failed) != Counter(job.blocks):
+        missing = Counter(job.blocks) - Counter(job.ok) - Counter(job.failed)
+        extra = Counter(job.ok) + Counter(job.failed) - Counter(job.blocks)
+        parts = [
+            f"without a word on {some(missing)}" if missing else "",
+            f"too many for {some(extra)}" if extra else "",
+        ]
+        texts.append("does not account for its blocks: " + ", ".join(filter(None, parts)))
+    if job.outcome != ("fail" if job.failed else "ok"):
+        texts.append(f'has outcome "{job.outcome}" with {len(job.failed)} failed blocks')
+    if job.finished_seconds < job.submitted_seconds:
+        texts.append(f"finished {job.submitted_seconds - job.finished_seconds:.6f} s before it was submitted")
+    return texts

@@ -1,0 +1,143 @@
+"""Do processes find each other's blocks? The hit ratio between two oracles computed from exactly the requests replayed.
+
+Upper oracle: one endless shared cache. Lower oracle: one endless cache per process. Both depend only on who was dealt
+what, not on order: of a prefix-chained block, every reference but the first can hit. A reference that could have hit
+and did not is *lost*, and is put down to the first missing block of its request:
+- in flight: no store of that block had finished when the request looked it up (concurrent duplicates are honest work);
+- not stored: no store of it ever succeeded (refused, failed, or the process died);
+- load failed: a load of it in this request failed, so it was recomputed;
+- unexplained: it was there, and was not found.
+
+true: hits that only another process can have made possible, no more hits than the shared oracle has, and the
+unexplained losses are less than half of what sharing could add to private caches.
+false: more hits than the shared oracle; or at least that half lost without explanation.
+unknown: nothing to share in this traffic, no second process, nothing stored, or no hit although every loss is
+explained.
+
+Not covered: whether hit blocks held the right bytes (integrity), how fast sharing is, a root that was filled before the
+run (state `warm_root` in the run's options, and the upper bound is not judged), tiers that evict.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+
+from harness.checkers.base import Findings, Value, Verdict, percent, some
+from harness.history import History, Request
+from harness.traffic import oracle_hit_ratio
+
+REASONS = ("in flight", "not stored", "load failed", "unexplained")
+
+
+def check(history: History) -> Verdict:
+    """Judges `requests`, `jobs`, `starts` and the option `warm_root`."""
+    requests = sorted(history.requests, key=lambda r: (r.intended_seconds, r.request))
+    blocks = [r.blocks for r in requests]
+    shared = oracle_hit_ratio(blocks)
+    private = oracle_hit_ratio(blocks, [r.process for r in requests])
+    hits, total, gain = sum(r.hit_blocks for r in requests), shared.blocks, shared.hit_blocks - private.hit_blocks
+    stored = Counter(b for j in history.jobs if j.direction == "store" for b in j.ok)
+    lost, examples = _losses(history, requests)
+    processes = {r.process for r in requests}
+    foreign = _foreign_hits(requests)
+    findings = Findings()
+    digests = {s.none_hash_digest for s in history.starts}
+    if len(digests) > 1:
+        findings.add(f"processes chain their block names from {len(digests)} different seeds ({some(sorted(digests))})")
+    for text in examples:
+        findings.add(text)
+
+    value: Value
+    why = ""
+    if not total:
+        value, why = "unknown", "no request in the history; "
+    elif hits > shared.hit_blocks and not history.options.get("warm_root"):
+        value, why = "false", "more hits than one shared endless cache could have; "
+        findings.add(
+            f"{hits} blocks are said to have hit, but only {shared.hit_blocks} references had been seen before"
+        )
+    elif any(r.hit_blocks > len(r.blocks) or r.hit_blocks < 0 for r in requests):
+        value, why = "false", "a request hit more blocks than it has; "
+        findings.add(f"requests {some(r.request for r in requests if not 0 <= r.hit_blocks <= len(r.blocks))}")
+    elif len(processes) < 2:
+        value, why = "unknown", "one process has nobody to share with; "
+    elif not stored:
+        value, why = "unknown", "no store succeeded; "
+    elif not gain:
+        value, why = "unknown", "no process was dealt a block that another had; "
+    elif lost["unexplained"] * 2 >= gain:
+        value, why = "false", f"{lost['unexplained']} references missed blocks that had been stored before; "
+    elif not foreign:
+        value, why = "unknown", "no hit that needed another process, though each miss is explained; "
+    else:
+        value = "true"
+    explained = ", ".join(f"{lost[reason]} {reason}" for reason in REASONS)
+    duplicates = sum(stored.values()) / len(stored) if stored else math.nan
+    figure = (
+        f"{why}{percent(hits, total)} of {total} block references hit, between {percent(private.hit_blocks, total)} "
+        f"(private caches) and {percent(shared.hit_blocks, total)} (one shared); lost {sum(lost.values())}: {explained}"
+    )
+    data = {
+        "processes": len(processes),
+        "blocks": total,
+        "hit_blocks": hits,
+        "hit_ratio": hits / total if total else 0.0,
+        "private_hit_blocks": private.hit_blocks,
+        "private_hit_ratio": private.ratio,
+        "shared_hit_blocks": shared.hit_blocks,
+        "shared_hit_ratio": shared.ratio,
+        "hits_needing_another_process": foreign,
+        "lost": dict(lost),
+        "blocks_stored": len(stored),
+        "block_writes": sum(stored.values()),
+        "duplicate_write_factor": duplicates if stored else None,
+        "none_hash_digests": len(digests),
+    }
+    return Verdict("sharing", value, figure, findings.list(), data)
+
+
+def _losses(history: History, requests: list[Request]) -> tuple[Counter[str], list[str]]:
+    """References that could have hit and did not, by reason, and a sentence for each unexplained request."""
+    stored_at: dict[int, float] = {}
+    failed_loads: set[tuple[int, int, int]] = set()
+    for job in history.jobs:
+        if job.direction == "store":
+            for block in job.ok:
+                stored_at[block] = min(job.finished_seconds, stored_at.get(block, math.inf))
+        else:
+            failed_loads.update((job.process, job.request, block) for block in job.failed)
+    lost: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
+    examples: list[str] = []
+    seen: set[int] = set()
+    for request in sorted(requests, key=lambda r: r.started_seconds):
+        missed = request.blocks[max(0, request.hit_blocks) :]
+        could_hit = sum(block in seen for block in missed)
+        seen.update(request.blocks)
+        if not could_hit:
+            continue
+        first = missed[0]
+        if (request.process, request.request, first) in failed_loads:
+            reason = "load failed"
+        elif first not in stored_at:
+            reason = "not stored"
+        elif stored_at[first] > request.started_seconds:
+            reason = "in flight"
+        else:
+            reason = "unexplained"
+            examples.append(
+                f"request {request.request} of process {request.process} missed block {first}, stored "
+                f"{request.started_seconds - stored_at[first]:.3f} s before; {could_hit} blocks lost"
+            )
+        lost[reason] += could_hit
+    return lost, examples
+
+
+def _foreign_hits(requests: list[Request]) -> int:
+    """Hits on blocks that their process had never asked for before: somebody else must have stored them."""
+    mine: dict[int, set[int]] = defaultdict(set)
+    count = 0
+    for request in sorted(requests, key=lambda r: r.started_seconds):
+        count += sum(block not in mine[request.process] for block in request.blocks[: max(0, request.hit_blocks)])
+        mine[request.process].update(request.blocks)
+    return count

@@ -1,0 +1,392 @@
+"""Does any class of jobs wait longer than the schedule allows? docs/starvation-bound.md derives what is checked here.
+
+Where the tier says how it scheduled (`Task` records), per process and its incarnation:
+1. own class first: no thread takes the other class while its own class has a task waiting;
+2. FIFO within a class;
+3. work-conserving: no thread is free while a task waits for longer than a hand-over may take, which is the larger of
+   the longest service time and `NOISE_FACTOR` times the worst lateness of the canary (a thread that only asks to be
+   woken);
+4. each wait <= ceil((ahead + 1) / threads of the class) * (longest service + longest hand-over);
+5. overtakes: tasks of the other class that came later and started earlier; by own threads none (this is rule 1), in all
+   at most (threads of the other group) * (ceil(wait / shortest service) + 1).
+Enqueue and start are stamped under the pool's lock and taken at their word; service and hand-over times are measured.
+Rules 3 to 5 are left out for a process that died: what it ran last is not in the history.
+
+Where the tier says nothing, only jobs are left, and a weaker comparison: while a class has jobs outstanding and none
+finishes, the other class may finish at most `JOB_FACTOR` * threads * (blocks outstanding) blocks of jobs submitted
+later. That is far above what any fair schedule shows and finds a class that does not run at all, not one that is merely
+slow.
+
+Not covered: fairness between jobs or requests of one class, waiting inside the device, waits outside the tier (for
+slots).
+
+unknown: no loads, or no stores, or the two never met (no task came while the other class had one waiting or running).
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from harness.checkers.base import Findings, Life, Lives, Value, Verdict, milliseconds, worst_canary_seconds
+from harness.history import Direction, History, Job, Task
+
+NOISE_FACTOR = 8.0
+JOB_FACTOR = 4
+THREADS_DEFAULT = 32  # of tiers that do not say
+CLOCK_SECONDS = 1e-6
+"""Stamps are floats of a nanosecond clock: sums of two of them may be off by less than this."""
+
+CLASSES: tuple[Direction, Direction] = ("load", "store")
+OTHER: Mapping[Direction, Direction] = {"load": "store", "store": "load"}
+
+Interval = tuple[float, float]
+
+
+def check(history: History) -> Verdict:
+    """Judges `tasks` where there are any, else `jobs`; `notes` of kind "canary"; options `read_threads`,
+    `write_threads`."""
+    if history.tasks:
+        return _check_tasks(history)
+    return _check_jobs(history)
+
+
+@dataclass
+class _Class:
+    """Tasks of one class in one process, first in first out, with the sorted stamps that counting needs."""
+
+    tasks: list[Task]
+    enqueued: list[float] = field(init=False)
+    started: list[float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tasks.sort(key=lambda t: (t.enqueued_seconds, t.depth, t.started_seconds))
+        self.enqueued = [t.enqueued_seconds for t in self.tasks]
+        self.started = sorted(t.started_seconds for t in self.tasks)
+
+    def waiting_at(self, seconds: float) -> int:
+        """Tasks that had come before this moment and started after it; a tie counts as started."""
+        return max(0, bisect_left(self.enqueued, seconds) - bisect_right(self.started, seconds))
+
+    def longest_waiting_at(self, seconds: float) -> Task | None:
+        """The one of them that had come first; for a finding."""
+        came = self.tasks[: bisect_left(self.enqueued, seconds)]
+        return next((t for t in came if t.started_seconds > seconds), None)
+
+    def ahead_of(self, position: int) -> int:
+        """Tasks ahead of the one at `position` when it came, counted, not as the tier said."""
+        return max(0, position - bisect_right(self.started, self.enqueued[position]))
+
+    def overtakes_of(self, task: Task) -> int:
+        """Tasks of this class that came after `task`, which is of the other, and started before it."""
+        return max(
+            0, bisect_left(self.started, task.started_seconds) - bisect_right(self.enqueued, task.enqueued_seconds)
+        )
+
+    def waiting_intervals(self) -> list[Interval]:
+        """When at least one task of this class waited: disjoint, in order."""
+        return _union((t.enqueued_seconds, t.started_seconds) for t in self.tasks)
+
+
+@dataclass
+class _Extremes:
+    """The largest of a class over all processes, each with the bound that held for it."""
+
+    wait_seconds: float = 0.0
+    wait_bound_seconds: float = 0.0
+    overtakes: int = 0
+    overtakes_bound: float = 0.0
+
+    def data(self) -> dict[str, Any]:
+        return {
+            "longest_wait_seconds": self.wait_seconds,
+            "wait_bound_seconds": self.wait_bound_seconds,
+            "most_overtakes": self.overtakes,
+            "overtakes_bound": self.overtakes_bound if math.isfinite(self.overtakes_bound) else None,
+        }
+
+
+def _check_tasks(history: History) -> Verdict:
+    findings = Findings()
+    lives = Lives(history)
+    by_life: dict[Life, list[Task]] = defaultdict(list)
+    for task in history.tasks:
+        by_life[lives.at(task.process, task.enqueued_seconds)].append(task)
+    extremes = {c: _Extremes() for c in CLASSES}
+    met, handover_seconds, judged_whole = 0, 0.0, 0
+    for life, tasks in sorted(by_life.items(), key=lambda item: item[0][:2]):
+        process = _Process(history, life, tasks, findings)
+        process.judge_order()
+        met += process.met()
+        if life.ended_well:
+            judged_whole += 1
+            handover_seconds = max(handover_seconds, process.judge_times(extremes))
+    counts = {c: sum(t.direction == c for t in history.tasks) for c in CLASSES}
+    value: Value = "false" if findings else "true"
+    why = ""
+    if not findings:
+        if missing := [c for c in CLASSES if not counts[c]]:
+            value, why = "unknown", f"no {' and no '.join(missing)} in the history; "
+        elif not judged_whole:
+            value, why = "unknown", "every process died, so waits could not be judged; "
+        elif not met:
+            value, why = "unknown", "loads and stores never met in one process; "
+    parts = [
+        f"{c}s: longest wait {milliseconds(e.wait_seconds)} of {milliseconds(e.wait_bound_seconds)} allowed, "
+        f"most overtakes {e.overtakes} of {e.overtakes_bound:.0f}"
+        for c, e in extremes.items()
+    ]
+    figure = f"{why}{'; '.join(parts)}" + (f"; {findings.count} findings" if findings else "")
+    data: dict[str, Any] = {
+        "basis": "tasks",
+        "tasks": counts,
+        "met": met,
+        "longest_handover_seconds": handover_seconds,
+        "load": extremes["load"].data(),
+        "store": extremes["store"].data(),
+    }
+    return Verdict("starvation", value, figure, findings.list(), data)
+
+
+class _Process:
+    """One process's schedule."""
+
+    def __init__(self, history: History, life: Life, tasks: list[Task], findings: Findings) -> None:
+        self.life = life
+        self.who = f"process {life.process}" + (f" (start {life.incarnation})" if life.incarnation else "")
+        self.tasks = tasks
+        self.findings = findings
+        self.classes = {c: _Class([t for t in tasks if t.direction == c]) for c in CLASSES}
+        self.threads: dict[Direction, dict[int, list[Task]]] = {"load": defaultdict(list), "store": defaultdict(list)}
+        for task in sorted(tasks, key=lambda t: t.started_seconds):
+            self.threads[task.group][task.thread].append(task)
+        # Threads that never ran anything are threads all the same.
+        self.thread_count: dict[Direction, int] = {
+            "load": max(len(self.threads["load"]), int(history.options.get("read_threads") or 0)),
+            "store": max(len(self.threads["store"]), int(history.options.get("write_threads") or 0)),
+        }
+        self.canary_seconds = worst_canary_seconds(history, life.process)
+
+    def met(self) -> int:
+        """Tasks that came while the other class had one waiting or running."""
+        busy = {c: _union((t.enqueued_seconds, t.finished_seconds) for t in self.classes[c].tasks) for c in CLASSES}
+        return sum(_inside(t.enqueued_seconds, busy[OTHER[t.direction]]) for t in self.tasks)
+
+    def judge_order(self) -> None:
+        """Rules 1 and 2, and that the stamps can be true at all."""
+        for task in self.tasks:
+            if not task.enqueued_seconds <= task.started_seconds <= task.finished_seconds:
+                self._find(task, "is not enqueued, started and finished in this order")
+            if task.direction == task.group:
+                continue
+            own = self.classes[task.group]
+            if waiting := own.waiting_at(task.started_seconds):
+                oldest = own.longest_waiting_at(task.started_seconds)
+                since = f", the oldest for {_ms(task.started_seconds - oldest.enqueued_seconds)}" if oldest else ""
+                self._find(
+                    task,
+                    f"was taken by a thread of the {task.group} group while {waiting} {task.group} tasks waited{since}",
+                )
+        for direction in CLASSES:
+            latest: Task | None = None
+            for task in self.classes[direction].tasks:
+                if latest and task.started_seconds < latest.started_seconds:
+                    early = latest.started_seconds - task.started_seconds
+                    self._find(
+                        task,
+                        f"started {_ms(early)} before that of job {latest.job_id}, which had come earlier: not FIFO",
+                    )
+                else:
+                    latest = task
+        for threads in self.threads.values():
+            for mine in threads.values():
+                for before, after in pairwise(mine):
+                    if after.started_seconds < before.finished_seconds - CLOCK_SECONDS:
+                        self._find(after, f"ran on a thread that was still busy with job {before.job_id}")
+
+    def judge_times(self, extremes: Mapping[Direction, _Extremes]) -> float:
+        """Rules 3 to 5; returns the longest hand-over."""
+        longest_service = max(t.finished_seconds - t.started_seconds for t in self.tasks)
+        allowed = max(longest_service, NOISE_FACTOR * (self.canary_seconds or 0.0))
+        waiting = {c: self.classes[c].waiting_intervals() for c in CLASSES}
+        handover: dict[Direction, float] = {"load": 0.0, "store": 0.0}
+        for group in CLASSES:
+            for thread, free in self._free(group):
+                for direction in CLASSES:
+                    start, end = _longest_overlap(free, waiting[direction])
+                    if direction == group:
+                        handover[group] = max(handover[group], end - start)
+                    if end - start > allowed + CLOCK_SECONDS:
+                        self.findings.add(
+                            f"{self.who}: {thread} of the {group} group was free for {_ms(end - start)} from "
+                            f"{start:.6f} on while {direction} tasks waited; a hand-over may take {_ms(allowed)}"
+                        )
+        for direction in CLASSES:
+            self._judge_waits(direction, handover[direction], extremes[direction])
+        return max(handover.values())
+
+    def _judge_waits(self, direction: Direction, handover_seconds: float, extreme: _Extremes) -> None:
+        """Rules 4 and 5 for one class."""
+        mine, others = self.classes[direction], self.classes[OTHER[direction]]
+        own = [t for ts in self.threads[direction].values() for t in ts]
+        service_seconds = max((t.finished_seconds - t.started_seconds for t in own), default=0.0)
+        by_others = [t for t in others.tasks if t.group != direction]
+        shortest = min((t.finished_seconds - t.started_seconds for t in by_others), default=0.0)
+        threads = self.thread_count[direction]
+        if mine.tasks and not threads:
+            self.findings.add(f"{self.who}: no thread belongs to {direction}s, so nothing bounds their wait")
+            return
+        for position, task in enumerate(mine.tasks):
+            wait = task.started_seconds - task.enqueued_seconds
+            turns = math.ceil((mine.ahead_of(position) + 1) / threads)
+            bound = turns * (service_seconds + handover_seconds)
+            if wait > bound + CLOCK_SECONDS:
+                self._find(
+                    task, f"waited {_ms(wait)} behind {mine.ahead_of(position)} others; the bound is {_ms(bound)}"
+                )
+            if wait >= extreme.wait_seconds:
+                extreme.wait_seconds, extreme.wait_bound_seconds = wait, bound
+            overtakes = others.overtakes_of(task)
+            most = self.thread_count[OTHER[direction]] * (math.ceil(wait / shortest) + 1) if shortest > 0 else math.inf
+            if overtakes > most:
+                self._find(task, f"was overtaken by {overtakes} {OTHER[direction]} tasks; the bound is {most}")
+            if overtakes >= extreme.overtakes:
+                extreme.overtakes, extreme.overtakes_bound = overtakes, most
+
+    def _free(self, group: Direction) -> Iterator[tuple[str, list[Interval]]]:
+        """When each thread of a group was free, in order; one that never ran anything always was."""
+        for thread, tasks in sorted(self.threads[group].items()):
+            bounds = [-math.inf]
+            for task in tasks:
+                bounds += (task.started_seconds, task.finished_seconds)
+            bounds.append(math.inf)
+            yield f"thread {thread}", [(a, b) for a, b in zip(bounds[::2], bounds[1::2], strict=True) if a < b]
+        if self.thread_count[group] > len(self.threads[group]):
+            yield "a thread that never ran anything", [(-math.inf, math.inf)]
+
+    def _find(self, task: Task, text: str) -> None:
+        self.findings.add(f"{self.who}: a {task.direction} task of job {task.job_id} {text}")
+
+
+def _ms(seconds: float) -> str:
+    return milliseconds(seconds)
+
+
+def _union(intervals: Iterable[Interval]) -> list[Interval]:
+    """Disjoint intervals covering the same; the input is sorted by its starts."""
+    merged: list[Interval] = []
+    for start, end in intervals:
+        if merged and start <= merged[-1][1]:
+            if end > merged[-1][1]:
+                merged[-1] = (merged[-1][0], end)
+        elif end > start:
+            merged.append((start, end))
+    return merged
+
+
+def _inside(seconds: float, intervals: list[Interval]) -> bool:
+    place = bisect_right(intervals, (seconds, math.inf)) - 1
+    return place >= 0 and intervals[place][0] < seconds < intervals[place][1]
+
+
+def _longest_overlap(left: list[Interval], right: list[Interval]) -> Interval:
+    """The longest stretch that lies in one interval of each; both are disjoint and in order. (0, 0) if there is
+    none."""
+    best = (0.0, 0.0)
+    place = 0
+    for start, end in left:
+        while place < len(right) and right[place][1] <= start:
+            place += 1
+        at = place
+        while at < len(right) and right[at][0] < end:
+            stretch = (max(start, right[at][0]), min(end, right[at][1]))
+            if stretch[1] - stretch[0] > best[1] - best[0]:
+                best = stretch
+            at += 1
+        place = max(place, at - 1)
+    return best
+
+
+def _check_jobs(history: History) -> Verdict:
+    findings = Findings()
+    counts = {c: sum(j.direction == c for j in history.jobs) for c in CLASSES}
+    options = history.options
+    asked = int(options.get("read_threads") or 0) + int(options.get("write_threads") or 0)
+    threads = asked or THREADS_DEFAULT
+    longest_wait = dict.fromkeys(CLASSES, 0.0)
+    longest_gap = dict.fromkeys(CLASSES, 0.0)
+    most_overtaking = dict.fromkeys(CLASSES, 0)
+    met = 0
+    for process in sorted({j.process for j in history.jobs}):
+        mine = [j for j in history.jobs if j.process == process]
+        for direction in CLASSES:
+            jobs = [j for j in mine if j.direction == direction]
+            others = sorted(
+                (j for j in mine if j.direction != direction and j.results), key=lambda j: j.submitted_seconds
+            )
+            starts = [j.submitted_seconds for j in others]
+            met += sum(j.submitted_seconds < o.finished_seconds for j in jobs for o in _before(others, starts, j))
+            for job in jobs:
+                if job.results:
+                    longest_wait[direction] = max(longest_wait[direction], job.finished_seconds - job.submitted_seconds)
+            for start, end, blocks in _gaps(jobs):
+                later = others[bisect_right(starts, start) : bisect_left(starts, end)]
+                overtaking = sum(len(o.blocks) for o in later if o.finished_seconds < end)
+                longest_gap[direction] = max(longest_gap[direction], end - start)
+                most_overtaking[direction] = max(most_overtaking[direction], overtaking)
+                if overtaking > JOB_FACTOR * threads * blocks:
+                    findings.add(
+                        f"process {process}: from {start:.3f} on no {direction} finished for {_ms(end - start)} with "
+                        f"{blocks} blocks outstanding, while {overtaking} blocks of {OTHER[direction]} jobs submitted "
+                        "later finished"
+                    )
+    value: Value = "false" if findings else "true"
+    why = ""
+    if not findings and not all(counts.values()):
+        value, why = "unknown", f"{counts['load']} loads and {counts['store']} stores in the history; "
+    elif not findings and not met:
+        value, why = "unknown", "loads and stores never met in one process; "
+    parts = [
+        f"{c}s: longest from submit to result {_ms(longest_wait[c])}, longest without progress {_ms(longest_gap[c])}, "
+        f"overtaken by {most_overtaking[c]} blocks meanwhile"
+        for c in CLASSES
+    ]
+    figure = f"{why}{'; '.join(parts)} (jobs only: the tier does not say how it schedules)"
+    data = {
+        "basis": "jobs",
+        "jobs": counts,
+        "met": met,
+        "longest_seconds": longest_wait,
+        "longest_gap_seconds": longest_gap,
+        "most_overtaking_blocks": most_overtaking,
+    }
+    return Verdict("starvation", value, figure, findings.list(), data)
+
+
+def _before(others: list[Job], starts: list[float], job: Job) -> list[Job]:
+    """The last few of the other class that were submitted before `job`: enough to know whether one was outstanding."""
+    place = bisect_right(starts, job.submitted_seconds)
+    return others[max(0, place - 8) : place]
+
+
+def _gaps(jobs: list[Job]) -> Iterator[tuple[float, float, int]]:
+    """Stretches in which jobs of one class were outstanding and none finished: start, end, blocks outstanding at start.
+
+    A job without a result is outstanding until its process died or the run ended, which its record's end says.
+    """
+    events = sorted(
+        [(j.submitted_seconds, 1, len(j.blocks)) for j in jobs]
+        + [(j.finished_seconds, 0, -len(j.blocks)) for j in jobs]
+    )
+    blocks, since, at_start = 0, 0.0, 0
+    for seconds, submitted, change in events:
+        if blocks and not submitted:
+            yield since, seconds, at_start
+        if not submitted or not blocks:
+            since, at_start = seconds, blocks + change
+        blocks += change
