@@ -294,9 +294,13 @@ def _record_problem(mapper: FileMapper, there: dict[str, Any] | str, ours: dict[
 
 
 def _differences(there: dict[str, Any], ours: dict[str, Any]) -> str:
-    """Every field that differs, with both values, as part of a sentence; empty if none does."""
+    """The fields that differ, with both values, as part of a sentence; empty if none does. Anybody may have written
+    what is there: it is shown escaped, and shortened."""
     names = [name for name in {**ours, **there} if _canonical(there, name) != _canonical(ours, name)]
-    return ", ".join(f"{name} {_value(there, name)} (here {_value(ours, name)})" for name in names[:8])
+    return ", ".join(
+        f"{name if name.isidentifier() else _short(name)} {_value(there, name)} (here {_value(ours, name)})"
+        for name in names[:8]
+    )
 
 
 def _canonical(fields: dict[str, Any], name: str) -> str | None:
@@ -307,7 +311,7 @@ def _value(fields: dict[str, Any], name: str) -> str:
     if name not in fields:
         return "is absent"
     value = fields[name]
-    return str(value)[:8] if name == "none_hash_digest" and isinstance(value, str) else _short(value)
+    return value[:8] if name == "none_hash_digest" and isinstance(value, str) and value.isalnum() else _short(value)
 
 
 def _short(value: object) -> str:
