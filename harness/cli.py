@@ -16,7 +16,6 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from harness.adapters import UnknownTier
 from harness.adapters.base import PeerMissing
@@ -100,11 +99,10 @@ def _finish(results: Results, run_dir: Path, as_json: bool, console: Console, ru
     if as_json:
         print((run_dir / "results.json").read_text(), end="")
         return
-    table = Table(box=None, pad_edge=False, show_header=False)
+    width = max(len(verdict["name"]) for verdict in results.verdicts)
     for verdict in results.verdicts:
-        colour = _COLOURS[verdict["value"]]
-        table.add_row(verdict["name"], f"[{colour}]{verdict['value']}[/]", escape(verdict["figure"]))
-    console.print(table)
+        value = f"[{_COLOURS[verdict['value']]}]{verdict['value']:<7}[/]"
+        console.print(f"{verdict['name']:<{width}}  {value}  {escape(verdict['figure'])}", soft_wrap=True)
     for verdict in results.verdicts:
         if verdict["value"] != "true":
             for finding in verdict["findings"][:FINDINGS_SHOWN_MAX]:

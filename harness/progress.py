@@ -28,7 +28,7 @@ class Progress:
         self._console, self._quiet = console, quiet
         self._started_seconds = time.monotonic()
         self._samples: dict[str, deque[tuple[float, float]]] = {}
-        self._line_due = self._started_seconds + LINE_SECONDS
+        self._line_due = 0.0  # the first line comes when traffic starts
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> Progress:
@@ -48,8 +48,8 @@ class Progress:
         rates = {child.label: self._mib_per_second(child) for child in children}
         if self._live:
             self._live.update(self._table(children, rates), refresh=True)
-        elif time.monotonic() >= self._line_due:
-            self._line_due += LINE_SECONDS
+        elif time.monotonic() >= self._line_due and all(child.state != "starting" for child in children):
+            self._line_due = time.monotonic() + LINE_SECONDS
             self._console.print(self._line(children, sum(rates.values())), highlight=False, soft_wrap=True)
 
     def _mib_per_second(self, child: Child) -> float:

@@ -132,7 +132,7 @@ def hit_ratio(history: History) -> Section | None:
     shared = oracle_hit_ratio(blocks).ratio
     private = oracle_hit_ratio(blocks, [r.process for r in requests]).ratio
     times, ratios, hits, refs = [], [], 0, 0
-    for request in requests:
+    for request in sorted(requests, key=lambda r: r.finished_seconds):
         hits, refs = hits + request.hit_blocks, refs + len(request.blocks)
         times.append(request.finished_seconds - start)
         ratios.append(hits / refs if refs else 0.0)

@@ -1,0 +1,81 @@
+"""Tiers that are wrong on purpose, each over the oracle, for tests that need a worker to meet them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from harness.adapters.base import Finished, TierSetup
+from harness.adapters.memory import MemoryAdapter
+
+
+class Refuses(MemoryAdapter):
+    """Its constructor refuses, as a tier does with an option that cannot work."""
+
+    def __init__(self, setup: TierSetup) -> None:
+        raise ValueError("block_bytes is 4096; this tier wants more")
+
+
+class Exits(MemoryAdapter):
+    """Its constructor ends the process, saying one thing."""
+
+    def __init__(self, setup: TierSetup) -> None:
+        print("goodbye cruel world", file=sys.stderr, flush=True)
+        os._exit(3)
+
+
+class NeverReports(MemoryAdapter):
+    """Jobs go in, nothing comes out."""
+
+    def poll(self) -> list[Finished]:
+        return []
+
+
+class ReportsTwice(MemoryAdapter):
+    """Each result comes out twice."""
+
+    def poll(self) -> list[Finished]:
+        return [result for result in super().poll() for _ in range(2)]
+
+
+class LoadsNothing(MemoryAdapter):
+    """Loads are reported ok and leave the slots as they were."""
+
+    def submit_load(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        self._finished.append(Finished(job_id, keys, ()))
+
+
+class LoadsFail(MemoryAdapter):
+    """Every block is a hit, and its load fails."""
+
+    def submit_load(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        self._finished.append(Finished(job_id, (), keys))
+
+
+class Raises(MemoryAdapter):
+    """The third job raises out of `submit_store`."""
+
+    def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        if job_id == 2:
+            raise RuntimeError("the tier fell over")
+        super().submit_store(job_id, keys, slots, req_id)
+
+
+class Leaks(MemoryAdapter):
+    """Opens what it never closes, and finds fault with itself."""
+
+    def __init__(self, setup: TierSetup) -> None:
+        super().__init__(setup)
+        self._leak = os.open("/dev/null", os.O_RDONLY)
+
+    def findings(self) -> list[str]:
+        return ["1 descriptor is open"]
+
+
+class Chatty(MemoryAdapter):
+    """Prints to stdout, which belongs to the worker's protocol."""
+
+    def lookup(self, keys: Sequence[bytes], req_id: str) -> list[str]:  # type: ignore[override]
+        print("looking up", flush=True)
+        return super().lookup(keys, req_id)  # type: ignore[return-value]

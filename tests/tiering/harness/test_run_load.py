@@ -1,0 +1,152 @@
+"""`run load` with real processes on the oracle tier: what it concludes, and what it leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.history import History
+from harness.launch import Child
+from harness.run import Results, judge, run
+from harness.scenarios import scenario
+from harness.scenarios.base import UsageError
+from harness.scenarios.load import LoadOptions, prepare
+
+LOAD = scenario("load")
+BROKEN = "tests.tiering.harness.broken_tiers"
+SMALL: dict[str, Any] = {
+    "tier": "memory",
+    "processes": 2,
+    "seconds": 0.5,
+    "seed": 5,
+    "block_bytes": 4096,
+    "slots": 64,
+    "requests": 40,
+}
+
+
+def load(tmp_path: Path, on_tick: Any = lambda children: None, **changes: Any) -> tuple[Results, Path]:
+    results = run(LOAD, LoadOptions(**{**SMALL, **changes}), tmp_path / "runs", on_tick=on_tick)
+    return results, Path(results.run_dir)
+
+
+def test_the_oracle_is_acquitted_and_the_folder_is_whole(tmp_path: Path) -> None:
+    results, run_dir = load(tmp_path)
+    assert (results.verdict, results.exit_code) == ("true", 0), results.verdicts
+    assert {v["name"] for v in results.verdicts} == set(LOAD.checkers)
+    names = {path.name for path in run_dir.iterdir()}
+    assert {"options.json", "environment.json", "files.json", "results.json", "run.json"} <= names
+    assert {f"{kind}-{p}.{end}" for p in range(2) for kind, end in (("history", "jsonl"), ("stderr", "txt"))} <= names
+    assert "root" not in names, "the blocks are removed"
+    assert (tmp_path / "runs" / "latest").resolve() == run_dir.resolve()
+    written = json.loads((run_dir / "results.json").read_text())
+    assert written["seed"] == 5
+    assert "--seed 5" in written["command"]
+    history = History.read(run_dir)
+    planned = {r.request for mine in prepare(LoadOptions(**SMALL)).plans for r in mine}
+    assert {r.request for r in history.requests} == planned
+    assert len(history.files) == len({n.name for n in history.names})
+
+
+def test_judging_again_gives_the_same_verdicts(tmp_path: Path) -> None:
+    results, run_dir = load(tmp_path)
+    written = (run_dir / "results.json").read_text()
+    assert dataclasses.asdict(judge(run_dir)) == dataclasses.asdict(results)
+    assert (run_dir / "results.json").read_text() == written
+
+
+@pytest.mark.parametrize(
+    ("tier", "name"), [("LoadsNothing", "integrity"), ("ReportsTwice", "results"), ("Leaks", "leftovers")]
+)
+def test_a_broken_tier_is_convicted_by_the_checker_meant_for_it(tmp_path: Path, tier: str, name: str) -> None:
+    results, _ = load(tmp_path, tier=f"{BROKEN}:{tier}")
+    assert (results.verdict, results.exit_code) == ("false", 1)
+    (verdict,) = [v for v in results.verdicts if v["name"] == name]
+    assert verdict["value"] == "false"
+    assert verdict["findings"]
+
+
+def test_a_killed_worker_is_never_a_pass_and_its_last_words_are_told(tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill_one(children: Sequence[Child]) -> None:
+        child = children[0]
+        if child.state == "running" and child.counts.get("requests", 0) >= 1 and not killed:
+            killed.append(child.pid)
+            child.kill()
+
+    results, run_dir = load(tmp_path, kill_one, seconds=2.0)
+    assert killed
+    assert results.verdict == "false"
+    findings = [f for v in results.verdicts for f in v["findings"]]
+    assert any("process 0" in f and ("SIGKILL" in f or "signal 9" in f) for f in findings), findings
+    others = [s for s in History.read(run_dir).stops if s.process == 1]
+    assert [s.exit_code for s in others] == [0], "the other process went on to its end"
+
+
+def test_one_process_has_nobody_to_share_with_and_that_is_unknown(tmp_path: Path) -> None:
+    results, _ = load(tmp_path, processes=1)
+    assert (results.verdict, results.exit_code) == ("unknown", 2)
+
+
+def test_a_tier_that_refuses_its_setup_makes_an_unknown_run_that_says_why(tmp_path: Path) -> None:
+    results, _ = load(tmp_path, tier=f"{BROKEN}:Refuses")
+    assert results.verdict != "true"
+    assert "block_bytes is 4096; this tier wants more" in results.reason
+
+
+def test_a_root_of_ones_own_is_used_in_a_folder_of_the_run_and_left_as_it_was(tmp_path: Path) -> None:
+    root = tmp_path / "mine"
+    root.mkdir()
+    (root / "precious").write_text("data")
+    results, run_dir = load(tmp_path, root_dir=str(root), keep=False)
+    assert results.verdict == "true"
+    assert [p.name for p in root.iterdir()] == ["precious"]
+    results, run_dir = load(tmp_path, root_dir=str(root), keep=True)
+    (kept,) = [p for p in root.iterdir() if p.name != "precious"]
+    assert kept.name == f"harness-{run_dir.name}"
+    assert sorted(str(p.relative_to(kept)) for p in kept.rglob("*") if p.is_file()) == sorted(
+        History.read(run_dir).files
+    )
+
+
+def test_a_recorded_trace_is_cut_by_requests_and_by_seconds(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    lines = [{"timestamp": 1000 * i, "input_length": 1, "output_length": 1, "hash_ids": [0, i + 1]} for i in range(10)]
+    trace.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def planned(**changes: Any) -> list[tuple[int, float]]:
+        options = LoadOptions(**{**SMALL, "trace": str(trace), "requests": None, **changes})
+        return sorted((r.request, r.start_seconds) for mine in prepare(options).plans for r in mine)
+
+    assert planned(seconds=2.0, speed=2.0) == [(i, i / 2) for i in range(4)]
+    assert planned(seconds=0.0, speed=10.0, requests=3) == [(i, i / 10) for i in range(3)]
+    assert planned(seconds=1.0, speed=0.0) == [(i, 0.0) for i in range(10)], "a closed loop takes what it manages"
+    results, _ = load(tmp_path, trace=str(trace), requests=None, seconds=0.0, speed=0.0)
+    assert results.totals["requests"] == 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"processes": 0}, "--processes is 0; it must be at least 1"),
+        ({"processes": -3}, "--processes is -3"),
+        ({"block_bytes": 5000}, "--block-bytes is 5000; it must be a multiple of 4096"),
+        ({"read_threads": 0}, "--read-threads is 0"),
+        ({"seconds": float("nan")}, "--seconds is nan"),
+        ({"tier_option": ("x",)}, "--tier-option is 'x'; it takes NAME=VALUE"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_by_name(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        LoadOptions(**{**SMALL, **changes})
+
+
+def test_options_of_the_tier_reach_it(tmp_path: Path) -> None:
+    options = LoadOptions(**{**SMALL, "tier_option": ("integrity=off", "deep=3", "metrics=true")})
+    assert options.tier_options() == {"integrity": "off", "deep": 3, "metrics": True}
