@@ -81,10 +81,14 @@ class Trailer(NamedTuple):
             return None
         if _CHECK.unpack(page[_HEADER.size : _HEADER.size + _CHECK.size])[0] != xxhash.xxh3_64_intdigest(header):
             return None
-        _, version, algorithm, key_length, _, size, checksum, created_ns, instance_id, key, trace = _HEADER.unpack(header)
+        _, version, algorithm, key_length, _, size, checksum, created_ns, instance_id, key, trace = _HEADER.unpack(
+            header
+        )
         if version != VERSION or algorithm != XXH3_64 or key_length > len(key):
             return None
-        return cls(key[:key_length], size, checksum, instance_id, created_ns, trace.rstrip(b"\0").decode("ascii", "replace"))
+        return cls(
+            key[:key_length], size, checksum, instance_id, created_ns, trace.rstrip(b"\0").decode("ascii", "replace")
+        )
 
 
 class BlockOutcome(NamedTuple):

@@ -61,7 +61,9 @@ class FileSystemTierManager(SecondaryTierManager):
     ) -> None:
         shape = primary_kv_view.shape or (0, 0)
         if len(shape) != 2 or shape[1] != config.block_bytes or not primary_kv_view.c_contiguous:
-            raise ConfigError(f"primary_kv_view has shape {shape}; it must be (slots, {config.block_bytes}), contiguous")
+            raise ConfigError(
+                f"primary_kv_view has shape {shape}; it must be (slots, {config.block_bytes}), contiguous"
+            )
         self.tier_type = tier_type
         self.config = config
         self.none_hash = none_hash(config.hash_algorithm, config.seed_policy)
@@ -210,7 +212,9 @@ class FileSystemTierManager(SecondaryTierManager):
             pairs = list(zip(job.keys, outcomes, strict=True))
             stored = tuple(key for key, o in pairs if not loading and o.ok and not o.skipped)
             removed = tuple(key for key, o in pairs if loading and o.set_aside)
-            self._events += [OffloadingEvent(keys, "STORAGE", gone) for keys, gone in ((stored, False), (removed, True)) if keys]
+            self._events += [
+                OffloadingEvent(keys, "STORAGE", gone) for keys, gone in ((stored, False), (removed, True)) if keys
+            ]
 
     # --- on the pool's and the lookup's threads ---
 

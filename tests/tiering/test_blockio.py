@@ -368,9 +368,21 @@ def test_sigkill_at_each_step_of_a_store(tmp_path: Path, kind: str, step: str) -
     for nth in (400, 405, 411) if step in ("openat", "close") else (2, 5, 9):
         root = tmp_path / f"{nth}"
         root.mkdir()
-        inject = ["-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}", "-e", f"inject={calls}:signal=SIGKILL:when={nth}"]
+        inject = [
+            "-f",
+            "-qq",
+            "-o",
+            "/dev/null",
+            "-e",
+            f"trace={calls}",
+            "-e",
+            f"inject={calls}:signal=SIGKILL:when={nth}",
+        ]
         child = subprocess.run(
-            ["strace", *inject, sys.executable, "-c", WRITER, str(root), kind], capture_output=True, text=True, timeout=60
+            ["strace", *inject, sys.executable, "-c", WRITER, str(root), kind],
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert child.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL), child.stderr
         reported = [int(line) for line in child.stdout.split()]

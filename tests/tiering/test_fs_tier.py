@@ -14,11 +14,19 @@ from typing import Any
 
 import pytest
 
-from kvtier.base import JobResult, LookupResult, ReqContext, ScheduleEndContext, TransferJob
+from kvtier.base import (
+    JobResult,
+    LookupResult,
+    ReqContext,
+    ScheduleEndContext,
+    SecondaryTierManager,
+    TransferJob,
+)
 from kvtier.config import ConfigError, FsTierConfig, RootError, RunConfig, SlotError
 from kvtier.events import BlockSetAside, Event, JobFinished, LookupBatch
 from kvtier.fs_tier import FileSystemTierManager
 from kvtier.hashing import BlockHash, OffloadKey, make_offload_key
+from tests.tiering.contract import TierContract
 
 BLOCK = 16384
 SLOTS = 64
@@ -90,6 +98,38 @@ class Tier:
 
     def path(self, number: int) -> Path:
         return Path(self.manager.file_mapper.get_file_name(key(number)))
+
+
+class TestContract(TierContract):
+    """What every tier owes, with the files reached behind the tier's back."""
+
+    @pytest.fixture(autouse=True)
+    def root(self, tmp_path: Path) -> None:
+        self.root_dir = tmp_path
+
+    def make_tier(self, view: memoryview) -> FileSystemTierManager:
+        assert view.shape is not None
+        config = FsTierConfig(
+            root_dir=str(self.root_dir), block_bytes=view.shape[1], n_read_threads=2, n_write_threads=2
+        )
+        return FileSystemTierManager(config, RUN, view)
+
+    def file(self, tier: SecondaryTierManager, k: OffloadKey) -> Path:
+        assert isinstance(tier, FileSystemTierManager)
+        return Path(tier.file_mapper.get_file_name(k))
+
+    def raw_write(self, tier: SecondaryTierManager, k: OffloadKey, data: bytes) -> None:
+        path = self.file(tier, k)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)  # as vLLM would: the block alone
+
+    def raw_read(self, tier: SecondaryTierManager, k: OffloadKey) -> bytes | None:
+        path = self.file(tier, k)
+        assert isinstance(tier, FileSystemTierManager)
+        return path.read_bytes()[: tier.config.block_bytes] if path.exists() else None
+
+    def raw_delete(self, tier: SecondaryTierManager, k: OffloadKey) -> None:
+        self.file(tier, k).unlink()
 
 
 @pytest.fixture
@@ -300,7 +340,8 @@ def test_two_processes_share_one_root(tmp_path: Path) -> None:
     try:
         for word, numbers in (("ready", (0, 20)), ("stored", (20, 0))):
             for child in children:
-                assert child.stdout and child.stdout.readline().strip() == word
+                assert child.stdout
+                assert child.stdout.readline().strip() == word
             for child, number in zip(children, numbers, strict=True):
                 assert child.stdin
                 child.stdin.write(f"{number}\n")

@@ -115,9 +115,7 @@ def pool() -> Any:
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_every_job_gets_one_completion_with_results_in_order(
-    pool: DualQueueThreadPool, direction: Direction
-) -> None:
+def test_every_job_gets_one_completion_with_results_in_order(pool: DualQueueThreadPool, direction: Direction) -> None:
     for job_id in range(50):
         pool.submit(job_id, direction, [(lambda i=i: i * i, BLOCK) for i in range(job_id % 7)])  # type: ignore[misc]
     assert pool.wait_idle(30)
