@@ -10,7 +10,7 @@ import errno
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, start_http_server
@@ -39,7 +39,13 @@ SECONDS_BUCKETS = tuple(float(f"{digit}e{power}") for power in range(-5, 2) for 
 """10 us to 50 s, three a decade: a memory copy, a device, and a device that hangs stay apart."""
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?P<trace_id>[0-9a-f]{32})-(?P<span_id>[0-9a-f]{16})-")
-Gauges = Callable[[], Mapping[str, float]]
+
+
+class Source(Protocol):
+    """A tier or a manager: whatever tells its present state."""
+
+    def gauges(self) -> Mapping[str, float]: ...
+
 
 # `gauges()` speaks in short words; these say more to a reader of /metrics. Others keep their word.
 _GAUGE_NAMES = {"queue": "queue_tasks", "oldest_seconds": "queue_oldest_seconds"}
@@ -48,7 +54,7 @@ _GAUGE_NAMES = {"queue": "queue_tasks", "oldest_seconds": "queue_oldest_seconds"
 class MetricsObserver:
     """An `Observer` that counts. Happenings are pushed by events, the present state is pulled at scrape.
 
-    `sources` maps a tier's name ("cpu" for the primary tier, ...) to its `gauges`; series of these tiers exist from
+    `sources` maps a tier's name ("cpu" for the primary tier, ...) to the tier; series of these tiers exist from
     the start, at zero, so that the first failure is an increase. `info` are labels of `kvtier_build_info`. An event
     costs a few microseconds. A second observer on the same registry raises ValueError.
     """
@@ -56,7 +62,7 @@ class MetricsObserver:
     def __init__(
         self,
         registry: CollectorRegistry,
-        sources: Mapping[str, Gauges] | None = None,
+        sources: Mapping[str, Source] | None = None,
         info: Mapping[str, str] | None = None,
     ) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -193,7 +199,7 @@ class MetricsObserver:
 class _StateCollector(Collector):
     """Asks every source at scrape. "load_queue" of tier "fs" becomes kvtier_queue_tasks{tier="fs",class="load"}."""
 
-    def __init__(self, sources: dict[str, Gauges]) -> None:
+    def __init__(self, sources: dict[str, Source]) -> None:
         self._sources = sources
 
     def describe(self) -> Iterable[Metric]:
@@ -201,8 +207,8 @@ class _StateCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         families: dict[str, GaugeMetricFamily] = {}
-        for tier, gauges in self._sources.items():
-            for key, value in gauges().items():
+        for tier, source in self._sources.items():
+            for key, value in source.gauges().items():
                 direction, _, word = key.partition("_")
                 if direction not in DIRECTIONS or not word:
                     direction, word = "", key  # an empty label is no label

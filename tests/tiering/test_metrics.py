@@ -33,6 +33,17 @@ def job(direction: str = "load", **changes: object) -> JobFinished:
     return event._replace(**changes)  # type: ignore[arg-type]
 
 
+class State:
+    """A tier, as far as a scrape is concerned; one without values must not be asked."""
+
+    def __init__(self, values: dict[str, float] | None) -> None:
+        self.values = values
+
+    def gauges(self) -> dict[str, float]:
+        assert self.values is not None, "asked before any scrape"
+        return self.values
+
+
 @pytest.fixture
 def registry() -> CollectorRegistry:
     return CollectorRegistry()
@@ -120,7 +131,7 @@ def test_every_other_event_has_its_series(registry: CollectorRegistry, observer:
 
 def test_state_is_pulled_at_scrape_from_every_source(registry: CollectorRegistry) -> None:
     state = {"load_queue": 3.0, "store_queue": 4.0, "load_oldest_seconds": 1.5, "jobs_in_flight": 2.0, "load_": 9.0}
-    MetricsObserver(registry, {"fs": lambda: state, "cpu": lambda: {"slots_free": 11.0}})
+    MetricsObserver(registry, {"fs": State(state), "cpu": State({"slots_free": 11.0})})
     value = registry.get_sample_value
     assert value("kvtier_queue_tasks", {"tier": "fs", "class": "load"}) == 3
     assert value("kvtier_queue_tasks", {"tier": "fs", "class": "store"}) == 4
@@ -132,10 +143,7 @@ def test_state_is_pulled_at_scrape_from_every_source(registry: CollectorRegistry
 
 
 def test_registering_asks_no_source() -> None:
-    def gauges() -> dict[str, float]:
-        raise AssertionError("asked before any scrape")
-
-    MetricsObserver(CollectorRegistry(), {"fs": gauges})
+    MetricsObserver(CollectorRegistry(), {"fs": State(None)})
 
 
 def test_slow_jobs_carry_their_trace_as_exemplar(registry: CollectorRegistry, observer: MetricsObserver) -> None:
