@@ -36,8 +36,7 @@ HIT, HIT_PENDING, MISS, RETRY = LookupResult.HIT, LookupResult.HIT_PENDING, Look
 class _PendingPromotion:
     """Blocks of one request that one tier shall bring; slots are reserved, the job goes out at the end of the step."""
 
-    keys: list[OffloadKey] = field(default_factory=list)
-    slots: list[int] = field(default_factory=list)
+    blocks: list[tuple[OffloadKey, int]] = field(default_factory=list)  # key, slot
     refused: int = 0
 
 
@@ -183,18 +182,18 @@ class TieringOffloadingManager:
         if output is None:
             pending.refused += 1
             return False
-        pending.keys += output.keys_to_store
-        pending.slots += output.chunk_ids
+        pending.blocks += zip(output.keys_to_store, output.chunk_ids, strict=True)
         return True
 
     def _submit_promotions(self, request: _Request) -> None:
         promotions, request.promotions = request.promotions, {}
         for index, pending in promotions.items():
             tier = self.secondary_tiers[index]
-            event = Promotion(tier.tier_type, request.context.req_id, len(pending.keys), pending.refused)
+            event = Promotion(tier.tier_type, request.context.req_id, len(pending.blocks), pending.refused)
             self._observer.on_event(event)
-            if pending.keys:
-                tier.submit_load(self._new_job(index, pending.keys, pending.slots, True, request.context))
+            if pending.blocks:
+                keys, slots = zip(*pending.blocks, strict=True)
+                tier.submit_load(self._new_job(index, keys, slots, True, request.context))
 
     def prepare_load(self, keys: Sequence[OffloadKey], req_context: ReqContext) -> tuple[int, ...]:
         """Pin blocks that `lookup` called a HIT in this step; their slots, in order."""
@@ -353,7 +352,7 @@ class TieringOffloadingManager:
         self._release_step_hits()
         for request in self._requests.values():
             for pending in request.promotions.values():
-                self.primary.complete_store(pending.keys, request.context, False)
+                self.primary.complete_store([key for key, _ in pending.blocks], request.context, False)
             request.promotions.clear()
         errors = []
         for index, tier in enumerate(self.secondary_tiers):
@@ -389,8 +388,8 @@ class TieringOffloadingManager:
         for request in self._requests.values():
             writers.update(request.writing)
             for pending in request.promotions.values():
-                writers.update(pending.keys)
-                places += zip(pending.keys, pending.slots, strict=True)
+                writers.update(key for key, _ in pending.blocks)
+                places += pending.blocks
             if request.finished and not request.may_submit():
                 findings.append(f"request {request.context.req_id} is over but was not finalised")
         chunks = self.primary.chunks()

@@ -1,4 +1,4 @@
-"""`TierContract`: the suite that every `SecondaryTierManager` passes; a subclass says how to make one and to bypass it."""
+"""`TierContract`: the suite every `SecondaryTierManager` passes; a subclass says how to make one and to bypass it."""
 
 from __future__ import annotations
 
@@ -204,7 +204,8 @@ class TierContract:
                 driver.store([key((number, i)) for i in range(blocks)], start)
             else:
                 driver.load(rng.sample(present, blocks), start)
-        stored = {slot: k for j in driver.jobs.values() if not j.is_promotion for k, slot in zip(j.keys, j.chunk_ids)}
+        stores = [job for job in driver.jobs.values() if not job.is_promotion]
+        stored = {slot: k for job in stores for k, slot in zip(job.keys, job.chunk_ids, strict=True)}
         assert all(result.success for result in driver.finish().values())
         for slot in range(SLOTS):
             if slot in stored:
