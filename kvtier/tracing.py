@@ -33,7 +33,7 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 class TracingObserver:
     """An `Observer` that writes spans to `provider` and owns it: `shutdown` flushes and ends it.
 
-    A span costs some tens of microseconds; events of other types cost nothing. Times are this host's wall clock; a
+    A span costs about 0.1 ms; events of other types cost nothing. Times are this host's wall clock; a
     batch or a copy, whose event carries durations only, ends when its event came.
     """
 

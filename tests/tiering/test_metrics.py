@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -11,6 +13,8 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from kvtier.base import ReqContext, TransferJob
+from kvtier.config import FsTierConfig, RunConfig
 from kvtier.events import (
     BlockSetAside,
     Cascade,
@@ -22,7 +26,9 @@ from kvtier.events import (
     Promotion,
     TaskFact,
 )
-from kvtier.metrics import MetricsObserver, serve
+from kvtier.fs_tier import FileSystemTierManager
+from kvtier.hashing import BlockHash, make_offload_key
+from kvtier.metrics import Gauges, MetricsObserver, serve
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -31,17 +37,6 @@ def job(direction: str = "load", **changes: object) -> JobFinished:
     task = TaskFact(direction, "store", 3, 8192, 2, 10.0, 10.25, 10.75)  # type: ignore[arg-type]
     event = JobFinished("fs", direction, 7, "r1", 2, 0, 0, (), 8192, 9.5, 11.5, (task,), None, ())  # type: ignore[arg-type]
     return event._replace(**changes)  # type: ignore[arg-type]
-
-
-class State:
-    """A tier, as far as a scrape is concerned; one without values must not be asked."""
-
-    def __init__(self, values: dict[str, float] | None) -> None:
-        self.values = values
-
-    def gauges(self) -> dict[str, float]:
-        assert self.values is not None, "asked before any scrape"
-        return self.values
 
 
 @pytest.fixture
@@ -131,7 +126,7 @@ def test_every_other_event_has_its_series(registry: CollectorRegistry, observer:
 
 def test_state_is_pulled_at_scrape_from_every_source(registry: CollectorRegistry) -> None:
     state = {"load_queue": 3.0, "store_queue": 4.0, "load_oldest_seconds": 1.5, "jobs_in_flight": 2.0, "load_": 9.0}
-    MetricsObserver(registry, {"fs": State(state), "cpu": State({"slots_free": 11.0})})
+    MetricsObserver(registry, {"fs": lambda: state, "cpu": lambda: {"slots_free": 11.0}})
     value = registry.get_sample_value
     assert value("kvtier_queue_tasks", {"tier": "fs", "class": "load"}) == 3
     assert value("kvtier_queue_tasks", {"tier": "fs", "class": "store"}) == 4
@@ -143,7 +138,10 @@ def test_state_is_pulled_at_scrape_from_every_source(registry: CollectorRegistry
 
 
 def test_registering_asks_no_source() -> None:
-    MetricsObserver(CollectorRegistry(), {"fs": State(None)})
+    def gauges() -> dict[str, float]:
+        raise AssertionError("asked before any scrape")
+
+    MetricsObserver(CollectorRegistry(), {"fs": gauges})
 
 
 def test_slow_jobs_carry_their_trace_as_exemplar(registry: CollectorRegistry, observer: MetricsObserver) -> None:
@@ -191,3 +189,37 @@ def test_serves_what_the_registry_holds(address: str, observer: MetricsObserver)
     with urllib.request.urlopen(address, timeout=10) as response:
         text = response.read().decode()
     assert 'kvtier_transferred_bytes_total{direction="load",tier="fs"} 8192.0' in text
+
+
+def test_a_real_tier_is_told_to_the_unit(registry: CollectorRegistry, tmp_path: Path) -> None:
+    """Two instances on one root: what one stored is for the other a foreign hit; all blocks and bytes are counted."""
+    keys = tuple(make_offload_key(BlockHash(bytes([number]) * 32), 0) for number in range(3))
+    config, run = FsTierConfig(str(tmp_path), 4096, n_read_threads=1, n_write_threads=1), RunConfig("m")
+    with mmap.mmap(-1, 4 * 4096) as memory:
+        view = memoryview(memory).cast("B", (4, 4096))
+        writer = FileSystemTierManager(config, run, view)
+        writer.submit_store(TransferJob(1, keys, (0, 1, 2), False, ReqContext("r")))
+        writer.drain_jobs()
+        writer.shutdown()
+        sources: dict[str, Gauges] = {}
+        observer = MetricsObserver(registry, sources)
+        tier = FileSystemTierManager(config, run, view, observer)
+        sources["fs"] = tier.gauges
+        tier.submit_store(TransferJob(1, keys[:1], (0,), False, ReqContext("r")))
+        tier.submit_load(
+            TransferJob(2, (*keys, make_offload_key(BlockHash(bytes(32)), 1)), (0, 1, 2, 3), True, ReqContext("r"))
+        )
+        tier.drain_jobs()
+        assert len(list(tier.get_finished_jobs())) == 2
+        value = registry.get_sample_value
+        load, store = ({"tier": "fs", "direction": direction} for direction in ("load", "store"))
+        assert value("kvtier_blocks_total", {**load, "outcome": "ok"}) == 3
+        assert value("kvtier_block_failures_total", {**load, "reason": "ENOENT"}) == 1
+        assert value("kvtier_transferred_bytes_total", load) == 3 * 4096
+        assert value("kvtier_jobs_total", {**load, "outcome": "partial"}) == 1
+        assert value("kvtier_foreign_block_hits_total", {"tier": "fs"}) == 3
+        assert value("kvtier_jobs_total", {**store, "outcome": "ok"}) == 1
+        assert value("kvtier_duplicate_stores_total", {"tier": "fs"}) == 1
+        assert value("kvtier_queue_tasks", {"tier": "fs", "class": "load"}) == 0
+        tier.shutdown()
+        view.release()
