@@ -3,10 +3,10 @@
 Where the tier says how it scheduled (`Task` records), per process and its incarnation:
 1. own class first: no thread takes the other class while its own class has a task waiting;
 2. FIFO within a class;
-3. work-conserving: no thread is free while a task waits for longer than a hand-over may take, which is the larger of
-   the longest service time and `NOISE_FACTOR` times the worst lateness of the canary (a thread that only asks to be
-   woken);
-4. each wait <= ceil((ahead + 1) / threads of the class) * (longest service + longest hand-over);
+3. work-conserving: no thread is free while a task stands first in a queue for longer than a hand-over may take, which
+   is the larger of the longest service time and `NOISE_FACTOR` times the worst lateness of the canary (a thread that
+   only asks to be woken);
+4. each wait <= ceil((ahead + 1) / threads of the class) * (longest service + longest hand-over of these threads);
 5. overtakes: tasks of the other class that came later and started earlier; by own threads none (this is rule 1), in all
    at most (threads of the other group) * (ceil(wait / shortest service) + 1).
 Enqueue and start are stamped under the pool's lock and taken at their word; service and hand-over times are measured.
@@ -31,7 +31,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.checkers.base import Findings, Life, Lives, Value, Verdict, milliseconds, worst_canary_seconds
 from harness.history import Direction, History, Job, Task
@@ -88,9 +88,22 @@ class _Class:
             0, bisect_left(self.started, task.started_seconds) - bisect_right(self.enqueued, task.enqueued_seconds)
         )
 
+    def tenures(self) -> list[Interval]:
+        """For each task the time it stood first in the queue, in order of starts: disjoint, whatever the schedule."""
+        ordered = sorted((t.started_seconds, t.enqueued_seconds) for t in self.tasks)
+        before = [-math.inf, *(started for started, _ in ordered)]
+        return [(max(came, left), started) for left, (started, came) in zip(before, ordered, strict=False)]
+
     def waiting_intervals(self) -> list[Interval]:
         """When at least one task of this class waited: disjoint, in order."""
         return _union((t.enqueued_seconds, t.started_seconds) for t in self.tasks)
+
+
+class _Handover(NamedTuple):
+    """How long a thread was free while a task stood first in a queue it serves, and how long that may take."""
+
+    longest_seconds: float = 0.0
+    allowed_seconds: float = 0.0
 
 
 @dataclass
@@ -118,14 +131,14 @@ def _check_tasks(history: History) -> Verdict:
     for task in history.tasks:
         by_life[lives.at(task.process, task.enqueued_seconds)].append(task)
     extremes = {c: _Extremes() for c in CLASSES}
-    met, handover_seconds, judged_whole = 0, 0.0, 0
+    met, judged_whole, handover = 0, 0, _Handover()
     for life, tasks in sorted(by_life.items(), key=lambda item: item[0][:2]):
         process = _Process(history, life, tasks, findings)
         process.judge_order()
         met += process.met()
         if life.ended_well:
             judged_whole += 1
-            handover_seconds = max(handover_seconds, process.judge_times(extremes))
+            handover = max(handover, process.judge_times(extremes))
     counts = {c: sum(t.direction == c for t in history.tasks) for c in CLASSES}
     value: Value = "false" if findings else "true"
     why = ""
@@ -146,7 +159,8 @@ def _check_tasks(history: History) -> Verdict:
         "basis": "tasks",
         "tasks": counts,
         "met": met,
-        "longest_handover_seconds": handover_seconds,
+        "longest_handover_seconds": handover.longest_seconds,
+        "handover_allowed_seconds": handover.allowed_seconds,
         "load": extremes["load"].data(),
         "store": extremes["store"].data(),
     }
@@ -209,28 +223,46 @@ class _Process:
                     if after.started_seconds < before.finished_seconds - CLOCK_SECONDS:
                         self._find(after, f"ran on a thread that was still busy with job {before.job_id}")
 
-    def judge_times(self, extremes: Mapping[Direction, _Extremes]) -> float:
-        """Rules 3 to 5; returns the longest hand-over."""
+    def judge_times(self, extremes: Mapping[Direction, _Extremes]) -> _Handover:
+        """Rules 3 to 5."""
         longest_service = max(t.finished_seconds - t.started_seconds for t in self.tasks)
         allowed = max(longest_service, NOISE_FACTOR * (self.canary_seconds or 0.0))
-        waiting = {c: self.classes[c].waiting_intervals() for c in CLASSES}
-        handover: dict[Direction, float] = {"load": 0.0, "store": 0.0}
-        for group in CLASSES:
-            for thread, free in self._free(group):
-                for direction in CLASSES:
-                    start, end = _longest_overlap(free, waiting[direction])
-                    if direction == group:
-                        handover[group] = max(handover[group], end - start)
-                    if end - start > allowed + CLOCK_SECONDS:
-                        self.findings.add(
-                            f"{self.who}: {thread} of the {group} group was free for {_ms(end - start)} from "
-                            f"{start:.6f} on while {direction} tasks waited; a hand-over may take {_ms(allowed)}"
-                        )
+        longest = 0.0
         for direction in CLASSES:
-            self._judge_waits(direction, handover[direction], extremes[direction])
-        return max(handover.values())
+            tenures = self.classes[direction].tenures()
+            for groups, whose in (((direction,), f"a thread of the {direction} group"), (CLASSES, "a thread")):
+                start, end = _longest_overlap(tenures, self._some_free(groups))
+                longest = max(longest, end - start)
+                if end - start > allowed + CLOCK_SECONDS:
+                    self.findings.add(
+                        f"{self.who}: from {start:.6f} on {whose} was free for {_ms(end - start)} while the first "
+                        f"{direction} task in the queue waited; a hand-over may take {_ms(allowed)}"
+                    )
+                    break  # the second would say the same again
+            self._judge_waits(direction, extremes[direction])
+        return _Handover(longest, allowed)
 
-    def _judge_waits(self, direction: Direction, handover_seconds: float, extreme: _Extremes) -> None:
+    def _some_free(self, groups: Iterable[Direction]) -> list[Interval]:
+        """When at least one thread of these groups was free: disjoint, in order, from -inf to inf."""
+        threads = sum(self.thread_count[g] for g in groups)
+        mine = [t for t in self.tasks if t.group in groups]
+        events = sorted([(t.started_seconds, 1) for t in mine] + [(t.finished_seconds, -1) for t in mine])
+        free: list[Interval] = []
+        busy, since = 0, -math.inf
+        for seconds, change in events:
+            if busy < threads <= busy + change:
+                free.append((since, seconds))
+            elif busy + change < threads <= busy:
+                since = seconds
+            busy += change
+        return [*free, (since, math.inf)]
+
+    def _longest_handover(self, group: Direction) -> float:
+        """The longest that one thread was free while a task of its own class waited: what rule 4 adds to a turn."""
+        waiting = self.classes[group].waiting_intervals()
+        return max((b - a for a, b in (_longest_overlap(free, waiting) for free in self._free(group))), default=0.0)
+
+    def _judge_waits(self, direction: Direction, extreme: _Extremes) -> None:
         """Rules 4 and 5 for one class."""
         mine, others = self.classes[direction], self.classes[OTHER[direction]]
         own = [t for ts in self.threads[direction].values() for t in ts]
@@ -241,10 +273,11 @@ class _Process:
         if mine.tasks and not threads:
             self.findings.add(f"{self.who}: no thread belongs to {direction}s, so nothing bounds their wait")
             return
+        turn_seconds = service_seconds + self._longest_handover(direction)
         for position, task in enumerate(mine.tasks):
             wait = task.started_seconds - task.enqueued_seconds
             turns = math.ceil((mine.ahead_of(position) + 1) / threads)
-            bound = turns * (service_seconds + handover_seconds)
+            bound = turns * turn_seconds
             if wait > bound + CLOCK_SECONDS:
                 self._find(
                     task, f"waited {_ms(wait)} behind {mine.ahead_of(position)} others; the bound is {_ms(bound)}"
@@ -258,16 +291,16 @@ class _Process:
             if overtakes >= extreme.overtakes:
                 extreme.overtakes, extreme.overtakes_bound = overtakes, most
 
-    def _free(self, group: Direction) -> Iterator[tuple[str, list[Interval]]]:
+    def _free(self, group: Direction) -> Iterator[list[Interval]]:
         """When each thread of a group was free, in order; one that never ran anything always was."""
-        for thread, tasks in sorted(self.threads[group].items()):
+        for tasks in self.threads[group].values():
             bounds = [-math.inf]
             for task in tasks:
                 bounds += (task.started_seconds, task.finished_seconds)
             bounds.append(math.inf)
-            yield f"thread {thread}", [(a, b) for a, b in zip(bounds[::2], bounds[1::2], strict=True) if a < b]
+            yield [(a, b) for a, b in zip(bounds[::2], bounds[1::2], strict=True) if a < b]
         if self.thread_count[group] > len(self.threads[group]):
-            yield "a thread that never ran anything", [(-math.inf, math.inf)]
+            yield [(-math.inf, math.inf)]
 
     def _find(self, task: Task, text: str) -> None:
         self.findings.add(f"{self.who}: a {task.direction} task of job {task.job_id} {text}")
