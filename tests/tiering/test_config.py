@@ -118,7 +118,7 @@ def test_zero_is_valid_where_it_means_none() -> None:
 
 
 def test_the_store_queue_holds_at_least_one_block() -> None:
-    assert FsTierConfig("/kv", 8192, store_queue_bytes_max=8192)
+    assert FsTierConfig("/kv", 8192, store_queue_bytes_max=8192).store_queue_bytes_max == 8192
     assert refusal(FsTierConfig, store_queue_bytes_max=8191).endswith("at least 8192")
 
 

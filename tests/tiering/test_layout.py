@@ -385,6 +385,11 @@ def test_an_absent_field_is_named(tmp_path: Path) -> None:
     assert "model_name is absent (here 'Qwen/Qwen3-8B')" in refusal(mapper)
 
 
+def plant_huge(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+
+
 def plant_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         folder = os.open(path.parent, os.O_PATH)  # a socket's path is short
@@ -402,7 +407,7 @@ PLANTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "digits": (lambda path: path.write_bytes(b"1" * 100_000), "is not JSON"),
     "list": (lambda path: path.write_bytes(b"[1]"), "holds [1] where an object should be"),
     "null": (lambda path: path.write_bytes(b"null"), "holds None where an object should be"),
-    "huge": (lambda path: (path.touch(), os.truncate(path, 1 << 40)), "is longer than"),
+    "huge": (plant_huge, "is longer than"),
     "folder": (lambda path: path.mkdir(), "is not a regular file"),
     "pipe": (lambda path: os.mkfifo(path), "is not a regular file"),
     "socket": (plant_socket, "is not a regular file"),
