@@ -1,7 +1,8 @@
 """A FUSE file system that passes everything on to a folder, except what the rules say; `python -m harness.faultfs`.
 
 `harness.faults.FaultFs` starts it and speaks to it: one JSON object per line on stdin, one answer per line on stdout
-("ready" first). It ends, releasing every request it holds back, when stdin closes; it never unmounts by itself.
+("ready" first). It ends when stdin closes or its parent dies, and every request it holds back fails; it never unmounts
+by itself.
 
 What a tier meets here, apart from the rules:
 - Pieces: the kernel cuts I/O into requests of up to 1 MiB (256 pages, fewer bytes if the buffer is not page-aligned),
@@ -10,6 +11,7 @@ What a tier meets here, apart from the rules:
   By default *all* I/O bypasses the page cache, so that one read() is one request; shared mmap then fails with ENODEV.
   With --cached, buffered reads come as the page cache pleases, and a short read passes for the end of the file.
 - O_TMPFILE fails with EOPNOTSUPP (libfuse's high-level interface has no such operation): tiers take their other path.
+- A file unlinked or replaced while open can be read and written on, but fstat() of it fails with ESTALE.
 - renameat2 with flags fails with EINVAL, extended attributes with EOPNOTSUPP; locks work, within this kernel.
 - A request that hangs here cannot be killed (as on a hard NFS mount): its process dies when the hang is lifted.
 """
@@ -23,87 +25,19 @@ import os
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
-from random import Random
 from typing import Any, TextIO, TypeVar
 
 import mfusepy  # type: ignore[import-untyped]
 
-from harness import seeds
-from harness.faults.rules import Rule
+from harness.faults.rules import Rule, Table
 
+PARENT_POLL_SECONDS = 0.2
 REQUESTS_HELD_MAX = 256
 """Threads of this process, so as many requests may hang while others proceed."""
 
 T = TypeVar("T")
 _STAT_FIELDS = ("st_mode", "st_nlink", "st_size", "st_uid", "st_gid", "st_ino", "st_blocks")
-
-
-class _Armed:
-    """A rule at work: requests that matched, requests that it acted on, its own random stream."""
-
-    def __init__(self, rule: Rule, number: int) -> None:
-        self.rule = rule
-        self.hits = self.acts = 0
-        self._random: Random = seeds.stream(rule.seed, "faultfs", number)
-
-    def strikes(self) -> bool:
-        """Count one matching request; whether it is to meet the action. Under the table's lock."""
-        rule = self.rule
-        self.hits += 1
-        if rule.times and self.acts >= rule.times:
-            return False
-        due = self.hits == rule.nth if rule.nth else self.hits % rule.every == 0
-        if due and rule.probability < 1:
-            due = self._random.random() < rule.probability
-        self.acts += due
-        return due
-
-
-class Table:
-    """The rules in force and what they did; every request passes `strike`."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._lifted = threading.Event()  # replaced at each lift: a hang belongs to the rules of its time
-        self._armed: list[_Armed] = []
-        self._requests: Counter[str] = Counter()
-        self._held = 0
-
-    def inject(self, rules: list[Rule]) -> None:
-        with self._lock:
-            self._armed += [_Armed(rule, len(self._armed) + i) for i, rule in enumerate(rules)]
-
-    def lift(self) -> None:
-        with self._lock:
-            self._armed = []
-            self._lifted.set()
-            self._lifted = threading.Event()
-
-    def counts(self) -> dict[str, Any]:
-        with self._lock:
-            rules = [{"rule": a.rule.to_json(), "hits": a.hits, "acts": a.acts} for a in self._armed]
-            return {"requests": dict(self._requests), "rules": rules, "held": self._held}
-
-    def strike(self, operation: str, paths: tuple[str, ...], offset: int, size: int, direct: bool) -> list[Rule]:
-        """The rules that act on this request, in the order of their injection."""
-        with self._lock:
-            self._requests[operation] += 1
-            return [
-                a.rule for a in self._armed if a.rule.matches(operation, paths, offset, size, direct) and a.strikes()
-            ]
-
-    def hold(self, rule: Rule) -> None:
-        """Keep the calling request back: for the delay, or until the next lift."""
-        with self._lock:
-            lifted = self._lifted
-            if not any(a.rule is rule for a in self._armed):
-                return  # lifted between strike and here
-            self._held += 1
-        lifted.wait(rule.amount if rule.action == "delay" else None)
-        with self._lock:
-            self._held -= 1
 
 
 class Passthrough(mfusepy.Operations):  # type: ignore[misc]
@@ -220,9 +154,14 @@ class Passthrough(mfusepy.Operations):  # type: ignore[misc]
         times = {"st_atime": stat.st_atime_ns, "st_mtime": stat.st_mtime_ns, "st_ctime": stat.st_ctime_ns}
         return {name: getattr(stat, name) for name in _STAT_FIELDS} | times
 
-    def readdir(self, path: str, fh: int) -> list[str]:
-        names, _ = self._do("readdir", (path,), lambda: os.listdir(self._at(path)))
-        return [".", "..", *names]
+    def readdir(self, path: str, fh: int) -> list[tuple[str, dict[str, int], int]]:
+        def act() -> list[tuple[str, int]]:
+            with os.scandir(self._at(path)) as entries:
+                return [(entry.name, entry.inode()) for entry in entries]
+
+        entries, _ = self._do("readdir", (path,), act)
+        # An inode number of 0 would mean "deleted" to the C library.
+        return [(name, {"st_ino": inode}, 0) for name, inode in [(".", 1), ("..", 1), *entries]]
 
     def flush(self, path: str | None, fh: int) -> int:
         return self._by_handle("flush", path, fh, lambda: None)
@@ -313,8 +252,19 @@ def _obey(table: Table, lines: TextIO, answer: Callable[[object], None]) -> None
         if "lift" in command:
             table.lift()
         answer(counts)
-    table.lift()
     os._exit(0)  # requests under way end with an error, as when such a daemon dies
+
+
+def _outlive_nobody(parent: int) -> None:
+    """End with the parent. A parent killed while one of its own threads hangs in here keeps its pipes open and its
+    pid taken, for as long as the thread hangs: only its state tells.
+    """
+    while os.getppid() == parent:
+        with open(f"/proc/{parent}/stat", encoding="utf-8", errors="replace") as file:
+            if file.read().rpartition(")")[2].split()[0] in "ZX":
+                break
+        time.sleep(PARENT_POLL_SECONDS)
+    os._exit(0)
 
 
 def main(arguments: list[str]) -> None:
@@ -328,6 +278,7 @@ def main(arguments: list[str]) -> None:
     def answer(value: object) -> None:
         print(json.dumps(value), file=answers)
 
+    threading.Thread(target=_outlive_nobody, args=(os.getppid(),), daemon=True).start()
     threading.Thread(target=_obey, args=(table, sys.stdin, answer), daemon=True).start()
     _Fuse(
         Passthrough(os.path.abspath(backing), table, lambda: answer("ready")),

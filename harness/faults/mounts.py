@@ -46,9 +46,9 @@ def _undertaken(*commands: Sequence[str]) -> Iterator[None]:
     """Run `commands` in order when the block ends or this process dies, whichever way; their failures are ignored."""
     script = "; ".join(shlex.join(command) + " 2>/dev/null" for command in commands)
     undertaker = subprocess.Popen(
-        ["sh", "-c", f"trap '' INT TERM HUP; cat; {script}"],
+        ["/bin/sh", "-c", f"trap '' INT TERM HUP; while read -r _; do :; done; {script}"],
         stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
+        env={"PATH": os.environ.get("PATH", "") + ":/usr/sbin:/usr/bin:/sbin:/bin"},
         start_new_session=True,
     )
     try:
@@ -81,14 +81,14 @@ class FaultFs:
     """
 
     def __init__(self, backing: str | Path, *, cached: bool = False) -> None:
-        self.backing = Path(backing).resolve()
+        self.backing = Path(backing).resolve(strict=True)
         self._cached = cached
         self._lock = threading.Lock()
         self._daemon: subprocess.Popen[str] | None = None
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        self._check_available()
+        self.check_available()
         self.mount = Path(tempfile.mkdtemp(prefix="faultfs-"))
         with self._stack:
             self._stack.enter_context(_undertaken(self._unmount_command, ["rmdir", str(self.mount)]))
@@ -101,7 +101,8 @@ class FaultFs:
         self._stack.close()
 
     @staticmethod
-    def _check_available() -> None:
+    def check_available() -> None:
+        """Raise `FaultUnavailable` where it cannot work, before anything is started."""
         if not os.access("/dev/fuse", os.R_OK | os.W_OK):
             raise FaultUnavailable("the fault file system takes /dev/fuse, which is not here or not ours to open")
         if importlib.util.find_spec("mfusepy") is None:
@@ -134,6 +135,12 @@ class FaultFs:
         if ready.strip() != '"ready"':
             words = self._end().strip().splitlines()
             raise FaultUnavailable(f"the fault file system did not come up: {words[-1] if words else 'no reason told'}")
+
+    @property
+    def pid(self) -> int:
+        """The process that serves the mount."""
+        assert self._daemon is not None, "the fault file system is not running"
+        return self._daemon.pid
 
     def _end(self) -> str:
         """End the process, if there is one: held requests fail. Returns its last words."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import glob
 import os
 import resource
@@ -28,8 +27,8 @@ class Injection:
 
     `when` is strace's: "3", "3+" (from the third on), "3+2" (each second from there), "3..5". Exactly one of: `error`
     (an errno's name) fails the call undone; `returns` reports that value, the call undone; `kill` delivers that signal:
-    SIGKILL so that the call is never made, SIGSTOP so that it is made on SIGCONT. `delay_seconds` delays it besides
-    or alone.
+    with SIGKILL the call is never made, with SIGSTOP the process stops (all threads) when it has just been made.
+    `delay_seconds` delays it besides or alone.
     """
 
     calls: str
@@ -59,7 +58,6 @@ class Injection:
         return ":".join([*parts, f"when={self.when}"])
 
 
-@functools.cache
 def _strace() -> str:
     """The path of strace, once it has been seen to trace."""
     program = shutil.which("strace")

@@ -5,9 +5,14 @@ from __future__ import annotations
 import errno
 import fnmatch
 import re
+import threading
+from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from random import Random
 from typing import Any
+
+from harness import seeds
 
 OPERATIONS = (
     *("open", "create", "read", "write", "flush", "fsync", "release", "truncate", "rename", "link", "unlink"),
@@ -99,3 +104,69 @@ class Rule:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+class _Armed:
+    """A rule at work: requests that matched, requests that it acted on, its own random stream."""
+
+    def __init__(self, rule: Rule, number: int) -> None:
+        self.rule = rule
+        self.hits = self.acts = 0
+        self._random: Random = seeds.stream(rule.seed, "faultfs", number)
+
+    def strikes(self) -> bool:
+        """Count one matching request; whether it is to meet the action. Under the table's lock."""
+        rule = self.rule
+        self.hits += 1
+        if rule.times and self.acts >= rule.times:
+            return False
+        due = self.hits == rule.nth if rule.nth else self.hits % rule.every == 0
+        if due and rule.probability < 1:
+            due = self._random.random() < rule.probability
+        self.acts += due
+        return due
+
+
+class Table:
+    """The rules in force and what they did; every request passes `strike`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lifted = threading.Event()  # replaced at each lift: a hang belongs to the rules of its time
+        self._armed: list[_Armed] = []
+        self._requests: Counter[str] = Counter()
+        self._held = 0
+
+    def inject(self, rules: list[Rule]) -> None:
+        with self._lock:
+            self._armed += [_Armed(rule, len(self._armed) + i) for i, rule in enumerate(rules)]
+
+    def lift(self) -> None:
+        with self._lock:
+            self._armed = []
+            self._lifted.set()
+            self._lifted = threading.Event()
+
+    def counts(self) -> dict[str, Any]:
+        with self._lock:
+            rules = [{"rule": a.rule.to_json(), "hits": a.hits, "acts": a.acts} for a in self._armed]
+            return {"requests": dict(self._requests), "rules": rules, "held": self._held}
+
+    def strike(self, operation: str, paths: tuple[str, ...], offset: int, size: int, direct: bool) -> list[Rule]:
+        """The rules that act on this request, in the order of their injection."""
+        with self._lock:
+            self._requests[operation] += 1
+            return [
+                a.rule for a in self._armed if a.rule.matches(operation, paths, offset, size, direct) and a.strikes()
+            ]
+
+    def hold(self, rule: Rule) -> None:
+        """Keep the calling request back: for the delay, or until the next lift."""
+        with self._lock:
+            lifted = self._lifted
+            if not any(a.rule is rule for a in self._armed):
+                return  # lifted between strike and here
+            self._held += 1
+        lifted.wait(rule.amount if rule.action == "delay" else None)
+        with self._lock:
+            self._held -= 1
