@@ -21,7 +21,7 @@ from harness.adapters import UnknownTier
 from harness.adapters.base import PeerMissing
 from harness.progress import Progress
 from harness.report import write_report
-from harness.run import EXIT_CODES, Results, judge, known_tiers
+from harness.run import EXIT_CODES, EXIT_INTERRUPTED, Results, judge, known_tiers
 from harness.run import run as make_run
 from harness.scenarios import scenarios
 from harness.scenarios.base import CommonOptions, Scenario, UsageError
@@ -84,11 +84,12 @@ def _run(chosen: Scenario, options: CommonOptions, runs_dir: Path, as_json: bool
             threads = f"{options.read_threads}+{options.write_threads} threads"
             console.print(
                 f"[bold]{chosen.name}[/bold] of [bold]{escape(options.tier)}[/bold]: {options.processes} processes, "
-                f"{threads}, blocks of {options.block_bytes >> 10} KiB, seed {options.seed}\n{escape(traffic)}"
+                f"{threads}, blocks of {options.block_bytes >> 10} KiB, seed {options.seed}\n{escape(traffic)}",
+                soft_wrap=True,
             )
 
     with Progress(console, quiet) as progress:
-        results = make_run(chosen, options, runs_dir, on_start, progress.tick)
+        results = make_run(chosen, options, runs_dir, on_start, progress.tick, progress.stage)
     _finish(results, Path(results.run_dir), as_json, console, runs_dir)
     sys.exit(results.exit_code)
 
@@ -172,7 +173,7 @@ def main(arguments: list[str] | None = None) -> typing.NoReturn:
     except PeerMissing as error:
         _complain(f"skipped: {error}", EXIT_CODES["unknown"])
     except (KeyboardInterrupt, click.Abort):
-        _complain("interrupted before anything was recorded", 130)
+        _complain("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)

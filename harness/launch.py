@@ -73,7 +73,8 @@ class Child:
         assert self._popen.stdout is not None
         with self._popen.stdout as lines:
             for line in lines:
-                events.put((self, json.loads(line)))
+                with suppress(ValueError):  # a killed worker's torn last line
+                    events.put((self, json.loads(line)))
         events.put((self, {"event": "end"}))
 
     @property
@@ -246,8 +247,9 @@ class Workers:
                 child.counts = message["counts"]
             case "end":
                 child.reap()
+                came_up = child.state != "starting"
                 child.state = "done" if child.exit_code == 0 else "dead"
-                if child.state == "dead":
+                if child.state == "dead" and came_up:  # else `await_ready` tells, and there is no history to complete
                     write_post_mortem(child)
 
     def _end_the_silent(self, now: float) -> None:

@@ -13,6 +13,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from harness.launch import Child
 
@@ -29,6 +30,7 @@ class Progress:
         self._started_seconds = time.monotonic()
         self._samples: dict[str, deque[tuple[float, float]]] = {}
         self._line_due = 0.0  # the first line comes when traffic starts
+        self._peaks = (0.0, 0.0)  # tasks queued, oldest waiter's seconds: the largest since the last line
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> Progress:
@@ -42,15 +44,24 @@ class Progress:
         if self._live:
             self._live.stop()
 
+    def stage(self, text: str) -> None:
+        """What happens when the workers have ended; on a terminal it stands where the table stood."""
+        if not self._quiet and self._live:
+            self._live.update(Text(text), refresh=True)
+
     def tick(self, children: Sequence[Child]) -> None:
         if self._quiet:
             return
         rates = {child.label: self._mib_per_second(child) for child in children}
         if self._live:
             self._live.update(self._table(children, rates), refresh=True)
-        elif time.monotonic() >= self._line_due and all(child.state != "starting" for child in children):
+            return
+        queued, oldest_seconds = sum(map(_queued, children)), max(map(_oldest_seconds, children), default=0.0)
+        self._peaks = (max(self._peaks[0], queued), max(self._peaks[1], oldest_seconds))
+        if time.monotonic() >= self._line_due and any(child.state == "running" for child in children):
             self._line_due = time.monotonic() + LINE_SECONDS
             self._console.print(self._line(children, sum(rates.values())), highlight=False, soft_wrap=True)
+            self._peaks = (0.0, 0.0)
 
     def _mib_per_second(self, child: Child) -> float:
         now = time.monotonic()
@@ -89,8 +100,8 @@ class Progress:
             *(f"{value:,.0f} {name}" for name, value in sums.items()),
             f"{_hit_ratio(children):.0%} hits",
             f"{rate:,.0f} MiB/s",
-            f"queue {sum(map(_queued, children)):.0f}",
-            f"oldest {max(map(_oldest_seconds, children)) * 1000:.0f} ms",
+            f"queue <= {self._peaks[0]:.0f}",
+            f"oldest <= {self._peaks[1] * 1000:.0f} ms",
         ]
         return "  ".join(parts)
 

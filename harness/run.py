@@ -12,9 +12,11 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -32,6 +34,7 @@ from harness.seeds import fresh_seed
 
 EXIT_CODES = {"true": 0, "false": 1, "unknown": 2}
 EXIT_INTERRUPTED = 130
+REMOVERS = 8
 FILES_MAX = 2_000_000
 """Files under the root that are listed after a run; more is an error of the run, not of the tier."""
 
@@ -63,6 +66,7 @@ def run(
     runs_dir: Path = Path("runs"),
     on_start: Callable[[CommonOptions, Path, str], None] = lambda options, run_dir, traffic: None,
     on_tick: Callable[[Sequence[Child]], None] = lambda children: None,
+    on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Results:
     """Run a scenario and judge it. Raises `UsageError` and `PeerMissing` before anything is made; after that every end,
     also Ctrl-C, leaves a judged folder."""
@@ -106,11 +110,14 @@ def run(
         ended = {"interrupted": True, "reason": "interrupted twice; the workers were killed"}
     _write_json(run_dir / "run.json", {**ended, "seconds": round(time.monotonic() - started_seconds, 3)})
     with _patience():
-        _write_json(run_dir / "files.json", list(itertools.islice(_files(root_dir), FILES_MAX)))
+        on_stage("judging")
+        files = list(itertools.islice(_files(root_dir), FILES_MAX))
+        _write_json(run_dir / "files.json", files)
         results = judge(run_dir)
-        if not options.keep:
-            shutil.rmtree(root_dir, ignore_errors=True)
         _point_latest(runs_dir, run_dir)
+    if not options.keep:
+        on_stage(f"removing {len(files):,} files")
+        _remove(root_dir, files)
     return results
 
 
@@ -197,6 +204,18 @@ def _files(root_dir: Path) -> Iterator[str]:
             yield os.path.relpath(os.path.join(folder, name), root_dir)
 
 
+def _remove(root_dir: Path, files: Sequence[str]) -> None:
+    """Several at once: some file systems discard on the device at each unlink, one after the other."""
+
+    def unlink(name: str) -> None:
+        with suppress(OSError):
+            (root_dir / name).unlink()
+
+    with ThreadPoolExecutor(REMOVERS) as pool:
+        list(pool.map(unlink, files))
+    shutil.rmtree(root_dir, ignore_errors=True)
+
+
 def _as_arguments(options: CommonOptions) -> Iterator[str]:
     for item in dataclasses.fields(options):
         value = getattr(options, item.name)
@@ -217,8 +236,6 @@ def _write_json(path: Path, value: object) -> None:
 @contextmanager
 def _patience() -> Iterator[None]:
     """The folder is finished even if Ctrl-C comes meanwhile; judging takes seconds."""
-    import signal
-
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

@@ -30,6 +30,8 @@ from harness.adapters import adapter_class
 from harness.adapters.base import TierSetup
 from harness.history import Gauge, HistoryWriter, Note, Record, Start, Stop
 
+SAMPLE_SECONDS = 0.02
+"""How often the tier's gauges are looked at, so that the parent hears of peaks between two records."""
 GAUGE_SECONDS = 0.2
 PROGRESS_SECONDS = 0.25
 CANARY_ASKS_SECONDS = 0.01
@@ -162,7 +164,8 @@ class Worker:
         tier = adapter_class(instruction.tier)
         self._fds_before = self._me.num_fds()  # all that the tier opens from here on it must close
         self.adapter = tier(instruction.setup)
-        self._gauge_due = self._progress_due = 0.0
+        self._sample_due = self._gauge_due = self._progress_due = 0.0
+        self._peaks: dict[str, float] = {}
         self.write(
             Start(
                 self.process,
@@ -192,21 +195,27 @@ class Worker:
     def tick(self) -> None:
         now = time.monotonic()
         self.write(*self.adapter.tasks())
-        if now < self._gauge_due:
+        if now < self._sample_due:
             return
-        self._gauge_due = now + GAUGE_SECONDS
+        self._sample_due = now + SAMPLE_SECONDS
         gauges = {name: float(value) for name, value in self.adapter.gauges().items()}
+        self._peaks = {name: max(value, self._peaks.get(name, value)) for name, value in gauges.items()}
+        if now >= self._gauge_due:
+            self._gauge_due = now + GAUGE_SECONDS
+            self.write(Gauge(self.process, now, {**gauges, **self._own_gauges(), **self.counts}), *self._canary.take())
+        if now >= self._progress_due:
+            self._progress_due = now + PROGRESS_SECONDS
+            self.parent.say("progress", counts=self.counts, gauges=self._peaks)
+            self._peaks = {}
+
+    def _own_gauges(self) -> dict[str, float]:
         with self._me.oneshot():
-            mine = {
+            return {
                 "fds": float(self._me.num_fds()),
                 "rss_bytes": float(self._me.memory_info().rss),
                 "threads": float(self._me.num_threads()),
                 "cpu_seconds": sum(self._me.cpu_times()[:2]),
             }
-        self.write(Gauge(self.process, now, {**gauges, **mine, **self.counts}), *self._canary.take())
-        if now >= self._progress_due:
-            self._progress_due = now + PROGRESS_SECONDS
-            self.parent.say("progress", counts=self.counts, gauges=gauges)
 
     def drive(self) -> None:
         """Run the driver named by the instruction between {"ready"} and the end."""

@@ -73,7 +73,7 @@ class CommonOptions:
                 continue
             if not value >= low:  # also refuses NaN
                 raise UsageError(f"{name} is {value}; it must be at least {low:g}")
-            if value % multiple:
+            if multiple > 1 and value % multiple:
                 raise UsageError(f"{name} is {value}; it must be a multiple of {multiple}")
 
 

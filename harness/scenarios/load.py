@@ -15,7 +15,7 @@ from pathlib import Path
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, option
 from harness.traffic import PlannedRequest, TraceError, TraceRequest, plan, read_trace, synthetic_trace
 
-SYNTHETIC_REQUESTS_PER_SECOND = 12
+SYNTHETIC_REQUESTS_PER_SECOND = 20
 SYNTHETIC_SECONDS = 30.0  # the synthetic trace's length where --seconds is 0
 RECORDED_SPEED = 20.0
 LATE_FACTOR = 1.5

@@ -15,8 +15,17 @@ import pytest
 from harness.history import History
 from harness.launch import REPOSITORY
 
-SMALL = ["--tier", "memory", "--processes", "2", "--seconds", "0.5", "--block-bytes", "4096", "--requests", "60"]
-SMALL += ["--seed", "5"]
+SMALL = ["--tier", "memory", "--processes", "2", "--block-bytes", "4096", "--seed", "5"]
+CERTAIN = [*SMALL, "--trace", "certain.jsonl", "--speed", "0"]
+"""Traffic whose verdict is certain: every request but the first few finds what the other process stored."""
+
+
+@pytest.fixture(autouse=True)
+def certain_trace(tmp_path: Path) -> None:
+    # Every other request of each process has nothing to load: loads and stores meet.
+    blocks = [[0, 1, i + 2] if i & 2 else [i + 2] for i in range(40)]
+    lines = [{"timestamp": 0, "input_length": 1, "output_length": 1, "hash_ids": ids} for ids in blocks]
+    (tmp_path / "certain.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def command(*arguments: str) -> list[str]:
@@ -30,7 +39,7 @@ def harness(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 def test_a_run_ends_with_a_line_per_verdict_and_the_path_of_the_report(tmp_path: Path) -> None:
-    done = harness(tmp_path, "run", "load", *SMALL)
+    done = harness(tmp_path, "run", "load", *CERTAIN)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert "seed 5" in lines[0]
@@ -49,32 +58,32 @@ def test_a_run_ends_with_a_line_per_verdict_and_the_path_of_the_report(tmp_path:
 
 
 def test_json_is_all_that_stdout_holds(tmp_path: Path) -> None:
-    done = harness(tmp_path, "run", "load", *SMALL, "--json")
+    done = harness(tmp_path, "run", "load", *CERTAIN, "--json")
     results = json.loads(done.stdout)
     assert (done.returncode, results["exit_code"]) == (0, 0), done.stderr
-    assert results["totals"]["requests"] == 60
+    assert results["totals"]["requests"] == 40
 
 
 def test_quiet_shows_no_progress(tmp_path: Path) -> None:
-    done = harness(tmp_path, "run", "load", *SMALL, "--quiet")
+    done = harness(tmp_path, "run", "load", *CERTAIN, "--quiet")
     assert done.stdout.splitlines()[0].startswith("sharing")
 
 
 def test_false_and_unknown_have_exit_codes_of_their_own(tmp_path: Path) -> None:
     broken = "tests.tiering.harness.broken_tiers:LoadsNothing"
-    wrong = harness(tmp_path, "run", "load", *SMALL, "--tier", broken)
+    wrong = harness(tmp_path, "run", "load", *CERTAIN, "--tier", broken)
     assert wrong.returncode == 1
     assert "again: python -m harness run load" in wrong.stdout
-    assert harness(tmp_path, "run", "load", *SMALL, "--processes", "1").returncode == 2
+    assert harness(tmp_path, "run", "load", *CERTAIN, "--processes", "1").returncode == 2
 
 
 def test_ctrl_c_ends_every_child_and_keeps_and_judges_what_was_recorded(tmp_path: Path) -> None:
-    arguments = ["run", "load", *SMALL, "--seconds", "600", "--requests", "6000"]
+    arguments = ["run", "load", *SMALL, "--seconds", "600", "--requests", "200"]
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     with subprocess.Popen(command(*arguments), cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         for line in running.stdout:
-            if "2 processes" in line and "hits" in line:
+            if "2 processes" in line and "MiB/s" in line:
                 break  # traffic has started
         running.send_signal(signal.SIGINT)
         rest = running.stdout.read()
@@ -114,7 +123,6 @@ def test_bad_input_gets_one_sentence_and_its_own_exit_code(tmp_path: Path, argum
     good = {"timestamp": 0, "input_length": 1, "output_length": 1, "hash_ids": [0]}
     (tmp_path / "trace.jsonl").write_text(json.dumps(good) + "\n{oops\n")
     (tmp_path / "empty.jsonl").write_text("")
-    # In one process that makes all complaints, to be quick, is not from outside: each gets its own interpreter.
     done = harness(tmp_path, *arguments)
     assert done.returncode == 64, done.stdout + done.stderr
     assert done.stdout == ""

@@ -60,10 +60,15 @@ def test_a_stopped_worker_ends_in_good_order(tmp_path: Path) -> None:
 
 def test_an_error_in_the_block_leaves_no_child(tmp_path: Path) -> None:
     children = []
-    with pytest.raises(RuntimeError), Workers() as workers:
-        children = [workers.start(instruction(tmp_path, process=p)) for p in range(2)]
-        workers.await_ready(children)
-        raise RuntimeError("the scenario fell over")
+
+    def fall_over() -> None:
+        with Workers() as workers:
+            children.extend(workers.start(instruction(tmp_path, process=p)) for p in range(2))
+            workers.await_ready(children)
+            raise RuntimeError("the scenario fell over")
+
+    with pytest.raises(RuntimeError):
+        fall_over()
     assert not any(psutil.pid_exists(child.pid) for child in children)
 
 
