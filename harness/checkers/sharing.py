@@ -59,7 +59,8 @@ def check(history: History) -> Verdict:
         )
     elif any(r.hit_blocks > len(r.blocks) or r.hit_blocks < 0 for r in requests):
         value, why = "false", "a request hit more blocks than it has; "
-        findings.add(f"requests {some(r.request for r in requests if not 0 <= r.hit_blocks <= len(r.blocks))}")
+        impossible = some(r.request for r in requests if not 0 <= r.hit_blocks <= len(r.blocks))
+        findings.add(f"request {impossible} is said to have hit more blocks than it has")
     elif len(processes) < 2:
         value, why = "unknown", "one process has nobody to share with; "
     elif not stored:

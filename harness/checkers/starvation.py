@@ -3,10 +3,10 @@
 Where the tier says how it scheduled (`Task` records), per process and its incarnation:
 1. own class first: no thread takes the other class while its own class has a task waiting;
 2. FIFO within a class;
-3. work-conserving: no thread is free while a task stands first in a queue for longer than a hand-over may take, which
-   is the larger of the longest service time and `NOISE_FACTOR` times the worst lateness of the canary (a thread that
-   only asks to be woken);
-4. each wait <= ceil((ahead + 1) / threads of the class) * (longest service + longest hand-over of these threads);
+3. work-conserving: no thread is free while one and the same task waits for longer than a hand-over may take, which is
+   the larger of the longest service time and `NOISE_FACTOR` times the worst lateness of the canary (a thread that only
+   asks to be woken);
+4. each wait <= ceil((ahead + 1) / threads of the class) * (longest service + longest hand-over);
 5. overtakes: tasks of the other class that came later and started earlier; by own threads none (this is rule 1), in all
    at most (threads of the other group) * (ceil(wait / shortest service) + 1).
 Enqueue and start are stamped under the pool's lock and taken at their word; service and hand-over times are measured.
@@ -88,19 +88,13 @@ class _Class:
             0, bisect_left(self.started, task.started_seconds) - bisect_right(self.enqueued, task.enqueued_seconds)
         )
 
-    def tenures(self) -> list[Interval]:
-        """For each task the time it stood first in the queue, in order of starts: disjoint, whatever the schedule."""
-        ordered = sorted((t.started_seconds, t.enqueued_seconds) for t in self.tasks)
-        before = [-math.inf, *(started for started, _ in ordered)]
-        return [(max(came, left), started) for left, (started, came) in zip(before, ordered, strict=False)]
-
     def waiting_intervals(self) -> list[Interval]:
         """When at least one task of this class waited: disjoint, in order."""
         return _union((t.enqueued_seconds, t.started_seconds) for t in self.tasks)
 
 
 class _Handover(NamedTuple):
-    """How long a thread was free while a task stood first in a queue it serves, and how long that may take."""
+    """The longest that a thread was free while its own class waited, and what rule 3 allows for one task."""
 
     longest_seconds: float = 0.0
     allowed_seconds: float = 0.0
@@ -226,43 +220,37 @@ class _Process:
     def judge_times(self, extremes: Mapping[Direction, _Extremes]) -> _Handover:
         """Rules 3 to 5."""
         longest_service = max(t.finished_seconds - t.started_seconds for t in self.tasks)
-        allowed = max(longest_service, NOISE_FACTOR * (self.canary_seconds or 0.0))
-        longest = 0.0
+        allowed = max(longest_service, NOISE_FACTOR * (self.canary_seconds or 0.0)) + CLOCK_SECONDS
+        handover = {c: self._longest_handover(c) for c in CLASSES}
         for direction in CLASSES:
-            tenures = self.classes[direction].tenures()
-            for groups, whose in (((direction,), f"a thread of the {direction} group"), (CLASSES, "a thread")):
-                start, end = _longest_overlap(tenures, self._some_free(groups))
-                longest = max(longest, end - start)
-                if end - start > allowed + CLOCK_SECONDS:
-                    self.findings.add(
-                        f"{self.who}: from {start:.6f} on {whose} was free for {_ms(end - start)} while the first "
-                        f"{direction} task in the queue waited; a hand-over may take {_ms(allowed)}"
-                    )
-                    break  # the second would say the same again
-            self._judge_waits(direction, extremes[direction])
-        return _Handover(longest, allowed)
+            patient = [t for t in self.classes[direction].tasks if t.started_seconds - t.enqueued_seconds > allowed]
+            for group in CLASSES:
+                for thread, free in self._free(group):
+                    self._judge_idleness(f"{thread} of the {group} group", free, patient, allowed)
+            self._judge_waits(direction, handover[direction], extremes[direction])
+        return _Handover(max(handover.values()), allowed)
 
-    def _some_free(self, groups: Iterable[Direction]) -> list[Interval]:
-        """When at least one thread of these groups was free: disjoint, in order, from -inf to inf."""
-        threads = sum(self.thread_count[g] for g in groups)
-        mine = [t for t in self.tasks if t.group in groups]
-        events = sorted([(t.started_seconds, 1) for t in mine] + [(t.finished_seconds, -1) for t in mine])
-        free: list[Interval] = []
-        busy, since = 0, -math.inf
-        for seconds, change in events:
-            if busy < threads <= busy + change:
-                free.append((since, seconds))
-            elif busy + change < threads <= busy:
-                since = seconds
-            busy += change
-        return [*free, (since, math.inf)]
+    def _judge_idleness(self, thread: str, free: list[Interval], patient: list[Task], allowed: float) -> None:
+        """Rule 3 for one thread: the task that waited longest while it was free, if that was too long."""
+        worst: tuple[float, Task] | None = None
+        for begin, end in free:
+            if end - begin <= allowed:
+                continue
+            for task in patient:
+                both = min(end, task.started_seconds) - max(begin, task.enqueued_seconds)
+                if both > max(allowed, worst[0] if worst else 0.0):
+                    worst = both, task
+        if worst:
+            text = f"waited while {thread} was free for {_ms(worst[0])}; a hand-over may take {_ms(allowed)}"
+            self._find(worst[1], text)
 
     def _longest_handover(self, group: Direction) -> float:
         """The longest that one thread was free while a task of its own class waited: what rule 4 adds to a turn."""
         waiting = self.classes[group].waiting_intervals()
-        return max((b - a for a, b in (_longest_overlap(free, waiting) for free in self._free(group))), default=0.0)
+        overlaps = (_longest_overlap(free, waiting) for _, free in self._free(group))
+        return max((end - start for start, end in overlaps), default=0.0)
 
-    def _judge_waits(self, direction: Direction, extreme: _Extremes) -> None:
+    def _judge_waits(self, direction: Direction, handover_seconds: float, extreme: _Extremes) -> None:
         """Rules 4 and 5 for one class."""
         mine, others = self.classes[direction], self.classes[OTHER[direction]]
         own = [t for ts in self.threads[direction].values() for t in ts]
@@ -273,7 +261,7 @@ class _Process:
         if mine.tasks and not threads:
             self.findings.add(f"{self.who}: no thread belongs to {direction}s, so nothing bounds their wait")
             return
-        turn_seconds = service_seconds + self._longest_handover(direction)
+        turn_seconds = service_seconds + handover_seconds
         for position, task in enumerate(mine.tasks):
             wait = task.started_seconds - task.enqueued_seconds
             turns = math.ceil((mine.ahead_of(position) + 1) / threads)
@@ -291,16 +279,16 @@ class _Process:
             if overtakes >= extreme.overtakes:
                 extreme.overtakes, extreme.overtakes_bound = overtakes, most
 
-    def _free(self, group: Direction) -> Iterator[list[Interval]]:
+    def _free(self, group: Direction) -> Iterator[tuple[str, list[Interval]]]:
         """When each thread of a group was free, in order; one that never ran anything always was."""
-        for tasks in self.threads[group].values():
+        for thread, tasks in sorted(self.threads[group].items()):
             bounds = [-math.inf]
             for task in tasks:
                 bounds += (task.started_seconds, task.finished_seconds)
             bounds.append(math.inf)
-            yield [(a, b) for a, b in zip(bounds[::2], bounds[1::2], strict=True) if a < b]
+            yield f"thread {thread}", [(a, b) for a, b in zip(bounds[::2], bounds[1::2], strict=True) if a < b]
         if self.thread_count[group] > len(self.threads[group]):
-            yield [(-math.inf, math.inf)]
+            yield "a thread that never ran anything", [(-math.inf, math.inf)]
 
     def _find(self, task: Task, text: str) -> None:
         self.findings.add(f"{self.who}: a {task.direction} task of job {task.job_id} {text}")
