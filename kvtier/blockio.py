@@ -11,6 +11,7 @@ A file of exactly block_bytes is vLLM's: nothing in it can be verified.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import mmap
@@ -92,8 +93,8 @@ class Trailer(NamedTuple):
 
 
 class BlockOutcome(NamedTuple):
-    """What became of one block. `reason` is None when it worked, else an errno name or why the file was not the block:
-    "kind" (not a regular file), "size", "trailer", "key", "checksum", "unverified" (no trailer, but one is required)."""
+    """What became of one block. `reason` is None when it worked, else an errno name or why the file is not the block:
+    "kind" (not a regular file), "size", "trailer", "key", "checksum", "unverified" (no trailer where one must be)."""
 
     reason: str | None = None
     skipped: bool = False  # a store found the block already published
@@ -378,7 +379,5 @@ def _link(descriptor: int, path: str) -> None:
 
 
 def _unlink_quietly(path: str) -> None:
-    try:
+    with contextlib.suppress(OSError):
         os.unlink(path)
-    except OSError:
-        pass

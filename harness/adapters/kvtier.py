@@ -70,7 +70,7 @@ class KvtierAdapter(Adapter):
         from kvtier.metrics import MetricsObserver, serve
 
         registry = CollectorRegistry()
-        self._events.add(MetricsObserver(registry, {self._tier.tier_type: self._tier}))
+        self._events.add(MetricsObserver(registry, {self._tier.tier_type: self._tier.gauges}))
         _, port = serve(registry)
         self._address = f"127.0.0.1:{port}"
 

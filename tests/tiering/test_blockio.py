@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import shutil
@@ -277,12 +278,9 @@ def test_short_transfers_are_continued(sizes: list[int], pages_only: bool) -> No
         target[offset : offset + len(data)] = data
         return len(data)
 
-    try:
+    with contextlib.suppress(OSError) if min(sizes) < PAGE else contextlib.nullcontext():
         _transfer(move, -1, parts, len(source))
-    except OSError as error:
-        assert "short transfer" in str(error), "no whole page moved: it gives up instead of spinning"
-        return
-    assert bytes(target) == source
+        assert bytes(target) == source, "a transfer without progress may give up; one that ends is whole"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
