@@ -159,7 +159,7 @@ def test_each_flaw_is_called_by_its_name() -> None:
 
 
 def test_a_thread_that_sleeps_while_its_own_class_waits_is_found() -> None:
-    arrivals = [Arrival(i * 40, "load", 100) for i in range(50)] + [Arrival(1, "store", 100)]
+    arrivals = [Arrival(i * 20, "load", 100) for i in range(50)] + [Arrival(1, "store", 100)]
     for n in (1, 2, 3):
         tasks = simulate(sorted(arrivals), n, 1, [1], "one thread sleeps")
         verdict = judge(tasks, n, 1)
@@ -258,7 +258,7 @@ def test_overtakes_are_counted_with_their_bound() -> None:
 def test_a_bound_that_the_thread_count_belies_is_found() -> None:
     """Four loads one after the other are right for one thread; with four, none of them had to wait."""
     tasks = [task("load", "load", 0, 0.0, float(i), i + 1.0) for i in range(4)]
-    tasks += [task("store", "store", 9, 0.0, float(i), i + 1.0) for i in range(4)]
+    tasks += [task("store", "store", 9, 0.05, i + 0.05, i + 1.05) for i in range(4)]
     assert by_hand(*tasks).value == "true"
     assert by_hand(*tasks, read_threads=4).value == "false"
 
