@@ -178,7 +178,7 @@ class Workers:
     def await_ready(self, children: Iterable[Child], seconds: float = READY_SECONDS_MAX) -> None:
         """Until each is ready. Raises `WorkerFailed` when one dies or time is up."""
         children = list(children)
-        self._until(lambda: all(c.state != "starting" for c in children), seconds)
+        self.until(lambda: all(c.state != "starting" for c in children), seconds)
         for child in children:
             if child.state in ("starting", "dead"):
                 why = child.failure or (
@@ -208,7 +208,7 @@ class Workers:
     def wait(self, children: Iterable[Child] | None = None, seconds: float | None = None) -> None:
         """Until the given ones (default: all) have ended, or time is up. One that falls silent is killed."""
         watched = self.children if children is None else list(children)
-        self._until(lambda: not any(c.alive for c in watched), seconds)
+        self.until(lambda: not any(c.alive for c in watched), seconds)
 
     def stop(self) -> None:
         """Ask all to stop, and wait a little."""
@@ -217,13 +217,14 @@ class Workers:
                 child.send(stop=True)
         self.wait(seconds=STOP_SECONDS_MAX)
 
-    def _until(self, satisfied: Callable[[], bool], seconds: float | None) -> None:
+    def until(self, satisfied: Callable[[], bool], seconds: float | None = None) -> bool:
+        """Listen to the workers until `satisfied()`, or until time is up; returns which."""
         deadline = None if seconds is None else time.monotonic() + seconds
         tick_due = time.monotonic()
         while not satisfied():
             now = time.monotonic()
             if deadline is not None and now >= deadline:
-                return
+                return False
             if now >= tick_due:
                 tick_due = now + 0.25
                 self._end_the_silent(now)
@@ -233,6 +234,7 @@ class Workers:
             except queue.Empty:
                 continue
         self._on_tick(self.children)
+        return True
 
     def _heard(self, child: Child, message: dict[str, Any]) -> None:
         child.heard_seconds = time.monotonic()

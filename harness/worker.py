@@ -161,6 +161,9 @@ class Worker:
         self._history = HistoryWriter(instruction.history_path)
         self._me = psutil.Process()
         self._canary = Canary(self.process)
+        self._driver = importlib.import_module(f"harness.drivers.{instruction.driver}")
+        if hasattr(self._driver, "before_tier"):  # what an application does before it makes its tier
+            self._driver.before_tier(**instruction.arguments)
         tier = adapter_class(instruction.tier)
         self._fds_before = self._me.num_fds()  # all that the tier opens from here on it must close
         self.adapter = tier(instruction.setup)
@@ -219,9 +222,8 @@ class Worker:
 
     def drive(self) -> None:
         """Run the driver named by the instruction between {"ready"} and the end."""
-        driver = importlib.import_module(f"harness.drivers.{self.instruction.driver}")
         self.parent.say("ready", none_hash_digest=self.adapter.none_hash_digest())
-        driver.drive(self, **self.instruction.arguments)
+        self._driver.drive(self, **self.instruction.arguments)
 
     def close(self, exit_code: int) -> None:
         """The end in good order: what the tier finds wrong with itself, descriptors, slots, and the Stop record."""

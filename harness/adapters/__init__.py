@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 
 from harness.adapters.base import Adapter, PeerMissing
 
@@ -37,6 +36,5 @@ def adapter_class(tier: str) -> type[Adapter]:
 
 
 def tier_python(tier: str) -> str:
-    """The interpreter whose packages a tier's workers need: its module's `peer_python()`, else this one."""
-    module = importlib.import_module(adapter_class(tier).__module__)
-    return str(module.peer_python()) if hasattr(module, "peer_python") else sys.executable
+    """The interpreter whose packages a tier's workers need; `PeerMissing` where there is none."""
+    return adapter_class(tier).python()

@@ -14,18 +14,15 @@ import pytest
 
 from harness.history import History
 from harness.launch import REPOSITORY
+from tests.tiering.harness.certain_trace import REQUESTS, write_certain_trace
 
 SMALL = ["--tier", "memory", "--processes", "2", "--block-bytes", "4096", "--seed", "5"]
-CERTAIN = [*SMALL, "--trace", "certain.jsonl", "--speed", "0"]
-"""Traffic whose verdict is certain: every request but the first few finds what the other process stored."""
+CERTAIN = [*SMALL, "--trace", "certain.jsonl", "--speed", "1"]
 
 
 @pytest.fixture(autouse=True)
 def certain_trace(tmp_path: Path) -> None:
-    # Every other request of each process has nothing to load: loads and stores meet.
-    blocks = [[0, 1, i + 2] if i & 2 else [i + 2] for i in range(40)]
-    lines = [{"timestamp": 0, "input_length": 1, "output_length": 1, "hash_ids": ids} for ids in blocks]
-    (tmp_path / "certain.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_certain_trace(tmp_path / "certain.jsonl")
 
 
 def command(*arguments: str) -> list[str]:
@@ -61,7 +58,7 @@ def test_json_is_all_that_stdout_holds(tmp_path: Path) -> None:
     done = harness(tmp_path, "run", "load", *CERTAIN, "--json")
     results = json.loads(done.stdout)
     assert (done.returncode, results["exit_code"]) == (0, 0), done.stderr
-    assert results["totals"]["requests"] == 40
+    assert results["totals"]["requests"] == REQUESTS
 
 
 def test_quiet_shows_no_progress(tmp_path: Path) -> None:

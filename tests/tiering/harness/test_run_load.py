@@ -16,6 +16,7 @@ from harness.run import Results, judge, run
 from harness.scenarios import scenario
 from harness.scenarios.base import UsageError
 from harness.scenarios.load import LoadOptions, prepare
+from tests.tiering.harness.certain_trace import REQUESTS, write_certain_trace
 
 LOAD = scenario("load")
 BROKEN = "tests.tiering.harness.broken_tiers"
@@ -23,13 +24,9 @@ SMALL: dict[str, Any] = {"tier": "memory", "processes": 2, "seed": 5, "block_byt
 
 
 def certain(tmp_path: Path) -> dict[str, Any]:
-    """Options of traffic whose verdict is certain: all but the first requests find what the other process stored."""
     trace = tmp_path / "certain.jsonl"
-    # Every other request of each process has nothing to load: loads and stores meet.
-    blocks = [[0, 1, i + 2] if i & 2 else [i + 2] for i in range(40)]
-    lines = [{"timestamp": 0, "input_length": 1, "output_length": 1, "hash_ids": ids} for ids in blocks]
-    trace.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return {**SMALL, "trace": str(trace), "speed": 0.0}
+    write_certain_trace(trace)
+    return {**SMALL, "trace": str(trace), "speed": 1.0}
 
 
 def load(tmp_path: Path, on_tick: Any = lambda children: None, **changes: Any) -> tuple[Results, Path]:
@@ -50,7 +47,7 @@ def test_the_oracle_is_acquitted_and_the_folder_is_whole(tmp_path: Path) -> None
     assert written["seed"] == 5
     assert "--seed 5" in written["command"]
     history = History.read(run_dir)
-    assert sorted(r.request for r in history.requests) == list(range(40))
+    assert sorted(r.request for r in history.requests) == list(range(REQUESTS))
     assert len(history.files) == len({n.name for n in history.names})
 
 
@@ -85,21 +82,21 @@ def test_a_broken_tier_is_convicted_by_the_checker_meant_for_it(tmp_path: Path, 
 
 
 def test_a_killed_worker_is_never_a_pass_and_its_last_words_are_told(tmp_path: Path) -> None:
-    killed: list[int] = []
+    def kill_one_and_stop_the_other(children: Sequence[Child]) -> None:
+        first, second = children
+        if first.state == "running" and first.counts.get("requests", 0) >= 1:
+            first.kill()
+        if first.state == "dead":
+            second.send(stop=True)
 
-    def kill_one(children: Sequence[Child]) -> None:
-        child = children[0]
-        if child.state == "running" and child.counts.get("requests", 0) >= 1 and not killed:
-            killed.append(child.pid)
-            child.kill()
-
-    results, run_dir = load(tmp_path, kill_one, trace=None, speed=None, seconds=2.0)
-    assert killed
+    # Most of the traffic lies minutes ahead: neither comes to its end by itself.
+    ahead = {"trace": None, "speed": None, "seconds": 600.0, "requests": 200}
+    results, run_dir = load(tmp_path, kill_one_and_stop_the_other, **ahead)
     assert results.verdict == "false"
     findings = [f for v in results.verdicts for f in v["findings"]]
     assert any("process 0" in f and ("SIGKILL" in f or "signal 9" in f) for f in findings), findings
     others = [s for s in History.read(run_dir).stops if s.process == 1]
-    assert [s.exit_code for s in others] == [0], "the other process went on to its end"
+    assert [s.exit_code for s in others] == [0], "the other process ended in good order"
 
 
 def test_one_process_has_nobody_to_share_with_and_that_is_unknown(tmp_path: Path) -> None:
