@@ -263,6 +263,37 @@ def test_a_bound_that_the_thread_count_belies_is_found() -> None:
     assert by_hand(*tasks, read_threads=4).value == "false"
 
 
+def test_too_many_overtakes_are_said_with_their_bound() -> None:
+    """The load's own thread runs a hundred short stores while the load waits."""
+    short = [task("store", "load", 0, 0.5 + i / 100, 0.5 + i / 100, 0.51 + i / 100, job_id=i) for i in range(100)]
+    tasks = [
+        task("load", "load", 0, 0.0, 0.0, 0.5),
+        task("store", "store", 1, 0.0, 0.0, 1.0),
+        *short,
+        task("load", "load", 0, 0.25, 1.5, 1.75, job_id=500),
+    ]
+    verdict = by_hand(*tasks)
+    assert verdict.value == "false"
+    assert verdict.data["load"]["most_overtakes"] == 100
+    # The hundred starts themselves fill the list of findings: those behind them are counted.
+    assert verdict.findings[-1] == "and 82 more"
+    few = by_hand(*tasks[:2], *short[:10], tasks[-1]._replace(started_seconds=0.6))
+    assert "a load task of job 500 was overtaken by 10 store tasks; the bound is 2" in " | ".join(few.findings)
+
+
+def test_a_wait_beyond_the_bound_is_said_with_both_figures() -> None:
+    stolen = [task("store", "load", 0, 0.5, i + 1.0, i + 2.0, job_id=i) for i in range(3)]
+    verdict = by_hand(
+        task("load", "load", 0, 0.0, 0.0, 1.0),
+        task("store", "store", 1, 0.0, 0.0, 4.0),
+        *stolen,
+        task("load", "load", 0, 0.25, 4.0, 5.0, job_id=500),
+    )
+    assert verdict.value == "false"
+    assert "a load task of job 500 waited 3.75 s behind 0 others; the bound is 1.00 s" in " | ".join(verdict.findings)
+    assert "longest wait 3.75 s of 1.00 s allowed" in verdict.figure
+
+
 def test_a_class_without_threads_has_no_bound() -> None:
     tasks = [
         task("load", "load", 0, 0.0, 0.0, 1.0),
