@@ -100,12 +100,14 @@ class Child:
 
     def _send_line(self, line: str) -> None:
         assert self._popen.stdin is not None
+        if self._popen.stdin.closed:
+            return  # it has ended and is reaped
         with suppress(BrokenPipeError):  # it died; the reader's "end" tells
             self._popen.stdin.write(line.encode() + b"\n")
             self._popen.stdin.flush()
 
     def send(self, **message: Any) -> None:
-        """Say something to the driver: `send(go=...)`, `send(release=True)`."""
+        """Say something to the driver: `send(go=...)`, `send(release=True)`. Nobody hears it once it has ended."""
         self._send_line(json.dumps(message))
 
     def signal(self, number: int) -> None:
