@@ -8,6 +8,7 @@ from harness.adapters.base import Adapter, PeerMissing
 
 TIERS = {
     "kvtier": "harness.adapters.kvtier:KvtierAdapter",
+    "kvtier-stack": "harness.adapters.kvtier:KvtierStackAdapter",
     "memory": "harness.adapters.memory:MemoryAdapter",
     "vllm": "harness.adapters.vllm:VllmAdapter",
 }

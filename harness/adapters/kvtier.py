@@ -1,14 +1,17 @@
-"""kvtier's `FileSystemTierManager` under the harness: the only file of the harness that imports kvtier."""
+"""kvtier under the harness, the file-system tier alone or the whole stack: the only file here that imports kvtier."""
 
 from __future__ import annotations
 
 import mmap
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from harness.adapters.base import Adapter, Finished, TierSetup, Verdict
 from harness.history import Task
-from kvtier.base import LookupResult, ReqContext, ScheduleEndContext, TransferJob
-from kvtier.config import FsTierConfig, KVCacheGroup, RunConfig
+from kvtier.base import JobResult, LookupResult, ReqContext, ScheduleEndContext, TransferJob
+from kvtier.config import CpuTierConfig, FsTierConfig, KVCacheGroup, RunConfig
+from kvtier.cpu_tier import CPUOffloadingManager
 from kvtier.events import Event, FanOut, JobFinished
 from kvtier.fs_tier import FileSystemTierManager
 from kvtier.hashing import (
@@ -20,6 +23,7 @@ from kvtier.hashing import (
     make_offload_key,
     none_hash_digest,
 )
+from kvtier.manager import TieringOffloadingManager
 
 _VERDICTS: dict[LookupResult, Verdict] = {
     LookupResult.HIT: "hit",
@@ -39,6 +43,7 @@ class KvtierAdapter(Adapter):
         super().__init__(setup)
         options = dict(setup.options)
         serve_metrics = options.pop("metrics", False)
+        extra = {name: options.pop(name) for name in ("cpu_chunks",) if name in options}
         config = FsTierConfig.from_mapping(
             {
                 "root_dir": setup.root_dir,
@@ -56,13 +61,16 @@ class KvtierAdapter(Adapter):
         self._view = memoryview(self._memory).cast("B", (setup.slots, setup.block_bytes))
         self._tasks: list[Task] = []
         self._events = FanOut(self)
-        self._tier = FileSystemTierManager(config, run, self._view, self._events)
+        self._tier = self._build(config, run, extra)
         self._hash = hash_function(setup.hash_algorithm)
         self._requests: dict[str, ReqContext] = {}
         self._submitted: dict[int, Sequence[bytes]] = {}
         self._address: str | None = None
         if serve_metrics:
             self._serve_metrics()
+
+    def _build(self, config: FsTierConfig, run: RunConfig, options: dict[str, Any]) -> FileSystemTierManager:
+        return FileSystemTierManager(config, run, self._view, self._events)
 
     def _serve_metrics(self) -> None:
         from prometheus_client import CollectorRegistry
@@ -145,3 +153,128 @@ class KvtierAdapter(Adapter):
 
     def metrics_address(self) -> str | None:
         return self._address
+
+
+class _WatchedTier(FileSystemTierManager):
+    """Remembers which blocks the manager is cascading into the files, and which of them did not arrive."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.cascading: Counter[OffloadKey] = Counter()
+        self.lost: set[OffloadKey] = set()
+        self._stores: dict[int, TransferJob] = {}
+
+    def submit_store(self, job: TransferJob) -> None:
+        self._stores[job.job_id] = job
+        self.cascading.update(job.keys)
+        super().submit_store(job)
+
+    def get_finished_jobs(self) -> list[JobResult]:
+        results = list(super().get_finished_jobs())
+        for result in results:
+            if job := self._stores.pop(result.job_id, None):
+                self.cascading.subtract(job.keys)
+                self.lost.difference_update(result.successful_keys)
+                self.lost.update(set(job.keys).difference(result.successful_keys))
+        return results
+
+
+class KvtierStackAdapter(KvtierAdapter):
+    """The whole of kvtier: `TieringOffloadingManager` over a CPU tier of `cpu_chunks` slots over the file-system tier.
+
+    The worker's slots play the GPU: a store is done when its blocks are in files, a load when they are copied back. A
+    HIT is pinned at once, as an engine does in the same step.
+    """
+
+    name = "kvtier-stack"
+
+    def _build(self, config: FsTierConfig, run: RunConfig, options: dict[str, Any]) -> FileSystemTierManager:
+        chunks = options.pop("cpu_chunks", self.setup.slots)
+        primary = CPUOffloadingManager(CpuTierConfig(chunks, self.setup.block_bytes), self._events)
+        tier = _WatchedTier(config, run, primary.view, self._events)
+        self._cached = memoryview(primary.view)
+        self._watched = tier
+        self._manager = TieringOffloadingManager(primary, [tier], self._events)
+        self._pinned: dict[str, dict[bytes, int]] = {}
+        self._done: list[Finished] = []
+        self._storing: dict[int, Sequence[bytes]] = {}
+        return tier
+
+    def request_started(self, req_id: str) -> None:
+        self._manager.on_new_request(self._request(req_id))
+        self._pinned[req_id] = {}
+
+    def lookup(self, keys: Sequence[bytes], req_id: str) -> list[Verdict]:
+        return [self._lookup(OffloadKey(key), req_id) for key in keys]
+
+    def _lookup(self, key: OffloadKey, req_id: str) -> Verdict:
+        pinned, request = self._pinned[req_id], self._request(req_id)
+        if key not in pinned:
+            match self._manager.lookup(key, request):
+                case LookupResult.MISS:
+                    return "miss"
+                case LookupResult.HIT:
+                    (pinned[key],) = self._manager.prepare_load((key,), request)
+                case _:
+                    return "retry"
+        return "hit"
+
+    def submit_load(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        pinned = self._pinned[req_id]
+        ok = [(key, slot) for key, slot in zip(keys, slots, strict=True) if key in pinned]
+        for key, slot in ok:
+            _row(self._view, slot)[:] = _row(self._cached, pinned.pop(key))
+        self._manager.complete_load([OffloadKey(key) for key, _ in ok], self._request(req_id))
+        good = {key for key, _ in ok}
+        self._done.append(Finished(job_id, list(good), [key for key in keys if key not in good]))
+
+    def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        request = self._request(req_id)
+        output = self._manager.prepare_store(tuple(map(OffloadKey, keys)), request)
+        if output is None:
+            self._done.append(Finished(job_id, [], keys))
+            return
+        source = dict(zip(keys, slots, strict=True))
+        for key, chunk in zip(output.keys_to_store, output.chunk_ids, strict=True):
+            _row(self._cached, chunk)[:] = _row(self._view, source[key])
+        if output.keys_to_store:
+            self._manager.complete_store(output.keys_to_store, request)
+        self._storing[job_id] = keys
+
+    def poll(self) -> list[Finished]:
+        done, self._done = self._done, []
+        for job_id, keys in list(self._storing.items()):
+            if not any(self._watched.cascading[OffloadKey(key)] for key in keys):
+                del self._storing[job_id]
+                lost = self._watched.lost.intersection(map(OffloadKey, keys))
+                done.append(Finished(job_id, [k for k in keys if k not in lost], [k for k in keys if k in lost]))
+        return done
+
+    def step(self) -> None:
+        self._manager.on_schedule_end(ScheduleEndContext())
+
+    def request_finished(self, req_id: str) -> None:
+        request = self._requests.pop(req_id)
+        if unused := self._pinned.pop(req_id):
+            self._manager.complete_load(tuple(map(OffloadKey, unused)), request)
+        self._manager.on_request_finished(request)
+
+    def drain(self) -> None:
+        super().drain()
+        self.step()
+
+    def close(self) -> None:
+        self._manager.shutdown()
+
+    def gauges(self) -> Mapping[str, float]:
+        return {**super().gauges(), **self._manager.gauges()}
+
+    def findings(self) -> list[str]:
+        pinned = self._manager.gauges()["slots_pinned"] if not self._requests else 0
+        idle = [f"{pinned:g} slots of the CPU tier are pinned although no request is left"] if pinned else []
+        return self._manager.check_integrity() + idle
+
+
+def _row(view: memoryview, row: int) -> memoryview:
+    assert view.shape is not None
+    return view.cast("B")[row * view.shape[1] : (row + 1) * view.shape[1]]
