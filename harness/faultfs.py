@@ -110,8 +110,7 @@ class Passthrough(mfusepy.Operations):  # type: ignore[misc]
 
     def _opened(self, operation: str, path: str, flags: int, mode: int) -> int:
         direct = bool(flags & os.O_DIRECT)
-        # The kernel positions appends itself, and its buffers are aligned for nobody.
-        passed = flags & ~(os.O_DIRECT | os.O_APPEND)
+        passed = flags & ~os.O_DIRECT  # the buffers that come through are aligned for nobody
         taken: list[int] = []
 
         def act() -> None:

@@ -267,21 +267,24 @@ def test_files_shrink_and_vanish_under_an_open(fs: FaultFs) -> None:
         os.rename(fs.mount / "x", fs.mount / "z")
 
 
-def test_hung_requests_stop_nobody_else_and_end_at_lift(fs: FaultFs) -> None:
-    for name in ("hung", "free"):
-        (fs.backing / name).write_bytes(bytes(BLOCK))
-    fs.inject(Rule("read", "hang", path="/hung"))
-    with ThreadPoolExecutor(40) as pool:
-        try:
-            futures = [pool.submit(outcome, "read", fs.mount / "hung") for _ in range(40)]
-            fs.await_counts(lambda counts: counts["held"] == 40)  # beyond libfuse's and the kernel's own limits
-            assert outcome("read", fs.mount / "free") == "ok"
-            assert outcome("write", fs.mount / "free") == "ok"
-            assert not any(future.done() for future in futures)
-        finally:
-            fs.lift()
-        assert [future.result(WAIT_SECONDS) for future in futures] == ["ok"] * 40
-    assert fs.counts()["held"] == 0
+@pytest.mark.parametrize("cached", [False, True])
+def test_hung_requests_stop_nobody_else_and_end_at_lift(tmp_path: Path, cached: bool) -> None:
+    hung = [f"hung-{i}" for i in range(40)]  # beyond libfuse's and the kernel's own limits
+    for name in ("free", *hung):
+        (tmp_path / name).write_bytes(bytes(1 << 20))
+    with available(), FaultFs(tmp_path, cached=cached) as fs:
+        fs.inject(Rule("read", "hang", path="/hung-*"))
+        with ThreadPoolExecutor(len(hung)) as pool:
+            try:
+                futures = [pool.submit(outcome, "read", fs.mount / name, 1 << 20) for name in hung]
+                fs.await_counts(lambda counts: counts["held"] >= len(hung))
+                assert outcome("read", fs.mount / "free") == "ok"
+                assert outcome("write", fs.mount / "free") == "ok"
+                assert not any(future.done() for future in futures)
+            finally:
+                fs.lift()
+            assert [future.result(WAIT_SECONDS) for future in futures] == ["ok"] * len(hung)
+        assert fs.counts()["held"] == 0
 
 
 def test_a_delay_takes_its_time_and_a_lift_cuts_it_short(fs: FaultFs) -> None:
@@ -349,7 +352,7 @@ from harness.faults import FaultFs, FaultUnavailable, Rule, small_disk
 try:
     with FaultFs({str(tmp_path)!r}) as fs, small_disk(8 << 20, "ext4") as ext4, small_disk(1 << 20) as tmpfs:
         open(fs.mount / "x", "w").close()
-        fs.inject(Rule("*", "hang", path="/x"))
+        fs.inject(Rule("getattr", "hang", path="/x"))
         threading.Thread(target=lambda: os.path.exists(fs.mount / "x"), daemon=True).start()
         fs.await_counts(lambda counts: counts["held"] >= 1)
         print(fs.pid, fs.mount, ext4.mount, tmpfs.mount, flush=True)
@@ -446,7 +449,9 @@ def test_a_small_disk_fills_and_recovers(kind: str) -> None:
 
 
 def test_read_only_and_back_even_if_busy_at_first() -> None:
-    with available(), small_disk(1 << 20) as disk:
+    with contextlib.ExitStack() as stack:
+        with available():
+            disk = stack.enter_context(small_disk(1 << 20))
         (disk.mount / "old").write_bytes(bytes(BLOCK))
         held = open(disk.mount / "held", "wb")
         release = threading.Timer(0.05, held.close)
