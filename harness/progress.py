@@ -45,9 +45,13 @@ class Progress:
             self._live.stop()
 
     def stage(self, text: str) -> None:
-        """What happens when the workers have ended; on a terminal it stands where the table stood."""
-        if not self._quiet and self._live:
+        """What happens when the workers have ended."""
+        if self._quiet:
+            return
+        if self._live:
             self._live.update(Text(text), refresh=True)
+        else:
+            self._console.print(text, highlight=False)
 
     def tick(self, children: Sequence[Child]) -> None:
         if self._quiet:

@@ -26,6 +26,7 @@ LATE_FACTOR = 1.5
 class LoadOptions(CommonOptions):
     """Options of `run load`."""
 
+    seed: int | None = option(0, "the integer that the synthetic trace derives from: the same traffic each time", low=0)
     trace: str | None = option(None, "Mooncake JSONL file to replay (default: a synthetic trace of the same shape)")
     requests: int | None = option(None, "replay only the first so many requests of the trace", low=1)
     speed: float | None = option(
