@@ -33,7 +33,16 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from harness.checkers.base import Findings, Life, Lives, Value, Verdict, milliseconds, worst_canary_seconds
+from harness.checkers.base import (
+    FINDINGS_MAX,
+    Findings,
+    Life,
+    Lives,
+    Value,
+    Verdict,
+    milliseconds,
+    worst_canary_seconds,
+)
 from harness.history import Direction, History, Job, Task
 
 NOISE_FACTOR = 8.0
@@ -194,7 +203,9 @@ class _Process:
                 continue
             own = self.classes[task.group]
             if waiting := own.waiting_at(task.started_seconds):
-                oldest = own.longest_waiting_at(task.started_seconds)
+                # A linear search, for a person's sake: not for findings that are only counted.
+                seen = self.findings.count < FINDINGS_MAX
+                oldest = own.longest_waiting_at(task.started_seconds) if seen else None
                 since = f", the oldest for {_ms(task.started_seconds - oldest.enqueued_seconds)}" if oldest else ""
                 self._find(
                     task,
