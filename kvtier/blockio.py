@@ -217,12 +217,14 @@ class BlockIO:
             Trailer(key, self.block_bytes, checksum, self.instance_id, time.time_ns(), traceparent).pack_into(page)
             descriptor, temp_path = self._create(os.path.dirname(path))
             try:
-                if self._must_chmod:
-                    os.fchmod(descriptor, self._config.file_mode)
-                _transfer(os.pwritev, descriptor, [view, memoryview(page)], self._sealed_bytes)
-                return self._publish(descriptor, temp_path, path)
+                try:
+                    if self._must_chmod:
+                        os.fchmod(descriptor, self._config.file_mode)
+                    _transfer(os.pwritev, descriptor, [view, memoryview(page)], self._sealed_bytes)
+                    return self._publish(descriptor, temp_path, path)
+                finally:
+                    os.close(descriptor)  # may fail itself, where a quota is found out late
             finally:
-                os.close(descriptor)
                 if temp_path is not None:
                     _unlink_quietly(temp_path)  # gone already when it was renamed; never another writer's
         except OSError as error:
