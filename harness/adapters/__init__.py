@@ -14,6 +14,9 @@ TIERS = {
 }
 """Tier name -> "module:Class". Any other `module:Class` is accepted in its place."""
 
+NAMES = dict.fromkeys(("kvtier", "kvtier-stack"), "harness.adapters.kvtier_names:KvtierNaming")
+"""Tiers whose names can be derived without the packages of the whole tier, and by what."""
+
 
 class UnknownTier(ValueError):
     """No tier answers to that name; the text is one sentence for a person."""

@@ -6,10 +6,11 @@ and adds nothing: no retries, no checks of its own, no locks.
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from harness.history import Direction, Task
 
@@ -49,12 +50,27 @@ class Finished(NamedTuple):
     failed: Sequence[bytes]
 
 
+class Naming(Protocol):
+    """The part of an adapter that derives names of blocks; a tier may have it apart, in `adapters.NAMES`."""
+
+    def keys(self, tokens: Sequence[int], parent: bytes | None = None) -> list[bytes]: ...
+    def none_hash_digest(self) -> str: ...
+    def file_name(self, key: bytes) -> str | None: ...
+
+
 class Adapter(ABC):
     """One tier under test, in one process. Constructed in the process that uses it; closed by it."""
 
     name: ClassVar[str]
     exposes_schedule: ClassVar[bool] = False  # `tasks()` returns every task of every job
     exposes_files: ClassVar[bool] = False  # blocks are files under root_dir, `file_name` says which
+    hash_algorithms: ClassVar[tuple[str, ...]] = ("sha256", "sha256_cbor", "xxhash", "xxhash_cbor")
+    seed_policies: ClassVar[tuple[str, ...]] = ("fixed", "env", "random")
+
+    @classmethod
+    def python(cls) -> str:
+        """The interpreter whose packages this tier needs. Raises `PeerMissing` where there is none."""
+        return sys.executable
 
     def __init__(self, setup: TierSetup) -> None:
         self.setup = setup
@@ -116,6 +132,10 @@ class Adapter(ABC):
     def tasks(self) -> list[Task]:
         """Scheduled tasks since the last call, where `exposes_schedule`."""
         return []
+
+    def instance_id(self) -> str | None:
+        """What this instance calls itself in what it writes, which no other may; None if it has no such name."""
+        return None
 
     def findings(self) -> list[str]:
         """What the tier's own accounts find wrong with themselves (`check_integrity`); empty is well."""

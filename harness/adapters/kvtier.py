@@ -1,4 +1,4 @@
-"""kvtier under the harness, the file-system tier alone or the whole stack: the only file here that imports kvtier."""
+"""kvtier under the harness, the file-system tier alone or the whole stack: with `kvtier_names` all that imports it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.adapters.base import Adapter, Finished, TierSetup, Verdict
+from harness.adapters.kvtier_names import KvtierNaming, run_config
 from harness.history import Task
 from kvtier.base import JobResult, LookupResult, ReqContext, ScheduleEndContext, TransferJob
-from kvtier.config import CpuTierConfig, FsTierConfig, KVCacheGroup, RunConfig
+from kvtier.config import CpuTierConfig, FsTierConfig, RunConfig
 from kvtier.cpu_tier import CPUOffloadingManager
 from kvtier.events import Event, FanOut, JobFinished
 from kvtier.fs_tier import FileSystemTierManager
-from kvtier.hashing import (
-    BlockHash,
-    OffloadKey,
-    get_offload_block_hash,
-    hash_function,
-    hash_tokens,
-    make_offload_key,
-    none_hash_digest,
-)
+from kvtier.hashing import OffloadKey
 from kvtier.manager import TieringOffloadingManager
 
 _VERDICTS: dict[LookupResult, Verdict] = {
@@ -55,14 +48,12 @@ class KvtierAdapter(Adapter):
                 **options,
             }
         )
-        group = KVCacheGroup(setup.tokens_per_block, ("harness.layer",))
-        run = RunConfig(setup.model_name, tokens_per_hash=setup.tokens_per_block, kv_cache_groups=(group,))
         self._memory = mmap.mmap(-1, setup.slots * setup.block_bytes)
         self._view = memoryview(self._memory).cast("B", (setup.slots, setup.block_bytes))
         self._tasks: list[Task] = []
         self._events = FanOut(self)
-        self._tier = self._build(config, run, extra)
-        self._hash = hash_function(setup.hash_algorithm)
+        self._tier = self._build(config, run_config(setup), extra)
+        self._naming = KvtierNaming(setup, self._tier.none_hash)
         self._requests: dict[str, ReqContext] = {}
         self._submitted: dict[int, Sequence[bytes]] = {}
         self._address: str | None = None
@@ -92,15 +83,16 @@ class KvtierAdapter(Adapter):
         return self._view
 
     def keys(self, tokens: Sequence[int], parent: bytes | None = None) -> list[bytes]:
-        start = self._tier.none_hash if parent is None else get_offload_block_hash(OffloadKey(parent))
-        hashes = hash_tokens(tokens, self.setup.tokens_per_block, self._hash, BlockHash(start))
-        return [make_offload_key(block_hash, 0) for block_hash in hashes]
+        return self._naming.keys(tokens, parent)
 
     def none_hash_digest(self) -> str:
-        return none_hash_digest(self._tier.none_hash)
+        return self._naming.none_hash_digest()
 
     def file_name(self, key: bytes) -> str:
-        return self._tier.file_mapper.get_file_name(OffloadKey(key)).removeprefix(self._tier.config.root_dir + "/")
+        return self._naming.file_name(key)
+
+    def instance_id(self) -> str:
+        return self._tier.blockio.instance_id.hex()
 
     def lookup(self, keys: Sequence[bytes], req_id: str) -> list[Verdict]:
         request = self._request(req_id)

@@ -1,14 +1,16 @@
 """The oracle: a tier too simple to be wrong, for showing that the harness acquits what is right. Never fast on purpose.
 
-One process alone would need a dict. Several share, so the dict is a folder: a block is a file named by its key, written
-under a name that nobody else can have and renamed when whole. Every job runs inside `submit_*`, and the next `poll`
-reports it: no thread, no queue, nothing to race.
+One process alone would need a dict. Several share, so the dict is a folder: a block is a file named by its key, which
+has no name until it is whole. A process whose keys are chained from another seed than the folder's is refused. Every
+job runs inside `submit_*`, and the next `poll` reports it: no thread, no queue, nothing to race.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -23,6 +25,7 @@ class MemoryAdapter(Adapter):
 
     name: ClassVar[str] = "memory"
     exposes_files: ClassVar[bool] = True
+    hash_algorithms: ClassVar[tuple[str, ...]] = ("sha256",)
 
     def __init__(self, setup: TierSetup) -> None:
         super().__init__(setup)
@@ -31,8 +34,11 @@ class MemoryAdapter(Adapter):
         self._finished: list[Finished] = []
         self._folder = Path(setup.root_dir) / FOLDER
         self._folder.mkdir(exist_ok=True)
-        seeds = {"fixed": b"fixed", "env": os.environ.get("PYTHONHASHSEED", "").encode(), "random": os.urandom(32)}
-        self._none_hash = hashlib.sha256(seeds[setup.seed_policy]).digest()
+        self._none_hash = hashlib.sha256(_seed(setup.seed_policy)).digest()
+        record, digest = self._folder / "config.json", self.none_hash_digest().encode()
+        _publish(record, digest)
+        if (theirs := record.read_bytes()) != digest:
+            raise ValueError(f"the root's seed has the digest {theirs.decode()}, this process's {digest.decode()}")
 
     @property
     def view(self) -> memoryview:
@@ -64,9 +70,7 @@ class MemoryAdapter(Adapter):
 
     def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
         for key, slot in zip(keys, slots, strict=True):
-            unfinished = self._folder / f"{os.urandom(16).hex()}.tmp"
-            unfinished.write_bytes(self._slot(slot))
-            unfinished.rename(self._path(key))
+            _publish(self._path(key), self._slot(slot))
         self._finished.append(Finished(job_id, keys, ()))
 
     def submit_load(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
@@ -91,3 +95,37 @@ class MemoryAdapter(Adapter):
 
     def gauges(self) -> Mapping[str, float]:
         return {"load_queue": 0, "store_queue": 0, "load_oldest_seconds": 0, "store_oldest_seconds": 0}
+
+
+def _seed(policy: str) -> bytes:
+    """A set PYTHONHASHSEED decides, whatever it is; unset, the policy does."""
+    if (seed := os.environ.get("PYTHONHASHSEED")) is not None:
+        return b"seed " + seed.encode()
+    if policy == "env":
+        raise ValueError("seed_policy is 'env' and PYTHONHASHSEED is not set")
+    return b"fixed" if policy == "fixed" else os.urandom(32)
+
+
+def _publish(path: Path, content: bytes | memoryview) -> None:
+    """Make the file appear whole, in place of anything but a file of this size."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISREG((there := path.lstat()).st_mode) and there.st_size == len(content):
+            return
+    name = path.with_name(f"{os.urandom(16).hex()}.tmp")  # that nobody else can have
+    try:
+        file = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY)
+    except OSError:  # a file system without unnamed files
+        name.write_bytes(content)
+        name.rename(path)
+        return
+    with open(file, "wb") as unnamed:
+        unnamed.write(content)
+        unnamed.flush()
+        for target in (path, name):
+            try:
+                os.link(f"/proc/self/fd/{file}", target, src_dir_fd=file, follow_symlinks=True)
+            except FileExistsError:
+                continue
+            if target is name:
+                name.rename(path)
+            return

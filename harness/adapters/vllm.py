@@ -17,6 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
+
 from harness.adapters.base import Adapter, Finished, PeerMissing, TierSetup, Verdict
 
 VERSION = "0.33.0"
@@ -110,6 +112,7 @@ class VllmAdapter(Adapter):
 
     name: ClassVar[str] = "vllm"
     exposes_files: ClassVar[bool] = True
+    seed_policies: ClassVar[tuple[str, ...]] = ("fixed",)
 
     @classmethod
     def python(cls) -> str:
@@ -184,7 +187,7 @@ class VllmAdapter(Adapter):
         job = self._vllm.tiering.TransferJob(
             job_id=job_id,
             keys=list(keys),
-            chunk_ids=import_module("numpy").array(slots, dtype="int64"),
+            chunk_ids=np.array(slots, dtype=np.int64),
             is_promotion=is_promotion,
             req_context=self._vllm.base.ReqContext(req_id),
         )

@@ -23,7 +23,7 @@ THIRD_PARTY = {
     "opentelemetry": {"tracing"},
     "click": {"cli"},
 }
-KVTIER_IMPORTERS_IN_HARNESS = {"adapters/kvtier"}
+KVTIER_IMPORTERS_IN_HARNESS = {"adapters/kvtier", "adapters/kvtier_names"}
 
 
 @cache

@@ -64,24 +64,49 @@ def test_keys_are_equal_exactly_for_equal_prefixes(
         assert adapter.keys(a[2:], adapter.keys(a[:2])[0]) == adapter.keys(a)[1:]
 
 
-def test_seed_policies_share_as_the_rules_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seed_policies_share_as_the_rules_say(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def digest(policy: str) -> str:
-        return tier(tmp_path, seed_policy=policy).none_hash_digest()
+        return tier(tmp_path_factory.mktemp("root"), seed_policy=policy).none_hash_digest()
 
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     assert digest("fixed") == digest("fixed")
     assert digest("random") != digest("random")
+    with pytest.raises(ValueError, match="PYTHONHASHSEED is not set"):
+        digest("env")
     monkeypatch.setenv("PYTHONHASHSEED", "0")
     zero = digest("env")
-    assert zero == digest("env")
+    assert zero == digest("env") == digest("random") == digest("fixed")
+    monkeypatch.setenv("PYTHONHASHSEED", "")
+    assert digest("env") != zero
     monkeypatch.setenv("PYTHONHASHSEED", "1")
     assert digest("env") != zero
+
+
+def test_a_root_of_another_seed_is_refused(tmp_path: Path) -> None:
+    tier(tmp_path, seed_policy="fixed")
+    tier(tmp_path, seed_policy="fixed")
+    with pytest.raises(ValueError, match="the root's seed"):
+        tier(tmp_path, seed_policy="random")
+
+
+def test_a_store_replaces_what_is_no_block(tmp_path: Path) -> None:
+    one = tier(tmp_path)
+    keys = one.keys([1, 2, 3, 4])
+    path, link = (tmp_path / str(one.file_name(key)) for key in keys)
+    path.write_bytes(b"short")
+    link.symlink_to("nowhere")
+    one.submit_store(0, keys, [0, 1], "r")
+    assert {p.name for p in path.parent.iterdir()} == {path.name, link.name, "config.json"}
+    assert all(p.stat().st_size == BLOCK_BYTES and not p.is_symlink() for p in (path, link))
 
 
 def test_tiers_are_found_by_name_or_refused_in_a_sentence() -> None:
     assert adapter_class("memory") is adapter_class("harness.adapters.memory:MemoryAdapter") is MemoryAdapter
     assert Path(tier_python("memory")).exists()
     for tier_name, words in {
-        "nonsense": "valid choices: kvtier, memory",
+        "nonsense": "valid choices: kvtier, .*memory",
         "no_such_module:Tier": "no module 'no_such_module'",
         "harness.history:History": "no Adapter class named 'History'",
     }.items():
