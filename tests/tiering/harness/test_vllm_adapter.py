@@ -124,6 +124,7 @@ from vllm.lora.request import LoRARequest
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
 hashing, utils = vllm.hashing, vllm.kv_cache_utils
+own_environment = dict(os.environ)
 answer = []
 for seed, algorithm, case in question:
     os.environ.pop("PYTHONHASHSEED", None)
@@ -148,6 +149,8 @@ for seed, algorithm, case in question:
     hashes = utils.get_request_block_hasher(case["tokens_per_hash"], hash_fn)(request)
     keys = [vllm.base.make_offload_key(h, case["group"]).hex() for h in hashes]
     answer.append([utils.NONE_HASH.hex(), keys])
+os.environ.pop("PYTHONHASHSEED", None)
+os.environ.update(own_environment)
 """
 
 
