@@ -100,7 +100,7 @@ def test_ctrl_c_ends_every_child_and_keeps_and_judges_what_was_recorded(tmp_path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run", "load", "--tier", "nonsense"], "tier is 'nonsense'; valid choices: kvtier, memory"),
+        (["run", "load", "--tier", "nonsense"], "tier is 'nonsense'; valid choices: kvtier,"),
         (["run", "load", "--tier", "no_such:Tier"], "there is no module 'no_such'"),
         (["run", "load", "--processes", "-1"], "--processes is -1; it must be at least 1"),
         (["run", "load", "--processes", "many"], "'many' is not a valid integer"),
