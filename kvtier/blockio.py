@@ -123,7 +123,7 @@ class BlockIO:
         self._read_flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO must not hang us
         self._write_flags = os.O_WRONLY | os.O_CLOEXEC
         self._tmpfile = False
-        self._must_chmod = True
+        self._umask = 0o777  # until `probe` has seen it
         self._local = threading.local()
         self.direct = False
 
@@ -137,9 +137,9 @@ class BlockIO:
         """
         path = os.path.join(directory, self._temp_name())
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, self._config.file_mode)
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o777)
             try:
-                self._must_chmod = stat.S_IMODE(os.fstat(descriptor).st_mode) != self._config.file_mode
+                self._umask = 0o777 & ~os.fstat(descriptor).st_mode
                 os.pwrite(descriptor, self._page(), 0)
             finally:
                 os.close(descriptor)
@@ -210,15 +210,17 @@ class BlockIO:
         The first writer wins; a block that is already there is success. Something there that is no block is set aside.
         """
         try:
-            if self.exists(path):
+            directory = os.path.dirname(path)
+            # A new folder, the usual case below a million blocks, spares asking whether the block is in it.
+            if not make_dirs(directory, self._config.dir_mode, self._umask) and self.exists(path):
                 return BlockOutcome(skipped=True)
             page = self._page()
             checksum = xxhash.xxh3_64_intdigest(view)
             Trailer(key, self.block_bytes, checksum, self.instance_id, time.time_ns(), traceparent).pack_into(page)
-            descriptor, temp_path = self._create(os.path.dirname(path))
+            descriptor, temp_path = self._create(directory)
             try:
                 try:
-                    if self._must_chmod:
+                    if self._umask & self._config.file_mode:
                         os.fchmod(descriptor, self._config.file_mode)
                     _transfer(os.pwritev, descriptor, [view, memoryview(page)], self._sealed_bytes)
                     return self._publish(descriptor, temp_path, path)
@@ -232,17 +234,10 @@ class BlockIO:
 
     def _create(self, directory: str) -> tuple[int, str | None]:
         """An empty file to write into: unnamed where that works (a killed process leaves nothing), else a temp file."""
-        for attempt in (1, 2):
-            try:
-                if self._tmpfile:
-                    return os.open(directory, O_TMPFILE | self._write_flags, self._config.file_mode), None
-                temp_path = os.path.join(directory, self._temp_name())
-                return os.open(temp_path, os.O_CREAT | os.O_EXCL | self._write_flags, self._config.file_mode), temp_path
-            except FileNotFoundError:
-                if attempt == 2:
-                    raise
-                make_dirs(directory, self._config.dir_mode)
-        raise AssertionError("unreachable")
+        if self._tmpfile:
+            return os.open(directory, O_TMPFILE | self._write_flags, self._config.file_mode), None
+        temp_path = os.path.join(directory, self._temp_name())
+        return os.open(temp_path, os.O_CREAT | os.O_EXCL | self._write_flags, self._config.file_mode), temp_path
 
     def _publish(self, descriptor: int, temp_path: str | None, path: str) -> BlockOutcome:
         set_aside = None
@@ -322,7 +317,7 @@ class BlockIO:
                 return ""  # somebody repaired it meanwhile
             if not stat.S_ISREG(now.st_mode):
                 reason = "kind"
-            make_dirs(self._quarantine_path, self._config.dir_mode)
+            make_dirs(self._quarantine_path, self._config.dir_mode, self._umask)
             target = os.path.join(self._quarantine_path, f"{os.path.basename(path)}.{reason}.{os.urandom(4).hex()}")
             os.rename(path, target)
         except OSError as error:
@@ -343,17 +338,21 @@ class BlockIO:
             return self._local.page  # type: ignore[no-any-return]
 
 
-def make_dirs(directory: str, mode: int) -> None:
-    """Create `directory` and its missing parents with exactly `mode`; folders that exist are left as they are."""
+def make_dirs(directory: str, mode: int, umask: int = 0o777) -> bool:
+    """Create `directory` and its missing parents with exactly `mode`; folders that exist are left as they are.
+
+    Whether this call made it. `umask` only spares a chmod where it takes nothing from `mode`.
+    """
     try:
         os.mkdir(directory, mode)
     except FileExistsError:
-        return
+        return False
     except FileNotFoundError:
-        make_dirs(os.path.dirname(directory), mode)
-        return make_dirs(directory, mode)
-    if stat.S_IMODE(os.stat(directory).st_mode) != mode:
+        make_dirs(os.path.dirname(directory), mode, umask)
+        return make_dirs(directory, mode, umask)
+    if umask & mode:
         os.chmod(directory, mode)
+    return True
 
 
 def _transfer(move: Callable[..., int], descriptor: int, buffers: Sequence[memoryview], total: int) -> None:
