@@ -30,7 +30,8 @@ from kvtier.base import (
 from kvtier.blockio import BlockIO, BlockOutcome
 from kvtier.config import PAGE_BYTES, ConfigError, FsTierConfig, RunConfig, SlotError
 from kvtier.events import BlockSetAside, Direction, JobFinished, LookupBatch, NullObserver, Observer
-from kvtier.hashing import OffloadKey, none_hash, none_hash_digest
+from kvtier.hashing import BlockHash, OffloadKey, none_hash_digest
+from kvtier.hashing import none_hash as derive_none_hash
 from kvtier.layout import FileMapper, open_root
 from kvtier.lookup import AsyncLookupManager
 from kvtier.thread_pool import Cancelled, Completion, DualQueueThreadPool, Work
@@ -47,7 +48,8 @@ class _Submitted(NamedTuple):
 class FileSystemTierManager(SecondaryTierManager):
     """A secondary tier over `config.root_dir` for the slots in `primary_kv_view`, shape (slots, config.block_bytes).
 
-    `run` says whose blocks these are and so which folder they live in. Raises RootError when the root cannot be used,
+    `run` says whose blocks these are and so which folder they live in. `none_hash` is given by an engine that has
+    derived it already; without it, it is derived as `config` says. Raises RootError when the root cannot be used,
     or was written by processes that would not share with this one (`config.on_mismatch`).
     """
 
@@ -58,6 +60,7 @@ class FileSystemTierManager(SecondaryTierManager):
         primary_kv_view: memoryview,
         observer: Observer | None = None,
         tier_type: str = "fs",
+        none_hash: BlockHash | None = None,
     ) -> None:
         shape = primary_kv_view.shape or (0, 0)
         if len(shape) != 2 or shape[1] != config.block_bytes or not primary_kv_view.c_contiguous:
@@ -66,7 +69,7 @@ class FileSystemTierManager(SecondaryTierManager):
             )
         self.tier_type = tier_type
         self.config = config
-        self.none_hash = none_hash(config.hash_algorithm, config.seed_policy)
+        self.none_hash = none_hash or derive_none_hash(config.hash_algorithm, config.seed_policy)
         self.file_mapper = FileMapper(config.root_dir, run)
         self._slots = shape[0]
         self._bytes = primary_kv_view.cast("B")
