@@ -125,7 +125,7 @@ def open_root(
         "block_bytes": block_bytes,
     }
     try:
-        _check_root(mapper.root_dir)
+        check_root(mapper.root_dir)
         for folder in (mapper.base_path, mapper.blocks_path, mapper.quarantine_path):
             _make_folder(folder, dir_mode)
         config_there = _settle(mapper.config_path, mapper.fields, file_mode)
@@ -145,7 +145,8 @@ def open_root(
             raise RootError(problem)
 
 
-def _check_root(root_dir: str) -> None:
+def check_root(root_dir: str) -> None:
+    """Raises RootError if there is no such directory: kvtier makes no root, since it may be a mount that is missing."""
     try:
         if not stat.S_ISDIR(os.stat(root_dir).st_mode):
             raise RootError(f"root_dir {root_dir!r} is not a directory; give the path of one that exists")

@@ -52,7 +52,8 @@ class MetricsObserver:
     `sources` maps a tier's name ("cpu" for the primary tier, ...) to its `gauges`; one added to the mapping later is
     asked too. Series of the tiers in it exist from the start, at zero, so that the first failure is an increase. `info`
     are labels of `kvtier_build_info`. A job of one task costs some 15 us, twice that with a trace. A second observer on
-    the same registry raises ValueError.
+    the same registry raises ValueError. `counter_type` and `histogram_type` take prometheus_client's arguments: a
+    process whose /metrics another library writes gives its own.
     """
 
     def __init__(
@@ -60,12 +61,14 @@ class MetricsObserver:
         registry: CollectorRegistry,
         sources: Mapping[str, Gauges] | None = None,
         info: Mapping[str, str] | None = None,
+        counter_type: Callable[..., Any] = Counter,
+        histogram_type: Callable[..., Any] = Histogram,
     ) -> None:
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"kvtier_{name}", text, labels, registry=registry)
+        def counter(name: str, text: str, *labels: str) -> Any:
+            return counter_type(f"kvtier_{name}", text, labels, registry=registry)
 
-        def histogram(name: str, text: str, *labels: str) -> Histogram:
-            return Histogram(f"kvtier_{name}", text, labels, registry=registry, buckets=SECONDS_BUCKETS)
+        def histogram(name: str, text: str, *labels: str) -> Any:
+            return histogram_type(f"kvtier_{name}", text, labels, registry=registry, buckets=SECONDS_BUCKETS)
 
         way = ("tier", "direction")
         self._jobs = counter("jobs", "Jobs ended; partial: some blocks failed.", *way, "outcome")
