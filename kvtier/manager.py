@@ -7,6 +7,7 @@ is: lookups and prepares, then `on_schedule_end`. Loads and stores between GPU a
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from kvtier.base import (
     TransferJob,
 )
 from kvtier.cpu_tier import CPUOffloadingManager
-from kvtier.events import Cascade, Lookup, NullObserver, Observer, Promotion
+from kvtier.events import Cascade, Lookup, NullObserver, Observer, Promotion, RequestFinished
 from kvtier.hashing import OffloadKey
 
 HIT, HIT_PENDING, MISS, RETRY = LookupResult.HIT, LookupResult.HIT_PENDING, LookupResult.MISS, LookupResult.RETRY
@@ -46,6 +47,7 @@ class _Request:
 
     context: ReqContext
     request_level_tiers: tuple[int, ...]
+    started_seconds: float
     writing: set[OffloadKey] = field(default_factory=set)  # prepare_store'd by it, not yet completed
     parked: list[OffloadKey] = field(default_factory=list)  # to cascade once another's write has ended
     promotions: dict[int, _PendingPromotion] = field(default_factory=dict)  # by tier, this step's
@@ -92,7 +94,7 @@ class TieringOffloadingManager:
         assert req_context.req_id not in self._requests, f"request {req_context.req_id} is already known"
         wishes = [tier.on_new_request(req_context).policy for tier in self.secondary_tiers]
         eager = tuple(index for index, wish in enumerate(wishes) if wish is OffloadPolicy.REQUEST_LEVEL)
-        self._requests[req_context.req_id] = _Request(req_context, eager)
+        self._requests[req_context.req_id] = _Request(req_context, eager, time.monotonic())
         return RequestOffloadingContext(OffloadPolicy.REQUEST_LEVEL if eager else OffloadPolicy.CHUNK_LEVEL)
 
     def on_request_finished(self, req_context: ReqContext) -> None:
@@ -110,6 +112,8 @@ class TieringOffloadingManager:
             self._active.pop(request.context.req_id, None)
             for tier in self.secondary_tiers:
                 tier.on_request_finished(request.context)
+            context, times = request.context, (request.started_seconds, time.monotonic())
+            self._observer.on_event(RequestFinished(context.req_id, *times, context.traceparent))
 
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
         """The step is over: queued promotions go out, one job per (tier, request); parked cascades are tried again."""
@@ -329,7 +333,7 @@ class TieringOffloadingManager:
             tier.drain_jobs()
         self._poll()
         assert not self._jobs, f"{len(self._jobs)} jobs have no result although all tiers were drained"
-        self._resetting, self._polled = True, False
+        self._resetting = True
         self._step_hits.clear()
         self._loading.clear()
         self.primary.reset_cache()
