@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from harness.checkers import determinism, integrity, leftovers, nonblocking, results, sharing, starvation
+from harness.checkers import determinism, integrity, leftovers, nonblocking, results, sharing, starvation, visibility
 from harness.checkers.base import Verdict
 from harness.history import History
 
@@ -12,6 +12,7 @@ CHECKERS: Mapping[str, Callable[[History], Verdict]] = {
     "sharing": sharing.check,
     "determinism": determinism.check,
     "starvation": starvation.check,
+    "visibility": visibility.check,
     "integrity": integrity.check,
     "results": results.check,
     "leftovers": leftovers.check,

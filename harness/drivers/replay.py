@@ -35,7 +35,7 @@ class Plan(NamedTuple):
 
 
 @dataclass
-class _Active:
+class Active:
     """A request in flight. `hits` is None until the verdicts decide it; then [0, hits) is loaded, the rest stored."""
 
     plan: Plan
@@ -68,7 +68,7 @@ class _Active:
 
 
 class _Submitted(NamedTuple):
-    active: _Active
+    active: Active
     direction: Direction
     positions: list[int]
     slots: list[int]
@@ -87,7 +87,7 @@ class Replay:
         self.plans = [Plan(*plan) for plan in requests]  # type: ignore[arg-type]  # crossed a pipe as JSON
         self.window, self.stall_seconds_max = window, stall_seconds_max
         self.next = 0
-        self.active: list[_Active] = []
+        self.active: list[Active] = []
         self.jobs: dict[int, _Submitted] = {}
         self.ended: dict[int, int] = {}  # results by job id, of jobs that ended
         self.free = list(range(setup.slots))
@@ -154,7 +154,7 @@ class Replay:
             keys = self._keys(plan.blocks)
             self.adapter.request_started(req_id)
             verdicts = ["retry"] * len(keys)
-            self.active.append(_Active(plan, req_id, keys, go_seconds + plan.start_seconds, now, verdicts))
+            self.active.append(Active(plan, req_id, keys, go_seconds + plan.start_seconds, now, verdicts))
         return self.next > before
 
     def _keys(self, blocks: Sequence[int]) -> list[bytes]:
@@ -207,7 +207,7 @@ class Replay:
                 moved = True
         return moved
 
-    def _submit_job(self, active: _Active, direction: Direction, positions: list[int]) -> None:
+    def _submit_job(self, active: Active, direction: Direction, positions: list[int]) -> None:
         keys = [active.keys[i] for i in positions]
         slots = [self.free.pop() for _ in positions]
         for slot, key in zip(slots, keys, strict=True):
@@ -243,14 +243,14 @@ class Replay:
             return
         self.ended[result.job_id] = 1
         active, counts = job.active, self.worker.counts
-        ok_keys = set(result.ok)
+        ok_keys, failed_keys = set(result.ok), set(result.failed)
         ok, failed, wrong = [], [], []
         for position, slot in zip(job.positions, job.slots, strict=True):
             key, block = active.keys[position], active.plan.blocks[position]
             how = None
-            if key not in ok_keys:
+            if key in failed_keys:
                 failed.append(block)
-            else:
+            if key in ok_keys:  # a block may be in both lists or in neither: `results` finds that
                 ok.append(block)
                 if job.direction == "load":
                     how = content.judge(self.slots[slot], key, previous=self.held[slot], candidates=self.seeds)
@@ -271,7 +271,9 @@ class Replay:
         counts["wrong"] += len(wrong)
         counts["loaded_bytes" if job.direction == "load" else "stored_bytes"] += len(ok) * size
         outcome: Outcome = "fail" if failed else "ok"
-        self._write_job(result.job_id, job, now, outcome, ok, failed, 1, wrong)
+        if strangers := len((ok_keys | failed_keys).difference(active.keys[i] for i in job.positions)):
+            self.worker.note("error", f"job {result.job_id} reported {strangers} blocks that it was not given")
+        self._write_job(result.job_id, job, now, outcome, ok, failed, 1, wrong, result.refused)
 
     def _write_job(
         self,
@@ -283,6 +285,7 @@ class Replay:
         failed: list[int],
         results: int,
         wrong: list[tuple[int, str]],
+        refused: int = 0,
     ) -> None:
         blocks = [job.active.plan.blocks[i] for i in job.positions]
         self.worker.write(
@@ -302,6 +305,7 @@ class Replay:
                 results,
                 wrong,
                 len(ok) * self.worker.setup.block_bytes,
+                refused,
             )
         )
 
@@ -314,7 +318,7 @@ class Replay:
             self.active = [active for active in self.active if not active.done]
         return bool(done)
 
-    def _write_request(self, active: _Active, outcome: Outcome) -> None:
+    def _write_request(self, active: Active, outcome: Outcome) -> None:
         plan, hit_blocks = active.plan, active.hit_blocks()
         times = (active.intended_seconds, active.started_seconds, time.monotonic(), time.time())
         self.worker.write(Request(self.process, plan.request, plan.blocks, hit_blocks, *times, outcome))

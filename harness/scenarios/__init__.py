@@ -6,7 +6,7 @@ import importlib
 
 from harness.scenarios.base import Scenario
 
-_MODULES = ("load",)
+_MODULES = ("load", "sharing")
 
 
 def scenario(name: str) -> Scenario:

@@ -1,0 +1,75 @@
+"""Is what one process reported stored found by every process that asks afterwards?
+
+Covers the answers that processes wrote down (notes "asked"): a question put after a store of the block was reported
+ok, by whichever process, must be answered "hit" by the `lookups`-th time that a process asks (option, default 1); no
+question may stay without an answer. A process that was told "hit" once and then "miss" counts from one again.
+
+Not covered: whether the bytes are right (integrity), loads that fail after a hit (results, recovery), how long an
+answer takes.
+
+unknown: no process asked for a block that it had not stored itself, after somebody had.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from harness.checkers.base import Findings, Lives, Value, Verdict
+from harness.history import History
+
+
+def check(history: History) -> Verdict:
+    """Judges notes "asked" and `jobs`; reads the option `lookups`."""
+    lookups_max = int(history.options.get("lookups", 1))
+    lives = Lives(history)
+    findings = Findings()
+    stored: dict[int, tuple[float, int]] = {}  # block -> when first reported stored, by whom
+    storers: dict[int, set[int]] = {}
+    for job in history.jobs:
+        if job.direction == "store":
+            for block in job.ok:
+                stored[block] = min(
+                    (job.finished_seconds, job.process), stored.get(block, (job.finished_seconds, 1 << 30))
+                )
+                storers.setdefault(block, set()).add(job.process)
+    misses: Counter[tuple[int, int, int]] = Counter()
+    due = found = foreign = worst = unanswered = 0
+    asks = [n for n in history.notes if n.kind == "asked"]
+    for note in sorted(asks, key=lambda n: float(n.detail["asked_seconds"])):
+        asked_seconds = float(note.detail["asked_seconds"])
+        life = lives.at(note.process, asked_seconds)
+        who = f"process {note.process}" + (f" (start {life.incarnation})" if life.incarnation else "")
+        for block, verdict in zip(note.detail["blocks"], note.detail["verdicts"], strict=True):
+            if verdict == "r":
+                unanswered += 1
+                findings.add(f"{who} asked for block {block} and never got an answer")
+            if block not in stored or stored[block][0] > asked_seconds:
+                continue
+            since, by = stored[block]
+            due += 1
+            where = (note.process, life.incarnation, block)
+            if verdict == "h":
+                found += 1
+                foreign += note.process not in storers[block]
+                worst = max(worst, misses.pop(where, 0) + 1)
+            elif verdict == "m":
+                misses[where] += 1
+                if misses[where] == lookups_max:
+                    times = f"at lookup {lookups_max}" if lookups_max > 1 else ""
+                    findings.add(
+                        f"{who} was told {times}{' ' if times else ''}that block {block} is not there, "
+                        f"{asked_seconds - since:.3f} s after process {by} had reported it stored"
+                    )
+    value: Value = "false" if findings else "true" if foreign else "unknown"
+    figure = (
+        f"{found} of {due} questions after a reported store were answered with a hit, {foreign} of them about blocks "
+        f"that only others had stored; {worst} lookups at most, {lookups_max} allowed; {unanswered} unanswered"
+    )
+    data = {
+        "questions": due,
+        "hits": found,
+        "hits_of_others": foreign,
+        "lookups_needed": worst,
+        "unanswered": unanswered,
+    }
+    return Verdict("visibility", value, figure, findings.list(), data)

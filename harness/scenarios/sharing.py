@@ -1,0 +1,112 @@
+"""Every process finds at once what any of them reported stored, and reads it right, however they come and go.
+
+Rounds in turn: all store the same blocks at the same instant while all read them; one stores while the others read the
+very blocks that are being published; each stores its own and reads everybody else's. After each round every process
+asks for everything stored in it and for one earlier chain, and compares every byte. A process comes late, one ends and
+starts again; both find all that was stored before. The hit ratio lies between two computed oracles, and the writes per
+distinct block are counted.
+
+Proves for this number of processes, this root's file system and these rounds: a block reported stored is found by each
+process within the stated number of lookups, a reader never gets a part or another's bytes, names are equal, each job
+has one result, nothing is left behind. It does not prove anything about crashes, faults, floods, or caches of several
+hosts.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, option
+from harness.scenarios.crew import Chain, Crew
+from harness.seeds import stream
+
+CHASE_SECONDS = 1.0
+"""A reader of blocks in publication gives up after so long; whoever asks afterwards must find them."""
+ROUNDS_MIN = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharingOptions(CommonOptions):
+    """Options of `run sharing`."""
+
+    seconds: float = option(3.0, "how long rounds are begun; at least one of each kind is", low=0)
+    processes: int = option(3, "worker processes, each an interpreter of its own; the last one comes late", low=2)
+    block_bytes: int = option(64 << 10, "size of a block", low=4096, multiple_of=4096)
+    blocks: int = option(8, "blocks of a chain", low=1)
+    lookups: int = option(1, "by which lookup a process must find what was reported stored before it asked", low=1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Nothing but words: rounds are drawn from the seed as they come."""
+
+    source: str
+
+
+def prepare(options: SharingOptions) -> Plan:
+    if options.slots < 2 * options.blocks:
+        raise UsageError(f"--slots is {options.slots}; it must be at least {2 * options.blocks}, twice --blocks")
+    return Plan(f"chains of {options.blocks} blocks, a late process and one that starts again")
+
+
+def run(context: Context, plan: Plan) -> None:
+    """Rounds until `seconds` are over; the late process joins after the first, one restarts after the second."""
+    options: SharingOptions = context.options
+    random = stream(options.seed or 0, "sharing")
+    crew = Crew(context)
+    late = options.processes - 1
+    crew.start(range(late))
+    began = time.monotonic()
+    stored: list[Chain] = []
+    number = 0
+    while number < ROUNDS_MIN or time.monotonic() - began < options.seconds:
+        kind = ("the same at once", "one stores, others read", "each its own")[number % 3]
+        context.note(time.monotonic(), "phase", f"round {number}: {kind}")
+        fresh = _round(crew, kind, number, options.blocks)
+        stored += fresh
+        earlier = random.choice(stored)
+        wanted = [*fresh, *([] if earlier in fresh else [earlier])]
+        crew.do({p: {"find": wanted, "asks": options.lookups} for p in crew.alive()})
+        if number == 0:
+            context.note(time.monotonic(), "phase", f"process {late} comes late")
+            crew.start([late])
+            crew.do({late: {"find": stored, "asks": options.lookups}})
+        elif number == 1:
+            leaver = random.randrange(late)
+            context.note(time.monotonic(), "phase", f"process {leaver} ends and starts again")
+            crew.end([leaver])
+            if crew.restart([leaver]):
+                crew.do({leaver: {"find": stored, "asks": options.lookups}})
+        number += 1
+    crew.end(crew.alive())
+
+
+def _round(crew: Crew, kind: str, number: int, blocks: int) -> list[Chain]:
+    """One round of stores with readers beside them; returns what was stored."""
+    members = crew.alive()
+    chase: dict[str, Any] = {"chase_seconds": CHASE_SECONDS}
+    if kind == "the same at once":
+        fresh = [crew.chain(blocks)]
+        orders = {p: {"store": fresh, "find": fresh, **chase} for p in members}
+    elif kind == "one stores, others read":
+        fresh = [crew.chain(blocks)]
+        writer = members[number % len(members)]
+        orders = {p: {"store": fresh} if p == writer else {"find": fresh, **chase} for p in members}
+    else:
+        own = {p: crew.chain(blocks) for p in members}
+        fresh = list(own.values())
+        orders = {p: {"store": [own[p]], "find": [own[q] for q in members if q != p], **chase} for p in members}
+    crew.do(orders, together=True)
+    return fresh
+
+
+SCENARIO = Scenario(
+    name="sharing",
+    proves=(__doc__ or "").split("\n\n", 1)[1].strip(),
+    options=SharingOptions,
+    checkers=("sharing", "visibility", "integrity", "results", "determinism", "leftovers"),
+    prepare=prepare,
+    run=run,
+)
