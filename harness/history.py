@@ -49,7 +49,7 @@ class Job(NamedTuple):
 
     `results` counts results seen for this job id (1 is right). `ok` and `failed` list block ids. `wrong` holds, for
     loads reported ok, each block whose bytes are not what its key demands, and how: "short", "hole", "other key: ...",
-    "stale", "garbage".
+    "stale", "garbage". `refused` says how many of the failed blocks a full queue turned away, where the tier tells.
     """
 
     process: int
@@ -67,6 +67,7 @@ class Job(NamedTuple):
     results: int
     wrong: list[tuple[int, str]]
     bytes_ok: int
+    refused: int = 0
 
 
 class Task(NamedTuple):

@@ -43,11 +43,13 @@ class TierSetup:
 
 
 class Finished(NamedTuple):
-    """A job's result: keys that made it, keys that did not (as `submit_*` got them)."""
+    """A job's result: keys that made it, keys that did not (as `submit_*` got them), and how many of these a full queue
+    turned away: a tier may refuse what exceeds its stated bounds, if it says so."""
 
     job_id: int
     ok: Sequence[bytes]
     failed: Sequence[bytes]
+    refused: int = 0
 
 
 class Naming(Protocol):

@@ -56,6 +56,7 @@ class KvtierAdapter(Adapter):
         self._naming = KvtierNaming(setup, self._tier.none_hash)
         self._requests: dict[str, ReqContext] = {}
         self._submitted: dict[int, Sequence[bytes]] = {}
+        self._refused: dict[int, int] = {}
         self._address: str | None = None
         if serve_metrics:
             self._serve_metrics()
@@ -74,9 +75,10 @@ class KvtierAdapter(Adapter):
         self._address = f"127.0.0.1:{port}"
 
     def on_event(self, event: Event) -> None:
-        """Keeps the schedule of each job for the history."""
+        """Keeps the schedule of each job for the history, and what the queue refused for its result."""
         if isinstance(event, JobFinished):
             self._tasks += [Task(self.setup.process, event.job_id, *fact) for fact in event.tasks]
+            self._refused[event.job_id] = dict(event.failures).get("refused", 0)
 
     @property
     def view(self) -> memoryview:
@@ -118,7 +120,10 @@ class KvtierAdapter(Adapter):
         for result in self._tier.get_finished_jobs():
             ok = set(result.successful_keys)
             keys = self._submitted.pop(result.job_id)
-            finished.append(Finished(result.job_id, result.successful_keys, [key for key in keys if key not in ok]))
+            failed = [key for key in keys if key not in ok]
+            finished.append(
+                Finished(result.job_id, result.successful_keys, failed, self._refused.pop(result.job_id, 0))
+            )
         return finished
 
     def step(self) -> None:
@@ -224,7 +229,7 @@ class KvtierStackAdapter(KvtierAdapter):
         request = self._request(req_id)
         output = self._manager.prepare_store(tuple(map(OffloadKey, keys)), request)
         if output is None:
-            self._done.append(Finished(job_id, [], keys))
+            self._done.append(Finished(job_id, [], keys, refused=len(keys)))  # no slot of the CPU tier can be freed
             return
         source = dict(zip(keys, slots, strict=True))
         for key, chunk in zip(output.keys_to_store, output.chunk_ids, strict=True):

@@ -6,8 +6,8 @@ that a worker noted (a second result, a job that never moved, an exception of th
 has no record is lost.
 
 Failures: in a run without faults a failed load is wrong, since lookup had said that the block is there; a failed store
-is wrong too, unless a note of kind "refused" names its job: a tier may refuse what exceeds its stated queue, and such
-stores are counted, not judged. After the first fault any failure may be its consequence, and is counted only.
+is wrong too, except for blocks that the tier says it refused: it may refuse what exceeds its stated bounds, and such
+blocks are counted, not judged. After the first fault any failure may be its consequence, and is counted only.
 
 Not covered: whether ok is true (integrity), when results come (starvation, nonblocking).
 
@@ -25,11 +25,10 @@ _Key = tuple[int, int, int]  # process, incarnation, job id
 
 
 def check(history: History) -> Verdict:
-    """Judges `jobs`, and `notes` of kind "submitted", "error", "refused" and "fault"."""
+    """Judges `jobs`, and `notes` of kind "submitted", "error" and "fault"."""
     findings = Findings()
     lives = Lives(history)
     fault_seconds = first_fault_seconds(history)
-    refused = {(n.process, n.detail.get("job_id")) for n in history.notes if n.kind == "refused"}
     records: Counter[_Key] = Counter()
     counts: Counter[str] = Counter()
     for job in history.jobs:
@@ -48,10 +47,11 @@ def check(history: History) -> Verdict:
         if not job.failed:
             continue
         counts[f"failed {job.direction}s"] += 1
-        if (job.process, job.job_id) in refused and job.direction == "store":
-            counts["refused"] += 1
-        elif job.finished_seconds < fault_seconds:
-            findings.add(f"{who} failed for block {some(job.failed)} although no fault was put in")
+        counts["refused"] += job.refused
+        excused = job.refused if job.direction == "store" else 0
+        if len(job.failed) > excused and job.finished_seconds < fault_seconds:
+            but = f" ({excused} of them refused)" if excused else ""
+            findings.add(f"{who} failed for block {some(job.failed)}{but} although no fault was put in")
     for (process, _, job_id), count in records.items():
         if count > 1:
             findings.add(f"job {job_id} of process {process} is recorded {count} times")
@@ -68,7 +68,8 @@ def check(history: History) -> Verdict:
     value: Value = "false" if findings else "true" if counts["results"] else "unknown"
     figure = (
         f"{counts['results']} of {len(records)} jobs got exactly one result, {counts['info']} died with their process; "
-        f"failed: {counts['failed loads']} loads, {counts['failed stores']} stores ({counts['refused']} refused); "
+        f"failed: {counts['failed loads']} loads, {counts['failed stores']} stores "
+        f"({counts['refused']} blocks refused); "
         f"{findings.count} findings"
     )
     return Verdict("results", value, figure, findings.list(), {"jobs": len(records), **counts})
@@ -87,6 +88,8 @@ def _accounts(job: Job) -> list[str]:
         texts.append("does not account for its blocks: " + ", ".join(filter(None, parts)))
     if job.outcome != ("fail" if job.failed else "ok"):
         texts.append(f'has outcome "{job.outcome}" with {len(job.failed)} failed blocks')
+    if job.refused > len(job.failed):
+        texts.append(f"refused {job.refused} blocks, but only {len(job.failed)} failed")
     if job.finished_seconds < job.submitted_seconds:
         texts.append(f"finished {job.submitted_seconds - job.finished_seconds:.6f} s before it was submitted")
     return texts

@@ -161,13 +161,18 @@ def test_results_counts_failures_after_a_fault_and_refused_stores_without_judgin
     faulty.notes[-1] = note("fault", 11.0, text="disk full")  # after the failure: no excuse
     assert judge("results", faulty).value == "false"
 
-    refused = change_job(good_history(), 0, **failed)
-    refused.notes.append(note("refused", 1.0, 0, job_id=0))
-    verdict = judge("results", refused)
+    verdict = judge("results", change_job(good_history(), 0, **failed, refused=3))
     assert verdict.value == "true"
-    assert "1 stores (1 refused)" in verdict.figure
-    refused.notes[-1] = note("refused", 1.0, 1, job_id=0)  # another process's job
-    assert judge("results", refused).value == "false"
+    assert "1 stores (3 blocks refused)" in verdict.figure
+    for refused, direction, finding in (
+        (2, "store", "failed for block 0, 1, 2 (2 of them refused) although no fault was put in"),
+        (4, "store", "refused 4 blocks, but only 3 failed"),
+        (3, "load", "although no fault was put in"),  # a load's slots are its caller's: no queue is full
+    ):
+        unexcused = change_job(good_history(), 0, **failed, refused=refused, direction=direction)
+        verdict = judge("results", unexcused)
+        assert verdict.value == "false"
+        assert finding in "\n".join(verdict.findings)
 
 
 # --- leftovers ---
