@@ -7,6 +7,7 @@ between `prepare_*` and `complete_*` may touch a slot's bytes.
 from __future__ import annotations
 
 import mmap
+import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Final, NamedTuple
 
 from kvtier.base import LookupResult, OffloadingEvent, PrepareStoreOutput, ReqContext
 from kvtier.config import CpuTierConfig
-from kvtier.events import Eviction, NullObserver, Observer
+from kvtier.events import Eviction, EvictionReason, NullObserver, Observer
 from kvtier.hashing import OffloadKey
 from kvtier.policies import POLICIES, CachePolicy
 
@@ -66,7 +67,7 @@ class CPUOffloadingManager:
         self._chunks: dict[OffloadKey, _Chunk] = {}
         self._free = list(range(self.config.num_chunks - 1, -1, -1))
         self._policy: CachePolicy = POLICIES[self.config.cache_policy](self.config.num_chunks)
-        self._writing = 0
+        self._writing: dict[OffloadKey, float] = {}  # since when, the oldest first
         self._pinned = 0
 
     @property
@@ -101,11 +102,11 @@ class CPUOffloadingManager:
         victims = self._policy.evict(max(0, len(new) - len(self._free)), wanted)
         if victims is None:
             return None
-        self._forget(victims, "capacity")
+        self._forget(victims, "capacity", req_context.traceparent)
         slots = tuple(self._free.pop() for _ in new)
         self._chunks.update((key, _Chunk(slot)) for key, slot in zip(new, slots, strict=True))
         self._policy.insert(new)
-        self._writing += len(new)
+        self._writing.update(dict.fromkeys(new, time.monotonic()))
         return PrepareStoreOutput(new, slots, tuple(victims))
 
     def complete_store(self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True) -> None:
@@ -113,7 +114,7 @@ class CPUOffloadingManager:
         for key in keys:
             chunk = self._chunks.get(key, _NOWHERE)
             assert chunk.refs == WRITING, f"{_describe(key, chunk)}: complete_store without prepare_store"
-            self._writing -= 1
+            del self._writing[key]
             if success:
                 chunk.refs = 0
                 self._policy.unpin(key)
@@ -122,15 +123,15 @@ class CPUOffloadingManager:
         if success and keys:
             self._events.append(OffloadingEvent(tuple(keys), "CPU", removed=False))
         elif keys:
-            self._forget(keys, "failed")
+            self._forget(keys, "failed", req_context.traceparent)
 
-    def _forget(self, keys: Collection[OffloadKey], reason: str) -> None:
+    def _forget(self, keys: Collection[OffloadKey], reason: EvictionReason, traceparent: str | None) -> None:
         """Free the slots of keys that the policy no longer knows."""
         if keys:
             self._free.extend(self._chunks.pop(key).slot for key in keys)
             if reason != "failed":  # those were never announced
                 self._events.append(OffloadingEvent(tuple(keys), "CPU", removed=True))
-            self._observer.on_event(Eviction(len(keys), reason))
+            self._observer.on_event(Eviction(len(keys), reason, traceparent))
 
     def prepare_load(self, keys: Sequence[OffloadKey], req_context: ReqContext) -> tuple[int, ...]:
         """Pin ready blocks for a request that uses them; the slots, in order. A key given twice is pinned twice."""
@@ -181,10 +182,16 @@ class CPUOffloadingManager:
         return events
 
     def gauges(self) -> Mapping[str, float]:
-        """Slots by state; they add up to `num_chunks`."""
-        free, writing, pinned = len(self._free), self._writing, self._pinned
-        idle = self.config.num_chunks - free - writing - pinned
-        return {"slots_free": free, "slots_writing": writing, "slots_pinned": pinned, "slots_evictable": idle}
+        """Slots by state, which add up to `num_chunks`, and for how long a block has been HIT_PENDING at most."""
+        free, pinned = len(self._free), self._pinned
+        since = tuple(self._writing.values())  # one step, since another thread may be asking
+        return {
+            "slots_free": free,
+            "slots_writing": len(since),
+            "slots_pinned": pinned,
+            "slots_evictable": self.config.num_chunks - free - len(since) - pinned,
+            "pending_oldest_seconds": time.monotonic() - since[0] if since else 0.0,
+        }
 
     def chunks(self) -> dict[OffloadKey, ChunkStatus]:
         """A copy of the whole account, for checks. O(blocks)."""
@@ -206,8 +213,8 @@ class CPUOffloadingManager:
         idle = {key for key, chunk in self._chunks.items() if chunk.refs == 0}
         writing = sum(chunk.refs == WRITING for chunk in self._chunks.values())
         pinned = len(self._chunks) - len(idle) - writing
-        if (writing, pinned) != (self._writing, self._pinned):
-            findings.append(f"writing, pinned are {writing}, {pinned}; counted {self._writing}, {self._pinned}")
+        if (writing, pinned) != (len(self._writing), self._pinned):
+            findings.append(f"writing, pinned are {writing}, {pinned}; counted {len(self._writing)}, {self._pinned}")
         if wrong := idle ^ self._policy.evictable():
             findings.append(f"{len(wrong)} keys are idle or evictable in the policy, not both")
         if len(self._policy) != len(self._chunks) or any(key not in self._policy for key in self._chunks):

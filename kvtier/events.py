@@ -8,11 +8,24 @@ caller's (scheduler's) thread, one per job or per lookup batch, never one per ke
 from __future__ import annotations
 
 import logging
+import os
 from typing import Literal, NamedTuple, Protocol
 
 logger = logging.getLogger(__name__)
 
 Direction = Literal["load", "store"]
+CorruptReason = Literal["kind", "size", "trailer", "key", "checksum", "unverified"]
+"""Why a file is not the block it should be: no regular file, of a wrong size, its trailer is damaged, another block's,
+its bytes are not those that were written, or it has no trailer where one must be."""
+EvictionReason = Literal["capacity", "failed", "reset"]
+
+
+def child_traceparent(parent: str | None) -> str | None:
+    """A W3C trace context of its own below `parent`, for a span that is named before it is written; None without one
+    of version 00's form."""
+    if parent is None or len(parent) != 55:
+        return None
+    return f"{parent[:36]}{os.urandom(8).hex()}{parent[52:]}"
 
 
 class TaskFact(NamedTuple):
@@ -43,19 +56,31 @@ class JobFinished(NamedTuple):
     submitted_seconds: float
     finished_seconds: float
     tasks: tuple[TaskFact, ...]
-    traceparent: str | None
+    traceparent: str | None  # the request's context
     links: tuple[str, ...]  # traceparents of the stores that wrote the loaded blocks, distinct, at most 8
     blocks_unverified: int = 0  # loads of files without a trailer (vLLM's), taken as they are
+    own_traceparent: str | None = None  # the job's own, below the request's: what the blocks it stored carry
 
 
 class LookupBatch(NamedTuple):
-    """One batch of existence probes ran on the lookup thread."""
+    """One batch of existence probes ran on the lookup thread. Clock: `time.monotonic()`, seconds."""
 
     tier: str
     keys: int
     hits: int
-    queue_seconds: float
-    probe_seconds: float
+    sent_seconds: float
+    started_seconds: float
+    finished_seconds: float
+    traceparent: str | None = None  # of one of the requests that asked
+
+
+class TierAnswers(NamedTuple):
+    """A secondary tier answered lookups in one step, each time it was asked about a block: also from memory."""
+
+    tier: str
+    hits: int
+    misses: int
+    retries: int
 
 
 class BlockSetAside(NamedTuple):
@@ -94,10 +119,11 @@ class Cascade(NamedTuple):
 
 
 class Eviction(NamedTuple):
-    """Blocks left the CPU tier; reason "capacity", "failed" or "reset"."""
+    """Blocks left the CPU tier."""
 
     blocks: int
-    reason: str
+    reason: EvictionReason
+    traceparent: str | None = None  # of the request that needed their slots
 
 
 class CopyFinished(NamedTuple):
@@ -109,9 +135,31 @@ class CopyFinished(NamedTuple):
     bytes: int
     seconds: float
     ok: bool
+    finished_seconds: float = 0.0  # `time.monotonic()` when it was seen to have ended
 
 
-Event = JobFinished | LookupBatch | BlockSetAside | Lookup | Promotion | Cascade | Eviction | CopyFinished
+class RequestFinished(NamedTuple):
+    """The manager has nothing left to do for a request. Clock: `time.monotonic()`, seconds."""
+
+    req_id: str
+    started_seconds: float
+    finished_seconds: float
+    traceparent: str | None  # the caller's context
+    own_traceparent: str | None = None  # the request's own, where it has been promised to somebody
+
+
+Event = (
+    JobFinished
+    | LookupBatch
+    | TierAnswers
+    | BlockSetAside
+    | Lookup
+    | Promotion
+    | Cascade
+    | Eviction
+    | CopyFinished
+    | RequestFinished
+)
 
 
 class Observer(Protocol):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +30,16 @@ from kvtier.base import (
 )
 from kvtier.blockio import BlockIO, BlockOutcome
 from kvtier.config import PAGE_BYTES, ConfigError, FsTierConfig, RunConfig, SlotError
-from kvtier.events import BlockSetAside, Direction, JobFinished, LookupBatch, NullObserver, Observer
+from kvtier.events import (
+    BlockSetAside,
+    Direction,
+    JobFinished,
+    LookupBatch,
+    NullObserver,
+    Observer,
+    TierAnswers,
+    child_traceparent,
+)
 from kvtier.hashing import BlockHash, OffloadKey, none_hash_digest
 from kvtier.hashing import none_hash as derive_none_hash
 from kvtier.layout import FileMapper, open_root
@@ -43,6 +53,7 @@ class _Submitted(NamedTuple):
     job: TransferJob
     blocks_per_task: int
     submitted_seconds: float
+    own_traceparent: str | None
 
 
 class FileSystemTierManager(SecondaryTierManager):
@@ -86,6 +97,8 @@ class FileSystemTierManager(SecondaryTierManager):
         self.blockio = BlockIO(config, self.file_mapper.quarantine_path)
         self.blockio.probe(self.file_mapper.base_path, aligned=_address(self._bytes) % PAGE_BYTES == 0)
         self._submitted: dict[JobId, _Submitted] = {}
+        self._answers: Counter[LookupResult] = Counter()  # of this step
+        self._batch_traceparent: str | None = None
         self._events: list[OffloadingEvent] = []
         self._lookup = AsyncLookupManager(self._probe, config.known_keys_max, f"kvtier_{tier_type}_lookup")
         self._pool = DualQueueThreadPool(
@@ -102,14 +115,21 @@ class FileSystemTierManager(SecondaryTierManager):
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         present = self._lookup.lookup(key, req_context.req_id)
+        answer = LookupResult.RETRY if present is None else LookupResult.HIT if present else LookupResult.MISS
+        self._answers[answer] += 1
         if present is None:
-            return LookupResult.RETRY
-        return LookupResult.HIT if present else LookupResult.MISS
+            self._batch_traceparent = req_context.traceparent
+        return answer
 
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
-        self._lookup.flush()
+        self._lookup.flush(self._batch_traceparent)
+        self._batch_traceparent = None
         for fact in self._lookup.take_facts():
             self._observer.on_event(LookupBatch(self.tier_type, *fact))
+        if answers := self._answers:
+            counts = answers[LookupResult.HIT], answers[LookupResult.MISS], answers[LookupResult.RETRY]
+            self._observer.on_event(TierAnswers(self.tier_type, *counts))
+            answers.clear()
 
     # --- jobs ---
 
@@ -135,6 +155,24 @@ class FileSystemTierManager(SecondaryTierManager):
     def gauges(self) -> Mapping[str, float]:
         return {**self._pool.gauges(), "jobs_in_flight": len(self._submitted)}
 
+    def space(self) -> Mapping[str, float]:
+        """Free and all bytes of the root's file system. It asks that file system, so it may hang with it: for a thread
+        that can wait, never the scheduler's. Raises OSError."""
+        status = os.statvfs(self.file_mapper.base_path)
+        free, size = status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+        return {"file_system_free_bytes": free, "file_system_size_bytes": size}
+
+    def info(self) -> Mapping[str, str]:
+        """What processes must have in common to share blocks, and how this one does its I/O, for people."""
+        return {
+            "folder": os.path.basename(self.file_mapper.base_path),
+            "hash_algorithm": self.config.hash_algorithm,
+            "none_hash": none_hash_digest(self.none_hash)[:8],
+            "block_bytes": str(self.config.block_bytes),
+            "integrity": self.config.integrity,
+            "io": "direct" if self.blockio.direct else "buffered",
+        }
+
     def shutdown(self) -> None:
         self._lookup.shutdown()
         self._pool.shutdown()
@@ -151,16 +189,18 @@ class FileSystemTierManager(SecondaryTierManager):
         threads = self.config.n_read_threads + self.config.n_write_threads
         per_task = max(1, min(self.config.task_bytes_max // self.config.block_bytes, -(-len(job.keys) // threads)))
         run = self._load_blocks if direction == "load" else self._store_blocks
+        own_traceparent = child_traceparent(job.req_context.traceparent)
         works: list[Work] = []
         for start in range(0, len(job.keys), per_task):
             keys, slots = job.keys[start : start + per_task], job.chunk_ids[start : start + per_task]
-            works.append((functools.partial(run, keys, slots, job.req_context), len(keys) * self.config.block_bytes))
-        self._submitted[job.job_id] = _Submitted(job, per_task, time.monotonic())
+            works.append((functools.partial(run, keys, slots, own_traceparent), len(keys) * self.config.block_bytes))
+        self._submitted[job.job_id] = _Submitted(job, per_task, time.monotonic(), own_traceparent)
         self._pool.submit(job.job_id, direction, works)
 
     def _settle(self, completion: Completion) -> JobResult:
         """Turn what the tasks returned into the one result of the job, the lookup's knowledge, and events."""
-        job, per_task, submitted_seconds = self._submitted.pop(completion.job_id)
+        submitted = self._submitted.pop(completion.job_id)
+        job, per_task = submitted.job, submitted.blocks_per_task
         outcomes: list[BlockOutcome] = []
         for index, result in enumerate(completion.results):
             if isinstance(result, BaseException):
@@ -173,7 +213,7 @@ class FileSystemTierManager(SecondaryTierManager):
         self._lookup.mark_present(ok)
         if completion.direction == "load":
             self._lookup.mark_missing(failed)
-        self._tell(job, completion, outcomes, submitted_seconds)
+        self._tell(submitted, completion, outcomes)
         return JobResult(
             completion.job_id,
             not failed,
@@ -182,9 +222,8 @@ class FileSystemTierManager(SecondaryTierManager):
             len(ok) * self.config.block_bytes,
         )
 
-    def _tell(
-        self, job: TransferJob, completion: Completion, outcomes: Sequence[BlockOutcome], submitted_seconds: float
-    ) -> None:
+    def _tell(self, submitted: _Submitted, completion: Completion, outcomes: Sequence[BlockOutcome]) -> None:
+        job, _, submitted_seconds, own_traceparent = submitted
         loading = completion.direction == "load"
         ok = [outcome for outcome in outcomes if outcome.ok]
         written_elsewhere = [o for o in ok if loading and o.writer not in (None, self.blockio.instance_id)]
@@ -209,6 +248,7 @@ class FileSystemTierManager(SecondaryTierManager):
                 traceparent=job.req_context.traceparent,
                 links=tuple(links)[:LINKS_MAX],
                 blocks_unverified=sum(loading and outcome.writer is None for outcome in ok),
+                own_traceparent=own_traceparent,
             )
         )
         if self.config.enable_kv_events:
@@ -224,14 +264,14 @@ class FileSystemTierManager(SecondaryTierManager):
     def _slot(self, slot: int) -> memoryview:
         return self._bytes[slot * self.config.block_bytes : (slot + 1) * self.config.block_bytes]
 
-    def _load_blocks(self, keys: Sequence[OffloadKey], slots: Sequence[int], _: ReqContext) -> list[BlockOutcome]:
+    def _load_blocks(self, keys: Sequence[OffloadKey], slots: Sequence[int], _: str | None) -> list[BlockOutcome]:
         path = self.file_mapper.get_file_name
         return [self.blockio.read_block(path(k), k, self._slot(s)) for k, s in zip(keys, slots, strict=True)]
 
     def _store_blocks(
-        self, keys: Sequence[OffloadKey], slots: Sequence[int], req_context: ReqContext
+        self, keys: Sequence[OffloadKey], slots: Sequence[int], traceparent: str | None
     ) -> list[BlockOutcome]:
-        path, trace = self.file_mapper.get_file_name, req_context.traceparent or ""
+        path, trace = self.file_mapper.get_file_name, traceparent or ""
         return [self.blockio.write_block(path(k), k, self._slot(s), trace) for k, s in zip(keys, slots, strict=True)]
 
     def _probe(self, keys: Sequence[OffloadKey]) -> list[bool]:

@@ -123,7 +123,8 @@ class CPUOffloadingWorker:
         if not self._streams:
             started_seconds = time.monotonic()
             self._copy(direction, runs)
-            self._done.append(finished._replace(seconds=time.monotonic() - started_seconds))
+            now = time.monotonic()
+            self._done.append(finished._replace(seconds=now - started_seconds, finished_seconds=now))
             return
         stream = self._streams[direction]
         stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -177,10 +178,11 @@ class CPUOffloadingWorker:
         try:
             if not copy.ended.query():
                 return False
-            report = copy.finished._replace(seconds=copy.started.elapsed_time(copy.ended) / 1e3)
+            seconds = copy.started.elapsed_time(copy.ended) / 1e3
+            report = copy.finished._replace(seconds=seconds, finished_seconds=time.monotonic())
         except RuntimeError as error:
             logger.error("copy job %d failed on %s: %s", copy.finished.job_id, self.device, error)
-            report = copy.finished._replace(ok=False)
+            report = copy.finished._replace(ok=False, finished_seconds=time.monotonic())
         self._done.append(report)
         return True
 

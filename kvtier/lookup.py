@@ -20,12 +20,15 @@ Question = tuple[OffloadKey, int]  # key, generation
 
 
 class ProbeFact(NamedTuple):
-    """One batch as it ran: keys asked, found, seconds it waited for the thread, seconds it took."""
+    """One batch as it ran: keys asked, found, when it was sent, taken up and answered (`time.monotonic()`, seconds),
+    and what its sender called it."""
 
     keys: int
     hits: int
-    queue_seconds: float
-    probe_seconds: float
+    sent_seconds: float
+    started_seconds: float
+    finished_seconds: float
+    traceparent: str | None
 
 
 class _Verdict:
@@ -53,7 +56,7 @@ class AsyncLookupManager:
         self._keys_of: dict[str, set[OffloadKey]] = {}  # request -> keys it asked for
         self._generation = 0
         self._batch: list[Question] = []
-        self._questions: queue.SimpleQueue[tuple[list[Question], float] | None] = queue.SimpleQueue()
+        self._questions: queue.SimpleQueue[tuple[list[Question], float, str | None] | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[list[Question], Sequence[bool], ProbeFact]] = queue.SimpleQueue()
         self._facts: list[ProbeFact] = []
         self._thread = threading.Thread(target=self._work, name=thread_name, daemon=True)
@@ -75,13 +78,13 @@ class AsyncLookupManager:
         self._keys_of.setdefault(req_id, set()).add(key)
         return verdict.present
 
-    def flush(self) -> None:
-        """The step is over: send its questions as one batch."""
+    def flush(self, traceparent: str | None = None) -> None:
+        """The step is over: send its questions as one batch, whose fact will bear `traceparent`."""
         self._drain()
         batch = [(key, g) for key, g in self._batch if (v := self._verdicts.get(key)) and v.generation == g]
         self._batch = []
         if batch:
-            self._questions.put((batch, time.monotonic()))
+            self._questions.put((batch, time.monotonic(), traceparent))
 
     def mark_present(self, keys: Iterable[OffloadKey]) -> None:
         """This process has just stored or loaded these blocks."""
@@ -140,8 +143,8 @@ class AsyncLookupManager:
 
     def _work(self) -> None:
         while (item := self._questions.get()) is not None:
-            batch, sent = item
+            batch, sent, traceparent = item
             started = time.monotonic()
             found = self._probe([key for key, _ in batch])
-            ended = time.monotonic()
-            self._answers.put((batch, found, ProbeFact(len(batch), sum(found), started - sent, ended - started)))
+            fact = ProbeFact(len(batch), sum(found), sent, started, time.monotonic(), traceparent)
+            self._answers.put((batch, found, fact))

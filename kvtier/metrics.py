@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import re
+import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, get_args
 from wsgiref.simple_server import WSGIServer
@@ -22,28 +24,50 @@ from kvtier.events import (
     BlockSetAside,
     Cascade,
     CopyFinished,
+    CorruptReason,
     Direction,
     Event,
     Eviction,
+    EvictionReason,
     JobFinished,
     Lookup,
     LookupBatch,
     Promotion,
+    RequestFinished,
+    TierAnswers,
 )
 
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
-CORRUPT_REASONS = frozenset({"kind", "size", "trailer", "key", "checksum", "unverified"})
+CORRUPT_REASONS: frozenset[str] = frozenset(get_args(CorruptReason))
 FAILURE_REASONS = frozenset({"refused", "shutdown", "replaced", *errno.errorcode.values()}) | CORRUPT_REASONS
-EVICTION_REASONS = frozenset({"capacity", "failed", "reset"})
 SECONDS_BUCKETS = tuple(float(f"{digit}e{power}") for power in range(-5, 2) for digit in (1, 2.5, 5))
 """10 us to 50 s, three a decade: a memory copy, a device, and a device that hangs stay apart."""
 
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?P<trace_id>[0-9a-f]{32})-(?P<span_id>[0-9a-f]{16})-")
+SOURCE_SECONDS_MAX = 0.2
+"""A scrape waits this long for a source that may hang."""
+
+# Only a sampled trace is an exemplar: no other can be opened.
+_SAMPLED = re.compile(r"00-(?P<trace_id>[0-9a-f]{32})-(?P<span_id>[0-9a-f]{16})-[0-9a-f][13579bdf]")
 Gauges = Callable[[], Mapping[str, float]]
 
-
-# `gauges()` speaks in short words; these say more to a reader of /metrics. Others keep their word.
-_GAUGE_NAMES = {"queue": "queue_tasks", "oldest_seconds": "queue_oldest_seconds"}
+GAUGES: Mapping[str, tuple[str, str]] = {
+    "queue": ("queue_tasks", "Tasks waiting."),
+    "queue_bytes": ("queue_bytes", "Bytes of the tasks waiting."),
+    "oldest_seconds": ("queue_oldest_seconds", "Age of the oldest waiting task; 0 when none waits."),
+    "running": ("running_tasks", "Tasks on a thread: I/O in flight."),
+    "running_oldest_seconds": ("running_oldest_seconds", "Age of the oldest I/O in flight; 0 when there is none."),
+    "threads_busy": ("threads_busy", "Threads at work, by the class that they prefer."),
+    "jobs_in_flight": ("jobs_in_flight", "Jobs submitted and not yet reported."),
+    "requests": ("requests", "Requests that the manager knows."),
+    "slots_free": ("slots_free", "Slots of the CPU tier that hold nothing."),
+    "slots_writing": ("slots_writing", "Slots being filled: their blocks are HIT_PENDING."),
+    "slots_pinned": ("slots_pinned", "Slots that somebody reads."),
+    "slots_evictable": ("slots_evictable", "Slots whose blocks nobody uses now."),
+    "pending_oldest_seconds": ("pending_oldest_seconds", "For how long a block has been HIT_PENDING at most."),
+    "file_system_free_bytes": ("file_system_free_bytes", "Free in the root's file system; absent while it hangs."),
+    "file_system_size_bytes": ("file_system_size_bytes", "Size of the root's file system; absent while it hangs."),
+}
+"""What `gauges()` of the tiers say, in their words, and as which metrics; others become kvtier_<their word>."""
 
 
 class MetricsObserver:
@@ -53,7 +77,7 @@ class MetricsObserver:
     asked too. Series of the tiers in it exist from the start, at zero, so that the first failure is an increase. `info`
     are labels of `kvtier_build_info`. A job of one task costs some 15 us, twice that with a trace. A second observer on
     the same registry raises ValueError. `counter_type` and `histogram_type` take prometheus_client's arguments: a
-    process whose /metrics another library writes gives its own.
+    process whose /metrics another library writes gives its own. A source that may hang goes in as a `Patient`.
     """
 
     def __init__(
@@ -84,10 +108,11 @@ class MetricsObserver:
         self._queue_wait = histogram("queue_wait_seconds", "A task's wait in its queue.", *way)
         self._service = histogram("service_seconds", "A task's time on its thread.", *way)
         self._job_latency = histogram("job_seconds", "From submission to the last task's end.", *way)
+        self._answers = counter("tier_lookups", "Answers of a tier, of its memory or a probe.", "tier", "outcome")
         self._lookup_keys = counter("lookup_keys", "Existence probes of secondary tiers.", "tier", "outcome")
         self._lookup_wait = histogram("lookup_queue_seconds", "A lookup batch's wait for its thread.", "tier")
         self._lookup_probe = histogram("lookup_probe_seconds", "A lookup batch's time on its thread.", "tier")
-        self._lookups = counter("lookup_blocks", "Blocks that the manager looked up.", "outcome")
+        self._lookups = counter("lookup_blocks", "Answers of the manager, per block and time asked.", "outcome")
         self._promoted = counter("promoted_blocks", "Blocks sent towards the CPU tier.", "tier")
         self._refused = counter("refused_promotion_blocks", "Blocks not promoted: no slot was free.", "tier")
         self._cascaded = counter("cascaded_blocks", "Blocks handed from the CPU tier to a secondary tier.", "tier")
@@ -106,10 +131,12 @@ class MetricsObserver:
             LookupBatch: self._on_lookup_batch,
             BlockSetAside: self._on_set_aside,
             Lookup: self._on_lookup,
+            TierAnswers: self._on_answers,
             Promotion: self._on_promotion,
             Cascade: lambda event: self._add(self._cascaded, event.blocks, event.tier),
-            Eviction: lambda event: self._add(self._evicted, event.blocks, _known(event.reason, EVICTION_REASONS)),
+            Eviction: lambda event: self._add(self._evicted, event.blocks, event.reason),
             CopyFinished: self._on_copy,
+            RequestFinished: lambda event: None,
         }
         self._start_at_zero(tuple(sources or ()))
 
@@ -131,6 +158,10 @@ class MetricsObserver:
                 self._child(self._corrupt, tier, reason)
             for outcome in ("hit", "miss"):
                 self._child(self._lookup_keys, tier, outcome)
+            for outcome in ("hit", "miss", "retry"):
+                self._child(self._answers, tier, outcome)
+            for histogram in (self._lookup_wait, self._lookup_probe):
+                self._child(histogram, tier)
             for direction in DIRECTIONS:
                 for metric in (self._bytes, self._queue_wait, self._service, self._job_latency):
                     self._child(metric, tier, direction)
@@ -138,8 +169,18 @@ class MetricsObserver:
                     self._child(self._jobs, tier, direction, outcome)
                 for outcome in ("ok", "failed"):
                     self._child(self._blocks, tier, direction, outcome)
-        for reason in sorted(EVICTION_REASONS):
+                for group in DIRECTIONS:
+                    self._child(self._tasks, tier, direction, group)
+                self._child(self._failures, tier, direction, "refused")
+        for reason in get_args(EvictionReason):
             self._child(self._evicted, reason)
+        for outcome in ("hit", "hit_pending", "miss", "retry"):
+            self._child(self._lookups, outcome)
+        for direction in DIRECTIONS:
+            for metric in (self._copy_blocks, self._copy_bytes, self._copy_seconds):
+                self._child(metric, direction)
+            for outcome in ("ok", "failed"):
+                self._child(self._copies, direction, outcome)
 
     def _add(self, metric: Counter, amount: float, *labels: str) -> None:
         if amount:
@@ -160,7 +201,7 @@ class MetricsObserver:
             self._add(self._failures, blocks, *way, _known(reason, FAILURE_REASONS))
             if reason in CORRUPT_REASONS:
                 self._add(self._corrupt, blocks, event.tier, reason)
-        trace = _exemplar(event.traceparent)
+        trace = _exemplar(event.own_traceparent)
         self._child(self._job_latency, *way).observe(event.finished_seconds - event.submitted_seconds, trace)
         for task in event.tasks:
             self._add(self._tasks, 1, *way, task.group)
@@ -170,8 +211,12 @@ class MetricsObserver:
     def _on_lookup_batch(self, event: LookupBatch) -> None:
         self._add(self._lookup_keys, event.hits, event.tier, "hit")
         self._add(self._lookup_keys, event.keys - event.hits, event.tier, "miss")
-        self._child(self._lookup_wait, event.tier).observe(event.queue_seconds)
-        self._child(self._lookup_probe, event.tier).observe(event.probe_seconds)
+        self._child(self._lookup_wait, event.tier).observe(event.started_seconds - event.sent_seconds)
+        self._child(self._lookup_probe, event.tier).observe(event.finished_seconds - event.started_seconds)
+
+    def _on_answers(self, event: TierAnswers) -> None:
+        for outcome, blocks in (("hit", event.hits), ("miss", event.misses), ("retry", event.retries)):
+            self._add(self._answers, blocks, event.tier, outcome)
 
     def _on_set_aside(self, event: BlockSetAside) -> None:
         reason = _known(event.reason, FAILURE_REASONS)
@@ -211,13 +256,34 @@ class _StateCollector(Collector):
                 direction, _, word = key.partition("_")
                 if direction not in DIRECTIONS or not word:
                     direction, word = "", key  # an empty label is no label
-                name = f"kvtier_{_GAUGE_NAMES.get(word, word)}"
+                name, text = GAUGES.get(word, (word, f"Present state: {word.replace('_', ' ')}."))
                 family = families.get(name)
                 if family is None:
-                    text = f"Present state: {word.replace('_', ' ')}."
-                    family = families[name] = GaugeMetricFamily(name, text, labels=("tier", "class"))
+                    family = families[name] = GaugeMetricFamily(f"kvtier_{name}", text, labels=("tier", "class"))
                 family.add_metric((tier, direction), value)
         return families.values()
+
+
+class Patient:
+    """A source that may hang or raise OSError, asked on a thread of its own: it says nothing when it is late, so that a
+    scrape still tells of everything else while a device hangs."""
+
+    def __init__(self, ask: Gauges, seconds_max: float = SOURCE_SECONDS_MAX) -> None:
+        self._ask, self._seconds_max = ask, seconds_max
+        self._answer: Mapping[str, float] = {}
+        self._thread: threading.Thread | None = None
+
+    def __call__(self) -> Mapping[str, float]:
+        if self._thread is None or not self._thread.is_alive():
+            self._answer = {}
+            self._thread = threading.Thread(target=self._run, name="kvtier_source", daemon=True)
+            self._thread.start()
+        self._thread.join(self._seconds_max)
+        return self._answer
+
+    def _run(self) -> None:
+        with suppress(OSError):
+            self._answer = self._ask()
 
 
 def serve(registry: CollectorRegistry, address: str = "127.0.0.1", port: int = 0) -> tuple[WSGIServer, int]:
@@ -231,5 +297,5 @@ def _known(reason: str, reasons: frozenset[str]) -> str:
 
 
 def _exemplar(traceparent: str | None) -> dict[str, str] | None:
-    match = _TRACEPARENT.match(traceparent or "")
+    match = _SAMPLED.fullmatch(traceparent or "")
     return match.groupdict() if match else None

@@ -113,7 +113,7 @@ class DualQueueThreadPool:
         }
         self._all_done = threading.Condition(self._lock)
         self._jobs_in_flight = 0
-        self._busy: dict[Direction, int] = {"load": 0, "store": 0}  # threads at work, by group
+        self._running: dict[int, tuple[Direction, Direction, float]] = {}  # by thread: group, task's class, since when
         self._stopping = False
         self._finished: deque[Completion] = deque()
         groups: Iterator[Direction] = (d for d, threads in self._queue.threads.items() for _ in range(threads))
@@ -167,7 +167,8 @@ class DualQueueThreadPool:
             return self._all_done.wait_for(lambda: self._jobs_in_flight == 0, timeout_seconds)
 
     def gauges(self) -> dict[str, float]:
-        """Tasks and bytes queued, the age of the oldest waiting task, and busy threads, by class or group."""
+        """Tasks and bytes queued, age of the oldest that waits, tasks running, age of the oldest that runs, by class;
+        busy threads by group."""
         now = time.monotonic()
         values: dict[str, float] = {}
         with self._lock:
@@ -175,7 +176,10 @@ class DualQueueThreadPool:
                 values[f"{direction}_queue"] = len(tasks)
                 values[f"{direction}_queue_bytes"] = self._queue.bytes[direction]
                 values[f"{direction}_oldest_seconds"] = now - tasks[0].enqueued_seconds if tasks else 0.0
-                values[f"{direction}_threads_busy"] = self._busy[direction]
+                running = [since for _, ours, since in self._running.values() if ours == direction]
+                values[f"{direction}_running"] = len(running)
+                values[f"{direction}_running_oldest_seconds"] = now - min(running) if running else 0.0
+                values[f"{direction}_threads_busy"] = sum(group == direction for group, _, _ in self._running.values())
         return values
 
     def shutdown(self) -> None:
@@ -199,15 +203,15 @@ class DualQueueThreadPool:
         while True:
             with self._lock:
                 if task is not None:
-                    self._busy[group] -= 1
+                    del self._running[thread]
                     self._record(task, result)
                 while (task := queue.pop(group)) is None:
                     if self._stopping:
                         return
                     queue.idle[group] += 1  # whoever wakes us takes it back
                     wake.wait()
-                self._busy[group] += 1
                 started = time.monotonic()  # under the lock: the order of starts is the order of the schedule
+                self._running[thread] = group, task.direction, started
             try:
                 result = task.run()
             except Exception as error:

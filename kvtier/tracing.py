@@ -1,108 +1,157 @@
 """OpenTelemetry spans from events, written after the fact; a process that wants them calls `setup` once.
 
 The only importer of opentelemetry. It touches no global provider, so an application's own tracing stays as it is.
-Sampling is the caller's: a job whose `traceparent` is not sampled leaves no span, and OTEL_TRACES_SAMPLER decides the
-rest.
+Sampling is the caller's: what belongs to a `traceparent` that is not sampled leaves no span and costs nothing, and
+OTEL_TRACES_SAMPLER decides on what belongs to none.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
-from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode, get_current_span
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.trace import Link, SpanContext, Status, StatusCode, get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
 from kvtier import __version__
 from kvtier.config import ConfigError
-from kvtier.events import BlockSetAside, CopyFinished, Event, Eviction, JobFinished, LookupBatch
+from kvtier.events import BlockSetAside, CopyFinished, Event, Eviction, JobFinished, LookupBatch, RequestFinished
 
 TASK_EVENTS_MAX = 32
 """Tasks that a job's span tells one by one; its attribute kvtier.tasks holds their whole number."""
 
 _PROPAGATOR = TraceContextTextMapPropagator()
+_Note = tuple[str, float, Mapping[str, AttributeValue] | None]  # what, when, details
+
+
+class PromisedIds(RandomIdGenerator):
+    """Gives the next span the ids that were promised for it: a store's are in its blocks before its span is written."""
+
+    promised: SpanContext | None = None
+
+    def generate_span_id(self) -> int:
+        promised, self.promised = self.promised, None
+        return promised.span_id if promised and promised.is_valid else super().generate_span_id()
+
+    def generate_trace_id(self) -> int:
+        return self.promised.trace_id if self.promised and self.promised.is_valid else super().generate_trace_id()
 
 
 class TracingObserver:
     """An `Observer` that writes spans to `provider` and owns it: `shutdown` flushes and ends it.
 
-    A span costs about 0.1 ms; events of other types cost nothing. Times are this host's wall clock; a
-    batch or a copy, whose event carries durations only, ends when its event came.
+    A span costs about 0.1 ms; events of other types cost nothing. Times are this host's wall clock. `provider` must use
+    `ids` for its own, else no load's link finds the store it leads to.
     """
 
-    def __init__(self, provider: TracerProvider) -> None:
+    def __init__(self, provider: TracerProvider, ids: PromisedIds) -> None:
         self._provider = provider
+        self._ids = ids
         self._tracer = provider.get_tracer("kvtier", __version__)
 
     def on_event(self, event: Event, /) -> None:
+        now = time.monotonic()
         match event:
             case JobFinished():
                 self._on_job(event)
+            case RequestFinished():
+                times = event.started_seconds, event.finished_seconds
+                detail: dict[str, AttributeValue] = {"request_id": event.req_id}
+                self._write("request", *times, detail, event.traceparent, own=event.own_traceparent)
             case LookupBatch():
-                seconds = event.queue_seconds + event.probe_seconds
-                span = self._start("lookup", seconds, tier=event.tier, keys=event.keys, hits=event.hits)
-                span.add_event("probe started", timestamp=time.time_ns() - _ns(event.probe_seconds))
-                span.end()
+                detail = {"tier": event.tier, "keys": event.keys, "hits": event.hits}
+                notes = [("probe started", event.started_seconds, None)]
+                self._write("lookup", event.sent_seconds, event.finished_seconds, detail, event.traceparent, notes)
             case CopyFinished():
-                name = f"copy_{event.direction}"
-                span = self._start(name, event.seconds, job_id=event.job_id, blocks=event.blocks, bytes=event.bytes)
-                if not event.ok:
-                    span.set_status(Status(StatusCode.ERROR, "the device reported an error"))
-                span.end()
+                detail = {"job_id": event.job_id, "blocks": event.blocks, "bytes": event.bytes}
+                ended, error = event.finished_seconds, "" if event.ok else "the device reported an error"
+                self._write(f"copy_{event.direction}", ended - event.seconds, ended, detail, None, error=error)
             case Eviction():
-                self._start("evict", 0, blocks=event.blocks, reason=event.reason).end()
+                self._write("evict", now, now, {"blocks": event.blocks, "reason": event.reason}, event.traceparent)
             case BlockSetAside():
-                span = self._start("set_aside", 0, tier=event.tier, reason=event.reason, path=event.path)
-                span.set_status(Status(StatusCode.ERROR, event.reason))
-                span.end()
+                detail = {"tier": event.tier, "reason": event.reason, "path": event.path}
+                self._write("set_aside", now, now, detail, None, error=event.reason)
 
     def shutdown(self) -> None:
         """Send what is left, then stop. Blocks for at most the exporter's timeout."""
         self._provider.shutdown()
 
-    def _start(self, name: str, seconds: float, **attributes: AttributeValue) -> Span:
-        named = {f"kvtier.{key}": value for key, value in attributes.items()}
-        return self._tracer.start_span(f"kvtier.{name}", attributes=named, start_time=time.time_ns() - _ns(seconds))
-
     def _on_job(self, event: JobFinished) -> None:
-        offset = time.time_ns() - time.monotonic_ns()  # taken once a job, so that one span never straddles a clock step
-        attributes: dict[str, AttributeValue] = {
-            "kvtier.tier": event.tier,
-            "kvtier.job_id": event.job_id,
-            "kvtier.request_id": event.req_id,
-            "kvtier.blocks": event.blocks_ok,
-            "kvtier.blocks_skipped": event.blocks_skipped,
-            "kvtier.blocks_foreign": event.blocks_foreign,
-            "kvtier.bytes": event.bytes_ok,
-            "kvtier.tasks": len(event.tasks),
+        notes: list[_Note] = [
+            (
+                "task started",
+                task.started_seconds,
+                {
+                    "queue_seconds": task.started_seconds - task.enqueued_seconds,
+                    "service_seconds": task.finished_seconds - task.started_seconds,
+                    "bytes": task.bytes,
+                    "depth": task.depth,
+                    "thread": f"{task.group}-{task.thread}",
+                },
+            )
+            for task in event.tasks[:TASK_EVENTS_MAX]
+        ]
+        detail: dict[str, AttributeValue] = {
+            "tier": event.tier,
+            "job_id": event.job_id,
+            "request_id": event.req_id,
+            "blocks": event.blocks_ok,
+            "blocks_skipped": event.blocks_skipped,
+            "blocks_foreign": event.blocks_foreign,
+            "bytes": event.bytes_ok,
+            "tasks": len(event.tasks),
         }
-        span = self._tracer.start_span(
-            f"kvtier.{event.direction}",
-            context=_PROPAGATOR.extract({"traceparent": event.traceparent or ""}),
-            attributes=attributes,
-            links=[Link(_context_of(link)) for link in event.links],  # the SDK drops invalid ones
-            start_time=offset + _ns(event.submitted_seconds),
+        self._write(
+            event.direction,
+            event.submitted_seconds,
+            event.finished_seconds,
+            detail,
+            event.traceparent,
+            notes,
+            ", ".join(f"{reason}: {blocks} blocks" for reason, blocks in event.failures),
+            event.own_traceparent,
+            event.links,
         )
-        for task in event.tasks[:TASK_EVENTS_MAX]:
-            detail: dict[str, AttributeValue] = {
-                "kvtier.queue_seconds": task.started_seconds - task.enqueued_seconds,
-                "kvtier.service_seconds": task.finished_seconds - task.started_seconds,
-                "kvtier.bytes": task.bytes,
-                "kvtier.depth": task.depth,
-                "kvtier.thread": f"{task.group}-{task.thread}",
-            }
-            span.add_event("task started", detail, timestamp=offset + _ns(task.started_seconds))
-        if event.failures:
-            text = ", ".join(f"{reason}: {blocks} blocks" for reason, blocks in event.failures)
-            span.set_status(Status(StatusCode.ERROR, text))
-        span.end(offset + _ns(event.finished_seconds))
+
+    def _write(
+        self,
+        name: str,
+        started_seconds: float,
+        finished_seconds: float,
+        attributes: Mapping[str, AttributeValue],
+        parent: str | None,
+        notes: Sequence[_Note] = (),
+        error: str = "",
+        own: str | None = None,
+        links: Sequence[str] = (),
+    ) -> None:
+        """One span below the context `parent`, of the identity `own` where one was promised."""
+        context = _PROPAGATOR.extract({"traceparent": parent or ""})
+        above = get_current_span(context).get_span_context()
+        if above.is_valid and not above.trace_flags.sampled:
+            return
+        offset = time.time_ns() - time.monotonic_ns()  # taken once, so that no span straddles a clock step
+        self._ids.promised = _context_of(own) if own else None
+        span = self._tracer.start_span(
+            f"kvtier.{name}",
+            context=context,
+            attributes=_named(attributes),
+            links=[Link(_context_of(link)) for link in links],  # the SDK drops invalid ones
+            start_time=offset + _ns(started_seconds),
+        )
+        for text, seconds, detail in notes:
+            span.add_event(text, _named(detail or {}), timestamp=offset + _ns(seconds))
+        if error:
+            span.set_status(Status(StatusCode.ERROR, error))
+        span.end(offset + _ns(finished_seconds))
 
 
 def setup(attributes: Mapping[str, AttributeValue], folder: Path | None = None) -> TracingObserver | None:
@@ -129,9 +178,10 @@ def setup(attributes: Mapping[str, AttributeValue], folder: Path | None = None) 
     given = Resource(
         {"service.name": "kvtier", "service.version": __version__, "process.pid": os.getpid(), **attributes}
     )
-    provider = TracerProvider(resource=given.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
+    ids, resource = PromisedIds(), given.merge(OTELResourceDetector().detect())
+    provider = TracerProvider(resource=resource, id_generator=ids, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter))
-    return TracingObserver(provider)
+    return TracingObserver(provider, ids)
 
 
 class _JsonLines(ConsoleSpanExporter):
@@ -146,6 +196,10 @@ class _JsonLines(ConsoleSpanExporter):
 
 def _context_of(traceparent: str) -> SpanContext:
     return get_current_span(_PROPAGATOR.extract({"traceparent": traceparent})).get_span_context()
+
+
+def _named(attributes: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
+    return {f"kvtier.{key}": value for key, value in attributes.items()}
 
 
 def _ns(seconds: float) -> int:

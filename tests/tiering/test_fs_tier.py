@@ -181,7 +181,8 @@ def test_events_tell_a_job_whole(tmp_path: Path, tier: Tier, recorder: Recorder)
     assert (second.blocks_ok, second.blocks_skipped, second.bytes_ok) == (6, 4, 6 * BLOCK)
     (load,) = theirs.jobs()
     assert (load.blocks_ok, load.blocks_foreign, load.blocks_unverified) == (6, 6, 0)
-    assert load.links == (REQUEST.traceparent,), "the load links to the store that wrote its blocks"
+    assert load.links == (first.own_traceparent, second.own_traceparent), "it links to the stores that wrote its blocks"
+    assert load.traceparent == REQUEST.traceparent
     assert sum(fact.bytes for fact in load.tasks) == 6 * BLOCK
     assert load.submitted_seconds <= min(fact.started_seconds for fact in load.tasks) <= load.finished_seconds
 

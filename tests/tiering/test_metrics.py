@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,8 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.parser import text_string_to_metric_families
 
 from kvtier.base import ReqContext, TransferJob
-from kvtier.config import FsTierConfig, RunConfig
+from kvtier.config import CpuTierConfig, FsTierConfig, RunConfig
+from kvtier.cpu_tier import CPUOffloadingManager
 from kvtier.events import (
     BlockSetAside,
     Cascade,
@@ -24,11 +26,14 @@ from kvtier.events import (
     Lookup,
     LookupBatch,
     Promotion,
+    RequestFinished,
     TaskFact,
+    TierAnswers,
 )
 from kvtier.fs_tier import FileSystemTierManager
 from kvtier.hashing import BlockHash, make_offload_key
-from kvtier.metrics import Gauges, MetricsObserver, serve
+from kvtier.manager import TieringOffloadingManager
+from kvtier.metrics import GAUGES, Gauges, MetricsObserver, Patient, serve
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -88,7 +93,9 @@ def test_sharing_is_visible(registry: CollectorRegistry, observer: MetricsObserv
 
 def test_every_other_event_has_its_series(registry: CollectorRegistry, observer: MetricsObserver) -> None:
     for event in (
-        LookupBatch("fs", 10, 4, 0.5, 0.25),
+        LookupBatch("fs", 10, 4, 1.0, 1.5, 1.75),
+        TierAnswers("fs", 1, 2, 3),
+        RequestFinished("r1", 1.0, 2.0, None),
         BlockSetAside("fs", "size", "/quarantine/x"),
         BlockSetAside("fs", "size", ""),
         Lookup("r1", 1, 2, 3, 4),
@@ -106,6 +113,9 @@ def test_every_other_event_has_its_series(registry: CollectorRegistry, observer:
         ("lookup_probe_seconds_sum", ("tier", "fs")): 0.25,
         ("set_aside_blocks_total", ("tier", "fs"), ("reason", "size"), ("outcome", "moved")): 1,
         ("set_aside_blocks_total", ("tier", "fs"), ("reason", "size"), ("outcome", "left")): 1,
+        ("tier_lookups_total", ("tier", "fs"), ("outcome", "hit")): 1,
+        ("tier_lookups_total", ("tier", "fs"), ("outcome", "miss")): 2,
+        ("tier_lookups_total", ("tier", "fs"), ("outcome", "retry")): 3,
         ("lookup_blocks_total", ("outcome", "hit")): 1,
         ("lookup_blocks_total", ("outcome", "hit_pending")): 2,
         ("lookup_blocks_total", ("outcome", "miss")): 3,
@@ -144,9 +154,38 @@ def test_registering_asks_no_source() -> None:
     MetricsObserver(CollectorRegistry(), {"fs": gauges})
 
 
+def test_every_gauge_of_the_tiers_is_described(tmp_path: Path) -> None:
+    cpu = CPUOffloadingManager(CpuTierConfig(2, 4096))
+    tier = FileSystemTierManager(FsTierConfig(str(tmp_path), 4096), RunConfig("m"), cpu.view)
+    said = {*tier.gauges(), *tier.space(), *TieringOffloadingManager(cpu, [tier]).gauges()}
+    tier.shutdown()
+    assert {word.removeprefix("load_").removeprefix("store_") for word in said} == set(GAUGES)
+
+
+def test_a_source_that_hangs_says_nothing_and_one_that_fails_neither() -> None:
+    go = threading.Event()
+
+    def hangs() -> dict[str, float]:
+        go.wait()
+        return {"free": 1.0}
+
+    def fails() -> dict[str, float]:
+        raise OSError(5, "the device is gone")
+
+    patient = Patient(hangs, seconds_max=0.01)
+    assert patient() == {}
+    assert patient() == {}, "still the first question: one thread at most hangs"
+    assert len([thread for thread in threading.enumerate() if thread.name == "kvtier_source"]) == 1
+    go.set()
+    patient = Patient(hangs, seconds_max=10)
+    assert patient() == {"free": 1.0}
+    assert Patient(fails)() == {}
+
+
 def test_slow_jobs_carry_their_trace_as_exemplar(registry: CollectorRegistry, observer: MetricsObserver) -> None:
-    observer.on_event(job(traceparent=TRACE))
-    observer.on_event(job(traceparent="not a traceparent, and rather long: " + "-".join("x" * 200)))
+    observer.on_event(job(own_traceparent=TRACE))
+    observer.on_event(job(own_traceparent="not a traceparent, and rather long: " + "-".join("x" * 200)))
+    observer.on_event(job(own_traceparent=TRACE.replace("0af7", "ffff")[:-2] + "00"))  # not sampled: nobody has it
     text = generate_openmetrics(registry).decode()
     lines = [line for line in text.splitlines() if "trace_id" in line]
     assert {line.split("{")[0] for line in lines} == {

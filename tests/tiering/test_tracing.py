@@ -18,8 +18,19 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode, get_tracer_provider
 
 from kvtier.config import ConfigError
-from kvtier.events import BlockSetAside, Cascade, CopyFinished, Event, Eviction, JobFinished, LookupBatch, TaskFact
-from kvtier.tracing import TASK_EVENTS_MAX, TracingObserver, setup
+from kvtier.events import (
+    BlockSetAside,
+    Cascade,
+    CopyFinished,
+    Event,
+    Eviction,
+    JobFinished,
+    LookupBatch,
+    RequestFinished,
+    TaskFact,
+    child_traceparent,
+)
+from kvtier.tracing import TASK_EVENTS_MAX, PromisedIds, TracingObserver, setup
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 WRITER_TRACE, WRITER_SPAN = "11112222333344445555666677778888", "aaaabbbbccccdddd"
@@ -37,9 +48,10 @@ def job(**changes: object) -> JobFinished:
 
 
 def spans_of(*events: Event) -> list[ReadableSpan]:
-    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    exporter, ids = InMemorySpanExporter(), PromisedIds()
+    provider = TracerProvider(id_generator=ids)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    observer = TracingObserver(provider)
+    observer = TracingObserver(provider, ids)
     for event in events:
         observer.on_event(event)
     observer.shutdown()
@@ -85,7 +97,42 @@ def test_a_job_without_a_valid_context_starts_a_trace(bad: str | None) -> None:
 
 
 def test_a_request_that_is_not_sampled_leaves_no_span() -> None:
-    assert spans_of(job(traceparent=traceparent(TRACE, SPAN, flags="00"))) == []
+    unsampled = traceparent(TRACE, SPAN, flags="00")
+    events = (
+        job(traceparent=unsampled, own_traceparent=child_traceparent(unsampled)),
+        LookupBatch("fs", 10, 4, 1.0, 2.0, 3.0, unsampled),
+        RequestFinished("r1", 1.0, 2.0, unsampled),
+        Eviction(8, "capacity", unsampled),
+    )
+    assert spans_of(*events) == []
+
+
+def test_a_job_has_the_identity_that_its_blocks_carry_and_promises_nothing_for_the_next() -> None:
+    own = child_traceparent(traceparent(TRACE, SPAN))
+    assert own is not None
+    assert own[:36] == traceparent(TRACE, SPAN)[:36]
+    assert own[36:52] != SPAN
+    request = RequestFinished("r1", 1.0, 2.5, None, own_traceparent=traceparent(TRACE, SPAN))
+    first, second, root = spans_of(
+        job(traceparent=traceparent(TRACE, SPAN), own_traceparent=own),
+        job(traceparent=traceparent(TRACE, SPAN)),
+        request,
+    )
+    assert first.context is not None
+    assert second.context is not None
+    assert root.context is not None
+    assert f"{first.context.span_id:016x}" == own[36:52]
+    assert f"{second.context.span_id:016x}" not in (own[36:52], SPAN)
+    assert (f"{root.context.trace_id:032x}", f"{root.context.span_id:016x}") == (TRACE, SPAN)
+    assert root.parent is None
+    assert root.start_time is not None
+    assert root.end_time is not None
+    assert root.end_time - root.start_time == 1_500_000_000
+
+
+@pytest.mark.parametrize("parent", [None, "", "rubbish", traceparent(TRACE, SPAN) + "-and-more"])
+def test_without_a_context_nothing_is_promised(parent: str | None) -> None:
+    assert child_traceparent(parent) is None
 
 
 def test_failures_are_errors_with_their_reasons() -> None:
@@ -104,9 +151,9 @@ def test_a_job_of_many_tasks_tells_a_bounded_number() -> None:
 
 def test_every_other_traced_event_is_one_span_and_the_rest_none() -> None:
     spans = spans_of(
-        LookupBatch("fs", 10, 4, 0.5, 0.25),
-        CopyFinished("store", 1, 9, 900, 0.125, True),
-        CopyFinished("load", 2, 9, 900, 0.125, False),
+        LookupBatch("fs", 10, 4, 10.0, 10.5, 10.75),
+        CopyFinished("store", 1, 9, 900, 0.125, True, 20.0),
+        CopyFinished("load", 2, 9, 900, 0.125, False, 20.0),
         Eviction(8, "capacity"),
         BlockSetAside("fs", "size", "q/x"),
         Cascade("fs", "r1", 7),
@@ -117,7 +164,10 @@ def test_every_other_traced_event_is_one_span_and_the_rest_none() -> None:
     assert error == ["kvtier.copy_load", "kvtier.set_aside"]
     assert spans[0].start_time is not None
     assert spans[0].end_time is not None
-    assert (spans[0].end_time - spans[0].start_time) / 1e9 >= 0.75
+    assert spans[0].end_time - spans[0].start_time == 750_000_000
+    assert spans[1].start_time is not None
+    assert spans[1].end_time is not None
+    assert spans[1].end_time - spans[1].start_time == 125_000_000
 
 
 class Receiver(ThreadingHTTPServer):
