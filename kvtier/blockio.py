@@ -92,6 +92,10 @@ class Trailer(NamedTuple):
         )
 
 
+CORRUPT_REASONS = ("kind", "size", "trailer", "key", "checksum")
+"""Why a file is not the block it should be; such a file is set aside."""
+
+
 class BlockOutcome(NamedTuple):
     """What became of one block. `reason` is None when it worked, else an errno name or why the file is not the block:
     "kind" (not a regular file), "size", "trailer", "key", "checksum", "unverified" (no trailer where one must be)."""
@@ -261,27 +265,34 @@ class BlockIO:
     def read_block(self, path: str, key: OffloadKey, view: memoryview) -> BlockOutcome:
         """Read the block of `key` into `view` (block_bytes long) and verify it. When the outcome is not ok, `view`
         holds rubbish; a file that is not the block it should be is moved to quarantine."""
+        outcome, status = self._read(path, key, view)
+        if outcome.reason not in CORRUPT_REASONS:
+            return outcome
+        return outcome._replace(set_aside=self._set_aside(path, outcome.reason, status))
+
+    def examine(self, path: str, key: OffloadKey, view: memoryview) -> BlockOutcome:
+        """The same without moving anything."""
+        return self._read(path, key, view)[0]
+
+    def _read(self, path: str, key: OffloadKey, view: memoryview) -> tuple[BlockOutcome, os.stat_result | None]:
+        """The outcome, and the file that was seen."""
         status: os.stat_result | None = None
         try:
             descriptor = os.open(path, self._read_flags)
             try:
                 status = os.fstat(descriptor)
-                outcome = self._read_open(descriptor, status, key, view)
+                return self._read_open(descriptor, status, key, view), status
             finally:
                 os.close(descriptor)
         except OSError as error:
+            outcome = BlockOutcome(reason=errno_name(error))
             if isinstance(error, FileNotFoundError) or status is not None:
-                return BlockOutcome(reason=errno_name(error))
-            try:  # some kinds of file cannot even be opened: is that why?
-                status = os.stat(path, follow_symlinks=False)
-            except OSError:
-                return BlockOutcome(reason=errno_name(error))
-            if stat.S_ISREG(status.st_mode):
-                return BlockOutcome(reason=errno_name(error))
-            outcome = BlockOutcome(reason="kind")
-        if outcome.reason in (None, "unverified"):
-            return outcome
-        return outcome._replace(set_aside=self._set_aside(path, outcome.reason or "", status))
+                return outcome, status
+        try:  # some kinds of file cannot even be opened: is that why?
+            status = os.stat(path, follow_symlinks=False)
+        except OSError:
+            return outcome, None
+        return (outcome if stat.S_ISREG(status.st_mode) else BlockOutcome(reason="kind")), status
 
     def _read_open(self, descriptor: int, status: os.stat_result, key: OffloadKey, view: memoryview) -> BlockOutcome:
         if not stat.S_ISREG(status.st_mode):
@@ -336,6 +347,19 @@ class BlockIO:
         except AttributeError:
             self._local.page = mmap.mmap(-1, PAGE_BYTES)
             return self._local.page  # type: ignore[no-any-return]
+
+
+def read_trailer(path: str) -> Trailer | None:
+    """Who wrote a file, without its block; None without a trailer, or when it cannot be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            size = os.fstat(descriptor).st_size
+            return Trailer.unpack(os.pread(descriptor, PAGE_BYTES, size - PAGE_BYTES)) if size > PAGE_BYTES else None
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return None
 
 
 def make_dirs(directory: str, mode: int, umask: int = 0o777) -> bool:

@@ -20,6 +20,7 @@ THIRD_PARTY = {
     "xxhash": {"hashing", "blockio"},
     "torch": {"gpu"},
     "prometheus_client": {"metrics"},
+    "rich": {"cli"},
     "opentelemetry": {"tracing"},
     "click": {"cli"},
 }

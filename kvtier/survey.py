@@ -1,0 +1,193 @@
+"""What a root holds, seen from outside: folders, blocks, writers, leftovers, and whether each block is what it should
+be. Called by the command line and by operators' scripts, beside running engines; never on an engine's path.
+
+Everything is lazy and bounded in memory, so that a root of millions of files can be walked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import mmap
+import os
+import re
+import stat
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from kvtier.blockio import BlockIO, BlockOutcome, read_trailer
+from kvtier.config import PAGE_BYTES, ConfigError, FsTierConfig, RunConfig
+from kvtier.hashing import OffloadKey
+from kvtier.layout import RECORD_BYTES_MAX, FileMapper, check_root
+
+_RANK_FOLDER = re.compile(r"_r(\d+)$")
+TEMP_SUFFIX = ".tmp"
+
+
+class BlockFile(NamedTuple):
+    """One file that has a block's name. Times: seconds since the epoch."""
+
+    path: str
+    key: OffloadKey
+    bytes: int
+    used_seconds: float  # mtime: when it was written, or last loaded (to the hour)
+
+
+@dataclass
+class Folder:
+    """The blocks of one rank of one run configuration. `record` is kvtier's, None where only vLLM has written."""
+
+    mapper: FileMapper
+    record: dict[str, Any] | None
+
+    @property
+    def block_bytes(self) -> int | None:
+        """As recorded; None where only vLLM has written."""
+        size = self.record.get("block_bytes") if self.record else None
+        return size if isinstance(size, int) and size > 0 and size % PAGE_BYTES == 0 else None
+
+    def prefixes(self) -> list[str]:
+        """The first-level folders, in order. Block hashes are uniform, so each holds a fair sample of the blocks."""
+        return sorted(entry.path for entry in _scan(self.mapper.blocks_path) if entry.is_dir(follow_symlinks=False))
+
+    def blocks(self, prefixes: Iterable[str] | None = None) -> Iterator[BlockFile]:
+        """Every regular file with a block's name, whatever its size; a file that vanishes meanwhile is passed over."""
+        for path, status in self._files(self.prefixes() if prefixes is None else prefixes):
+            if (key := self.mapper.parse_file_name(path)) is not None:
+                yield BlockFile(path, key, status.st_size, status.st_mtime)
+
+    def temps(self) -> Iterator[tuple[str, os.stat_result]]:
+        """Files that some writer, perhaps a dead one, has not published."""
+        for path, status in self._files(self.prefixes()):
+            if path.endswith(TEMP_SUFFIX):
+                yield path, status
+
+    def _files(self, prefixes: Iterable[str]) -> Iterator[tuple[str, os.stat_result]]:
+        for prefix in prefixes:
+            for leaf in _scan(prefix):
+                for entry in _scan(leaf.path):
+                    try:
+                        status = entry.stat(follow_symlinks=False)
+                    except OSError:
+                        continue
+                    if stat.S_ISREG(status.st_mode):
+                        yield entry.path, status
+
+    def quarantined(self) -> list[str]:
+        """Files set aside, by path."""
+        return sorted(entry.path for entry in _scan(self.mapper.quarantine_path))
+
+
+def folders(root_dir: str) -> Iterator[Folder]:
+    """Every rank folder below a root that belongs to a readable `config.json`. Raises RootError for a bad root."""
+    check_root(root_dir)
+    for base in sorted(entry.path for entry in _scan(root_dir) if entry.is_dir(follow_symlinks=False)):
+        fields = _read_object(os.path.join(base, "config.json"))
+        if fields is None:
+            continue
+        for entry in sorted(_scan(root_dir), key=lambda e: e.name):
+            rank = _RANK_FOLDER.search(entry.name)
+            if rank is None or entry.path != f"{base}{rank.group()}":
+                continue
+            mapper = _mapper(root_dir, fields, int(rank.group(1)))
+            if mapper is not None and mapper.base_path == base:
+                yield Folder(mapper, _read_object(mapper.record_path))
+
+
+def _mapper(root_dir: str, fields: dict[str, Any], rank: int) -> FileMapper | None:
+    names = {f.name for f in dataclasses.fields(RunConfig)}
+    options = {"parallel_agnostic": True} | {name: value for name, value in fields.items() if name in names}
+    try:
+        return FileMapper(root_dir, RunConfig(**options, rank=rank))
+    except (ConfigError, TypeError):
+        return None
+
+
+@dataclass
+class Summary:
+    """Figures of one folder. Ages in seconds."""
+
+    folder: Folder
+    blocks: int = 0
+    bytes: int = 0
+    oldest_seconds: float = 0.0
+    newest_seconds: float = 0.0
+    temps: int = 0
+    quarantined: int = 0
+    unsealed: int = 0  # of the sampled blocks: without trailer, so vLLM's
+    writers: Counter[str] = field(default_factory=Counter)  # of the sampled blocks: instance id -> blocks
+    sampled: int = 0
+
+
+def summarise(folder: Folder, trailers_max: int = 1000) -> Summary:
+    """Count a folder, and read up to `trailers_max` trailers to tell who wrote."""
+    now = time.time()
+    summary = Summary(folder)
+    for block in folder.blocks():
+        age = max(0.0, now - block.used_seconds)
+        summary.oldest_seconds = max(summary.oldest_seconds, age)
+        summary.newest_seconds = min(summary.newest_seconds, age) if summary.blocks else age
+        summary.blocks += 1
+        summary.bytes += block.bytes
+        if summary.sampled < trailers_max:
+            summary.sampled += 1
+            trailer = read_trailer(block.path)
+            if trailer is None:
+                summary.unsealed += 1
+            else:
+                summary.writers[trailer.instance_id.hex()] += 1
+    summary.temps = sum(1 for _ in folder.temps())
+    summary.quarantined = len(folder.quarantined())
+    return summary
+
+
+class Checked(NamedTuple):
+    """One block as `verify` found it; `outcome.reason` as of a load."""
+
+    block: BlockFile
+    outcome: BlockOutcome
+
+
+def verify(folder: Folder, fix: bool = False) -> Iterator[Checked]:
+    """Read each block once and check it against its trailer, as a load would. Safe under load.
+
+    With `fix`, what is not the block it should be is set aside, as a load would do. Blocks of vLLM are read and counted
+    as unverified. Where only vLLM has written, the size of most blocks is taken for the right one.
+    """
+    size = folder.block_bytes or _usual_size(folder)
+    if size is None:
+        return
+    config = FsTierConfig(folder.mapper.root_dir, size)
+    blockio = BlockIO(config, folder.mapper.quarantine_path)
+    view = memoryview(mmap.mmap(-1, size))
+    for block in folder.blocks():
+        read = blockio.read_block if fix else blockio.examine
+        yield Checked(block, read(block.path, block.key, view))
+
+
+def _usual_size(folder: Folder) -> int | None:
+    sizes = Counter(
+        block.bytes // PAGE_BYTES * PAGE_BYTES for _, block in zip(range(100), folder.blocks(), strict=False)
+    )
+    return next((size for size, _ in sizes.most_common() if size), None)
+
+
+def _read_object(path: str) -> dict[str, Any] | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            found = json.loads(file.read(RECORD_BYTES_MAX))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _scan(path: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(path) as entries:
+            return list(entries)
+    except OSError:
+        return []
