@@ -110,8 +110,11 @@ def _as_text(summary: Summary) -> str:
         lines["hash"] = f"{record.get('hash_algorithm')}, seed digest {str(record.get('none_hash_digest'))[:8]}"
     else:
         lines["hash"] = "not recorded: kvtier has not opened this folder"
-    writers = [f"{len(summary.writers)} instance{'s' * (len(summary.writers) > 1)} of kvtier"] if summary.writers else []
-    writers += [f"vLLM ({summary.unsealed:,} blocks without trailer)"] if summary.unsealed else []
+    writers = []
+    if summary.writers:
+        writers.append(f"{len(summary.writers)} instance{'s' * (len(summary.writers) > 1)} of kvtier")
+    if summary.unsealed:
+        writers.append(f"vLLM ({summary.unsealed:,} blocks without trailer)")
     if writers:
         sampled = "" if summary.sampled == summary.blocks else f", of {summary.sampled:,} blocks sampled"
         lines["writers"] = " and ".join(writers) + sampled
