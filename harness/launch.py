@@ -54,6 +54,7 @@ class Child:
         self.python = python
         self.state = "starting"  # then "ready", "running", "done", "dead"
         self.failure = ""
+        self.metrics_address: str | None = None
         self.heard_seconds = time.monotonic()
         environment = {**os.environ, "PYTHONPATH": _python_path(), **env}
         with open(self.stderr_path, "ab") as stderr:
@@ -243,6 +244,8 @@ class Workers:
         match message["event"]:
             case "ready":
                 child.state = "ready"
+                child.metrics_address = message["metrics_address"]
+                write_targets(self.children)
             case "progress":
                 child.counts, child.gauges = message["counts"], message["gauges"]
             case "failed":
@@ -253,6 +256,7 @@ class Workers:
                 child.reap()
                 came_up = child.state != "starting"
                 child.state = "done" if child.exit_code == 0 else "dead"
+                write_targets(self.children)
                 if child.state == "dead" and came_up:  # else `await_ready` tells, and there is no history to complete
                     write_post_mortem(child)
 
@@ -263,6 +267,19 @@ class Workers:
                 child.signal(signal.SIGABRT)  # faulthandler prints every thread's stack: its last words
                 if silence > SILENCE_SECONDS_MAX + 5:
                     child.kill()
+
+
+def write_targets(children: Sequence[Child]) -> None:
+    """file_sd.json of the run folder: who serves /metrics at present, as Prometheus's `file_sd_configs` reads it."""
+    run_dir = Path(children[0].instruction.setup.run_dir)
+    served = [
+        {"targets": [child.metrics_address], "labels": {"instance": f"process-{child.label}", "run": run_dir.name}}
+        for child in children
+        if child.metrics_address and child.alive
+    ]
+    fresh = run_dir / ".file_sd.json"
+    fresh.write_text(json.dumps(served, indent=1) + "\n", encoding="utf-8")
+    fresh.replace(run_dir / "file_sd.json")  # a reader never sees half of it
 
 
 def write_post_mortem(child: Child) -> None:

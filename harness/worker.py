@@ -222,7 +222,8 @@ class Worker:
 
     def drive(self) -> None:
         """Run the driver named by the instruction between {"ready"} and the end."""
-        self.parent.say("ready", none_hash_digest=self.adapter.none_hash_digest())
+        digest, address = self.adapter.none_hash_digest(), self.adapter.metrics_address()
+        self.parent.say("ready", none_hash_digest=digest, metrics_address=address)
         self._driver.drive(self, **self.instruction.arguments)
 
     def close(self, exit_code: int) -> None:

@@ -36,6 +36,8 @@ class TierSetup:
     model_name: str = "harness/model"
     process: int = 0
     run_dir: str = ""
+    serve_metrics: bool = False  # on 127.0.0.1, where the tier can
+    trace_every: int = 0  # every n-th request leaves spans, where the tier can; 0: none
     options: dict[str, Any] = field(default_factory=dict)  # adapter's own keywords, passed through
 
     def to_json(self) -> dict[str, Any]:

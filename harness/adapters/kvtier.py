@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import mmap
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.adapters.base import Adapter, Finished, TierSetup, Verdict
 from harness.adapters.kvtier_names import KvtierNaming, run_config
+from harness.adapters.kvtier_watch import Watch
 from harness.history import Task
 from kvtier.base import JobResult, LookupResult, ReqContext, ScheduleEndContext, TransferJob
 from kvtier.config import CpuTierConfig, FsTierConfig, RunConfig
@@ -17,6 +19,7 @@ from kvtier.events import Event, FanOut, JobFinished
 from kvtier.fs_tier import FileSystemTierManager
 from kvtier.hashing import OffloadKey
 from kvtier.manager import TieringOffloadingManager
+from kvtier.metrics import Gauges, Patient
 
 _VERDICTS: dict[LookupResult, Verdict] = {
     LookupResult.HIT: "hit",
@@ -26,7 +29,7 @@ _VERDICTS: dict[LookupResult, Verdict] = {
 
 
 class KvtierAdapter(Adapter):
-    """`setup.options` are further keywords of `FsTierConfig`, plus `metrics`: serve /metrics on 127.0.0.1."""
+    """`setup.options` are further keywords of `FsTierConfig`."""
 
     name = "kvtier"
     exposes_schedule = True
@@ -35,7 +38,6 @@ class KvtierAdapter(Adapter):
     def __init__(self, setup: TierSetup) -> None:
         super().__init__(setup)
         options = dict(setup.options)
-        serve_metrics = options.pop("metrics", False)
         extra = {name: options.pop(name) for name in ("cpu_chunks",) if name in options}
         config = FsTierConfig.from_mapping(
             {
@@ -55,24 +57,17 @@ class KvtierAdapter(Adapter):
         self._tier = self._build(config, run_config(setup), extra)
         self._naming = KvtierNaming(setup, self._tier.none_hash)
         self._requests: dict[str, ReqContext] = {}
+        self._started: dict[str, float] = {}
         self._submitted: dict[int, Sequence[bytes]] = {}
         self._refused: dict[int, int] = {}
-        self._address: str | None = None
-        if serve_metrics:
-            self._serve_metrics()
+        self._watch = Watch(setup, self._events, self._sources(), self._tier.info()) if _watched(setup) else None
 
     def _build(self, config: FsTierConfig, run: RunConfig, options: dict[str, Any]) -> FileSystemTierManager:
         return FileSystemTierManager(config, run, self._view, self._events)
 
-    def _serve_metrics(self) -> None:
-        from prometheus_client import CollectorRegistry
-
-        from kvtier.metrics import MetricsObserver, serve
-
-        registry = CollectorRegistry()
-        self._events.add(MetricsObserver(registry, {self._tier.tier_type: self._tier.gauges}))
-        _, port = serve(registry)
-        self._address = f"127.0.0.1:{port}"
+    def _sources(self) -> dict[str, Gauges]:
+        space = Patient(self._tier.space)
+        return {self._tier.tier_type: lambda: {**self._tier.gauges(), **space()}}
 
     def on_event(self, event: Event) -> None:
         """Keeps the schedule of each job for the history, and what the queue refused for its result."""
@@ -113,7 +108,17 @@ class KvtierAdapter(Adapter):
         return TransferJob(job_id, tuple(map(OffloadKey, keys)), tuple(slots), is_promotion, self._request(req_id))
 
     def _request(self, req_id: str) -> ReqContext:
-        return self._requests.setdefault(req_id, ReqContext(req_id))
+        if req_id not in self._requests:
+            trace = self._watch.traceparent(req_id) if self._watch else None
+            self._requests[req_id] = ReqContext(req_id, traceparent=trace)
+            self._started[req_id] = time.monotonic()
+        return self._requests[req_id]
+
+    def _forget(self, req_id: str) -> ReqContext:
+        request, started_seconds = self._requests.pop(req_id), self._started.pop(req_id)
+        if self._watch:
+            self._watch.request_finished(req_id, request.traceparent, started_seconds)
+        return request
 
     def poll(self) -> list[Finished]:
         finished = []
@@ -133,12 +138,17 @@ class KvtierAdapter(Adapter):
         self._tier.on_new_request(self._request(req_id))
 
     def request_finished(self, req_id: str) -> None:
-        self._tier.on_request_finished(self._requests.pop(req_id))
+        self._tier.on_request_finished(self._forget(req_id))
 
     def drain(self) -> None:
         self._tier.drain_jobs()
 
     def close(self) -> None:
+        if self._watch:
+            self._watch.close()
+        self._shut_down()
+
+    def _shut_down(self) -> None:
         self._tier.shutdown()
 
     def gauges(self) -> Mapping[str, float]:
@@ -149,7 +159,7 @@ class KvtierAdapter(Adapter):
         return tasks
 
     def metrics_address(self) -> str | None:
-        return self._address
+        return self._watch.address if self._watch else None
 
 
 class _WatchedTier(FileSystemTierManager):
@@ -251,7 +261,7 @@ class KvtierStackAdapter(KvtierAdapter):
         self._manager.on_schedule_end(ScheduleEndContext())
 
     def request_finished(self, req_id: str) -> None:
-        request = self._requests.pop(req_id)
+        request = self._forget(req_id)
         if unused := self._pinned.pop(req_id):
             self._manager.complete_load(tuple(map(OffloadKey, unused)), request)
         self._manager.on_request_finished(request)
@@ -260,8 +270,11 @@ class KvtierStackAdapter(KvtierAdapter):
         super().drain()
         self.step()
 
-    def close(self) -> None:
+    def _shut_down(self) -> None:
         self._manager.shutdown()
+
+    def _sources(self) -> dict[str, Gauges]:
+        return {**super()._sources(), "cpu": self._manager.gauges}
 
     def gauges(self) -> Mapping[str, float]:
         return {**super().gauges(), **self._manager.gauges()}
@@ -270,6 +283,10 @@ class KvtierStackAdapter(KvtierAdapter):
         pinned = self._manager.gauges()["slots_pinned"] if not self._requests else 0
         idle = [f"{pinned:g} slots of the CPU tier are pinned although no request is left"] if pinned else []
         return self._manager.check_integrity() + idle
+
+
+def _watched(setup: TierSetup) -> bool:
+    return setup.serve_metrics or setup.trace_every > 0
 
 
 def _row(view: memoryview, row: int) -> memoryview:

@@ -35,6 +35,8 @@ class LoadOptions(CommonOptions):
         low=0,
     )
     window: int = option(4, "requests in flight per process", low=1)
+    trace_every: int = option(10, "write spans of every n-th request of a process; 0: of none", low=0)
+    unobserved: bool = option(False, "serve no /metrics and write no spans")
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def run(context: Context, traffic: Traffic) -> None:
     for process, mine in enumerate(traffic.plans):
         requests = [[request.start_seconds, request.request, list(request.trace.hash_ids)] for request in mine]
         arguments = {"requests": requests, "window": options.window, "start_seconds_max": limit}
-        children.append(context.start(process, "replay", arguments))
+        every, serve = (0, False) if options.unobserved else (options.trace_every, True)
+        children.append(context.start(process, "replay", arguments, serve_metrics=serve, trace_every=every))
     context.workers.await_ready(children)
     go_seconds = context.workers.go(children)
     context.note(go_seconds, "phase", "traffic starts", source=traffic.source)

@@ -24,7 +24,7 @@ THIRD_PARTY = {
     "opentelemetry": {"tracing"},
     "click": {"cli"},
 }
-KVTIER_IMPORTERS_IN_HARNESS = {"adapters/kvtier", "adapters/kvtier_names"}
+KVTIER_IMPORTERS_IN_HARNESS = {"adapters/kvtier", "adapters/kvtier_names", "adapters/kvtier_watch"}
 
 
 @cache

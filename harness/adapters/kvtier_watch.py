@@ -1,0 +1,109 @@
+"""What is to be seen of kvtier from outside a worker: /metrics, spans, and what of both stays in the run folder.
+
+The kvtier adapters make one `Watch` where the run asks for it. It samples, since sampling is the caller's affair; it
+changes nothing about the tier.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from harness.adapters.base import TierSetup
+from kvtier.events import FanOut, RequestFinished
+from kvtier.metrics import Gauges, MetricsObserver, serve
+
+LAST_SCRAPE_SECONDS_MAX = 3.0
+"""A process that is being scraped waits so long for one scrape after its last job, so that no count is lost."""
+
+
+class Watch:
+    """Serves `/metrics` on 127.0.0.1 (`setup.serve_metrics`), writes spans of every `setup.trace_every`-th request.
+
+    `sources` and `info` are `MetricsObserver`'s. Spans go where the OTEL_* variables say, else into the run folder.
+    """
+
+    def __init__(
+        self, setup: TierSetup, events: FanOut, sources: Mapping[str, Gauges], info: Mapping[str, str]
+    ) -> None:
+        self.address: str | None = None
+        self._events = events
+        self._run_dir = Path(setup.run_dir)
+        self._every = setup.trace_every
+        self._requests = 0
+        self._scrapes = _Scrapes()
+        self._registry: CollectorRegistry | None = None
+        self._spans = None
+        if setup.serve_metrics:
+            self._registry = CollectorRegistry()
+            self._registry.register(self._scrapes)
+            ProcessCollector(registry=self._registry)
+            events.add(MetricsObserver(self._registry, sources, info))
+            self._server, port = serve(self._registry)
+            self.address = f"127.0.0.1:{port}"
+        if self._every:
+            from kvtier import tracing
+
+            attributes = {"kvtier.run": self._run_dir.name, "kvtier.root": setup.root_dir}
+            instance = {"service.instance.id": f"process-{setup.process}"}
+            self._spans = tracing.setup({**attributes, **instance}, self._run_dir)
+            if self._spans is not None:
+                events.add(self._spans)
+
+    def traceparent(self, req_id: str) -> str | None:
+        """A new request's trace context. Its ids derive from the run and the request, so that anybody can find it."""
+        if self._spans is None:
+            return None
+        self._requests += 1
+        sampled = self._requests % self._every == 0
+        name = hashlib.blake2b(f"{self._run_dir.name}/{req_id}".encode(), digest_size=24).hexdigest()
+        return f"00-{name[:32]}-{name[32:]}-{sampled:02x}"
+
+    def request_finished(self, req_id: str, traceparent: str | None, started_seconds: float) -> None:
+        """Its span, of which all others of the request are parts."""
+        if traceparent is not None and traceparent.endswith("1"):
+            now = time.monotonic()
+            self._events.on_event(RequestFinished(req_id, started_seconds, now, None, own_traceparent=traceparent))
+
+    def close(self) -> None:
+        """Wait for a last scrape if somebody scrapes; keep the final figures; stop serving; flush the spans."""
+        if self._registry is not None:
+            self._scrapes.await_last(LAST_SCRAPE_SECONDS_MAX)
+            path = self._run_dir / f"metrics-{os.getpid()}.prom"
+            path.write_bytes(generate_latest(self._registry))
+            self._server.shutdown()
+            self._server.server_close()
+        if self._spans is not None:
+            self._spans.shutdown()
+
+
+class _Scrapes(Collector):
+    """Counts scrapes as they begin; registered first, so that all that follows in a scrape is as late as its count."""
+
+    def __init__(self) -> None:
+        self._begun = 0
+        self._more = threading.Condition()
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        with self._more:
+            self._begun += 1
+            self._more.notify_all()
+        return ()
+
+    def await_last(self, seconds: float) -> None:
+        """Two more begin, so one that began after now has been answered; at once when nobody has scraped twice."""
+        with self._more:
+            begun = self._begun
+            if begun >= 2:
+                self._more.wait_for(lambda: self._begun >= begun + 2, seconds)
