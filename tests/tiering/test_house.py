@@ -22,6 +22,7 @@ THIRD_PARTY = {
     "prometheus_client": {"metrics"},
     "rich": {"cli"},
     "opentelemetry": {"tracing"},
+    "vllm": {"vllm_plugin"},
     "click": {"cli"},
 }
 KVTIER_IMPORTERS_IN_HARNESS = {"adapters/kvtier", "adapters/kvtier_names", "adapters/kvtier_watch"}

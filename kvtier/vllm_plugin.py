@@ -1,0 +1,321 @@
+"""kvtier's file-system tier inside a vLLM engine, which imports this module by its name (`module_path`) and makes one
+`KvtierFileSystemTier`. The only importer of vLLM: it translates, verb by verb, and holds no idea of its own.
+
+vLLM's tier interface is experimental, so what is known to work is listed, and what does not fit is refused in one
+sentence when the engine starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from kvtier.base import LookupResult, ReqContext, ScheduleEndContext, TransferJob
+from kvtier.config import HASH_ALGORITHMS, ConfigError, FsTierConfig, KVCacheGroup, KvtierError, RunConfig
+from kvtier.events import FanOut
+from kvtier.fs_tier import FileSystemTierManager
+from kvtier.hashing import BlockHash, none_hash
+from kvtier.layout import check_root
+from kvtier.metrics import MetricsObserver
+
+PROVEN_VERSIONS = ("0.32.0", "0.33.0")
+
+try:
+    from vllm import __version__ as VLLM_VERSION
+except ImportError as error:
+    raise ImportError(f"kvtier.vllm_plugin is for vLLM engines, and vLLM cannot be imported here ({error})") from error
+try:
+    from vllm.distributed.kv_transfer.kv_connector.v1.offloading.canonical_mapping import canonical_format_id
+    from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
+    from vllm.utils.hashing import get_hash_fn_by_name
+    from vllm.v1.core import kv_cache_utils
+    from vllm.v1.kv_offload import base as vllm_base
+    from vllm.v1.kv_offload.tiering import base as vllm_tiering
+except ImportError as error:
+    raise ImportError(
+        f"kvtier.vllm_plugin was proven with vLLM {', '.join(PROVEN_VERSIONS)}, and vLLM {VLLM_VERSION} has no tier "
+        f"interface of that form ({error}); install one of these versions, or a newer kvtier"
+    ) from error
+
+logger = logging.getLogger(__name__)
+
+_TRACE_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+# Of MetricsObserver's metrics, these count what in an engine vLLM's own manager does, and counts.
+_ENGINES_OWN = {
+    f"kvtier_{name}"
+    for name in (
+        *("lookup_blocks", "promoted_blocks", "refused_promotion_blocks", "cascaded_blocks", "evicted_blocks"),
+        *("copies", "copy_blocks", "copy_bytes", "copy_seconds"),
+    )
+}
+_GAUGES = {
+    "kvtier_queue_tasks": "Tasks waiting, by class.",
+    "kvtier_queue_bytes": "Bytes of the tasks waiting, by class.",
+    "kvtier_queue_oldest_seconds": "Age of the oldest waiting task, by class.",
+    "kvtier_threads_busy": "Threads at work, by the class that they prefer.",
+    "kvtier_jobs_in_flight": "Jobs submitted and not yet reported.",
+}
+
+
+def run_config(offloading_spec: Any) -> RunConfig:
+    """Whose blocks an engine's are, field by field as vLLM's own fs tier decides it: equal folder names follow."""
+    config = offloading_spec.config
+    parallel = config.parallel
+    return RunConfig(
+        model_name=config.model.name,
+        tokens_per_hash=config.cache.tokens_per_hash,
+        blocks_per_file=offloading_spec.blocks_per_chunk,
+        tp_size=parallel.tp_size,
+        pp_size=parallel.pp_size,
+        pcp_size=parallel.pcp_size,
+        dcp_size=parallel.dcp_size,
+        rank=parallel.rank,
+        dtype=str(config.model.dtype),
+        kv_cache_groups=tuple(
+            KVCacheGroup(group.tokens_per_block, tuple(group.layer_names)) for group in config.groups
+        ),
+        parallel_agnostic=bool(parallel.is_parallelism_agnostic or config.replicated_layout),
+        replicated_layout=bool(config.replicated_layout),
+        canonical_format=canonical_format_id(config.kv_cache_layout) if config.canonical_layout else None,
+    )
+
+
+def engine_hash() -> tuple[str, BlockHash]:
+    """The engine's `prefix_caching_hash_algo` and its `NONE_HASH`; it has them before its first request, not earlier.
+
+    No tier is told the algorithm. But the engine remembers its seed, and only one algorithm makes `NONE_HASH` of it.
+    """
+    none: BlockHash | None = getattr(kv_cache_utils, "NONE_HASH", None)
+    if none is None:
+        raise KvtierError(f"vLLM {VLLM_VERSION} has no NONE_HASH at its first request; use one of {PROVEN_VERSIONS}")
+    for algorithm in HASH_ALGORITHMS:
+        try:
+            if get_hash_fn_by_name(algorithm)(kv_cache_utils.get_none_hash_seed()) == none:
+                return algorithm, none
+        except ModuleNotFoundError:  # xxhash is not installed, so the engine does not use it
+            continue
+    raise KvtierError(
+        f"the engine's prefix_caching_hash_algo is none that kvtier knows ({', '.join(HASH_ALGORITHMS)}), so blocks "
+        "could not be told to belong together; choose one of these"
+    )
+
+
+class KvtierFileSystemTier(vllm_tiering.SecondaryTierManager):  # type: ignore[misc, unused-ignore]
+    """An entry of `secondary_tiers`: `{"type": "KvtierFileSystemTier", "module_path": "kvtier.vllm_plugin", ...}`.
+
+    `options` are those of `FsTierConfig`: `root_dir`, and all others by their names; `block_bytes` is the engine's.
+    `locality` is vLLM's, "LOCAL" or "REMOTE". `enable_kv_events` holds only where the engine publishes events.
+    `hash_algorithm` is the engine's `prefix_caching_hash_algo`; naming it here demands that it be equal.
+
+    Raises `ConfigError` and `RootError` when the engine starts; whether the root's other users share with this engine
+    can be told, and is, at its first request, since the engine derives its `NONE_HASH` after its tiers.
+    """
+
+    medium: ClassVar[Any] = vllm_base.Medium.STORAGE
+
+    def __init__(
+        self,
+        offloading_spec: Any,
+        primary_kv_view: memoryview,
+        tier_type: str,
+        backpressure_detector: Any = None,
+        *,
+        locality: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(offloading_spec, primary_kv_view, tier_type, backpressure_detector)
+        self._algorithm_demanded = options.get("hash_algorithm")
+        self._config = _tier_config(options, self._block_size_bytes)
+        if self._config.enable_kv_events and not offloading_spec.kv_events_config.enable_kv_cache_events:
+            logger.warning("enable_kv_events has no effect: the engine's kv_events_config does not enable events")
+            self._config = dataclasses.replace(self._config, enable_kv_events=False)
+        localities = [choice.value for choice in vllm_base.Locality]
+        if locality is not None and locality not in localities:
+            raise ConfigError(f"locality is {locality!r}; valid choices: {', '.join(localities)}, or none")
+        self.locality = None if locality is None else vllm_base.Locality(locality)
+        self._run = run_config(offloading_spec)
+        check_root(self._config.root_dir)
+        self._fs: FileSystemTierManager | None = None
+        self._contexts: dict[str, ReqContext] = {}
+        self._metrics = _Metrics({tier_type: self._gauges})
+        self._observer = FanOut(self._metrics.observer)
+        self._tracing: Any = None
+        if any(map(os.environ.get, _TRACE_VARIABLES)):
+            from kvtier import tracing
+
+            if (spans := tracing.setup({"kvtier.root_dir": self._config.root_dir})) is not None:
+                self._tracing = spans
+                self._observer.add(spans)
+
+    # --- requests ---
+
+    def on_new_request(self, req_context: Any) -> Any:
+        policy = self._opened().on_new_request(self._context(req_context)).policy
+        return vllm_base.RequestOffloadingContext(vllm_base.OffloadPolicy[policy.name])
+
+    def on_request_finished(self, req_context: Any) -> None:
+        context = self._context(req_context)
+        if self._fs is not None:
+            self._fs.on_request_finished(context)
+        self._contexts.pop(context.req_id, None)
+
+    def lookup(self, key: Any, req_context: Any) -> Any:
+        return _LOOKUP_RESULTS[self._opened().lookup(key, self._context(req_context))]
+
+    def on_schedule_end(self, context: Any) -> None:
+        if self._fs is not None:
+            self._fs.on_schedule_end(ScheduleEndContext(tuple(context.new_req_ids), tuple(context.preempted_req_ids)))
+
+    # --- jobs ---
+
+    def submit_store(self, job_metadata: Any) -> None:
+        self._opened().submit_store(self._job(job_metadata))
+
+    def submit_load(self, job_metadata: Any) -> None:
+        self._opened().submit_load(self._job(job_metadata))
+
+    def get_finished_jobs(self) -> Iterable[Any]:
+        return [vllm_tiering.JobResult(*result) for result in self._fs.get_finished_jobs()] if self._fs else []
+
+    def has_pending_work(self) -> bool:
+        return self._fs is not None and self._fs.has_pending_work()
+
+    def drain_jobs(self) -> None:
+        if self._fs is not None:
+            self._fs.drain_jobs()
+
+    def shutdown(self) -> None:
+        if self._fs is not None:
+            self._fs.shutdown()
+        if self._tracing is not None:
+            self._tracing.shutdown()
+
+    # --- what others see ---
+
+    def take_events(self) -> Iterable[Any]:
+        return [
+            vllm_base.OffloadingEvent(list(event.keys), self.medium, event.removed, self.locality)
+            for event in (self._fs.take_events() if self._fs else ())
+        ]
+
+    @classmethod
+    def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, Any]:
+        return _Metrics({}).definitions
+
+    def get_stats(self) -> Any:
+        return self._metrics.take()
+
+    # --- the root ---
+
+    def _opened(self) -> FileSystemTierManager:
+        if self._fs is None:
+            algorithm, none = engine_hash()
+            if self._algorithm_demanded not in (None, algorithm):
+                raise ConfigError(
+                    f"hash_algorithm is {self._algorithm_demanded!r} and the engine's prefix_caching_hash_algo is "
+                    f"{algorithm!r}; make them equal, or leave hash_algorithm out"
+                )
+            config = dataclasses.replace(self._config, hash_algorithm=algorithm)
+            self._fs = FileSystemTierManager(
+                config, self._run, self._primary_kv_view, self._observer, self.tier_type, none_hash=none
+            )
+        return self._fs
+
+    def _job(self, job: Any) -> TransferJob:
+        chunk_ids = tuple(map(int, job.chunk_ids))
+        return TransferJob(job.job_id, tuple(job.keys), chunk_ids, job.is_promotion, self._context(job.req_context))
+
+    def _context(self, req_context: Any) -> ReqContext:
+        """kvtier's word for a request; made once for it, since an engine asks for each of its blocks at each step."""
+        context = self._contexts.get(req_context.req_id)
+        if context is None:
+            params = req_context.kv_transfer_params or {}
+            trace = params.get("traceparent")
+            context = ReqContext(req_context.req_id, params, trace if isinstance(trace, str) else None)
+            self._contexts[req_context.req_id] = context
+        return context
+
+    def _gauges(self) -> Mapping[str, float]:
+        return self._fs.gauges() if self._fs is not None else {}
+
+
+_LOOKUP_RESULTS = {result: vllm_base.LookupResult[result.name] for result in LookupResult}
+
+
+def _tier_config(options: dict[str, Any], block_bytes: int) -> FsTierConfig:
+    if options.setdefault("block_bytes", block_bytes) != block_bytes:
+        raise ConfigError(f"block_bytes is {options['block_bytes']!r}; the engine says {block_bytes}, leave it out")
+    config = FsTierConfig.from_mapping(options)
+    if config.seed_policy == "random":
+        raise ConfigError("seed_policy is 'random', but NONE_HASH is the engine's; valid choices here: fixed, env")
+    none_hash("sha256", config.seed_policy)  # for "env", says whether the variable is set
+    return config
+
+
+class _Metrics:
+    """kvtier's own metrics, counted into what vLLM sends to the process that serves its /metrics.
+
+    Stands where `MetricsObserver` expects a prometheus registry. `definitions` are all metrics that `take` may yield.
+    """
+
+    def __init__(self, sources: Mapping[str, Callable[[], Mapping[str, float]]]) -> None:
+        self.definitions: dict[str, Any] = {
+            name: vllm_base.OffloadingGaugeMetadata(text, ("tier", "class")) for name, text in _GAUGES.items()
+        }
+        self.stats = OffloadingConnectorStats()
+        self._collectors: list[Any] = []
+        registry: Any = self
+        self.observer = MetricsObserver(registry, sources, counter_type=_Counter, histogram_type=_Instrument)
+
+    def register(self, collector: Any) -> None:
+        self._collectors.append(collector)
+
+    def take(self) -> Any:
+        """What was counted since the last call, and the gauges as they are."""
+        for family in (family for collector in self._collectors for family in collector.collect()):
+            for sample in family.samples if family.name in _GAUGES else ():
+                self.stats.set_gauge(family.name, sample.value, (sample.labels["tier"], sample.labels["class"]))
+        stats, self.stats = self.stats, OffloadingConnectorStats()
+        return stats
+
+
+class _Instrument:
+    """What `MetricsObserver` uses of prometheus_client's Counter and Histogram."""
+
+    def __init__(
+        self, name: str, text: str, labels: Sequence[str], registry: _Metrics, buckets: Sequence[float] = ()
+    ) -> None:
+        self._name, self._registry = name, registry
+        if name in _ENGINES_OWN:
+            return
+        if buckets:
+            metadata = vllm_base.OffloadingHistogramMetadata(text, tuple(labels), tuple(buckets))
+        else:
+            metadata = vllm_base.OffloadingCounterMetadata(text, tuple(labels))
+        registry.definitions[name] = metadata
+
+    def labels(self, *values: str) -> _Series:
+        return _Series(self._name, values, self._registry)
+
+
+class _Counter(_Instrument):
+    def labels(self, *values: str) -> _Series:
+        series = super().labels(*values)
+        series.inc(0)  # the engine's /metrics shows it from now on
+        return series
+
+
+class _Series:
+    def __init__(self, name: str, values: tuple[str, ...], registry: _Metrics) -> None:
+        self._name, self._values, self._registry = name, values, registry
+
+    def inc(self, amount: float) -> None:
+        if self._name in self._registry.definitions:
+            self._registry.stats.increase_counter(self._name, amount, self._values)
+
+    def observe(self, amount: float, exemplar: object = None) -> None:
+        if self._name in self._registry.definitions:
+            self._registry.stats.observe_histogram(self._name, amount, self._values)
