@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from harness.checkers import determinism, integrity, leftovers, nonblocking, results, sharing, starvation, visibility
+from harness.checkers import (
+    determinism,
+    integrity,
+    leftovers,
+    nonblocking,
+    recovery,
+    results,
+    sharing,
+    starvation,
+    visibility,
+)
 from harness.checkers.base import Verdict
 from harness.history import History
 
@@ -13,6 +23,7 @@ CHECKERS: Mapping[str, Callable[[History], Verdict]] = {
     "determinism": determinism.check,
     "starvation": starvation.check,
     "visibility": visibility.check,
+    "recovery": recovery.check,
     "integrity": integrity.check,
     "results": results.check,
     "leftovers": leftovers.check,

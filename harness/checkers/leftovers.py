@@ -3,7 +3,8 @@
 Covers: every file under the root at the end that is neither a block's name nor bookkeeping (config.json, kvtier.json,
 quarantine); each process's Stop record: slots still pinned, descriptors above those at its start, the tier's own
 findings, an exit code that says it broke. A process that was meant to die (a "fault" note aimed at it) is excused from
-its exit code and from what only a living process can say, never from temp files: those are what others find.
+its exit code and from what only a living process can say, from temp files only as far as the note says (its
+"files_left_max", where the file system has no unnamed files): those are what others find.
 Where no process named a block, only names that say "tmp" or "part" count as temp files.
 
 Not covered: memory, threads, files outside the root, block files that nobody expects (determinism).
@@ -27,6 +28,8 @@ def check(history: History) -> Verdict:
     findings = Findings()
     suffixes = {PurePosixPath(name.name).suffix for name in history.names}
     names = {name.name for name in history.names}
+    # A process that was killed where files cannot be without a name may leave its temp files: so many at most.
+    temp_files_allowed = sum(int(n.detail.get("files_left_max", 0)) for n in history.notes if n.kind == "fault")
     temp_files = 0
     for path in history.files:
         if is_bookkeeping(path) or path in names:
@@ -34,7 +37,8 @@ def check(history: History) -> Verdict:
         name = PurePosixPath(path)
         if _TEMP.search(name.name) or (suffixes and name.suffix not in suffixes):
             temp_files += 1
-            findings.add(f"{path} was left under the root")
+            if temp_files > temp_files_allowed:
+                findings.add(f"{path} was left under the root")
     pinned = leaked = excused = 0
     for stop in history.stops:
         who = f"process {stop.process}" + (f" (start {stop.incarnation})" if stop.incarnation else "")

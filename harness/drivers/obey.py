@@ -84,10 +84,12 @@ class Obey(Replay):
         find: Sequence[list[int]] = (),
         asks: int = 1,
         chase_seconds: float = 0.0,
+        window: int = 1 << 30,
         application_seed: int | None = None,
     ) -> bool:
-        """From the moment `at` store the chains of `store`, and meanwhile find those of `find`: asking `asks` times at
-        most, or for `chase_seconds` if that is longer. Returns False when told to stop, or when nothing moves."""
+        """From the moment `at` store the chains of `store`, `window` of them at a time, and meanwhile find those of
+        `find`: asking `asks` times at most, or for `chase_seconds` if that is longer. Returns False when told to stop,
+        or when nothing moves."""
         if application_seed is not None:
             seed_application(application_seed)
         stores = [self._request(Active, blocks) for blocks in store]
@@ -95,22 +97,20 @@ class Obey(Replay):
         if at is not None:
             self.worker.parent.stop.wait(max(0.0, at - time.monotonic()))
         now = time.monotonic()
-        for active in stores:
-            active.intended_seconds = active.started_seconds = now
-            active.hits, active.to_store = 0, list(range(len(active.keys)))
-            self.adapter.request_started(active.req_id)
         for want in finds:
             want.asks_left, want.until_seconds = asks, now + chase_seconds
-        self.active = stores
-        waiting: list[Find] = finds
+        self.active, waiting = [], finds
+        stores.reverse()
         moved_seconds, idle_seconds = now, IDLE_SECONDS_MIN
-        while self.active or waiting:
+        while self.active or waiting or stores:
             now = time.monotonic()
             if self.worker.parent.stop.is_set():
                 return False
             if now - moved_seconds > self.stall_seconds_max:
                 self.worker.note("error", f"nothing moved for {self.stall_seconds_max:g} s in order {number}")
                 return False
+            while stores and sum(not isinstance(active, Find) for active in self.active) < window:
+                self._begin_store(stores.pop(), now)
             waiting = self._ask(waiting, now)
             moved = self._look_up()
             self._write_answers()
@@ -138,6 +138,12 @@ class Obey(Replay):
         self._request_next += 1
         now = time.monotonic()
         return kind(Plan(now, number, blocks), f"{self.process}-{number}", self._keys(blocks), now, now, [])
+
+    def _begin_store(self, active: Active, now: float) -> None:
+        active.intended_seconds = active.started_seconds = now
+        active.hits, active.to_store = 0, list(range(len(active.keys)))
+        self.adapter.request_started(active.req_id)
+        self.active.append(active)
 
     def _ask(self, waiting: list[Find], now: float) -> list[Find]:
         """Each question is a request of its own, as that of a later user would be. Returns those not yet due."""

@@ -58,7 +58,7 @@ class Injection:
         return ":".join([*parts, f"when={self.when}"])
 
 
-def _strace() -> str:
+def strace_program() -> str:
     """The path of strace, once it has been seen to trace."""
     program = shutil.which("strace")
     if program is None:
@@ -78,7 +78,7 @@ def strace_inject(argv: Sequence[str], *injections: Injection | str, log: str | 
     injected signals.) Two injections must not name the same call: strace keeps the last.
     """
     assert injections, "strace_inject without an injection"
-    command = [_strace(), "-D", "-f", "-qq", "-o", os.fspath(log)]
+    command = [strace_program(), "-D", "-f", "-qq", "-o", os.fspath(log)]
     expressions = [i if isinstance(i, str) else i.expression for i in injections]
     calls = ",".join(e.removeprefix("inject=").split(":")[0] for e in expressions)
     command += ["-e", f"trace={calls}"]

@@ -6,7 +6,7 @@ import importlib
 
 from harness.scenarios.base import Scenario
 
-_MODULES = ("load", "sharing")
+_MODULES = ("load", "sharing", "crash")
 
 
 def scenario(name: str) -> Scenario:

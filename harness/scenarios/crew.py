@@ -6,7 +6,7 @@ Scenarios of several rounds use it. It records what goes wrong with a process as
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from harness.launch import Child, WorkerFailed
@@ -76,13 +76,15 @@ class Crew:
             self.members[process].send(do={"number": self._orders, "at": at, **what})
         return self._orders
 
-    def await_done(self, number: int, processes: Iterable[int]) -> None:
-        """Until each has carried out the order, or has ended."""
+    def settle(
+        self, number: int, processes: Iterable[int], also: Callable[[int], bool] = lambda process: False
+    ) -> None:
+        """Until each has carried out the order, has ended, or is `also`; one that hangs is recorded as an error."""
         waiting = list(processes)
 
         def done(process: int) -> bool:
             child = self.members[process]
-            return not child.alive or child.counts.get("obeyed", 0) >= number
+            return not child.alive or child.counts.get("obeyed", 0) >= number or also(process)
 
         if not self.context.workers.until(lambda: all(map(done, waiting)), ORDER_SECONDS_MAX):
             for process in waiting:
@@ -92,4 +94,4 @@ class Crew:
 
     def do(self, orders: Mapping[int, Mapping[str, Any]], together: bool = False) -> None:
         """Order, and wait until it is done."""
-        self.await_done(self.order(orders, together), orders)
+        self.settle(self.order(orders, together), orders)

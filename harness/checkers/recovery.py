@@ -1,0 +1,82 @@
+"""Does the death of one process cost only that process, and nothing that it had finished?
+
+Covers, in a run whose only faults are processes killed and paused: no job that got a result failed, in whatever
+process, above all not the first store after a restart and no load of a block that was said to be there; every
+process that was to start again came up (notes "error" tell); a paused process went on.
+
+Not covered: whether finished stores are found (visibility), wrong bytes (integrity), what lies about (leftovers).
+
+unknown: no process was killed in the middle of a job, none stored anything after its restart, or nobody asked for a
+block that a killed process had reported stored.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from harness.checkers.base import Findings, Life, Lives, Value, Verdict, some
+from harness.history import History, Job
+
+
+def check(history: History) -> Verdict:
+    """Judges `jobs`, `starts`, `stops`, and notes of kind "fault", "skip", "error" and "asked"."""
+    findings = Findings()
+    lives = Lives(history)
+    counts: Counter[str] = Counter()
+    faults = [n for n in history.notes if n.kind == "fault"]
+    killed = {(life.process, life.incarnation): life for life in lives.all() if (life.exit_code or 0) < 0}
+    stored_by_dead: dict[int, float] = {}  # block -> when its storer died
+    first_stores: dict[tuple[int, int], Job] = {}
+    for job in sorted(history.jobs, key=lambda j: j.submitted_seconds):
+        life = lives.at(job.process, job.submitted_seconds)
+        where = (life.process, life.incarnation)
+        first = job.direction == "store" and first_stores.setdefault(where, job) is job
+        if where in killed:
+            counts["cut jobs"] += job.outcome == "info"
+            if job.direction == "store":
+                stored_by_dead.update(dict.fromkeys(job.ok, life.end_seconds))
+        if job.failed:
+            findings.add(_failure(job, life, first))
+        elif first and life.incarnation:
+            counts["stores after a restart"] += 1
+    for note in history.notes:
+        if note.kind == "error" and "restart" in note.text:
+            findings.add(note.text)
+        elif note.kind == "asked":
+            asked_seconds = float(note.detail["asked_seconds"])
+            asked = zip(note.detail["blocks"], note.detail["verdicts"], strict=True)
+            counts["found of the dead"] += sum(
+                verdict == "h" and stored_by_dead.get(block, asked_seconds) < asked_seconds for block, verdict in asked
+            )
+    blows = Counter(f"{n.detail.get('how')} at {n.detail.get('step')}" for n in faults)
+    reached = {n.detail.get("step") for n in faults}
+    missed = {str(n.detail["step"]) for n in history.notes if n.kind == "skip" and "step" in n.detail} - reached
+    missing = [
+        text
+        for text, there in (
+            ("no process was killed", killed),
+            ("no job was cut short", counts["cut jobs"]),
+            ("nothing was stored after a restart", counts["stores after a restart"]),
+            ("nobody asked for what a killed process had stored", counts["found of the dead"]),
+        )
+        if not there
+    ]
+    value: Value = "false" if findings else "unknown" if missing else "true"
+    figure = (
+        f"{'; '.join([*missing, ''])}{len(killed)} processes killed, {counts['cut jobs']} jobs with them, "
+        f"{counts['stores after a restart']} first stores after a restart, {counts['found of the dead']} times a block "
+        f"of a dead process was found; steps that the tier never made: {some(sorted(missed)) or 'none'}; "
+        f"{findings.count} findings"
+    )
+    data = {"killed": len(killed), "faults": dict(blows), "steps never made": sorted(missed), **counts}
+    return Verdict("recovery", value, figure, findings.list(), data)
+
+
+def _failure(job: Job, life: Life, first: bool) -> str:
+    who = f"process {job.process}" + (f" (start {life.incarnation})" if life.incarnation else "")
+    blocks = f"block {some(job.failed)}"
+    if job.direction == "load":
+        return f"{who} was told that {blocks} is there, and could not load it (job {job.job_id})"
+    if first and life.incarnation:
+        return f"{who} lost its first store after its restart: {blocks} (job {job.job_id})"
+    return f"{who} could not store {blocks} (job {job.job_id}) although only processes were killed"
