@@ -42,7 +42,7 @@ def is_mounted(path: str | Path) -> bool:
 
 
 @contextlib.contextmanager
-def _undertaken(*commands: Sequence[str]) -> Iterator[None]:
+def undertaken(*commands: Sequence[str]) -> Iterator[None]:
     """Run `commands` in order when the block ends or this process dies, whichever way; their failures are ignored."""
     script = "; ".join(shlex.join(command) + " 2>/dev/null" for command in commands)
     undertaker = subprocess.Popen(
@@ -57,12 +57,12 @@ def _undertaken(*commands: Sequence[str]) -> Iterator[None]:
         undertaker.communicate()
 
 
-def _require_root(what: str) -> None:
+def require_root(what: str) -> None:
     if os.geteuid() != 0:
         raise FaultUnavailable(f"{what} takes root, and this process runs as user {os.geteuid()}")
 
 
-def _run(what: str, *command: str) -> None:
+def run_command(what: str, *command: str) -> None:
     """Run a command of the system; its failure means that the fault cannot be had here."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
@@ -91,7 +91,7 @@ class FaultFs:
         self.check_available()
         self.mount = Path(tempfile.mkdtemp(prefix="faultfs-"))
         with self._stack:
-            self._stack.enter_context(_undertaken(self._unmount_command, ["rmdir", str(self.mount)]))
+            self._stack.enter_context(undertaken(self._unmount_command, ["rmdir", str(self.mount)]))
             self._stack.callback(self._end)
             self._begin()
             self._stack = self._stack.pop_all()
@@ -237,21 +237,21 @@ def small_disk(size_bytes: int, kind: Literal["tmpfs", "ext4"] = "tmpfs") -> Ite
     ext4 lies in a sparse file behind a loop device, and behaves as disks do; tmpfs takes O_DIRECT only since Linux 6.6.
     Raises `FaultUnavailable`.
     """
-    _require_root(f"a small {kind}")
+    require_root(f"a small {kind}")
     if kind == "ext4" and not os.path.exists("/dev/loop-control"):
         raise FaultUnavailable("a small ext4 takes loop devices, and there is no /dev/loop-control here")
     folder = Path(tempfile.mkdtemp(prefix="small-disk-"))
     mount, image = folder / "mount", folder / "image"
     mount.mkdir()
     commands = (["umount", "-l", str(mount)], ["rm", "-f", str(image)], ["rmdir", str(mount), str(folder)])
-    with _undertaken(*commands):
+    with undertaken(*commands):
         if kind == "tmpfs":
-            _run("a small tmpfs", "mount", "-t", "tmpfs", "-o", f"size={size_bytes},mode=700", "small-disk", str(mount))
+            run_command("a small tmpfs", "mount", "-t", "tmpfs", "-o", f"size={size_bytes},mode=700", "small-disk", str(mount))
         else:
             with open(image, "wb") as file:
                 file.truncate(size_bytes)
-            _run("a small ext4", "mkfs.ext4", "-q", "-F", "-m", "0", str(image))
-            _run("a small ext4", "mount", "-o", "loop", str(image), str(mount))
+            run_command("a small ext4", "mkfs.ext4", "-q", "-F", "-m", "0", str(image))
+            run_command("a small ext4", "mount", "-o", "loop", str(image), str(mount))
         yield SmallDisk(mount)
 
 
@@ -262,11 +262,11 @@ def read_only(mount: str | Path) -> Iterator[None]:
     The kernel refuses while any file is open for writing, so this tries for a while; under traffic that leaves no such
     moment it raises `FaultUnavailable` (a `Rule` with EROFS has no such limit).
     """
-    _require_root("remounting read-only")
+    require_root("remounting read-only")
     deadline = time.monotonic() + BUSY_SECONDS_MAX
     while True:
         try:
-            _run("remounting read-only", "mount", "-o", "remount,ro", str(mount))
+            run_command("remounting read-only", "mount", "-o", "remount,ro", str(mount))
             break
         except FaultUnavailable as error:
             if "busy" not in str(error) or time.monotonic() > deadline:
@@ -275,4 +275,4 @@ def read_only(mount: str | Path) -> Iterator[None]:
     try:
         yield
     finally:
-        _run("remounting writable", "mount", "-o", "remount,rw", str(mount))
+        run_command("remounting writable", "mount", "-o", "remount,rw", str(mount))

@@ -1,0 +1,58 @@
+"""What a test host and a shared volume are to a scenario: where the volume is mounted, how to run something there, how to
+cut it off, switch it off, and restart the server. Each file system brings its own; nothing here starts a process.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class Host(ABC):
+    """One host of a volume. `mount`: the volume's folder *as a process on this host names it*."""
+
+    def __init__(self, name: str, mount: Path, folder: Path) -> None:
+        self.name, self.mount, self._folder = name, mount, folder
+
+    @abstractmethod
+    def command(self, argv: Sequence[str]) -> list[str]:
+        """The command that, run here, runs `argv` there: same standard streams, same exit code, and dies with it."""
+
+    def python(self, interpreter: str = sys.executable) -> str:
+        """A program that behaves as `interpreter` does, but runs on this host: what workers are started with."""
+        script = self._folder / f"python-{self.name}"
+        script.write_text(f'#!/bin/sh\nexec {shlex.join(self.command([interpreter]))} "$@"\n')
+        script.chmod(0o755)
+        return str(script)
+
+    @abstractmethod
+    def cut(self) -> None:
+        """From now on no packet of the volume passes between this host and the server, in either direction."""
+
+    @abstractmethod
+    def heal(self) -> None:
+        """Undo `cut`."""
+
+    @abstractmethod
+    def lose_power(self) -> None:
+        """Everything that runs on the host ends at once without a word to anybody; nothing is written back."""
+
+    @abstractmethod
+    def power_on(self) -> None:
+        """Undo `lose_power`: the host is up again with the volume mounted, and nothing of the past in its memory."""
+
+
+class Volume(ABC):
+    """A volume and its hosts. `backing` is the server's own folder, where files can be seen without any client."""
+
+    file_system: str
+    mount_options: str
+    hosts: Sequence[Host]
+    backing: Path
+
+    @abstractmethod
+    def restart_server(self, down_seconds: float) -> None:
+        """Kill the server, and start it again after so long."""

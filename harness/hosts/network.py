@@ -1,0 +1,130 @@
+"""Network namespaces for test hosts: one for the server with a bridge in it, one or a tap for each host.
+
+The machine's own network is not touched: addresses and links exist only inside namespaces that this process made, whose
+names carry its pid. They go, with all that runs in them, when the block ends or the process does, even by SIGKILL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from harness.faults.mounts import require_root, run_command, undertaken
+from harness.faults.rules import FaultUnavailable
+
+SERVER_ADDRESS = "10.0.0.1"
+POLL_SECONDS = 0.02
+END_SECONDS_MAX = 5.0
+
+
+def host_address(number: int) -> str:
+    """The address of the host with this number, from 0."""
+    return f"10.0.0.{11 + number}"
+
+
+class Network:
+    """The server's namespace with its bridge; `attach` adds a namespace per host, or a tap for a host of its own."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self.server = f"{prefix}s"
+        self.namespaces = [self.server]
+
+    def enter(self, namespace: str, argv: Sequence[str]) -> list[str]:
+        """The command that runs `argv` there. The mount namespace stays ours (`ip netns exec` would take another)."""
+        return ["nsenter", f"--net=/run/netns/{namespace}", "--", *argv]
+
+    def add_namespace(self, number: int) -> str:
+        """A host's namespace, linked to the bridge; returns its name."""
+        name = f"{self._prefix}h{number}"
+        self._ip("netns", "add", name)
+        self.namespaces.append(name)
+        self._ip("-n", self.server, "link", "add", f"port{number}", "type", "veth", "peer", "eth0", "netns", name)
+        self._ip("-n", name, "link", "set", "lo", "up")
+        self._ip("-n", name, "addr", "add", f"{host_address(number)}/24", "dev", "eth0")
+        self._ip("-n", name, "link", "set", "eth0", "up")
+        self.join(number)
+        self._ip("-n", self.server, "link", "set", f"port{number}", "up")
+        return name
+
+    def join(self, number: int) -> None:
+        """The host's port is on the bridge: packets pass."""
+        self._ip("-n", self.server, "link", "set", f"port{number}", "master", "bridge")
+
+    def part(self, number: int) -> None:
+        """The host's port is on no bridge: packets go nowhere, and neither side is told."""
+        self._ip("-n", self.server, "link", "set", f"port{number}", "nomaster")
+
+    def pids(self, namespace: str) -> list[int]:
+        """Who runs in a namespace."""
+        done = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True)
+        return [int(word) for word in done.stdout.split()]
+
+    def end_all(self, namespace: str) -> None:
+        """Kill whatever runs in a namespace that we made."""
+        deadline = time.monotonic() + END_SECONDS_MAX
+        while (pids := self.pids(namespace)) and time.monotonic() < deadline:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(POLL_SECONDS)
+
+    def _ip(self, *words: str) -> None:
+        run_command("a network of test hosts", "ip", *words)
+
+
+@contextlib.contextmanager
+def network(mounts: Sequence[Path] = ()) -> Iterator[Network]:
+    """A network with a server's namespace. `mounts` are unmounted at the end, whatever has become of them."""
+    require_root("a network of test hosts")
+    prefix = f"kvt{os.getpid()}"
+    for number in range(1000):  # several in one process
+        if not Path(f"/run/netns/{prefix}-{number}s").exists():
+            prefix = f"{prefix}-{number}"
+            break
+    net = Network(prefix)
+    each = f"for n in $(ls /run/netns | grep '^{prefix}[hs]'); do "
+    commands = (
+        ["sh", "-c", f"{each} ip netns pids $n | xargs -r kill -9; done"],
+        *(["umount", "-l", str(mount)] for mount in mounts),
+        ["sh", "-c", f"{each} ip netns del $n; done"],
+    )
+    with undertaken(*commands):
+        net._ip("netns", "add", net.server)
+        for words in (("lo",), ("bridge", "type", "bridge")):
+            if len(words) > 1:
+                net._ip("-n", net.server, "link", "add", *words)
+            net._ip("-n", net.server, "link", "set", words[0], "up")
+        net._ip("-n", net.server, "addr", "add", f"{SERVER_ADDRESS}/24", "dev", "bridge")
+        yield net
+
+
+class Daemon:
+    """A server process in a namespace, in the foreground, that can be killed and started again with the same words."""
+
+    def __init__(self, what: str, command: Sequence[str], log: Path) -> None:
+        self._what, self._command, self._log = what, list(command), log
+        self._popen: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with open(self._log, "ab") as log:
+            self._popen = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def kill(self) -> None:
+        """End it by SIGKILL; nothing happens when it has ended."""
+        if self._popen is not None:
+            self._popen.kill()
+            self._popen.wait()
+
+    def check(self) -> None:
+        """Raise `FaultUnavailable` with its last words when it has ended."""
+        if self._popen is None or self._popen.poll() is not None:
+            words = " ".join(self._log.read_text(errors="replace").splitlines()[-4:])
+            raise FaultUnavailable(f"{self._what} did not come up: {words or 'no reason told'}")
