@@ -28,9 +28,11 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO, TypeVar
 
-import mfusepy  # type: ignore[import-untyped]
+os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")  # where libfuse 2 is installed too, mfusepy would take that
 
-from harness.faults.rules import Rule, Table
+import mfusepy  # type: ignore[import-untyped]  # noqa: E402
+
+from harness.faults.rules import Rule, Table  # noqa: E402
 
 PARENT_POLL_SECONDS = 0.2
 REQUESTS_HELD_MAX = 256
