@@ -13,7 +13,6 @@ import os
 import shlex
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,11 +22,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.adapters import TIERS, tier_python
+from harness.adapters import TIERS, adapter_class, tier_python
 from harness.checkers import CHECKERS
+from harness.device import measure
 from harness.environment import describe
 from harness.history import History
-from harness.launch import Child, WorkerFailed, Workers
+from harness.launch import LAST_WORDS_LINES, Child, WorkerFailed, Workers
 from harness.scenarios import scenario
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, check_root
 from harness.seeds import fresh_seed
@@ -37,6 +37,10 @@ EXIT_INTERRUPTED = 130
 REMOVERS = 8
 FILES_MAX = 2_000_000
 """Files under the root that are listed after a run; more is an error of the run, not of the tier."""
+DEVICE_SHARE = 1 / 20
+DEVICE_SECONDS_MAX = 1.0
+DEVICE_SECONDS_MIN = 0.1
+"""The device is measured for so much of the run's own time; a run too short for that goes without."""
 
 
 @dataclass
@@ -54,6 +58,10 @@ class Results:
     seconds: float = 0.0
     run_dir: str = ""
     totals: dict[str, float] = field(default_factory=dict)
+    device: dict[str, Any] = field(
+        default_factory=dict
+    )  # what the device did without the tier, or why it was not asked
+    last_words: dict[str, str] = field(default_factory=dict)  # of processes that died, by their label
 
     @property
     def exit_code(self) -> int:
@@ -108,8 +116,16 @@ def run(
                 context.close()
     except KeyboardInterrupt:  # the second one: the workers were killed
         ended = {"interrupted": True, "reason": "interrupted twice; the workers were killed"}
-    _write_json(run_dir / "run.json", {**ended, "seconds": round(time.monotonic() - started_seconds, 3)})
+    seconds = time.monotonic() - started_seconds
     with _patience():
+        if ended["interrupted"]:
+            device = {"why": "the run was interrupted"}
+        elif seconds * DEVICE_SHARE < DEVICE_SECONDS_MIN:
+            device = {"why": "the run was too short"}
+        else:
+            on_stage("measuring the device")
+            device = measure(root_dir, options.block_bytes, min(DEVICE_SECONDS_MAX, seconds * DEVICE_SHARE))
+        _write_json(run_dir / "run.json", {**ended, "seconds": round(seconds, 3), "device": device})
         on_stage("judging")
         files = list(itertools.islice(_files(root_dir), FILES_MAX))
         _write_json(run_dir / "files.json", files)
@@ -147,6 +163,8 @@ def judge(run_dir: Path) -> Results:
         seconds=ended.get("seconds", 0.0),
         run_dir=str(run_dir),
         totals=totals(history),
+        device=ended.get("device", {}),
+        last_words=_last_words(history, run_dir),
     )
     _write_json(run_dir / "results.json", {**dataclasses.asdict(results), "exit_code": results.exit_code})
     return results
@@ -164,15 +182,40 @@ def _check(name: str, history: History) -> dict[str, Any]:
 
 
 def totals(history: History) -> dict[str, float]:
-    """Sums over the whole run, for the last line of a run and the head of its report."""
-    return {
+    """Sums over the whole run, for the last line of a run, the head of its report, and lists of runs."""
+    sums: dict[str, float] = {
         "requests": len(history.requests),
         "blocks": sum(len(r.blocks) for r in history.requests),
         "hit_blocks": sum(r.hit_blocks for r in history.requests),
-        "loaded_bytes": sum(j.bytes_ok for j in history.jobs if j.direction == "load"),
-        "stored_bytes": sum(j.bytes_ok for j in history.jobs if j.direction == "store"),
         "jobs": len(history.jobs),
     }
+    ended = [j for j in history.jobs if j.outcome != "info"]
+    seconds = max((j.finished_seconds for j in ended), default=0.0) - min(
+        (j.submitted_seconds for j in ended), default=0.0
+    )
+    for direction, past in (("load", "loaded"), ("store", "stored")):
+        mine = [j for j in ended if j.direction == direction]
+        sums[f"{past}_bytes"] = moved = sum(j.bytes_ok for j in mine)
+        if mine and seconds > 0:
+            sums[f"{direction}_mib_per_second"] = moved / seconds / (1 << 20)
+            took = sorted(j.finished_seconds - j.submitted_seconds for j in mine)
+            sums[f"{direction}_p50_seconds"] = took[(len(took) - 1) // 2]
+            sums[f"{direction}_p99_seconds"] = took[-(-99 * len(took) // 100) - 1]
+    return sums
+
+
+def _last_words(history: History, run_dir: Path) -> dict[str, str]:
+    """What each process that ended badly had last written to stderr, by its label; those that said nothing are left
+    out."""
+    said = {}
+    for stop in history.stops:
+        label = f"{stop.process}" + (f".{stop.incarnation}" if stop.incarnation else "")
+        path = run_dir / f"stderr-{label}.txt"
+        if stop.exit_code and path.exists():
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_WORDS_LINES:]
+            if lines:
+                said[label] = "\n".join(lines)
+    return said
 
 
 def _make_run_dir(runs_dir: Path, what: str) -> Path:
@@ -252,6 +295,5 @@ def known_tiers() -> dict[str, str]:
         except Exception as error:
             said[name] = f"not usable here: {error}"
         else:
-            module = sys.modules[TIERS[name].partition(":")[0]]
-            said[name] = (module.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+            said[name] = (adapter_class(name).__doc__ or "").split("\n\n")[0].replace("\n    ", " ")
     return said

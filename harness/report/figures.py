@@ -1,42 +1,51 @@
-"""History -> plotly figures, each with the question that it answers and the same facts as a table.
+"""What all plots of a report are made of: sections, colours, axes, bands, thinning, percentiles.
 
-`page` calls `sections`; nothing here reads files or writes HTML.
+The modules that make sections build on it; nothing here reads files or writes HTML, and it knows no theme.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
-from harness.history import History
-from harness.traffic import oracle_hit_ratio
+from harness.history import Direction, History, Note
 
 Table = list[list[str]]  # the first row is the head
-COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#9d755d", "#bab0ac")
-CLASS_COLOURS = {"load": "#4c78a8", "store": "#f58518", "request": "#54a24b"}
-POINTS_MAX = 3000
+Points = list[tuple[float, float]]  # sorted by their first
+
+PROCESS_COLOURS = ("#4c8fd6", "#e8913a", "#4fae6e", "#b57bc4", "#d9606a", "#3fb0b5", "#a68158", "#8c93a8")
+CLASS_COLOURS = {"load": "#4c8fd6", "store": "#e8913a", "request": "#4fae6e"}
+BOUND_COLOUR = "#d9606a"
+QUIET_COLOUR = "#8c93a8"
+CLASSES: tuple[Direction, Direction] = ("load", "store")
+POINTS_MAX = 1500
 """Points of one trace; more are thinned, the extremes of each stretch kept."""
+LABELS_MAX = 6
+"""Bands with a label; more would lie upon each other, and the table of happenings names them all."""
 PERCENTILES = (0.5, 0.9, 0.99, 1.0)
+MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class Section:
-    """One plot of the page: its title is the question, `table` says the same to those who cannot see the plot."""
+    """One plot of a page: the question, the answer in words, the plot, and the same for those who cannot see it."""
 
-    title: str
+    question: str
+    answer: str
     figure: go.Figure
     table: Table
 
 
-def sections(history: History) -> list[Section]:
-    """All plots that this history has data for, in the order of the page."""
-    makers: Sequence[Callable[[History], Section | None]] = (throughput, latency, waits, hit_ratio, queues, noise)
-    return [section for make in makers if (section := make(history)) is not None]
+class Band:
+    """A stretch of time that a plot shades: a phase of the scenario, or a fault until it was lifted."""
+
+    def __init__(self, kind: str, text: str, start_seconds: float, end_seconds: float) -> None:
+        self.kind, self.text, self.start_seconds, self.end_seconds = kind, text, start_seconds, end_seconds
 
 
 def origin_seconds(history: History) -> float:
@@ -45,203 +54,139 @@ def origin_seconds(history: History) -> float:
     return min(phases or [s.monotonic_seconds for s in history.starts], default=0.0)
 
 
-def throughput(history: History) -> Section | None:
-    """MiB/s per process, loads and stores, in bins of about a hundredth of the run."""
-    jobs = [job for job in history.jobs if job.bytes_ok]
-    if not jobs:
-        return None
-    start = origin_seconds(history)
-    end = max(job.finished_seconds for job in jobs)
-    bin_seconds = max(0.25, (end - start) / 120)
-    bins = int((end - start) / bin_seconds) + 1
-    moved: dict[tuple[int, str], list[float]] = defaultdict(lambda: [0.0] * bins)
-    for job in jobs:
-        place = min(bins - 1, max(0, int((job.finished_seconds - start) / bin_seconds)))
-        moved[job.process, job.direction][place] += job.bytes_ok / bin_seconds / (1 << 20)
-    figure = _figure("seconds", "MiB/s")
-    table: Table = [["process", "class", "MiB", "mean MiB/s", "best MiB/s"]]
-    times = [(i + 0.5) * bin_seconds for i in range(bins)]
-    for (process, direction), rates in sorted(moved.items()):
-        colour = COLOURS[process % len(COLOURS)]
-        line = {"color": colour, "dash": "solid" if direction == "load" else "dot", "width": 1.5}
-        figure.add_scatter(x=times, y=rates, mode="lines", name=f"process {process} {direction}s", line=line)
-        mib = sum(rates) * bin_seconds
-        table.append(
-            [f"{process}", direction, f"{mib:,.0f}", f"{mib / (bins * bin_seconds):,.1f}", f"{max(rates):,.1f}"]
-        )
-    _bands(figure, history, start)
-    return Section("How much did each process move, and when?", figure, table)
+def end_seconds(history: History) -> float:
+    """The last moment of traffic."""
+    ended = [j.finished_seconds for j in history.jobs] + [r.finished_seconds for r in history.requests]
+    return max(ended + [n.monotonic_seconds for n in history.notes if n.kind in ("phase", "lifted")], default=0.0)
 
 
-def latency(history: History) -> Section | None:
-    """CDF of jobs by class from submission to result, and of requests from their intended start."""
-    seconds: dict[str, list[float]] = defaultdict(list)
-    for job in history.jobs:
-        if job.outcome != "info":
-            seconds[job.direction].append(job.finished_seconds - job.submitted_seconds)
-    for request in history.requests:
-        if request.outcome == "ok":
-            seconds["request"].append(request.finished_seconds - request.intended_seconds)
-    if not seconds:
-        return None
-    figure = _figure("milliseconds", "share that took at most so long")
-    figure.update_xaxes(type="log")
-    figure.update_yaxes(tickformat=".0%")
-    names = {"load": "load jobs", "store": "store jobs", "request": "requests, from their intended start"}
-    for kind in (kind for kind in names if kind in seconds):
-        values = sorted(seconds[kind])
-        kept = sorted({round(i * (len(values) - 1) / min(len(values), POINTS_MAX)) for i in range(POINTS_MAX + 1)})
-        kept = [i for i in kept if i < len(values)]
-        x, y = [max(values[i], 1e-6) * 1000 for i in kept], [(i + 1) / len(values) for i in kept]
-        figure.add_scatter(x=x, y=y, mode="lines", name=names[kind], line={"color": CLASS_COLOURS[kind], "shape": "hv"})
-    return Section("How long did jobs and requests take?", figure, _percentiles(seconds, names))
+def bands(history: History) -> list[Band]:
+    """Phases and faults in seconds from the origin. A fault that nobody lifted lasts to the end."""
+    start, end = origin_seconds(history), end_seconds(history)
+    found: list[Band] = []
+    phases = sorted((n for n in history.notes if n.kind == "phase" and n.process == -1), key=_when)
+    for note, after in zip(phases, [*(n.monotonic_seconds for n in phases[1:]), end], strict=True):
+        if after > note.monotonic_seconds:
+            found.append(Band("phase", note.text, note.monotonic_seconds - start, after - start))
+    since: dict[tuple[str, object], float] = {}
+    for note in sorted((n for n in history.notes if n.kind in ("fault", "hang", "lifted")), key=_when):
+        what = (note.text, note.detail.get("process"))
+        if note.kind == "lifted":
+            # What is lifted is named as the fault was; a tier-wide "lifted" without a name ends whatever lasts.
+            for open_fault in [f for f in since if f == what] or list(since):
+                found.append(Band("fault", open_fault[0], since.pop(open_fault), note.monotonic_seconds - start))
+        else:
+            since.setdefault(what, note.monotonic_seconds - start)
+    found += [Band("fault", what[0], at, max(at, end - start)) for what, at in since.items()]
+    return found
 
 
-def waits(history: History) -> Section | None:
-    """Queue wait of every task when it started, by class."""
-    if not history.tasks:
-        return None
-    start = origin_seconds(history)
-    seconds: dict[str, list[float]] = defaultdict(list)
-    figure = _figure("seconds", "milliseconds in the queue")
-    figure.update_yaxes(rangemode="tozero")
-    for direction in ("load", "store"):
-        points = sorted(
-            (t.started_seconds - start, t.started_seconds - t.enqueued_seconds)
-            for t in history.tasks
-            if t.direction == direction
-        )
-        if points:
-            seconds[direction] = [wait for _, wait in points]
-            thin = _thin(points)
-            x, y = [at for at, _ in thin], [wait * 1000 for _, wait in thin]
-            marker = {"color": CLASS_COLOURS[direction], "size": 4, "opacity": 0.6}
-            figure.add_scatter(x=x, y=y, mode="markers", name=f"{direction} tasks", marker=marker)
-    _bands(figure, history, start)
-    names = {"load": "load tasks", "store": "store tasks"}
-    return Section("How long did anything wait for a thread?", figure, _percentiles(seconds, names))
+def _when(note: Note) -> float:
+    return note.monotonic_seconds
 
 
-def hit_ratio(history: History) -> Section | None:
-    """Cumulative block-hit ratio over time, between what private caches and one shared cache would have had."""
-    requests = sorted((r for r in history.requests if r.outcome == "ok"), key=lambda r: r.started_seconds)
-    if not requests:
-        return None
-    start = origin_seconds(history)
-    blocks = [r.blocks for r in requests]
-    shared = oracle_hit_ratio(blocks).ratio
-    private = oracle_hit_ratio(blocks, [r.process for r in requests]).ratio
-    times, ratios, hits, refs = [], [], 0, 0
-    for request in sorted(requests, key=lambda r: r.finished_seconds):
-        hits, refs = hits + request.hit_blocks, refs + len(request.blocks)
-        times.append(request.finished_seconds - start)
-        ratios.append(hits / refs if refs else 0.0)
-    figure = _figure("seconds", "blocks that were hits, so far")
-    figure.update_yaxes(tickformat=".0%", range=[0, max(0.05, shared, *ratios) * 1.15])
-    thin = _thin(list(zip(times, ratios, strict=True)))
-    x, y = [at for at, _ in thin], [ratio for _, ratio in thin]
-    figure.add_scatter(x=x, y=y, mode="lines", name="measured", line={"color": COLOURS[0]})
-    for ratio, text in ((shared, "one shared cache"), (private, "private caches")):
-        figure.add_hline(ratio, line_dash="dash", line_color="#888", annotation_text=f"{text} {ratio:.1%}")
-    table = [["", "block hits"], ["private caches (computed)", f"{private:.2%}"], ["measured", f"{ratios[-1]:.2%}"]]
-    return Section("Do the processes share?", figure, [*table, ["one shared cache (computed)", f"{shared:.2%}"]])
+def draw_bands(figure: go.Figure, history: History) -> None:
+    """Faults red, every second phase grey, over the whole height; few enough are named at their top."""
+    found = bands(history)
+    phases = [b for b in found if b.kind == "phase"]
+    faults = [b for b in found if b.kind == "fault"]
+    shapes, notes = [], []
+    for listed, colour, opacity in ((phases[1::2], QUIET_COLOUR, 0.12), (faults, BOUND_COLOUR, 0.16)):
+        for band in listed:
+            where = {"x0": band.start_seconds, "x1": band.end_seconds, "y0": 0, "y1": 1, "yref": "paper"}
+            line = {"width": 1 if band.kind == "fault" else 0, "color": colour}
+            shapes.append(
+                {"type": "rect", "layer": "below", "fillcolor": colour, "opacity": opacity, "line": line} | where
+            )
+    for listed, height in ((phases, 1.0), (faults, 0.93)):
+        least = 2 if listed is phases else 1  # a single phase is the whole run
+        if least <= len(listed) <= LABELS_MAX:
+            for band in listed:
+                place = {"x": band.start_seconds, "y": height, "yref": "paper", "xanchor": "left", "yanchor": "top"}
+                notes.append({"text": short(band.text, 28), "showarrow": False, "font": {"size": 10}} | place)
+    figure.update_layout(shapes=[*figure.layout.shapes, *shapes], annotations=[*figure.layout.annotations, *notes])
 
 
-def queues(history: History) -> Section | None:
-    """Tasks waiting, and the oldest of them, as the tier reported it."""
-    start = origin_seconds(history)
-    figure = _figure("seconds", "milliseconds")
-    table: Table = [["process", "class", "most tasks queued", "oldest waiter, ms"]]
-    processes = sorted({g.process for g in history.gauges})
-    for process in processes:
-        mine = [g for g in history.gauges if g.process == process]
-        for direction in ("load", "store"):
-            name = f"{direction}_oldest_seconds"
-            points = [(g.monotonic_seconds - start, g.values[name] * 1000) for g in mine if name in g.values]
-            if not points:
-                continue
-            depth = max(g.values.get(f"{direction}_queue", 0) for g in mine)
-            table.append([f"{process}", direction, f"{depth:,.0f}", f"{max(age for _, age in points):,.1f}"])
-            thin = _thin(points)
-            x, y = [at for at, _ in thin], [age for _, age in thin]
-            line = {"color": COLOURS[process % len(COLOURS)], "dash": "solid" if direction == "load" else "dot"}
-            figure.add_scatter(x=x, y=y, mode="lines", name=f"process {process} {direction}s", line=line)
-    if len(table) == 1:
-        return None
-    _bands(figure, history, start)
-    return Section("How old was the oldest waiter?", figure, table)
-
-
-def noise(history: History) -> Section | None:
-    """How late a sleeping thread of each process woke: the machine's share in every latency above."""
-    start = origin_seconds(history)
-    late: dict[int, list[tuple[float, float]]] = defaultdict(list)
-    for note in history.notes:
-        if note.kind == "canary":
-            late[note.process].append((note.monotonic_seconds - start, note.detail["late_seconds"] * 1000))
-    if not late:
-        return None
-    figure = _figure("seconds", "milliseconds late, worst of each second")
-    table: Table = [["process", "median of the worst, ms", "worst, ms"]]
-    for process, points in sorted(late.items()):
-        x, y = [at for at, _ in points], [ms for _, ms in points]
-        line = {"color": COLOURS[process % len(COLOURS)]}
-        figure.add_scatter(x=x, y=y, mode="lines", name=f"process {process}", line=line)
-        table.append([f"{process}", f"{_percentile(sorted(y), 0.5):,.1f}", f"{max(y):,.1f}"])
-    return Section("How noisy was the machine?", figure, table)
-
-
-def _figure(x: str, y: str) -> go.Figure:
-    """Transparent and grey, so that it reads on a light and on a dark page."""
-    figure = go.Figure()
+def new_figure(x: str, y: str | Sequence[str], height: int = 320) -> go.Figure:
+    """One panel, or one above the other for several `y`, that share their x axis. The page's theme colours them."""
+    titles = [y] if isinstance(y, str) else list(y)
+    figure = make_subplots(rows=len(titles), cols=1, shared_xaxes=True, vertical_spacing=0.09)
     figure.update_layout(
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": "#888", "family": "system-ui, sans-serif"},
-        margin={"l": 55, "r": 15, "t": 10, "b": 45},
-        height=340,
-        legend={"orientation": "h", "y": -0.2},
+        template=None,
+        margin={"l": 58, "r": 14, "t": 12, "b": 44},
+        height=height if len(titles) == 1 else int(height * (0.35 + 0.55 * len(titles))),
+        legend={"orientation": "h", "y": -0.16 if len(titles) == 1 else -0.1, "yanchor": "top", "x": 0},
         hovermode="closest",
     )
-    axis: dict[str, Any] = {"gridcolor": "rgba(128,128,128,0.25)", "zerolinecolor": "rgba(128,128,128,0.5)"}
-    figure.update_xaxes(title=x, **axis)
-    figure.update_yaxes(title=y, **axis)
+    for row, title in enumerate(titles, 1):
+        figure.update_yaxes(title_text=title, row=row, col=1)
+    figure.update_xaxes(title_text=x, row=len(titles), col=1)
     return figure
 
 
-def _bands(figure: go.Figure, history: History, start: float) -> None:
-    """Shade the time from each fault to the moment when it was lifted."""
-    since: dict[str, float] = {}
-    for note in sorted(history.notes, key=lambda n: n.monotonic_seconds):
-        if note.kind == "fault":
-            since[note.text] = note.monotonic_seconds - start
-        elif note.kind == "lifted" and note.text in since:
-            end = note.monotonic_seconds - start
-            figure.add_vrect(since.pop(note.text), end, fillcolor="#e45756", opacity=0.15, annotation_text=note.text)
+def plain(values: Iterable[float], digits: int = 5) -> list[float]:
+    """Rounded to so many significant digits: a page holds thousands of them."""
+    return [float(f"{value:.{digits}g}") for value in values]
 
 
-def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most `POINTS_MAX` of points that are sorted by x; of each stretch its lowest and its highest."""
-    if len(points) <= POINTS_MAX:
+def columns(points: Iterable[tuple[float, float]]) -> dict[str, list[float]]:
+    """x and y of points, rounded."""
+    listed = list(points)
+    return {"x": plain((x for x, _ in listed), 6), "y": plain(y for _, y in listed)}
+
+
+def thin(points: Points, most: int = POINTS_MAX) -> Points:
+    """At most so many of points that are sorted by x; of each stretch its lowest and its highest."""
+    if len(points) <= most:
         return list(points)
-    stretch = -(-len(points) * 2 // POINTS_MAX)
-    kept: list[tuple[float, float]] = []
+    stretch = -(-len(points) * 2 // most)
+    kept: Points = []
     for at in range(0, len(points), stretch):
         part = points[at : at + stretch]
         kept += sorted({min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])})
     return kept
 
 
-def _percentile(ordered: Sequence[float], share: float) -> float:
+def percentile(ordered: Sequence[float], share: float) -> float:
     """The smallest value that at least `share` of them do not exceed."""
     ranks = [(i + 1) / len(ordered) for i in range(len(ordered))]
     return ordered[min(len(ordered) - 1, bisect_left(ranks, share))]
 
 
-def _percentiles(seconds: dict[str, list[float]], names: dict[str, str]) -> Table:
+def percentiles(seconds: dict[str, list[float]], names: dict[str, str]) -> Table:
+    """A row for each kind of `names` that has values: how many, and its percentiles in milliseconds."""
+
     def cells(values: Iterable[float]) -> list[str]:
         ordered = sorted(values)
-        return [f"{len(ordered):,}", *(f"{_percentile(ordered, share) * 1000:,.2f}" for share in PERCENTILES)]
+        return [f"{len(ordered):,}", *(f"{percentile(ordered, share) * 1000:,.2f}" for share in PERCENTILES)]
 
     head = ["milliseconds", "count", *("worst" if share == 1 else f"p{share * 100:g}" for share in PERCENTILES)]
-    return [head, *([names[kind], *cells(seconds[kind])] for kind in names if kind in seconds)]
+    return [head, *([names[kind], *cells(seconds[kind])] for kind in names if seconds.get(kind))]
+
+
+def cdf(values: Iterable[float], scale: float = 1.0, most: int = POINTS_MAX) -> dict[str, list[float]]:
+    """x and y of the share of values that are at most x; more points than `most` are thinned evenly."""
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    kept = sorted({round(i * last / most) for i in range(most + 1)}) if last > most else range(len(ordered))
+    return {"x": plain(max(ordered[i], 1e-7) * scale for i in kept), "y": plain((i + 1) / len(ordered) for i in kept)}
+
+
+def process_colour(process: int) -> str:
+    return PROCESS_COLOURS[process % len(PROCESS_COLOURS)]
+
+
+def short(text: str, most: int) -> str:
+    """At most so many letters of a text."""
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+
+
+def duration(seconds: float) -> str:
+    """A duration for a person."""
+    if seconds >= 1:
+        return f"{seconds:,.2f} s" if seconds < 100 else f"{seconds:,.0f} s"
+    return f"{seconds * 1000:.3g} ms" if seconds >= 1e-4 or not seconds else f"{seconds * 1e6:.3g} µs"
+
+
+def line(colour: str, **more: Any) -> dict[str, Any]:
+    return {"color": colour, "width": 1.6, **more}

@@ -5,89 +5,116 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from html import escape
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from plotly.offline import get_plotlyjs
-
+from harness.checkers import CHECKERS
 from harness.history import History
-from harness.report.figures import Section, Table, sections
+from harness.report import flow, machine, schedule
+from harness.report.figures import Section, duration
+from harness.report.shell import section_html, write_page
+from harness.report.tables import flat, from_data, join, table_html, text
+from harness.scenarios import scenarios
 
 FINDINGS_SHOWN_MAX = 50
-_WORDS = {
-    "true": "held",
-    "false": "is broken",
-    "unknown": "was not decided",
-}
-_STYLE = """
-:root{color-scheme:light dark;--good:#2e8b57;--bad:#c0392b;--open:#b7791f;--line:rgba(128,128,128,.3)}
-*{box-sizing:border-box}
-body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:0 auto;padding:1rem}
-h1{font-size:1.5rem;line-height:1.25;margin:.5rem 0}h2{font-size:1.1rem;margin:2.2rem 0 .3rem}
-p.sub{opacity:.75;margin:.2rem 0}
-code,pre{font:13px/1.45 ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere}
-pre{background:rgba(128,128,128,.12);padding:.6rem .8rem;border-radius:.4rem;margin:.5rem 0}
-table{border-collapse:collapse;font-size:.92rem}
-td,th{padding:.3rem .8rem .3rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
-.scroll{overflow-x:auto}
-.badge{font-weight:600}.true{color:var(--good)}.false{color:var(--bad)}.unknown{color:var(--open)}
-details{margin:.3rem 0}summary{cursor:pointer;opacity:.75}
-ul{margin:.3rem 0;padding-left:1.2rem}li{overflow-wrap:anywhere}
-"""
+WORDS = {"true": "holds", "false": "is broken", "unknown": "was not decided"}
 
 
 def write_report(run_dir: Path) -> Path:
     """Make the page from `results.json`, `environment.json` and the history; returns its path."""
     results = json.loads((run_dir / "results.json").read_text())
-    environment = json.loads((run_dir / "environment.json").read_text())
+    environment = read_json(run_dir / "environment.json")
     history = History.read(run_dir)
-    plots = sections(history)
+    plots = sections(history, results)
+    happened = machine.happenings(history)
     body = [
-        _verdict(results),
-        *(_section(number, section) for number, section in enumerate(plots)),
-        "<h2>What was run</h2>",
+        _head(results),
+        _verdicts(results),
+        _tiles(results),
+        *(section_html(number, section) for number, section in enumerate(plots)),
+        f"<h2>What happened when?</h2><div>{table_html(happened)}</div>" if len(happened) > 1 else "",
+        "<h2>What was run?</h2>",
         f"<pre>{escape(results['command'])}</pre>",
-        _table([["option", "value"], *([name, _short(value)] for name, value in history.options.items())]),
-        "<h2>What it ran on</h2>",
-        _table([["", ""], *_flat(environment)]),
-        _last_words(run_dir),
+        f"<p class='sub'>{escape(_proves(results['scenario']))}</p>",
+        table_html([["option", "value"], *([name, text(value)] for name, value in history.options.items())]),
+        "<h2>What did it run on?</h2>",
+        table_html([["", ""], *flat(environment), *flat({"device": results.get("device") or {}})]),
+        _last_words(results.get("last_words") or {}),
     ]
     title = f"{results['scenario']} of {results['tier']}: {results['verdict']}"
-    page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title><link rel="icon" href="data:,"><style>{_STYLE}</style>
-<script>{get_plotlyjs() if plots else ""}</script></head>
-<body>{"".join(body)}</body></html>
-"""
-    path = run_dir / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    return write_page(run_dir / "report.html", title, body, plots)
 
 
-def _verdict(results: Mapping[str, Any]) -> str:
-    value, totals = results["verdict"], results["totals"]
-    broken = [v["name"] for v in results["verdicts"] if v["value"] == "false"]
-    open_ = [v["name"] for v in results["verdicts"] if v["value"] == "unknown"]
-    if broken:
-        words = f"{_and(broken)} {'is' if len(broken) == 1 else 'are'} broken"
-    elif open_ or results["reason"]:
-        words = f"not decided: {_and(open_) or results['reason']}"
-    else:
-        words = "everything that was checked holds"
-    mib = (totals["loaded_bytes"] + totals["stored_bytes"]) / (1 << 20)
-    rows = "".join(
-        f"<tr><td>{escape(v['name'])}</td><td class='badge {v['value']}'>{_WORDS[v['value']]}</td>"
-        f"<td>{escape(v['figure'])}{_findings(v['findings'])}</td></tr>"
-        for v in results["verdicts"]
+def sections(history: History, results: Mapping[str, Any]) -> list[Section]:
+    """All plots that this history has data for, in the order of the page."""
+    data = {verdict["name"]: verdict["data"] for verdict in results["verdicts"]}
+    made = (
+        flow.hit_ratio(history),
+        flow.who_wrote(history),
+        flow.throughput(history, results.get("device") or {}),
+        flow.latency(history),
+        schedule.waits(history, data.get("starvation") or {}),
+        schedule.worst_wait(history),
+        schedule.queues(history),
+        machine.held(history),
+        machine.noise(history),
     )
+    return [section for section in made if section is not None]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The file's content; empty if there is none."""
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def verdict_words(results: Mapping[str, Any]) -> str:
+    """The run's verdict as the end of a sentence."""
+    broken = [v["name"] for v in results["verdicts"] if v["value"] == "false"]
+    undecided = [v["name"] for v in results["verdicts"] if v["value"] == "unknown"]
+    if broken:
+        return f"{join(broken)} {'is' if len(broken) == 1 else 'are'} broken"
+    if undecided or results["reason"]:
+        return f"not decided: {join(undecided) or results['reason'].splitlines()[0]}"
+    return "everything that was checked holds"
+
+
+def _head(results: Mapping[str, Any]) -> str:
+    value = results["verdict"]
     reason = f"<p class='unknown'>{escape(results['reason'])}</p>" if results["reason"] else ""
     return (
         f"<h1>{escape(results['scenario'])} of {escape(results['tier'])}: "
-        f"<span class='{value}'>{escape(words)}</span></h1>"
-        f"<p class='sub'>{totals['requests']:,} requests, {totals['blocks']:,} blocks asked for, {mib:,.0f} MiB moved "
-        f"in {results['seconds']:.0f} s; seed {results['seed']}</p>{reason}"
-        f"<div class='scroll'><table>{rows}</table></div>"
+        f"<span class='{value}'>{escape(verdict_words(results))}</span></h1>"
+        f"<p class='sub'>{results['seconds']:.0f} s, seed {results['seed']}</p>{reason}"
     )
+
+
+def _verdicts(results: Mapping[str, Any]) -> str:
+    items = []
+    for verdict in results["verdicts"]:
+        value = verdict["value"]
+        items.append(
+            f"<li class='is-{value}'><b>{escape(verdict['name'])}</b>"
+            f"<span class='badge {value}'>{WORDS[value]}</span> "
+            f"<span class='sub'>{escape(_question(verdict['name']))}</span><br>{escape(verdict['figure'])}"
+            f"{_findings(verdict['findings'])}{_measured(verdict['data'])}</li>"
+        )
+    return f"<ul class='verdicts'>{''.join(items)}</ul>"
+
+
+def _question(checker: str) -> str:
+    """The first sentence of what the checker says about itself."""
+    if checker not in CHECKERS:
+        return ""
+    doc = (import_module(CHECKERS[checker].__module__).__doc__ or "").split("\n\n")[0].replace("\n", " ").strip()
+    for mark in "?", ". ":
+        if mark in doc:
+            return doc.split(mark)[0] + mark.strip()
+    return doc
+
+
+def _proves(scenario: str) -> str:
+    return next((s.proves.replace("\n", " ") for s in scenarios() if s.name == scenario), "")
 
 
 def _findings(findings: list[str]) -> str:
@@ -95,52 +122,44 @@ def _findings(findings: list[str]) -> str:
         return ""
     items = "".join(f"<li><code>{escape(f)}</code></li>" for f in findings[:FINDINGS_SHOWN_MAX])
     more = f"<li>and {len(findings) - FINDINGS_SHOWN_MAX} more</li>" if len(findings) > FINDINGS_SHOWN_MAX else ""
-    return f"<details open><summary>{len(findings)} findings</summary><ul>{items}{more}</ul></details>"
+    count = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
+    return f"<details open><summary>{count}</summary><ul class='findings'>{items}{more}</ul></details>"
 
 
-def _section(number: int, section: Section) -> str:
-    plot = section.figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        div_id=f"plot-{number}",
-        config={"displaylogo": False, "responsive": True, "displayModeBar": False},
+def _measured(data: Mapping[str, Any]) -> str:
+    """All that the checker measured; tables of cells are open, single figures fold away."""
+    tables = from_data(data)
+    return "".join(
+        f"<details{' open' if name else ''}><summary>{escape(name) or 'figures'}</summary>{table_html(rows)}</details>"
+        for name, rows in tables
     )
-    table = f"<details><summary>as a table</summary>{_table(section.table)}</details>"
-    return f"<h2>{escape(section.title)}</h2>{plot}{table}"
 
 
-def _table(rows: Table) -> str:
-    head, *body = rows
-    cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
-    return f"<div class='scroll'><table><tr>{cells}</tr>{lines}</table></div>"
+def tiles(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The figures of a run that a person looks for first, each with what it is."""
+    totals, device = results["totals"], results.get("device") or {}
+    found = [(f"{totals['requests']:,.0f}", "requests")] if totals.get("requests") else []
+    found += [(f"{totals['jobs']:,.0f}", "jobs")]
+    if totals.get("blocks"):
+        found.append((f"{totals['hit_blocks'] / totals['blocks']:.1%}", "blocks that were hits"))
+    for direction, past, device_name in (("load", "loaded", "read"), ("store", "stored", "write")):
+        rate = totals.get(f"{direction}_mib_per_second")
+        if rate:
+            ceiling = device.get(f"{device_name}_mib_per_second")
+            share = f", {rate / ceiling:.0%} of the device" if ceiling else ""
+            found.append((f"{rate:,.0f} MiB/s", f"{past}{share}"))
+        if (worst := totals.get(f"{direction}_p99_seconds")) is not None:
+            found.append((duration(worst), f"99 of 100 {direction} jobs"))
+    return found
 
 
-def _last_words(run_dir: Path) -> str:
-    """What processes wrote to stderr, if anything: the last lines of each."""
-    said = []
-    for path in sorted(run_dir.glob("stderr-*.txt")):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-32:]
-        if lines:
-            said.append(f"<h2>{escape(path.stem)}</h2><pre>{escape(chr(10).join(lines))}</pre>")
-    return "".join(said)
+def _tiles(results: Mapping[str, Any]) -> str:
+    cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(what)}</span></div>" for value, what in tiles(results))
+    return f"<div class='tiles'>{cells}</div>"
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Table:
-    rows: Table = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{name} ")
-        else:
-            rows.append([f"{prefix}{name}".replace("_", " "), _short(value)])
-    return rows
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return "" if value is None else str(value)
-
-
-def _and(names: list[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""
+def _last_words(words: Mapping[str, str]) -> str:
+    """What processes that died had written to stderr last."""
+    return "".join(
+        f"<h2>Last words of process {escape(label)}</h2><pre>{escape(said)}</pre>" for label, said in words.items()
+    )

@@ -1,0 +1,370 @@
+"""Two runs side by side: what differs, by how much, and how sure that is; `compare` in the command line makes the page.
+
+Each run's traffic is cut into slices of time, and whole slices are drawn again with replacement (bootstrap): what
+happens within a slice hangs together, so single jobs would promise too much. The intervals say what these two runs can
+tell about themselves. They know nothing of a machine that was busier on the other day: repeat both runs, in turn.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.history import History
+from harness.report.figures import (
+    CLASS_COLOURS,
+    MIB,
+    QUIET_COLOUR,
+    Section,
+    Table,
+    cdf,
+    line,
+    new_figure,
+    origin_seconds,
+    percentiles,
+    plain,
+)
+from harness.report.flow import LATENCY_NAMES, latencies
+from harness.report.page import read_json, verdict_words
+from harness.report.shell import section_html, write_page
+from harness.report.tables import flat, table_html
+
+SLICES_MAX = 60
+SLICES_MIN = 5
+"""A run with fewer slices of time than this gets no intervals: there is nothing to draw from."""
+SLICE_SECONDS = 0.5
+DRAWS = 1000
+CONFIDENCE = 0.95
+SEED = 0
+"""Of the draws: the same two runs give the same page."""
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One figure of both runs. `ratio` is B / A; the interval holds it with `CONFIDENCE`, NaN where nobody can say."""
+
+    name: str
+    unit: str
+    more_is_better: bool
+    a: float
+    b: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+    @property
+    def word(self) -> str:
+        """What the interval says: "better", "worse", "no difference seen", or "not known"."""
+        if math.isnan(self.ratio_low) or math.isnan(self.ratio_high):
+            return "not known"
+        if self.ratio_low <= 1 <= self.ratio_high:
+            return "no difference seen"
+        return "better" if (self.ratio_low > 1) == self.more_is_better else "worse"
+
+    def to_json(self) -> dict[str, Any]:
+        values: dict[str, Any] = {"name": self.name, "unit": self.unit, "word": self.word}
+        for name in ("a", "b", "ratio", "ratio_low", "ratio_high"):
+            value = getattr(self, name)
+            values[name] = value if math.isfinite(value) else None
+        return values
+
+
+class Samples(NamedTuple):
+    """What happened in each slice: sums, and values in seconds with the slice of each."""
+
+    slices: int
+    slice_seconds: float
+    sums: Mapping[str, Floats]
+    values: Mapping[str, Floats]
+    at: Mapping[str, npt.NDArray[np.int64]]
+
+
+class Side(NamedTuple):
+    """One of the two runs."""
+
+    run_dir: Path
+    results: dict[str, Any]
+    environment: dict[str, Any]
+    history: History
+
+    @property
+    def name(self) -> str:
+        return self.run_dir.name
+
+
+def read_side(run_dir: Path) -> Side:
+    run_dir = run_dir.resolve()
+    results = json.loads((run_dir / "results.json").read_text())
+    return Side(run_dir, results, read_json(run_dir / "environment.json"), History.read(run_dir))
+
+
+def compare(a: Side, b: Side) -> list[Difference]:
+    """Every figure that both runs have."""
+    draws = np.random.default_rng(SEED)
+    samples = sample(a.history), sample(b.history)
+    if not all(s.slices for s in samples):
+        return []
+    weights = [_draw(draws, s.slices) for s in samples]
+    found = []
+    for name, unit, more_is_better, of in _FIGURES:
+        (mine, mine_drawn), (other, other_drawn) = (
+            (float(of(s, np.ones((1, s.slices)))[0]), of(s, w)) for s, w in zip(samples, weights, strict=True)
+        )
+        if math.isnan(mine) or math.isnan(other):
+            continue
+        low = high = math.nan
+        if all(s.slices >= SLICES_MIN for s in samples):
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratios = other_drawn / mine_drawn
+            ratios = ratios[np.isfinite(ratios)]
+            if len(ratios) > DRAWS / 2:
+                low, high = (float(np.quantile(ratios, q)) for q in ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+        found.append(Difference(name, unit, more_is_better, mine, other, other / mine if mine else math.nan, low, high))
+    return found
+
+
+def sample(history: History) -> Samples:
+    """A run's traffic in slices of `SLICE_SECONDS` or more, by when things ended."""
+    jobs = [j for j in history.jobs if j.outcome != "info"]
+    requests = [r for r in history.requests if r.outcome == "ok"]
+    ends = [j.finished_seconds for j in jobs] + [r.finished_seconds for r in requests]
+    if not ends:
+        return Samples(0, 0.0, {}, {}, {})
+    start = min([j.submitted_seconds for j in jobs] + [r.started_seconds for r in requests])
+    seconds = max(ends) - start
+    slices = max(1, min(SLICES_MAX, int(seconds / SLICE_SECONDS)))
+    slice_seconds = max(seconds / slices, 1e-9)
+
+    def places(at: Sequence[float]) -> npt.NDArray[np.int64]:
+        return np.minimum(((np.asarray(at) - start) / slice_seconds).astype(np.int64), slices - 1).clip(0)
+
+    def summed(at: Sequence[float], amounts: Sequence[float]) -> Floats:
+        return np.bincount(places(at), weights=np.asarray(amounts, dtype=float), minlength=slices).astype(float)
+
+    sums, values, where = {}, {}, {}
+    served = [r.finished_seconds for r in requests]
+    sums["hits"] = summed(served, [r.hit_blocks for r in requests]) if served else np.zeros(slices)
+    sums["refs"] = summed(served, [len(r.blocks) for r in requests]) if served else np.zeros(slices)
+    timed: dict[str, list[tuple[float, float]]] = {
+        "request": [(r.finished_seconds, r.finished_seconds - r.intended_seconds) for r in requests]
+    }
+    for direction in ("load", "store"):
+        mine = [j for j in jobs if j.direction == direction]
+        if mine:
+            sums[direction] = summed([j.finished_seconds for j in mine], [j.bytes_ok / MIB for j in mine])
+        timed[direction] = [(j.finished_seconds, j.finished_seconds - j.submitted_seconds) for j in mine]
+        tasks = [t for t in history.tasks if t.direction == direction]
+        timed[f"{direction} wait"] = [(t.started_seconds, t.started_seconds - t.enqueued_seconds) for t in tasks]
+    for kind, pairs in timed.items():
+        if pairs:
+            ordered = sorted(pairs, key=lambda pair: pair[1])
+            values[kind] = np.array([value for _, value in ordered])
+            where[kind] = places([at for at, _ in ordered])
+    return Samples(slices, slice_seconds, sums, values, where)
+
+
+def _draw(draws: np.random.Generator, slices: int) -> Floats:
+    """How often each slice is drawn, in each draw: shape (DRAWS, slices)."""
+    return draws.multinomial(slices, np.full(slices, 1 / slices), size=DRAWS).astype(float)
+
+
+_Of = Callable[[Samples, Floats], Floats]
+
+
+def _rate(kind: str) -> _Of:
+    def of(samples: Samples, weights: Floats) -> Floats:
+        if kind not in samples.sums:
+            return np.full(len(weights), math.nan)
+        rates: Floats = weights @ samples.sums[kind] / (weights.sum(axis=1) * samples.slice_seconds)
+        return rates
+
+    return of
+
+
+def _hit_percent(samples: Samples, weights: Floats) -> Floats:
+    if not samples.sums["refs"].any():
+        return np.full(len(weights), math.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        percent: Floats = 100 * (weights @ samples.sums["hits"]) / (weights @ samples.sums["refs"])
+    return percent
+
+
+def _percentile_ms(kind: str, share: float) -> _Of:
+    def of(samples: Samples, weights: Floats) -> Floats:
+        if kind not in samples.values:
+            return np.full(len(weights), math.nan)
+        values, at = samples.values[kind], samples.at[kind]
+        found = np.empty(len(weights))
+        for number, drawn in enumerate(weights):
+            upto = np.cumsum(drawn[at])
+            place = np.searchsorted(upto, share * upto[-1]) if upto[-1] else -1
+            found[number] = values[min(place, len(values) - 1)] * 1000 if place >= 0 else math.nan
+        return found
+
+    return of
+
+
+_FIGURES: list[tuple[str, str, bool, _Of]] = [
+    ("block hits", "%", True, _hit_percent),
+    ("loaded", "MiB/s", True, _rate("load")),
+    ("stored", "MiB/s", True, _rate("store")),
+    *(
+        (f"{name}, p{share * 100:g}", "ms", False, _percentile_ms(kind, share))
+        for kind, name in (
+            ("request", "requests"),
+            ("load", "load jobs"),
+            ("store", "store jobs"),
+            ("load wait", "wait of load tasks"),
+            ("store wait", "wait of store tasks"),
+        )
+        for share in ((0.5, 0.99) if "wait" not in kind else (0.99,))
+    ),
+]
+
+
+def write_comparison(a: Side, b: Side, differences: Sequence[Difference], path: Path) -> Path:
+    """The page of two runs."""
+    plots = [s for s in (_forest(differences), _throughput(a, b), *_latencies(a, b)) if s is not None]
+    odd = _differing(a, b)
+    body = [
+        f"<h1>{escape(a.results['scenario'])} of {escape(a.results['tier'])} (A) and "
+        f"{escape(b.results['scenario'])} of {escape(b.results['tier'])} (B)</h1>",
+        _sides(a, b),
+        f"<p class='answer'>{escape(in_words(differences))}</p>",
+        f"<p class='sub'>Intervals hold {CONFIDENCE:.0%}: {DRAWS} draws of slices of time with replacement. One run of "
+        "each says nothing about how two runs of the same thing would differ; repeat both, in turn, before you believe "
+        "a small difference.</p>",
+        *(section_html(number, section) for number, section in enumerate(plots)),
+        "<h2>What was different about the two runs?</h2>",
+        table_html([["", "A", "B"], *odd]) or "<p>Nothing that was recorded.</p>",
+        "<h2>What was run?</h2>",
+        f"<pre>A  {escape(a.results['command'])}\nB  {escape(b.results['command'])}</pre>",
+    ]
+    return write_page(path, f"{a.name} and {b.name}", body, plots)
+
+
+def in_words(differences: Sequence[Difference]) -> str:
+    """Which figures differ, and which do not, in a sentence or two."""
+    parts = []
+    for word, start in (("better", "B is better in"), ("worse", "B is worse in")):
+        if names := [f"{d.name} ({(d.ratio - 1) * 100:+.0f} %)" for d in differences if d.word == word]:
+            parts.append(f"{start} {', '.join(names)}.")
+    if names := [d.name for d in differences if d.word == "no difference seen"]:
+        parts.append(f"No difference seen in {', '.join(names)}.")
+    if names := [d.name for d in differences if d.word == "not known"]:
+        parts.append(f"Too short to say: {', '.join(names)}.")
+    return " ".join(parts) or "The two runs have no figure in common."
+
+
+def _sides(a: Side, b: Side) -> str:
+    items = []
+    for letter, side in (("A", a), ("B", b)):
+        value = side.results["verdict"]
+        link = escape(f"../{side.name}/report.html")
+        items.append(
+            f"<li class='is-{value}'><b>{letter}</b> <a href='{link}'>{escape(side.name)}</a>"
+            f"<span class='badge {value}'>{escape(verdict_words(side.results))}</span></li>"
+        )
+    return f"<ul class='verdicts'>{''.join(items)}</ul>"
+
+
+def _differing(a: Side, b: Side) -> Table:
+    """Options, environment and device figures that are not the same."""
+    left, right = (
+        dict(
+            flat({name: value for name, value in side.history.options.items() if name != "command"})
+            + flat(side.environment)
+            + flat({"device": side.results.get("device") or {}})
+        )
+        for side in (a, b)
+    )
+    names = dict.fromkeys([*left, *right])
+    return [[name, left.get(name, ""), right.get(name, "")] for name in names if left.get(name) != right.get(name)]
+
+
+def difference_table(differences: Sequence[Difference]) -> Table:
+    rows: Table = [["", "A", "B", "", "B / A", "from", "to", ""]]
+    for d in differences:
+        ends = ["" if math.isnan(v) else f"{v:.3f}" for v in (d.ratio, d.ratio_low, d.ratio_high)]
+        rows.append([d.name, f"{d.a:,.2f}", f"{d.b:,.2f}", d.unit, *ends, d.word])
+    return rows
+
+
+def _forest(differences: Sequence[Difference]) -> Section | None:
+    shown = [d for d in differences if math.isfinite(d.ratio) and d.ratio > 0]
+    if not shown:
+        return None
+    figure = new_figure("B / A, with its interval", "", height=110 + 30 * len(shown))
+    colours = {"better": CLASS_COLOURS["request"], "worse": "#d9606a"}
+    for d in shown:
+        whiskers = None
+        if not math.isnan(d.ratio_low):
+            whiskers = {
+                "type": "data", "symmetric": False, "thickness": 1.6,
+                "array": plain([max(0.0, d.ratio_high - d.ratio)]),
+                "arrayminus": plain([max(0.0, d.ratio - d.ratio_low)]),
+            }  # fmt: skip
+        figure.add_scatter(
+            x=plain([d.ratio]),
+            y=[d.name],
+            mode="markers",
+            marker={"size": 9, "color": colours.get(d.word, QUIET_COLOUR)},
+            error_x=whiskers,
+            showlegend=False,
+            hovertemplate=f"{d.name}: %{{x:.3f}}, {d.word}<extra></extra>",
+        )
+    figure.add_vline(1, line=line(QUIET_COLOUR, dash="dot"))
+    figure.update_xaxes(type="log", tickformat=",~g", nticks=6)
+    names = [d.name for d in reversed(shown)]
+    figure.update_yaxes(categoryorder="array", categoryarray=names, automargin=True, showgrid=False)
+    answer = "Left of the line B has less, right of it more; green is better, red worse, grey not to be told apart."
+    return Section("How do the figures of B stand to those of A?", answer, figure, difference_table(differences))
+
+
+def _throughput(a: Side, b: Side) -> Section | None:
+    figure = new_figure("seconds", ["loaded, MiB/s", "stored, MiB/s"])
+    table: Table = [["class", "run", "mean MiB/s", "best slice, MiB/s"]]
+    for letter, side, dash in (("A", a, "solid"), ("B", b, "dot")):
+        taken = sample(side.history)
+        first = min((j.submitted_seconds for j in side.history.jobs), default=0.0) - origin_seconds(side.history)
+        times = plain(first + (i + 0.5) * taken.slice_seconds for i in range(taken.slices))
+        for row, kind in enumerate(("load", "store"), 1):
+            if kind in taken.sums:
+                rates = taken.sums[kind] / taken.slice_seconds
+                style = line(CLASS_COLOURS[kind], dash=dash)
+                figure.add_scatter(
+                    x=times, y=plain(rates), mode="lines", name=f"{letter} {kind}s", line=style, row=row, col=1
+                )
+                table.append([kind, letter, f"{rates.mean():,.1f}", f"{rates.max():,.1f}"])
+    if len(table) == 1:
+        return None
+    return Section("How much did they move, and when?", "A is drawn through, B dotted.", figure, table)
+
+
+def _latencies(a: Side, b: Side) -> list[Section]:
+    both = [(letter, latencies(side.history), dash) for letter, side, dash in (("A", a, "solid"), ("B", b, "dot"))]
+    figure = new_figure("milliseconds", "share that took at most so long")
+    figure.update_xaxes(type="log")
+    figure.update_yaxes(tickformat=".0%", range=[0, 1.02])
+    table: Table = []
+    for letter, seconds, dash in both:
+        for kind in LATENCY_NAMES:
+            if values := seconds.get(kind):
+                style = line(CLASS_COLOURS[kind], dash=dash, shape="hv")
+                figure.add_scatter(**cdf(values, 1000, 600), mode="lines", name=f"{letter} {kind}s", line=style)
+        head, *rows = percentiles(seconds, LATENCY_NAMES)
+        table = table or [["run", *head]]
+        table += [[letter, *row] for row in rows]
+    if len(table) < 2:
+        return []
+    return [Section("How long did jobs and requests take?", "A is drawn through, B dotted.", figure, table)]
