@@ -108,6 +108,7 @@ class Obey(Replay):
                 return False
             if now - moved_seconds > self.stall_seconds_max:
                 self.worker.note("error", f"nothing moved for {self.stall_seconds_max:g} s in order {number}")
+                self.stalled = True
                 return False
             while stores and sum(not isinstance(active, Find) for active in self.active) < window:
                 self._begin_store(stores.pop(), now)

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from harness.faults import PUBLISH_STEPS, FaultUnavailable, Injection
 from harness.faults.attach import Attached
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, option
-from harness.scenarios.crew import RENDEZVOUS_SECONDS, Chain, Crew
+from harness.scenarios.crew import RENDEZVOUS_SECONDS, Crew
 from harness.seeds import stream
 
 CHASE_SECONDS = 0.3

@@ -1,0 +1,146 @@
+"""Do processes share exactly as the rules say, is another seed on the root told at once, and is unique what must be?
+
+Covers three kinds of notes of the determinism scenario. "cell": what one process, under one setting, calls the same
+blocks, with the family that the rules put it in: processes of one family have equal names and equal seed digests, of
+two families (a private one is a family of its own) no name and no digest in common; "refused" must be refused, by a
+text that names PYTHONHASHSEED. In each process different blocks have different names. "pair": a process opened a root
+that another had filled; if the rules say that they share, it is accepted in silence, else it is refused or says so on
+stderr, and never derives the other's names. "created": temp files that a process made while the application seeded
+every generator alike; no name twice. "instance": what an instance calls itself; no id twice.
+
+Not covered: settings that were skipped (listed), names of blocks that nobody asked for.
+
+unknown: fewer than two processes of one family were compared, or no pair was tried.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+from harness.checkers.base import Findings, Value, Verdict, is_bookkeeping, some
+from harness.history import History
+
+REFUSED, PRIVATE = "refused", "private"
+_Family = tuple[str, str]  # algorithm, family
+
+
+def check(history: History) -> Verdict:
+    """Judges notes of kind "cell", "pair", "created" and "instance"."""
+    findings = Findings()
+    cells = [n.detail for n in history.notes if n.kind == "cell"]
+    missing = Counter(str(c["why"]) for c in cells if c["status"] == "missing")
+    compared = _compare(cells, findings)
+    refused = sum(_refusal(c, findings) for c in cells if c["expected"] == REFUSED and c["status"] != "missing")
+    pairs = [n.detail for n in history.notes if n.kind == "pair"]
+    for pair in pairs:
+        _pair(pair, findings)
+    created = _created(history, findings)
+    instances = Counter(str(n.detail["id"]) for n in history.notes if n.kind == "instance")
+    for name, count in instances.items():
+        if count > 1:
+            findings.add(f"{count} instances call themselves {name} in what they write")
+    value: Value = "false" if findings else "true" if compared and pairs else "unknown"
+    pythons = sorted({str(c["python"]) for c in cells if c["status"] != "missing"})
+    figure = (
+        f"{len(cells) - sum(missing.values())} cells on Python {some(pythons)}, {compared} of them compared within "
+        f"their family, {refused} refused as they must be, {sum(missing.values())} skipped; {len(pairs)} pairs on "
+        f"one root; {created} temp names and {len(instances)} instance ids, all told apart; {findings.count} findings"
+    )
+    data = {
+        "cells": len(cells),
+        "compared": compared,
+        "refused": refused,
+        "skipped": dict(missing),
+        "pairs": len(pairs),
+        "temp_names": created,
+        "instances": len(instances),
+        "pythons": pythons,
+    }
+    return Verdict("matrix", value, figure, findings.list(), data)
+
+
+def _where(cell: dict[str, Any]) -> str:
+    seed = "unset" if cell["seed"] is None else repr(cell["seed"])
+    return f"{cell['algorithm']}, {cell['policy']}, PYTHONHASHSEED {seed}, Python {cell['python']}, {cell['start']}"
+
+
+def _refusal(cell: dict[str, Any], findings: Findings) -> bool:
+    if cell["status"] != "refused":
+        findings.add(f"{_where(cell)}: accepted, though nobody could know with whom it shares")
+    elif "PYTHONHASHSEED" not in cell["why"]:
+        findings.add(f"{_where(cell)}: refused without a word on PYTHONHASHSEED: {cell['why']}")
+    else:
+        return True
+    return False
+
+
+def _compare(cells: list[dict[str, Any]], findings: Findings) -> int:
+    """Names and digests of the cells that have any; returns how many had somebody to be compared with."""
+    families: dict[_Family, list[dict[str, Any]]] = defaultdict(list)
+    for number, cell in enumerate(cells):
+        if cell["expected"] == REFUSED or cell["status"] == "missing":
+            continue
+        if cell["status"] != "names":
+            findings.add(f"{_where(cell)}: refused, though the rules allow it: {cell['why']}")
+            continue
+        own = f"{PRIVATE} {number}" if cell["expected"] == PRIVATE else cell["expected"]
+        families[cell["algorithm"], own].append(cell)
+        _tell_apart(cell, findings)
+    owners: dict[tuple[str, str], tuple[_Family, dict[str, Any]]] = {}
+    for family, members in families.items():
+        first = members[0]
+        for cell in members[1:]:
+            if cell["names"] != first["names"] or cell["digest"] != first["digest"]:
+                findings.add(f"no sharing, though the rules say so: [{_where(first)}] and [{_where(cell)}]")
+        for cell in members:
+            marks = {("seed", str(cell["digest"]))} | {("name", str(name)) for _, _, name in cell["names"]}
+            for mark in marks:
+                theirs, other = owners.setdefault(mark, (family, cell))
+                if theirs != family:
+                    what = "the seed's digest" if mark[0] == "seed" else f"the name {mark[1]}"
+                    findings.add(f"{what} is common to [{_where(other)}] and [{_where(cell)}], which must not share")
+                    break
+    return sum(len(members) for members in families.values() if len(members) > 1)
+
+
+def _tell_apart(cell: dict[str, Any], findings: Findings) -> None:
+    """One block, one name; two blocks, two names."""
+    names: dict[int, set[str]] = defaultdict(set)
+    for block, _, name in cell["names"]:
+        names[block].add(name)
+    if any(len(mine) > 1 for mine in names.values()):
+        findings.add(f"{_where(cell)}: the same tokens have two names in one process")
+    if len(set().union(*names.values())) < len(names):
+        findings.add(f"{_where(cell)}: different tokens have the same name")
+
+
+def _pair(pair: dict[str, Any], findings: Findings) -> None:
+    what = f"a root of [{pair['first']}], opened with [{pair['second']}]"
+    told = pair["status"] == "refused" or bool(pair["said"])
+    if pair["shares"] and pair["status"] != "names":
+        findings.add(f"{what}: refused, though they share: {pair['why']}")
+    elif pair["shares"] and pair["said"]:
+        findings.add(f"{what}: they share, yet it complains: {pair['said']}")
+    elif not pair["shares"] and not told:
+        findings.add(f"{what}: accepted without a word, though they share nothing")
+    if pair["status"] == "names" and pair["same_names"] != pair["shares"]:
+        findings.add(f"{what}: names are {'the same' if pair['same_names'] else 'different'}")
+
+
+def _created(history: History, findings: Findings) -> int:
+    """Temp files by who made them; returns how many there were."""
+    blocks = {n.name for n in history.names}
+    makers: dict[str, set[int]] = defaultdict(set)
+    for note in history.notes:
+        if note.kind == "created":
+            for name in note.detail["names"]:
+                if name not in blocks and not is_bookkeeping(name):
+                    makers[name].add(note.detail["process"])
+    for name, processes in makers.items():
+        if len(processes) > 1:
+            findings.add(
+                f"processes {some(sorted(processes))} all made the temp file {name}: its name follows from the "
+                "generators that the application seeds, or from the block alone"
+            )
+    return len(makers)

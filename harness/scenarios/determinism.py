@@ -1,0 +1,307 @@
+"""Who shares with whom follows from the rules alone, on every Python here; and what must be unique stays unique.
+
+Cells: PYTHONHASHSEED unset, "", "0", "1", "random"; each hash algorithm; each seed policy; a fresh interpreter, spawn
+and forkserver; the tier's Python, where the whole tier is opened, and one of each other version found, where only its
+names are derived. Same names for same tokens, in all processes that the rules let share, and in no other. Pairs: a
+process opens a root that a process of another seed or algorithm has filled. Last, processes whose application seeds
+every generator alike store the same blocks at one moment, and nothing that has to be unique comes twice.
+
+Proves for the cells that could run here (skipped ones are listed): shared or not shared exactly as the rules say,
+nobody is left to share nothing in silence, no temp name or instance id depends on a seed. It does not prove that names
+stay the same in later versions of the tier, nor anything about platforms that are not here.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.adapters import adapter_class
+from harness.adapters.base import Adapter
+from harness.checkers.matrix import PRIVATE, REFUSED
+from harness.faults import FaultUnavailable
+from harness.faults.attach import Attached
+from harness.launch import REPOSITORY
+from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, option
+from harness.scenarios.crew import Crew
+
+SEEDS = (None, "", "0", "1", "random")
+START_METHODS = ("spawn", "forkserver")  # besides a fresh interpreter
+PROBE_SECONDS_MAX = 300.0
+APPLICATION_SEED = 0
+ROUNDS_MIN = 3
+CREATED_MAX = 1000
+_CREATING = "open,openat,openat2,creat"
+_CREATED = re.compile(r'(?:open|openat|openat2|creat)\([^"]*"([^"]+)", [^)]*\bO_CREAT\b')
+_TELLS = re.compile(r"seed|hash|differ|mismatch", re.IGNORECASE)
+
+
+def rule(seed: str | None, algorithm: str, policy: str) -> str:
+    """The rules of sharing, as a table of their own: the family of processes that share, or `PRIVATE`, or `REFUSED`.
+
+    | PYTHONHASHSEED   | fixed                        | env     | random  |
+    |------------------|------------------------------|---------|---------|
+    | set, even to ""  | all with the same text       | same    | same    |
+    | not set, sha256* | all without it               | refused | nobody  |
+    | not set, xxhash* | nobody (a public seed would let collisions be computed) | refused | nobody |
+    """
+    if seed is not None:
+        return f"seed {seed!r}"
+    unset = {"fixed": "no seed" if algorithm.startswith("sha256") else PRIVATE, "env": REFUSED, "random": PRIVATE}
+    return unset[policy]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeterminismOptions(CommonOptions):
+    """Options of `run determinism`."""
+
+    seconds: float = option(1.0, "how long seeded processes store the same blocks together", low=0)
+    processes: int = option(3, "processes whose application seeds its generators alike", low=2)
+    block_bytes: int = option(16 << 10, "size of a block", low=4096, multiple_of=4096)
+    python: tuple[str, ...] = option((), "another interpreter for names, or none; may be repeated (default: all found)")
+
+
+class Setting(NamedTuple):
+    """What decides with whom a process shares."""
+
+    seed: str | None
+    algorithm: str
+    policy: str
+
+    def __str__(self) -> str:
+        seed = "not set" if self.seed is None else repr(self.seed)
+        return f"{self.algorithm}, {self.policy}, PYTHONHASHSEED {seed}"
+
+    @property
+    def family(self) -> str:
+        return rule(*self)
+
+
+class Plan(NamedTuple):
+    """The settings that the tier says it has, and where they are tried; in words for the head of the run."""
+
+    settings: list[Setting]
+    pythons: dict[str, str]  # version -> path, the tier's own not among them
+    source: str
+
+
+def prepare(options: DeterminismOptions) -> Plan:
+    tier: type[Adapter] = adapter_class(options.tier)
+    settings = [Setting(s, a, p) for s in SEEDS for a in tier.hash_algorithms for p in tier.seed_policies]
+    pythons = find_pythons(options.python, tier.python())
+    return Plan(
+        settings, pythons, f"{len(settings)} settings; Pythons besides the tier's: {', '.join(pythons) or 'none'}"
+    )
+
+
+def find_pythons(wanted: Sequence[str], own: str) -> dict[str, str]:
+    """Version -> path: the `wanted` ones, or one of each minor version on PATH, in pyenv and in uv, but not `own`'s."""
+    found: dict[str, str] = {}
+    if list(wanted) == ["none"]:
+        return found
+    for path in wanted or [*_candidates(), sys.executable]:
+        try:
+            command = [path, "-c", "import sys; print(*sys.version_info[:3], sep='.')"]
+            version = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        except (OSError, subprocess.SubprocessError) as error:
+            if wanted:
+                raise UsageError(f"--python is {path!r}, which does not run: {error}") from error
+            continue
+        minor = version.rpartition(".")[0]
+        if wanted or (minor not in {v.rpartition(".")[0] for v in found} and int(minor.split(".")[1]) >= 11):
+            found[version] = path
+    mine = subprocess.run([own, "-c", "import sys; print(sys.version_info[1])"], capture_output=True, text=True).stdout
+    return found if wanted else {v: p for v, p in found.items() if v.split(".")[1] != mine.strip()}
+
+
+def _candidates() -> Iterator[str]:
+    places = os.environ.get("PATH", "").split(os.pathsep)
+    pyenv = os.environ.get("PYENV_ROOT", os.path.expanduser("~/.pyenv"))
+    for minor in range(11, 20):
+        yield from (os.path.join(place, f"python3.{minor}") for place in places)
+        yield from sorted(glob.glob(f"{pyenv}/versions/*/bin/python3.{minor}"))
+        yield from sorted(glob.glob(os.path.expanduser(f"~/.local/share/uv/python/*/bin/python3.{minor}")))
+
+
+def run(context: Context, plan: Plan) -> None:
+    """Cells, then pairs, then the seeded processes."""
+    _cells(context, plan)
+    _pairs(context, plan)
+    _unique(context)
+
+
+# --- cells: one process for each interpreter and seed derives all algorithms and policies ---
+
+
+def _cells(context: Context, plan: Plan) -> None:
+    places = [(context.python, True), *((path, False) for path in plan.pythons.values())]
+    jobs = [(path, whole, seed) for path, whole in places for seed in SEEDS]
+    with _pool() as pool:
+        answers = pool.map(lambda job: _probe_cells(context, plan, *job), jobs)
+        for (path, _, seed), answer in zip(jobs, answers, strict=True):
+            settings = [s for s in plan.settings if s.seed == seed]
+            for start, results in answer["answers"].items():
+                for setting, result in zip(settings, results, strict=True):
+                    where = {"python": answer["python"], "start": start, "expected": setting.family}
+                    context.note(time.monotonic(), "cell", path, **setting._asdict(), **where, **result)
+
+
+def _probe_cells(context: Context, plan: Plan, path: str, whole: bool, seed: str | None) -> dict[str, Any]:
+    settings = [s for s in plan.settings if s.seed == seed]
+    answer, said = _probe(context, path, whole, seed, settings, START_METHODS)
+    return answer or {
+        "python": path,
+        "answers": {"fresh": [{"status": "refused", "why": f"the probe died: {said[-300:]}"} for _ in settings]},
+    }
+
+
+def _probe(
+    context: Context,
+    path: str,
+    whole: bool,
+    seed: str | None,
+    settings: Sequence[Setting],
+    start_methods: Sequence[str] = (),
+    root: Path | None = None,
+) -> tuple[dict[str, Any] | None, str]:
+    """Run `harness.drivers.names`: its answer (None: it died), and what it said on stderr. Without `root` each setting
+    gets a fresh one."""
+    setups = [
+        context.setup(
+            0,
+            root_dir=str(root or context.root_dir),
+            slots=2,
+            n_read_threads=1,
+            n_write_threads=1,
+            hash_algorithm=setting.algorithm,
+            seed_policy=setting.policy,
+        ).to_json()
+        for setting in settings
+    ]
+    order = {"tier": context.options.tier, "whole": whole, "fresh_roots": root is None, "setups": setups}
+    paths = [str(REPOSITORY), os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+    environment.pop("PYTHONHASHSEED", None)
+    if seed is not None:
+        environment["PYTHONHASHSEED"] = seed
+    done = subprocess.run(
+        [path, "-m", "harness.drivers.names"],
+        input=json.dumps({**order, "start_methods": start_methods}) + "\n",
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PROBE_SECONDS_MAX,
+    )
+    lines = done.stdout.strip().splitlines()
+    return (json.loads(lines[-1]) if lines and not done.returncode else None), done.stderr
+
+
+# --- pairs: what a second process is told that opens the first one's root ---
+
+
+def _pairs(context: Context, plan: Plan) -> None:
+    pairs = list(enumerate(_chosen_pairs(plan.settings)))
+    with _pool() as pool:
+        for (_, (first, second)), detail in zip(pairs, pool.map(lambda pair: _try(context, *pair), pairs), strict=True):
+            context.note(time.monotonic(), "pair", "", first=str(first), second=str(second), **detail)
+
+
+def _try(context: Context, number: int, pair: tuple[Setting, Setting]) -> dict[str, Any]:
+    """One process after the other on one root: what became of the second, as the checker wants it."""
+    first, second = pair
+    root = context.root_dir / f"pair-{number}"
+    root.mkdir()
+    (one, said_first), (two, said) = [_probe(context, context.python, True, s.seed, [s], root=root) for s in pair]
+    shutil.rmtree(root)
+    results = [answer["answers"]["fresh"][0] if answer else {"status": "refused", "why": ""} for answer in (one, two)]
+    return {
+        "shares": first.family == second.family != PRIVATE and first.algorithm == second.algorithm,
+        "status": results[1]["status"],
+        "why": results[1]["why"] or ("" if two else f"it died: {said[-300:]}"),
+        "said": " ".join(line for line in said.splitlines() if _TELLS.search(line) and line not in said_first),
+        "same_names": "names" in results[0] and results[0]["names"] == results[1].get("names"),
+    }
+
+
+@contextmanager
+def _pool() -> Iterator[ThreadPoolExecutor]:
+    """As many probes at a time as there are processors; what has not begun is dropped on the way out."""
+    pool = ThreadPoolExecutor(os.cpu_count() or 1)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _chosen_pairs(settings: Sequence[Setting]) -> Iterator[tuple[Setting, Setting]]:
+    """Two seeds, a seed and none, none twice, two policies, two algorithms, and twice what never shares."""
+    here = set(settings)
+    a = settings[0].algorithm
+    other = next((s.algorithm for s in settings if s.algorithm != a), a)
+    xx = next((s.algorithm for s in settings if s.algorithm.startswith("xxhash")), a)
+    wanted = [
+        (Setting("0", a, "fixed"), Setting("1", a, "fixed")),
+        (Setting(None, a, "fixed"), Setting("0", a, "fixed")),
+        (Setting(None, a, "fixed"), Setting(None, a, "fixed")),
+        (Setting("0", a, "env"), Setting("0", a, "random")),
+        (Setting("0", a, "fixed"), Setting("0", other, "fixed")),
+        (Setting(None, xx, "fixed"), Setting(None, xx, "fixed")),
+        (Setting(None, a, "random"), Setting(None, a, "random")),
+    ]
+    yield from dict.fromkeys(pair for pair in wanted if here.issuperset(pair))
+
+
+# --- the opposite: what must not follow from a seed ---
+
+
+def _unique(context: Context) -> None:
+    """Processes that seed alike, again before each round, store the same blocks at one moment."""
+    options: DeterminismOptions = context.options
+    crew = Crew(context, application_seed=APPLICATION_SEED)
+    crew.start(range(options.processes))
+    logs = {p: context.run_dir / f"created-{p}.strace" for p in crew.members}
+    began, number = time.monotonic(), 0
+    with ExitStack() as stack:
+        try:
+            for process, child in crew.members.items():
+                stack.enter_context(Attached(child.pid, calls=_CREATING, log=logs[process]))
+        except FaultUnavailable as reason:
+            context.note(time.monotonic(), "skip", f"temp names are not looked at: {reason}")
+        while number < ROUNDS_MIN or time.monotonic() - began < options.seconds:
+            chain = crew.chain(8)
+            store = {"store": [chain], "application_seed": APPLICATION_SEED}
+            for what, together in ((store, True), ({"find": [chain]}, False)):
+                crew.do(dict.fromkeys(crew.alive(), what), together)
+            number += 1
+    for process, log in logs.items():
+        names = _created(log, context.root_dir) if log.exists() else []
+        context.note(time.monotonic(), "created", "", process=process, names=names[:CREATED_MAX])
+    crew.end(crew.alive())
+
+
+def _created(log: Path, root: Path) -> list[str]:
+    """Files under the root that strace saw a process make, or try to."""
+    paths = _CREATED.findall(log.read_text(errors="replace"))
+    return list(dict.fromkeys(os.path.relpath(path, root) for path in paths if path.startswith(f"{root}/")))
+
+
+SCENARIO = Scenario(
+    name="determinism",
+    proves=(__doc__ or "").split("\n\n", 1)[1].strip(),
+    options=DeterminismOptions,
+    checkers=("matrix", "determinism", "integrity", "results", "leftovers"),
+    prepare=prepare,
+    run=run,
+)
