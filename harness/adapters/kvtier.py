@@ -267,6 +267,7 @@ class KvtierStackAdapter(KvtierAdapter):
         self._manager.on_request_finished(request)
 
     def drain(self) -> None:
+        self.step()  # what was stored since the last step cascades now
         super().drain()
         self.step()
 

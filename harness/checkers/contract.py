@@ -1,0 +1,34 @@
+"""Does the tier keep each promise that its engine relies on?
+
+Covers what the driver "contract" wrote down (notes "promise"): a promise that was begun and never ended killed or hung
+its process, and is broken. Not covered: several processes, floods, crashes, faults.
+
+unknown: no promise was asked for, or the process was stopped before the last.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.checkers.base import Findings, Value, Verdict
+from harness.history import History
+
+
+def check(history: History) -> Verdict:
+    """Judges notes "promise" and "error"."""
+    findings = Findings()
+    promises: dict[str, dict[str, Any]] = {}
+    for note in sorted((n for n in history.notes if n.kind == "promise"), key=lambda n: n.monotonic_seconds):
+        if note.detail["outcome"] == "begun":
+            why = "its process died or hung in it"
+            promises[note.text] = {"promise": note.detail["words"], "kept": "false", "why": why, "seconds": None}
+        else:
+            kept = "true" if note.detail["outcome"] == "kept" else "false"
+            promises[note.text] |= {"kept": kept, "why": note.detail["why"], "seconds": note.detail["seconds"]}
+    for name, promise in promises.items():
+        if promise["kept"] != "true":
+            findings.add(f"{name}: {promise['why']} (owed: {promise['promise']})")
+    kept = sum(p["kept"] == "true" for p in promises.values())
+    value: Value = "false" if findings else "true" if promises else "unknown"
+    figure = f"{kept} of {len(promises)} promises were kept" if promises else "no promise was asked for"
+    return Verdict("contract", value, figure, findings.list(), {"promises": list(promises.values())})

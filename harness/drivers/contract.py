@@ -1,0 +1,45 @@
+"""Asks one tier for each promise of the contract, each on a root of its own, and writes down what came of it.
+
+A tier that hangs or dies in one of them is judged by what was begun and never ended; `skip` says where to go on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import contract
+from harness.worker import Worker
+
+
+def drive(worker: Worker, skip: Sequence[str] = ()) -> None:
+    """Notes "promise": text is its name; detail: outcome "begun", then "kept" or "broken", its words, why, seconds."""
+    if worker.parent.hear("go") is None:
+        return
+    kind = type(worker.adapter)
+    for promise in contract.promises(kind):
+        name = promise.__name__
+        if name in skip or worker.parent.stop.is_set():
+            continue
+        worker.note("promise", name, outcome="begun", words=contract.title(promise))
+        worker.counts["promise"] = worker.counts.get("promise", 0) + 1
+        worker.parent.say("progress", counts=worker.counts, gauges={})
+        root = Path(worker.setup.root_dir) / f"{worker.instruction.label}-{name}"
+        root.mkdir()
+        subject = contract.Subject(kind, dataclasses.replace(worker.setup, root_dir=str(root)))
+        began, why = time.monotonic(), ""
+        try:
+            try:
+                promise(subject)
+            finally:
+                subject.close()
+        except contract.Broken as broken:
+            why = str(broken)
+        except Exception as error:  # the tier raised: that, too, is an answer
+            traceback.print_exc()
+            why = f"raised {type(error).__name__}: {error}"
+        outcome = "broken" if why else "kept"
+        worker.note("promise", name, outcome=outcome, why=why, seconds=round(time.monotonic() - began, 3))

@@ -1,0 +1,90 @@
+"""One process asks the tier for each promise that its engine relies on, one after the other, on roots of their own.
+
+Proves that an instance keeps them by itself and beside a second instance in the same process: slots, keys, lookups,
+exactly one result per job, bytes, close. It does not prove anything about several processes, floods, crashes or faults,
+which the other scenarios do.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from harness.contract import PROMISES, SLOTS_MIN
+from harness.history import History
+from harness.launch import Child
+from harness.scenarios.base import CommonOptions, Context, Scenario, option
+
+PROMISE_SECONDS_MAX = 30.0
+"""A promise that takes longer hangs: its process is killed, and the next one goes on behind it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContractOptions(CommonOptions):
+    """Options of `run contract`."""
+
+    processes: int = option(1, "the contract is asked in one process", low=1)
+    seconds: float = option(0.0, "the contract takes what it takes", low=0)
+    block_bytes: int = option(64 << 10, "size of a block", low=4096, multiple_of=4096)
+    slots: int = option(64, "blocks that an instance holds in memory at once", low=SLOTS_MIN)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Nothing but words."""
+
+    source: str
+
+
+def prepare(options: ContractOptions) -> Plan:
+    return Plan(f"{len(PROMISES)} promises, each on a root of its own")
+
+
+def run(context: Context, plan: Plan) -> None:
+    """Let the worker go through them; when it dies or hangs, its next incarnation goes on behind the culprit."""
+    child = context.start(0, "contract")
+    context.workers.await_ready([child])
+    go_seconds = context.workers.go([child])
+    context.note(go_seconds, "phase", "promises")
+    skip: list[str] = []
+    while not _watch(context, child):
+        begun = _begun(context)
+        if len(begun) <= len(skip):
+            return  # it died before it began anything
+        skip = begun
+        child = context.workers.restart(child, skip=skip)
+        context.workers.await_ready([child])
+        context.workers.go([child])
+
+
+def _watch(context: Context, child: Child) -> bool:
+    """Until the worker has gone through its promises (True), or died or hung in one (False)."""
+    at = 0.0
+
+    def moved() -> bool:
+        return not child.alive or child.counts.get("promise", 0.0) != at
+
+    while child.alive:
+        if not context.workers.until(moved, PROMISE_SECONDS_MAX):
+            what = (_begun(context) or ["the start"])[-1]
+            context.note(time.monotonic(), "error", f"{what} did not end within {PROMISE_SECONDS_MAX:g} s")
+            child.kill()
+            context.workers.wait([child])
+        at = child.counts.get("promise", 0.0)
+    return child.state == "done"
+
+
+def _begun(context: Context) -> list[str]:
+    """Names of the promises begun so far, as the history has them."""
+    notes = [n for n in History.read(context.run_dir).notes if n.kind == "promise" and n.detail["outcome"] == "begun"]
+    return [n.text for n in sorted(notes, key=lambda n: n.monotonic_seconds)]
+
+
+SCENARIO = Scenario(
+    name="contract",
+    proves=(__doc__ or "").split("\n\n", 1)[1].strip(),
+    options=ContractOptions,
+    checkers=("contract",),
+    prepare=prepare,
+    run=run,
+)
