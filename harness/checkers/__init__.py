@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from harness.checkers import (
+    contract,
     determinism,
     integrity,
     leftovers,
@@ -20,6 +21,7 @@ from harness.checkers.base import Verdict
 from harness.history import History
 
 CHECKERS: Mapping[str, Callable[[History], Verdict]] = {
+    "contract": contract.check,
     "sharing": sharing.check,
     "determinism": determinism.check,
     "starvation": starvation.check,
