@@ -1,0 +1,135 @@
+"""Contestants, each a warm process that forks for every measurement; `plan` has them take turns. The parent's side.
+
+A measurement that cannot be had (a missing peer, a time-out, a failed block) is a sentence in `gaps`, never a figure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.adapters import tier_python
+from harness.adapters.base import PeerMissing, TierSetup
+
+SECONDS_MAX = 60.0
+"""Of one measurement; a tier that needs longer has no figure."""
+IMPORT_SECONDS_MAX = 120.0
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# The limit of queued stores is the memory of a patient engine here: a flood is to be queued by both, not refused by one.
+_KVTIER: Mapping[str, Any] = {"store_queue_bytes_max": 1 << 34}
+CONTESTANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "kvtier": ("kvtier", _KVTIER),
+    "kvtier-direct": ("kvtier", {**_KVTIER, "io": "direct"}),
+    "kvtier-buffered": ("kvtier", {**_KVTIER, "io": "buffered"}),
+    "vllm": ("vllm", {"raise_none_refcount": True}),
+    "raw": ("raw", {}),
+}
+"""Name in tables -> tier and the adapter's options. Integrity verification and metrics are on."""
+
+
+@dataclass
+class Contestant:
+    """One name of `CONTESTANTS`. `measure` may be asked in any order; `close` ends the process."""
+
+    name: str
+    python: str | None = None
+    gaps: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.tier, self.options = CONTESTANTS[self.name]
+        self.missing: str | None = None
+        self._process: subprocess.Popen[str] | None = None
+        try:
+            python = self.python or (sys.executable if self.tier == "raw" else tier_python(self.tier))
+            self._start(python)
+        except PeerMissing as error:
+            self.missing = str(error)
+
+    def _start(self, python: str) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "ignore"}
+        self._process = subprocess.Popen(
+            [python, "-m", "harness.bench.child", self.tier],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if not os.environ.get("BENCH_DEBUG") else None,
+            text=True,
+            env=environment,
+        )
+        answer = self._hear(IMPORT_SECONDS_MAX)
+        if "missing" in answer:
+            raise PeerMissing(answer["missing"])
+
+    def measure(
+        self,
+        measure: str,
+        root: Path | None = None,
+        *,
+        arguments: Mapping[str, Any],
+        block_bytes: int = 4096,
+        slots: int = 1,
+        processes: int = 1,
+        seconds_max: float = SECONDS_MAX,
+    ) -> list[dict[str, Any]]:
+        """Have `processes` processes do `measure` with `arguments`: one dict each; empty, with the reason in `gaps`, when
+        there is no figure. The first four describe the tier that each of them gets."""
+        if self.missing is not None:
+            return []
+        assert self._process is not None
+        assert self._process.stdin is not None
+        setup = TierSetup(
+            str(root), block_bytes, slots, options=dict(self.options), serve_metrics=self.tier == "kvtier"
+        )
+        order = {
+            "measure": measure,
+            "setup": setup.to_json(),
+            "arguments": dict(arguments),
+            "processes": processes,
+            "seconds_max": seconds_max,
+        }
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        answer = self._hear(seconds_max + 30)
+        if "error" in answer:
+            self.gaps.append(f"{self.name}, {measure}: {answer['error']}")
+            return []
+        results: list[dict[str, Any]] = answer["results"]
+        return results
+
+    def _hear(self, seconds: float) -> dict[str, Any]:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + seconds
+        if not select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            self._process.kill()
+            return {"error": f"no answer within {seconds:g} s", "missing": f"{self.tier} did not start"}
+        line = self._process.stdout.readline()
+        if not line:
+            return {"error": "its process died", "missing": f"{self.tier} did not start"}
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        if self._process is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+
+def in_turn(contestants: Sequence[Contestant], round_number: int) -> list[Contestant]:
+    """Who goes first changes from round to round, so that no one always follows the same neighbour."""
+    present = [contestant for contestant in contestants if contestant.missing is None]
+    at = round_number % max(1, len(present))
+    return present[at:] + present[:at]

@@ -1,0 +1,112 @@
+"""Where benches write: an XFS of their own in a preallocated file, new and empty for each measurement, as root; a plain
+folder otherwise. The parent of the measuring processes owns it; it mounts nothing that it does not unmount.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.faults.mounts import undertaken
+
+FILL_BYTES = 1 << 22
+
+
+class Unavailable(Exception):
+    """A disk of one's own cannot be had here; the text says why in one sentence."""
+
+
+class Disk:
+    """A place for one measurement after another. `path` is an empty folder after `fresh`."""
+
+    def __init__(self, path: Path, loop: str | None) -> None:
+        self.path = path
+        self._loop = loop
+
+    @property
+    def kind(self) -> str:
+        return "XFS in a file, loop device with direct I/O" if self._loop else "a folder"
+
+    def fresh(self, *keep: str) -> None:
+        """Empty it: a new file system, or, where there is none of its own or something shall be kept, removed files."""
+        if self._loop and not keep:
+            _unmount(self.path)
+            self._make()
+            return
+        for entry in list(self.path.iterdir()):
+            if entry.name in keep:
+                continue
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def _make(self) -> None:
+        assert self._loop is not None
+        # Without -K the old blocks are discarded, which punches holes into the file below and makes the next run slow.
+        _run("mkfs.xfs", "-q", "-K", "-f", "-m", "reflink=0", self._loop)
+        _run("mount", "-o", "nodiscard,noatime", self._loop, str(self.path))
+
+    def free_bytes(self) -> int:
+        status = os.statvfs(self.path)
+        return status.f_bavail * status.f_frsize
+
+
+@contextlib.contextmanager
+def own_disk(folder: Path, size_bytes: int) -> Iterator[Disk]:
+    """An XFS of `size_bytes` whose file lies in `folder`; gone afterwards. Raises `Unavailable`."""
+    if os.geteuid() != 0:
+        raise Unavailable("a disk of one's own takes root")
+    if missing := [name for name in ("mkfs.xfs", "losetup", "mount") if shutil.which(name) is None]:
+        raise Unavailable(f"a disk of one's own takes {missing[0]} (packages xfsprogs and mount)")
+    folder.mkdir(parents=True, exist_ok=True)
+    room = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    if room < size_bytes + (1 << 30):
+        raise Unavailable(f"a disk of {size_bytes >> 20} MiB does not fit: {room >> 20} MiB are free in {folder}")
+    work = Path(tempfile.mkdtemp(prefix="disk-", dir=folder))
+    image, mount = work / "image", work / "mount"
+    mount.mkdir()
+    with undertaken(["rm", "-rf", "--one-file-system", str(work)]):
+        _fill(image, size_bytes)
+        loop = _run("losetup", "--direct-io=on", "-f", "--show", str(image)).strip()
+        with undertaken(["umount", "-l", str(mount)], ["losetup", "-d", loop]):
+            disk = Disk(mount, loop)
+            disk._make()
+            yield disk
+
+
+@contextlib.contextmanager
+def plain_folder(folder: Path) -> Iterator[Disk]:
+    """An empty folder below `folder`, on whatever file system that is; gone afterwards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="bench-", dir=folder))
+    try:
+        yield Disk(work, None)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _fill(image: Path, size_bytes: int) -> None:
+    """Written once, so that no measurement pays for the first touch of the blocks below."""
+    descriptor = os.open(image, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DIRECT, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, size_bytes)
+        with mmap.mmap(-1, FILL_BYTES) as page:
+            for offset in range(0, size_bytes, FILL_BYTES):
+                os.pwrite(descriptor, page, offset)
+    finally:
+        os.close(descriptor)
+
+
+def _unmount(path: Path) -> None:
+    _run("umount", str(path))
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise Unavailable(f"{command[0]} failed: {' '.join(done.stderr.split()) or done.returncode}")
+    return done.stdout
