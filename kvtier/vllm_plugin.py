@@ -22,6 +22,7 @@ from kvtier.layout import check_root
 from kvtier.metrics import MetricsObserver
 
 PROVEN_VERSIONS = ("0.32.0", "0.33.0")
+_PROVEN = f"kvtier.vllm_plugin was proven with vLLM {' and '.join(PROVEN_VERSIONS)}"
 
 try:
     from vllm import __version__ as VLLM_VERSION
@@ -36,8 +37,8 @@ try:
     from vllm.v1.kv_offload.tiering import base as vllm_tiering
 except ImportError as error:
     raise ImportError(
-        f"kvtier.vllm_plugin was proven with vLLM {', '.join(PROVEN_VERSIONS)}, and vLLM {VLLM_VERSION} has no tier "
-        f"interface of that form ({error}); install one of these versions, or a newer kvtier"
+        f"{_PROVEN}, and vLLM {VLLM_VERSION} has no tier interface of that form ({error}); install one of these, or a "
+        "newer kvtier"
     ) from error
 
 logger = logging.getLogger(__name__)
@@ -319,3 +320,12 @@ class _Series:
     def observe(self, amount: float, exemplar: object = None) -> None:
         if self._name in self._registry.definitions:
             self._registry.stats.observe_histogram(self._name, amount, self._values)
+
+
+if KvtierFileSystemTier.__abstractmethods__:
+    raise ImportError(
+        f"{_PROVEN}, and tiers of vLLM {VLLM_VERSION} must also know "
+        f"{', '.join(sorted(KvtierFileSystemTier.__abstractmethods__))}; install one of these, or a newer kvtier"
+    )
+if VLLM_VERSION.split("+")[0] not in PROVEN_VERSIONS:
+    logger.warning("%s; vLLM %s has the same tier interface, but was not tried", _PROVEN, VLLM_VERSION)

@@ -36,6 +36,8 @@ LOAD_PROMPTS = 24
 NEW_TOKENS = 16
 NUDGE = [[5, 6, 7]]
 """Less than a block, so never cached. It makes an engine step: deferred stores are submitted, finished jobs reaped."""
+NUDGES = 8
+"""So many steps are plenty for an idle engine to store a few blocks."""
 SETTLE_SECONDS_MAX = 60.0
 DAMAGED_BLOCK = 10
 KVTIER = {"type": "KvtierFileSystemTier", "module_path": "kvtier.vllm_plugin"}
@@ -261,10 +263,16 @@ def damage(engines: Engines, engine: EngineProcess, name: str, prompts: Prompts,
         what = f"10 {kind} block {DAMAGED_BLOCK} of {PROMPT_BLOCKS}"
         row = engines.run_pass(what, engine, one, ask, cached=before, from_files=before, judged=judged)
         row.note = "" if row.equal else "WRONG TOKENS"
-        if judged:  # what was recomputed is stored again, and then found
+        # What was recomputed is stored again, and then found.
+        if judged:
             engines.settle([engine], len(files))
-            engines.forget(engine)
-            engines.run_pass(f"11 {kind}: repaired", engine, one, ask, cached=whole, from_files=whole)
+        else:
+            for _ in range(NUDGES):
+                engines.nudge(engine)
+        engines.forget(engine)
+        after = whole if judged else None
+        row = engines.run_pass(f"11 {kind}: once more", engine, one, ask, cached=after, from_files=after, judged=judged)
+        row.note = "" if row.equal else "WRONG TOKENS"
 
 
 def _spoil(path: Path, kind: str) -> None:
