@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import mmap
 import os
@@ -32,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 O_DIRECT = getattr(os, "O_DIRECT", 0)
 O_TMPFILE = getattr(os, "O_TMPFILE", 0)
+
+RECENCY_SECONDS = 3600.0
+"""A load renews a file's mtime at most this often: recency for eviction at one call per block and hour."""
 
 MAGIC = b"KVTIER\r\n"
 VERSION = 1
@@ -126,6 +130,7 @@ class BlockIO:
         self._sizes = (self._sealed_bytes,) if config.integrity == "require" else (self._sealed_bytes, self.block_bytes)
         self._read_flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO must not hang us
         self._write_flags = os.O_WRONLY | os.O_CLOEXEC
+        self._durable = config.durability == "durable"
         self._tmpfile = False
         self._umask = 0o777  # until `probe` has seen it
         self._local = threading.local()
@@ -213,35 +218,59 @@ class BlockIO:
 
         The first writer wins; a block that is already there is success. Something there that is no block is set aside.
         """
-        try:
-            directory = os.path.dirname(path)
-            # A new folder, the usual case below a million blocks, spares asking whether the block is in it.
-            if not make_dirs(directory, self._config.dir_mode, self._umask) and self.exists(path):
-                return BlockOutcome(skipped=True)
-            page = self._page()
-            checksum = xxhash.xxh3_64_intdigest(view)
-            Trailer(key, self.block_bytes, checksum, self.instance_id, time.time_ns(), traceparent).pack_into(page)
-            descriptor, temp_path = self._create(directory)
+        for attempt in (1, 2, 3):
             try:
-                try:
-                    if self._umask & self._config.file_mode:
-                        os.fchmod(descriptor, self._config.file_mode)
-                    _transfer(os.pwritev, descriptor, [view, memoryview(page)], self._sealed_bytes)
-                    return self._publish(descriptor, temp_path, path)
-                finally:
-                    os.close(descriptor)  # may fail itself, where a quota is found out late
+                return self._write(path, key, view, traceparent)
+            except FileNotFoundError:  # an evictor removed the folder when it became empty: make it again
+                if attempt == 3:
+                    return BlockOutcome(reason="ENOENT")
+            except OSError as error:
+                return BlockOutcome(reason=errno_name(error))
+        raise AssertionError("unreachable")
+
+    def _write(self, path: str, key: OffloadKey, view: memoryview, traceparent: str) -> BlockOutcome:
+        directory = os.path.dirname(path)
+        # A new folder, the usual case below a million blocks, spares asking whether the block is in it.
+        if not make_dirs(directory, self._config.dir_mode, self._umask) and self.exists(path):
+            return self._settled(path, BlockOutcome(skipped=True))
+        page = self._page()
+        checksum = xxhash.xxh3_64_intdigest(view)
+        Trailer(key, self.block_bytes, checksum, self.instance_id, time.time_ns(), traceparent).pack_into(page)
+        descriptor, temp_path = self._create(directory)
+        try:
+            try:
+                if self._umask & self._config.file_mode:
+                    os.fchmod(descriptor, self._config.file_mode)
+                _transfer(os.pwritev, descriptor, [view, memoryview(page)], self._sealed_bytes)
+                if self._durable:
+                    os.fdatasync(descriptor)
+                return self._settled(path, self._publish(descriptor, temp_path, path))
             finally:
-                if temp_path is not None:
-                    _unlink_quietly(temp_path)  # gone already when it was renamed; never another writer's
-        except OSError as error:
-            return BlockOutcome(reason=errno_name(error))
+                os.close(descriptor)  # may fail itself, where a quota is found out late
+        finally:
+            if temp_path is not None:
+                _unlink_quietly(temp_path)  # gone already when it was renamed; never another writer's
+
+    def _settled(self, path: str, outcome: BlockOutcome) -> BlockOutcome:
+        """With durability, the file and its name are on the device before anybody hears of success."""
+        if self._durable and outcome.ok:
+            if outcome.skipped:
+                _sync(path)  # its writer may not have asked for durability, or not have got so far
+            for _ in range(3):  # the block's folder and the two above, which may be as new as the block
+                path = os.path.dirname(path)
+                _sync(path)
+        return outcome
 
     def _create(self, directory: str) -> tuple[int, str | None]:
-        """An empty file to write into: unnamed where that works (a killed process leaves nothing), else a temp file."""
+        """An empty file to write into: unnamed where that works (a killed process leaves nothing), else a temp file,
+        locked as long as its writer lives."""
         if self._tmpfile:
             return os.open(directory, O_TMPFILE | self._write_flags, self._config.file_mode), None
         temp_path = os.path.join(directory, self._temp_name())
-        return os.open(temp_path, os.O_CREAT | os.O_EXCL | self._write_flags, self._config.file_mode), temp_path
+        descriptor = os.open(temp_path, os.O_CREAT | os.O_EXCL | self._write_flags, self._config.file_mode)
+        with contextlib.suppress(OSError):  # no locks here: then nobody will dare to remove it
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor, temp_path
 
     def _publish(self, descriptor: int, temp_path: str | None, path: str) -> BlockOutcome:
         set_aside = None
@@ -281,7 +310,11 @@ class BlockIO:
             descriptor = os.open(path, self._read_flags)
             try:
                 status = os.fstat(descriptor)
-                return self._read_open(descriptor, status, key, view), status
+                outcome = self._read_open(descriptor, status, key, view)
+                if outcome.ok and time.time() - status.st_mtime > RECENCY_SECONDS:
+                    with contextlib.suppress(OSError):
+                        os.utime(descriptor)  # the mark of use that eviction goes by
+                return outcome, status
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -401,6 +434,14 @@ def _transfer(move: Callable[..., int], descriptor: int, buffers: Sequence[memor
 def _link(descriptor: int, path: str) -> None:
     # src_dir_fd is not used for an absolute source, but its presence makes Python call linkat(AT_SYMLINK_FOLLOW).
     os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor, follow_symlinks=True)
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _unlink_quietly(path: str) -> None:

@@ -18,6 +18,7 @@ HASH_ALGORITHMS = ("sha256", "sha256_cbor", "xxhash", "xxhash_cbor")
 SEED_POLICIES = ("fixed", "env", "random")
 INTEGRITY_LEVELS = ("verify", "require", "off")
 IO_POLICIES = ("auto", "direct", "buffered")
+DURABILITIES = ("cache", "durable")
 MISMATCH_ACTIONS = ("refuse", "warn")
 CACHE_POLICIES = ("lru", "arc")
 
@@ -146,12 +147,45 @@ class RunConfig(_FromMapping):
 
 
 @dataclass(frozen=True)
+class CapacityConfig(_FromMapping):
+    """How large a root may grow: `max_bytes` of blocks and/or `min_free_bytes` on its file system.
+
+    Eviction begins above `high_water` of the limit and ends at `low_water`. `shares` gives models (by name) a weight
+    other than 1: a model loses blocks only while it holds more than its share.
+    """
+
+    max_bytes: int | None = None
+    min_free_bytes: int | None = None
+    high_water: float = 0.95
+    low_water: float = 0.9
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.max_bytes is None and self.min_free_bytes is None:
+            raise ConfigError("capacity sets no limit; give max_bytes, min_free_bytes, or both")
+        for name in ("max_bytes", "min_free_bytes"):
+            if getattr(self, name) is not None:
+                _check_int(self, name, 1)
+        if not 0 < self.low_water < self.high_water <= 1:
+            raise ConfigError(
+                f"low_water is {self.low_water}, high_water {self.high_water}; valid: 0 < low_water < high_water <= 1"
+            )
+        bad = {name: weight for name, weight in self.shares.items() if not weight > 0}
+        if bad:
+            raise ConfigError(f"shares has {bad}; each weight must be above 0")
+
+
+@dataclass(frozen=True)
 class FsTierConfig(_FromMapping):
     """Options of `FileSystemTierManager`. Sizes are bytes.
 
     A store or load job is split into tasks of at most `task_bytes_max` (never less than one block), so that a job uses
     all idle threads and nothing waits behind more than one bounded task per thread. Stores beyond
-    `store_queue_bytes_max` are refused at once, with a result that says so.
+    `store_queue_bytes_max`, and stores that come while more than half of the CPU tier's slots wait to be stored, are
+    refused at once, with a result that says so: a slow volume never takes all slots.
+
+    `durability` "cache": after a power loss blocks may be missing (never wrong); "durable": a store that succeeded
+    survives one. `capacity` bounds the root; without it the root grows until the disk is full.
     """
 
     root_dir: str
@@ -163,10 +197,12 @@ class FsTierConfig(_FromMapping):
     on_mismatch: str = "refuse"
     integrity: str = "verify"
     io: str = "auto"
+    durability: str = "cache"
     task_bytes_max: int = 1 << 20
     store_queue_bytes_max: int = 1 << 30
     known_keys_max: int = 1 << 18
     enable_kv_events: bool = False
+    capacity: CapacityConfig | None = None
     file_mode: int = 0o600
     dir_mode: int = 0o700
 
@@ -186,6 +222,9 @@ class FsTierConfig(_FromMapping):
         _check_choice(self, "on_mismatch", MISMATCH_ACTIONS)
         _check_choice(self, "integrity", INTEGRITY_LEVELS)
         _check_choice(self, "io", IO_POLICIES)
+        _check_choice(self, "durability", DURABILITIES)
+        if isinstance(self.capacity, Mapping):
+            object.__setattr__(self, "capacity", CapacityConfig.from_mapping(self.capacity))
         _check_bool(self, "enable_kv_events")
         _check_mode(self, "file_mode", 0o600, 0o777)
         _check_mode(self, "dir_mode", 0o700, 0o3777)  # setgid hands a group's folder on to what is made in it

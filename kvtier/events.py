@@ -91,6 +91,17 @@ class BlockSetAside(NamedTuple):
     path: str
 
 
+class FilesEvicted(NamedTuple):
+    """This process evicted blocks from a root that had grown over a limit; `youngest_seconds`: the least time since one
+    of them was used."""
+
+    tier: str
+    reason: str  # "max_bytes" or "min_free_bytes"
+    blocks: int
+    bytes: int
+    youngest_seconds: float
+
+
 class Lookup(NamedTuple):
     """The manager answered lookups of one request in one step: blocks by outcome."""
 
@@ -153,6 +164,7 @@ Event = (
     | LookupBatch
     | TierAnswers
     | BlockSetAside
+    | FilesEvicted
     | Lookup
     | Promotion
     | Cascade

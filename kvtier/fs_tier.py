@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import os
 import time
 from collections import Counter
@@ -29,10 +30,12 @@ from kvtier.base import (
     TransferJob,
 )
 from kvtier.blockio import BlockIO, BlockOutcome
+from kvtier.capacity import Capacity, Evicted
 from kvtier.config import PAGE_BYTES, ConfigError, FsTierConfig, RunConfig, SlotError
 from kvtier.events import (
     BlockSetAside,
     Direction,
+    FilesEvicted,
     JobFinished,
     LookupBatch,
     NullObserver,
@@ -46,7 +49,11 @@ from kvtier.layout import FileMapper, open_root
 from kvtier.lookup import AsyncLookupManager
 from kvtier.thread_pool import Cancelled, Completion, DualQueueThreadPool, Work
 
+logger = logging.getLogger(__name__)
+
 LINKS_MAX = 8
+NO_SPACE = ("ENOSPC", "EDQUOT")
+STORE_PAUSE_SECONDS_MAX = 30.0
 
 
 class _Submitted(NamedTuple):
@@ -54,6 +61,8 @@ class _Submitted(NamedTuple):
     blocks_per_task: int
     submitted_seconds: float
     own_traceparent: str | None
+    admitted: int  # the first so many blocks were enqueued
+    refusal: str  # why the others were not
 
 
 class FileSystemTierManager(SecondaryTierManager):
@@ -102,8 +111,16 @@ class FileSystemTierManager(SecondaryTierManager):
         self._events: list[OffloadingEvent] = []
         self._lookup = AsyncLookupManager(self._probe, config.known_keys_max, f"kvtier_{tier_type}_lookup")
         self._pool = DualQueueThreadPool(
-            config.n_read_threads, config.n_write_threads, config.store_queue_bytes_max, f"kvtier_{tier_type}"
+            config.n_read_threads,
+            config.n_write_threads,
+            config.store_queue_bytes_max,
+            f"kvtier_{tier_type}",
         )
+        self._store_pause_seconds = 0.0  # the volume is full: how long stores are refused before one is tried again
+        self._stores_resume_seconds = 0.0
+        self._capacity = Capacity(config.root_dir, config.capacity) if config.capacity else None
+        if self._capacity:
+            self._capacity.start()
 
     # --- requests ---
 
@@ -126,6 +143,8 @@ class FileSystemTierManager(SecondaryTierManager):
         self._batch_traceparent = None
         for fact in self._lookup.take_facts():
             self._observer.on_event(LookupBatch(self.tier_type, *fact))
+        for evicted in self._capacity.take_facts() if self._capacity else ():
+            self._on_evicted(evicted)
         if answers := self._answers:
             counts = answers[LookupResult.HIT], answers[LookupResult.MISS], answers[LookupResult.RETRY]
             self._observer.on_event(TierAnswers(self.tier_type, *counts))
@@ -174,6 +193,8 @@ class FileSystemTierManager(SecondaryTierManager):
         }
 
     def shutdown(self) -> None:
+        if self._capacity:
+            self._capacity.stop()
         self._lookup.shutdown()
         self._pool.shutdown()
         self._bytes.release()  # the owner of the slots may now give their memory back
@@ -190,11 +211,13 @@ class FileSystemTierManager(SecondaryTierManager):
         per_task = max(1, min(self.config.task_bytes_max // self.config.block_bytes, -(-len(job.keys) // threads)))
         run = self._load_blocks if direction == "load" else self._store_blocks
         own_traceparent = child_traceparent(job.req_context.traceparent)
+        admitted, refusal = self._admit(len(job.keys)) if direction == "store" else (len(job.keys), "")
         works: list[Work] = []
-        for start in range(0, len(job.keys), per_task):
-            keys, slots = job.keys[start : start + per_task], job.chunk_ids[start : start + per_task]
+        for start in range(0, admitted, per_task):
+            end = min(start + per_task, admitted)
+            keys, slots = job.keys[start:end], job.chunk_ids[start:end]
             works.append((functools.partial(run, keys, slots, own_traceparent), len(keys) * self.config.block_bytes))
-        self._submitted[job.job_id] = _Submitted(job, per_task, time.monotonic(), own_traceparent)
+        self._submitted[job.job_id] = _Submitted(job, per_task, time.monotonic(), own_traceparent, admitted, refusal)
         self._pool.submit(job.job_id, direction, works)
 
     def _settle(self, completion: Completion) -> JobResult:
@@ -205,14 +228,19 @@ class FileSystemTierManager(SecondaryTierManager):
         for index, result in enumerate(completion.results):
             if isinstance(result, BaseException):
                 reason = str(result) if isinstance(result, Cancelled) else type(result).__name__
-                outcomes += [BlockOutcome(reason)] * len(job.keys[index * per_task : (index + 1) * per_task])
+                outcomes += [BlockOutcome(reason)] * (
+                    min((index + 1) * per_task, submitted.admitted) - index * per_task
+                )
             else:
                 outcomes += result
+        outcomes += [BlockOutcome(submitted.refusal)] * (len(job.keys) - submitted.admitted)
         ok = tuple(key for key, outcome in zip(job.keys, outcomes, strict=True) if outcome.ok)
         failed = [key for key, outcome in zip(job.keys, outcomes, strict=True) if not outcome.ok]
         self._lookup.mark_present(ok)
         if completion.direction == "load":
             self._lookup.mark_missing(failed)
+        elif completion.facts:
+            self._note_space(outcomes)
         self._tell(submitted, completion, outcomes)
         return JobResult(
             completion.job_id,
@@ -223,7 +251,7 @@ class FileSystemTierManager(SecondaryTierManager):
         )
 
     def _tell(self, submitted: _Submitted, completion: Completion, outcomes: Sequence[BlockOutcome]) -> None:
-        job, _, submitted_seconds, own_traceparent = submitted
+        job, _, submitted_seconds, own_traceparent, *_ = submitted
         loading = completion.direction == "load"
         ok = [outcome for outcome in outcomes if outcome.ok]
         written_elsewhere = [o for o in ok if loading and o.writer not in (None, self.blockio.instance_id)]
@@ -258,6 +286,35 @@ class FileSystemTierManager(SecondaryTierManager):
             self._events += [
                 OffloadingEvent(keys, "STORAGE", gone) for keys, gone in ((stored, False), (removed, True)) if keys
             ]
+
+    # --- a full volume: a cache may forget, but it must not fail loads or fill the log ---
+
+    def _admit(self, blocks: int) -> tuple[int, str]:
+        """How many of a store's first blocks may go on, and why the others may not."""
+        if 2 * self._pool.queued_bytes("store") > len(self._bytes):
+            return 0, "backlog"  # the volume is too slow: half of the slots are left for everything else
+        if time.monotonic() < self._stores_resume_seconds:
+            return 0, "ENOSPC"
+        return self._capacity.admit(blocks, self.config.block_bytes + PAGE_BYTES) if self._capacity else blocks, "full"
+
+    def _note_space(self, outcomes: Sequence[BlockOutcome]) -> None:
+        """Stores pause when the volume has no room, twice as long each time, and go on when one has worked again."""
+        if any(outcome.reason in NO_SPACE for outcome in outcomes):
+            if not self._store_pause_seconds:
+                logger.warning("%s has no room: stores pause, loads go on", self.config.root_dir)
+            self._store_pause_seconds = min(STORE_PAUSE_SECONDS_MAX, 2 * self._store_pause_seconds or 0.1)
+            self._stores_resume_seconds = time.monotonic() + self._store_pause_seconds
+        elif self._store_pause_seconds and any(outcome.ok and not outcome.skipped for outcome in outcomes):
+            logger.warning("%s has room again: stores go on", self.config.root_dir)
+            self._store_pause_seconds = 0.0
+
+    def _on_evicted(self, evicted: Evicted) -> None:
+        self._lookup.mark_missing(evicted.keys)
+        self._observer.on_event(
+            FilesEvicted(self.tier_type, evicted.reason, len(evicted.keys), evicted.bytes, evicted.youngest_seconds)
+        )
+        if self.config.enable_kv_events:
+            self._events.append(OffloadingEvent(evicted.keys, "STORAGE", True))
 
     # --- on the pool's and the lookup's threads ---
 

@@ -161,6 +161,10 @@ class DualQueueThreadPool:
             finished.append(self._finished.popleft())
         return finished
 
+    def queued_bytes(self, direction: Direction) -> int:
+        """Bytes of one class that no thread has taken yet."""
+        return self._queue.bytes[direction]
+
     def wait_idle(self, timeout_seconds: float | None = None) -> bool:
         """Block until no job is in flight; False when the time ran out."""
         with self._lock:

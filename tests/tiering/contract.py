@@ -22,7 +22,7 @@ from kvtier.base import (
 )
 from kvtier.hashing import OffloadKey
 
-SLOTS = 512
+SLOTS = 1024  # twice what a test keeps in flight: a tier may shed stores when most slots wait for it
 LARGE_JOB_BLOCKS = 400
 """More than ten blocks for each thread of any tier made here."""
 STEPS_MAX = 10_000
