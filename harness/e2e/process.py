@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-UP_SECONDS_MAX = 300.0
+UP_SECONDS_MAX = 600.0
 ANSWER_SECONDS_MAX = 120.0
 """An engine that is silent for so long hangs."""
 STOP_SECONDS_MAX = 30.0
+TRACKER_SECONDS_MAX = 5.0
 LAST_WORDS_LINES = 25
 _ENVIRONMENT = {
     "VLLM_TARGET_DEVICE": "cpu",
@@ -74,10 +75,18 @@ class EngineProcess:
 
     def kill(self) -> None:
         """SIGKILL for all its processes, without warning; what they leave in /dev/shm goes too."""
-        shared = self._shared_memory()
+        shared = {path for folder in self._processes() for path in _shared_memory(folder)}
+        for folder in self._processes():
+            with suppress(OSError):
+                # Python's tracker lives on, as it would: it removes what the dead have left, then ends.
+                if b"resource_tracker" not in (folder / "cmdline").read_bytes():
+                    os.kill(int(folder.name), signal.SIGKILL)
+        self._popen.wait()
+        deadline = time.monotonic() + TRACKER_SECONDS_MAX
+        while self._processes() and time.monotonic() < deadline:
+            time.sleep(0.01)
         with suppress(ProcessLookupError):
             os.killpg(self._popen.pid, signal.SIGKILL)
-        self._popen.wait()
         for path in shared:
             path.unlink(missing_ok=True)
 
@@ -90,15 +99,14 @@ class EngineProcess:
             self._popen.wait(STOP_SECONDS_MAX)
         self.kill()
 
-    def _shared_memory(self) -> set[Path]:
-        """Files in /dev/shm that its processes, all of one session, have mapped."""
-        found: set[Path] = set()
+    def _processes(self) -> list[Path]:
+        """/proc/<pid> of all that live in its session; a dead one that nobody has waited for has no command line."""
+        found = []
         for folder in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):  # not ours, or gone
-                if os.getsid(int(folder.name)) == self._popen.pid:
-                    maps = (folder / "maps").read_text().split("\n")
-                    found |= {Path(line[line.index("/dev/shm/") :]) for line in maps if "/dev/shm/" in line}
-        return {path for path in found if path.exists()}
+            with suppress(OSError):  # gone
+                if os.getsid(int(folder.name)) == self._popen.pid and (folder / "cmdline").read_bytes():
+                    found.append(folder)
+        return found
 
     def _send(self, question: dict[str, Any]) -> None:
         assert self._popen.stdin is not None
@@ -131,3 +139,15 @@ class EngineProcess:
     def _failed(self, what: str) -> EngineFailed:
         words = self.log_path.read_text(errors="replace").splitlines()[-LAST_WORDS_LINES:]
         return EngineFailed("\n  ".join([f"engine {self.name} {what}; the end of {self.log_path}:", *words]))
+
+
+def _shared_memory(process: Path) -> set[Path]:
+    """Files in /dev/shm that a process has mapped."""
+    with suppress(OSError):
+        lines = (process / "maps").read_text().splitlines()
+        return {
+            path
+            for line in lines
+            if (path := Path(line[line.find("/") :])).is_relative_to("/dev/shm") and path.exists()
+        }
+    return set()
