@@ -140,7 +140,7 @@ class Capacity:
             reason, excess = self._excess(used)
             for quota, one in self._quotas(measured, excess):
                 used -= self._evict(one, quota, reason)
-            self.used_bytes, self._measured_seconds = used, time.monotonic()
+            self.used_bytes, self._measured_seconds, self._wanted = used, time.monotonic(), False
             if self.config.max_bytes is not None:
                 self._budget = (self.config.max_bytes - used) / WRITERS
             room = (self.config.max_bytes or used) * self.config.high_water - used
@@ -180,8 +180,7 @@ class Capacity:
         """Why and how many bytes must go; nothing below the high water mark, else down to the low one."""
         limit, least = self.config.max_bytes, self.config.min_free_bytes
         reason, excess = "max_bytes", 0.0
-        wanted, self._wanted = self._wanted, False
-        if limit is not None and used > limit * (self.config.low_water if wanted else self.config.high_water):
+        if limit is not None and used > limit * (self.config.low_water if self._wanted else self.config.high_water):
             excess = used - limit * self.config.low_water
         if least is not None:
             status = os.statvfs(self.root_dir)
@@ -210,7 +209,6 @@ class Capacity:
     def _evict(self, measured: _Measured, quota: float, reason: str) -> float:
         """Remove about `quota` bytes of the least recently used blocks of a folder; the bytes that went."""
         cutoff = _cutoff(measured.ages, quota / measured.bytes)
-        hurry = self.config.max_bytes is not None and self.used_bytes >= self.config.max_bytes
         freed, gone, youngest = 0.0, list[OffloadKey](), 0.0
         prefixes = measured.folder.prefixes()
         self._random.shuffle(prefixes)
@@ -224,7 +222,7 @@ class Capacity:
                         gone.append(block.key)
             if freed >= quota or self._stop:
                 break
-            if not hurry:
+            if not self._wanted:  # nobody waits for the room
                 time.sleep(PACE * (time.monotonic() - started))
         if gone:
             self._facts.append(Evicted(reason, tuple(gone), round(freed), max(0.0, time.time() - youngest)))
