@@ -6,9 +6,11 @@ Exit code: 0 true, 1 false, 2 unknown, 64 bad usage (one sentence, no traceback)
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import sys
+import tomllib
 import typing
 from pathlib import Path
 from typing import Any
@@ -16,19 +18,19 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from harness.adapters import UnknownTier
 from harness.adapters.base import PeerMissing
-from harness.progress import Progress
-from harness.report import write_report
+from harness.conform import conform
+from harness.report import write_comparison, write_index, write_report
+from harness.report.compare import compare, difference_table, in_words, read_side
 from harness.run import EXIT_CODES, EXIT_INTERRUPTED, Results, judge, known_tiers
-from harness.run import run as make_run
 from harness.scenarios import scenarios
-from harness.scenarios.base import CommonOptions, Scenario, UsageError
+from harness.scenarios.base import Scenario, UsageError
+from harness.show import carry_out, say_results
 
 EXIT_USAGE = 64
-_COLOURS = {"true": "green", "false": "red", "unknown": "yellow"}
-FINDINGS_SHOWN_MAX = 3
 
 
 @click.group()
@@ -48,16 +50,52 @@ def _scenario_command(chosen: Scenario) -> click.Command:
 
     def invoke(runs_dir: str, as_json: bool, quiet: bool, **values: Any) -> None:
         options = chosen.options(**values)
-        _run(chosen, options, Path(runs_dir), as_json, quiet)
+        console = Console(stderr=as_json, highlight=False)
+        results = carry_out(chosen, options, Path(runs_dir), console, quiet or as_json)
+        _say(results, Path(results.run_dir), as_json, console, Path(runs_dir) / "latest")
+        sys.exit(results.exit_code)
 
     hints = typing.get_type_hints(chosen.options)
     params: list[click.Parameter] = [_click_option(f, hints[f.name]) for f in dataclasses.fields(chosen.options)]
     params += [
+        click.Option(
+            ["--options"],
+            is_eager=True,
+            expose_value=False,
+            callback=_read_options,
+            help="TOML file with options, at its top or in a table [NAME OF THE SCENARIO]; what is typed here wins",
+        ),
         click.Option(["--runs-dir"], default="runs", show_default=True, help="where the run's folder is made"),
         click.Option(["--json", "as_json"], is_flag=True, help="print results.json instead of a table; no progress"),
         click.Option(["--quiet"], is_flag=True, help="no progress"),
     ]
     return click.Command(chosen.name, params=params, callback=invoke, help=chosen.proves)
+
+
+def _read_options(context: click.Context, parameter: click.Parameter, path: str | None) -> None:
+    """The file's values take the place of the defaults."""
+    if path is None:
+        return
+    try:
+        given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--options: {path!r} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"--options: {path!r} is not TOML: {error}") from error
+    own = given.get(str(context.info_name), {})
+    tables = {item.name for item in scenarios()}
+    values = {name: value for name, value in given.items() if name not in tables} | own
+    multiple = {p.name: p.multiple for p in context.command.params if isinstance(p, click.Option)}
+    defaults: dict[str, Any] = {}
+    for name, value in values.items():
+        option = name.replace("-", "_")
+        if option not in multiple or option == parameter.name:
+            valid = ", ".join(sorted(str(n) for n in multiple if n != parameter.name))
+            raise UsageError(f"--options: {path!r} has {name!r}; valid choices: {valid}")
+        # As text, so that a value is read just as if it had been typed.
+        values_listed = value if isinstance(value, list) else [value]
+        defaults[option] = [str(v) for v in values_listed] if multiple[option] else str(value)
+    context.default_map = defaults
 
 
 def _click_option(item: dataclasses.Field[Any], hint: Any) -> click.Option:
@@ -75,55 +113,15 @@ for _chosen in scenarios():
     run_group.add_command(_scenario_command(_chosen))
 
 
-def _run(chosen: Scenario, options: CommonOptions, runs_dir: Path, as_json: bool, quiet: bool) -> None:
-    console = Console(stderr=as_json, highlight=False)
-    quiet = quiet or as_json
-
-    def on_start(options: CommonOptions, run_dir: Path, traffic: str) -> None:
-        if not quiet:
-            threads = f"{options.read_threads}+{options.write_threads} threads"
-            console.print(
-                f"[bold]{chosen.name}[/bold] of [bold]{escape(options.tier)}[/bold]: {options.processes} processes, "
-                f"{threads}, blocks of {options.block_bytes >> 10} KiB, seed {options.seed}\n{escape(traffic)}",
-                soft_wrap=True,
-            )
-
-    with Progress(console, quiet) as progress:
-        results = make_run(chosen, options, runs_dir, on_start, progress.tick, progress.stage)
-    _finish(results, Path(results.run_dir), as_json, console, runs_dir)
-    sys.exit(results.exit_code)
+cli.add_command(conform)
 
 
-def _finish(results: Results, run_dir: Path, as_json: bool, console: Console, runs_dir: Path | None = None) -> None:
-    """Write the report, then print what there is to know."""
-    write_report(run_dir)
+def _say(results: Results, run_dir: Path, as_json: bool, console: Console, folder: Path) -> None:
+    """What came of a run; `folder` is how a person would name it."""
     if as_json:
         print((run_dir / "results.json").read_text(), end="")
-        return
-    width = max(len(verdict["name"]) for verdict in results.verdicts)
-    for verdict in results.verdicts:
-        value = f"[{_COLOURS[verdict['value']]}]{verdict['value']:<7}[/]"
-        console.print(f"{verdict['name']:<{width}}  {value}  {escape(verdict['figure'])}", soft_wrap=True)
-    for verdict in results.verdicts:
-        if verdict["value"] != "true":
-            for finding in verdict["findings"][:FINDINGS_SHOWN_MAX]:
-                console.print(f"  {verdict['name']}: {escape(finding)}", soft_wrap=True)
-            if len(verdict["findings"]) > FINDINGS_SHOWN_MAX:
-                console.print(
-                    f"  {verdict['name']}: {len(verdict['findings']) - FINDINGS_SHOWN_MAX} more in results.json"
-                )
-    if results.reason:
-        console.print(f"[yellow]{escape(results.reason)}[/]", soft_wrap=True)
-    colour = _COLOURS[results.verdict]
-    mib = (results.totals["loaded_bytes"] + results.totals["stored_bytes"]) / (1 << 20)
-    console.print(
-        f"verdict [bold {colour}]{results.verdict}[/]: {results.totals['requests']:,.0f} requests, "
-        f"{mib:,.0f} MiB moved in {results.seconds:.0f} s"
-    )
-    if results.verdict != "true":
-        console.print(f"again: {escape(results.command)}", soft_wrap=True)
-    latest = runs_dir / "latest" if runs_dir and (runs_dir / "latest").exists() else run_dir
-    console.print(f"{latest}/report.html", soft_wrap=True)
+    else:
+        say_results(results, console, (folder if folder.exists() else run_dir) / "report.html")
 
 
 @cli.command()
@@ -132,31 +130,71 @@ def _finish(results: Results, run_dir: Path, as_json: bool, console: Console, ru
 def check(run_dir: str, as_json: bool) -> None:
     """Judge a recorded run again; starts no process."""
     results = judge(Path(run_dir))
-    _finish(results, Path(run_dir), as_json, Console(highlight=False))
+    write_report(Path(run_dir))
+    _say(results, Path(run_dir), as_json, Console(highlight=False), Path(run_dir))
     sys.exit(EXIT_CODES[results.verdict])
 
 
 @cli.command()
 @click.argument("run_dir")
 def report(run_dir: str) -> None:
-    """Make a run's report.html again from what it recorded."""
-    if not (Path(run_dir) / "results.json").exists():
-        judge(Path(run_dir))
+    """Make a run's report.html again from what it recorded, and the list of runs beside it."""
+    _judged(Path(run_dir))
     click.echo(write_report(Path(run_dir)))
+    write_index(Path(run_dir).resolve().parent)
+
+
+@cli.command(name="compare")
+@click.argument("run_a")
+@click.argument("run_b")
+@click.option("--output", help="the page's file (default: compare-A.html in the folder of RUN_B)")
+@click.option("--json", "as_json", is_flag=True, help="print the differences as JSON; no page")
+def compare_runs(run_a: str, run_b: str, output: str | None, as_json: bool) -> None:
+    """What differs between two runs, by how much, and how sure that is. Judges neither: the exit code is 0."""
+    a, b = (read_side(_judged(Path(run_dir))) for run_dir in (run_a, run_b))
+    differences = compare(a, b)
+    if as_json:
+        sides = {"a": a.results["run_dir"], "b": b.results["run_dir"]}
+        print(json.dumps({**sides, "differences": [d.to_json() for d in differences]}, indent=1))
+        return
+    page = write_comparison(a, b, differences, Path(output) if output else Path(run_b) / f"compare-{a.name}.html")
+    console = Console(highlight=False)
+    head, *rows = difference_table(differences)
+    table = Table(box=None, pad_edge=False)
+    for number, cell in enumerate(head):
+        table.add_column(cell, justify="left" if number in (0, 3, 7) else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print(in_words(differences), soft_wrap=True, markup=False)
+    console.print(f"{page}", soft_wrap=True, markup=False)
+
+
+def _judged(run_dir: Path) -> Path:
+    """The same folder, with results. Raises `UsageError` when it is no run."""
+    if not (run_dir / "results.json").exists():
+        judge(run_dir)
+    return run_dir
 
 
 @cli.command(name="list")
-def list_all() -> None:
+@click.option("--json", "as_json", is_flag=True, help="print the same as JSON")
+def list_all(as_json: bool) -> None:
     """Scenarios, tiers, and what each scenario proves."""
+    tiers = known_tiers()
+    if as_json:
+        listed = [{"name": s.name, "checkers": s.checkers, "proves": " ".join(s.proves.split())} for s in scenarios()]
+        print(json.dumps({"scenarios": listed, "tiers": tiers}, indent=1))
+        return
     console = Console(highlight=False)
     console.print("[bold]scenarios[/]")
     for item in scenarios():
         console.print(f"  [bold]{item.name}[/]  checks {', '.join(item.checkers)}")
         console.print("\n".join(f"    {line}" for line in item.proves.splitlines()), soft_wrap=True)
     console.print("[bold]tiers[/]")
-    for name, what in known_tiers().items():
-        console.print(f"  [bold]{name}[/]  {escape(what)}", soft_wrap=True)
-    console.print("  [bold]module:Class[/]  any Adapter of your own")
+    width = max(map(len, [*tiers, "module:Class"]))
+    for name, what in {**tiers, "module:Class": "any Adapter of your own"}.items():
+        console.print(f"  [bold]{name:<{width}}[/]  {escape(what)}", soft_wrap=True)
 
 
 def main(arguments: list[str] | None = None) -> typing.NoReturn:

@@ -98,9 +98,10 @@ class Progress:
 
     def _line(self, children: Sequence[Child], rate: float) -> str:
         sums = {name: sum(c.counts.get(name, 0) for c in children) for name in ("requests", "stores", "loads")}
+        alive = sum(child.alive for child in children)
         parts = [
             f"{time.monotonic() - self._started_seconds:4.0f} s",
-            f"{sum(child.alive for child in children)} processes",
+            f"{alive} process{'es' if alive != 1 else ''}",
             *(f"{value:,.0f} {name}" for name, value in sums.items()),
             f"{_hit_ratio(children):.0%} hits",
             f"{rate:,.0f} MiB/s",

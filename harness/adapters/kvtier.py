@@ -29,7 +29,7 @@ _VERDICTS: dict[LookupResult, Verdict] = {
 
 
 class KvtierAdapter(Adapter):
-    """`setup.options` are further keywords of `FsTierConfig`."""
+    """kvtier's file-system tier by itself; `setup.options` are further keywords of `FsTierConfig`."""
 
     name = "kvtier"
     exposes_schedule = True

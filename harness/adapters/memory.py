@@ -21,7 +21,10 @@ FOLDER = "memory"
 
 
 class MemoryAdapter(Adapter):
-    """Keys are SHA-256 chains over the tokens' text; the seed follows `seed_policy` as the rules of sharing say."""
+    """The oracle, too simple to be wrong: a block is a file, every job runs inside its submit.
+
+    Keys are SHA-256 chains over the tokens' text; the seed follows `seed_policy` as the rules of sharing say.
+    """
 
     name: ClassVar[str] = "memory"
     exposes_files: ClassVar[bool] = True

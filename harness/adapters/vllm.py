@@ -103,8 +103,9 @@ def offloading_spec(
 
 
 class VllmAdapter(Adapter):
-    """The real tier, driven as its scheduler drives it. Options:
+    """vLLM's own file-system tier, driven as its scheduler drives it.
 
+    Options:
     `c_extension` (true): its C file functions, else its Python ones. `seed_random` (0): an engine's `seed`, which it
     gives to `random` before it makes the tier; null leaves `random` unseeded, as no engine does by default.
     `raise_none_refcount` (false): on Python 3.11 keep the process alive beyond some thousand jobs of the C functions.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -219,7 +220,7 @@ _FIGURES: list[tuple[str, str, bool, _Of]] = [
     ("loaded", "MiB/s", True, _rate("load")),
     ("stored", "MiB/s", True, _rate("store")),
     *(
-        (f"{name}, p{share * 100:g}", "ms", False, _percentile_ms(kind, share))
+        (f"{name} p{share * 100:g}", "ms", False, _percentile_ms(kind, share))
         for kind, name in (
             ("request", "requests"),
             ("load", "load jobs"),
@@ -239,7 +240,7 @@ def write_comparison(a: Side, b: Side, differences: Sequence[Difference], path: 
     body = [
         f"<h1>{escape(a.results['scenario'])} of {escape(a.results['tier'])} (A) and "
         f"{escape(b.results['scenario'])} of {escape(b.results['tier'])} (B)</h1>",
-        _sides(a, b),
+        _sides(a, b, path.resolve().parent),
         f"<p class='answer'>{escape(in_words(differences))}</p>",
         f"<p class='sub'>Intervals hold {CONFIDENCE:.0%}: {DRAWS} draws of slices of time with replacement. One run of "
         "each says nothing about how two runs of the same thing would differ; repeat both, in turn, before you believe "
@@ -266,11 +267,11 @@ def in_words(differences: Sequence[Difference]) -> str:
     return " ".join(parts) or "The two runs have no figure in common."
 
 
-def _sides(a: Side, b: Side) -> str:
+def _sides(a: Side, b: Side, folder: Path) -> str:
     items = []
     for letter, side in (("A", a), ("B", b)):
         value = side.results["verdict"]
-        link = escape(f"../{side.name}/report.html")
+        link = escape(os.path.relpath(side.run_dir / "report.html", folder))
         items.append(
             f"<li class='is-{value}'><b>{letter}</b> <a href='{link}'>{escape(side.name)}</a>"
             f"<span class='badge {value}'>{escape(verdict_words(side.results))}</span></li>"

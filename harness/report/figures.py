@@ -65,7 +65,8 @@ def bands(history: History) -> list[Band]:
     start, end = origin_seconds(history), end_seconds(history)
     found: list[Band] = []
     phases = sorted((n for n in history.notes if n.kind == "phase" and n.process == -1), key=_when)
-    for note, after in zip(phases, [*(n.monotonic_seconds for n in phases[1:]), end], strict=True):
+    ends = [*(n.monotonic_seconds for n in phases[1:]), end]
+    for note, after in zip(phases, ends, strict=False):
         if after > note.monotonic_seconds:
             found.append(Band("phase", note.text, note.monotonic_seconds - start, after - start))
     since: dict[tuple[str, object], float] = {}

@@ -1,0 +1,86 @@
+"""`conform module:Class`: the contract and every scenario on somebody's own tier, one after the other, one verdict.
+
+The command line has it; each scenario is an ordinary run with a folder and a report of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from harness.adapters import adapter_class, tier_python
+from harness.run import EXIT_CODES, EXIT_INTERRUPTED, Results
+from harness.scenarios import scenarios
+from harness.scenarios.base import CommonOptions, Scenario, UsageError
+from harness.seeds import fresh_seed
+from harness.show import COLOURS, carry_out, say_verdicts
+
+_GIVEN = ("root_dir", "processes", "block_bytes", "read_threads", "write_threads", "tier_option")
+
+
+@click.command()
+@click.argument("tier", metavar="TIER")
+@click.option("--scenario", "names", multiple=True, help="only this one; may be repeated (default: all)")
+@click.option("--seconds", type=float, default=3.0, show_default=True, help="of traffic in each scenario")
+@click.option("--seed", type=click.IntRange(0), help="of all scenarios (default: a fresh one, printed)")
+@click.option("--root-dir", help="folder to share; fresh folders inside it are used and removed")
+@click.option("--processes", type=int, help="worker processes (default: the scenario's)")
+@click.option("--block-bytes", type=int, help="size of a block (default: the scenario's)")
+@click.option("--read-threads", type=int, help="read-priority threads of each process (default: the scenario's)")
+@click.option("--write-threads", type=int, help="write-priority threads of each process (default: the scenario's)")
+@click.option("--tier-option", multiple=True, help="NAME=VALUE for the tier itself; may be repeated")
+@click.option("--runs-dir", default="runs", show_default=True, help="where the runs' folders are made")
+@click.option("--json", "as_json", is_flag=True, help="print all results as JSON; no progress")
+@click.option("--quiet", is_flag=True, help="no progress")
+def conform(tier: str, names: tuple[str, ...], runs_dir: str, as_json: bool, quiet: bool, **given: Any) -> None:
+    """The contract and all scenarios on TIER: a name from `list`, or module:Class, an Adapter of your own.
+
+    The exit code is that of the worst verdict: 0 true, 1 false, 2 unknown.
+    """
+    adapter_class(tier)  # an unknown tier is told before anything else
+    tier_python(tier)
+    known = {item.name: item for item in scenarios()}
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(f"--scenario is {unknown[0]!r}; valid choices: {', '.join(known)}")
+    seed = fresh_seed() if given["seed"] is None else given["seed"]
+    # Options that cannot work are refused before the first scenario has taken its time.
+    planned = [(known[name], _options(known[name], tier, seed, given)) for name in names or known]
+    console = Console(stderr=as_json, highlight=False)
+    done: list[Results] = []
+    for number, (chosen, options) in enumerate(planned, 1):
+        if not (quiet or as_json):
+            console.rule(f"{chosen.name} ({number} of {len(planned)})", align="left", characters="-")
+        results = carry_out(chosen, options, Path(runs_dir), console, quiet or as_json)
+        done.append(results)
+        if not as_json:
+            say_verdicts(results, console)
+        if results.interrupted:
+            sys.exit(EXIT_INTERRUPTED)
+    values = {results.verdict for results in done}
+    worst = next(value for value in ("false", "unknown", "true") if value in values)
+    if as_json:
+        runs = [dataclasses.asdict(results) for results in done]
+        document = {"tier": tier, "verdict": worst, "exit_code": EXIT_CODES[worst], "seed": seed, "runs": runs}
+        print(json.dumps(document, indent=1, default=str))
+    else:
+        console.print()
+        for results in done:
+            folder = Path(results.run_dir).name
+            mark = f"[{COLOURS[results.verdict]}]{results.verdict:<7}[/]"
+            console.print(f"{results.scenario:<12} {mark}  {results.seconds:4.0f} s  {runs_dir}/{folder}/report.html")
+        console.print(f"{tier}: [bold {COLOURS[worst]}]{worst}[/], seed {seed}; all runs: {runs_dir}/index.html")
+    sys.exit(EXIT_CODES[worst])
+
+
+def _options(chosen: Scenario, tier: str, seed: int, given: dict[str, Any]) -> CommonOptions:
+    """The scenario's own defaults, with what was given; a scenario that takes what it takes keeps its zero seconds."""
+    values = {name: given[name] for name in _GIVEN if given[name] not in (None, ())}
+    if next(f.default for f in dataclasses.fields(chosen.options) if f.name == "seconds"):
+        values["seconds"] = given["seconds"]
+    return chosen.options(tier=tier, seed=seed, **values)

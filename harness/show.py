@@ -1,0 +1,77 @@
+"""Carries out a run for a person or a machine at the other end, and says what came of it; the commands share it.
+
+It judges nothing: the words are the run's, it chooses how many of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from harness.progress import Progress
+from harness.report import write_index, write_report
+from harness.run import Results, run
+from harness.scenarios.base import CommonOptions, Scenario
+
+COLOURS = {"true": "green", "false": "red", "unknown": "yellow"}
+FINDINGS_SHOWN_MAX = 3
+LAST_WORDS_SHOWN_MAX = 3
+"""Of so many dead processes; the report has all."""
+
+
+def carry_out(chosen: Scenario, options: CommonOptions, runs_dir: Path, console: Console, quiet: bool) -> Results:
+    """Run a scenario with progress unless `quiet`, write its report, and put it on the list of runs."""
+
+    def on_start(options: CommonOptions, run_dir: Path, traffic: str) -> None:
+        if not quiet:
+            told = (options.read_threads, options.write_threads)
+            threads = "splits of threads" if None in told else f"{told[0]}+{told[1]} threads"
+            processes = f"{options.processes} process{'es' if options.processes != 1 else ''}"
+            console.print(
+                f"[bold]{chosen.name}[/bold] of [bold]{escape(options.tier)}[/bold]: {processes}, "
+                f"{threads}, blocks of {options.block_bytes >> 10} KiB, seed {options.seed}\n{escape(traffic)}",
+                soft_wrap=True,
+            )
+
+    with Progress(console, quiet) as progress:
+        results = run(chosen, options, runs_dir, on_start, progress.tick, progress.stage)
+        progress.stage("writing the report")
+        write_report(Path(results.run_dir))
+        write_index(runs_dir)
+    return results
+
+
+def say_results(results: Results, console: Console, page: Path) -> None:
+    """A line per verdict, what was found, and how to see it again: enough to act on, the rest is in `page`."""
+    say_verdicts(results, console)
+    colour = COLOURS[results.verdict]
+    mib = (results.totals["loaded_bytes"] + results.totals["stored_bytes"]) / (1 << 20)
+    console.print(
+        f"verdict [bold {colour}]{results.verdict}[/]: {results.totals['requests']:,.0f} requests, "
+        f"{mib:,.0f} MiB moved in {results.seconds:.0f} s"
+    )
+    console.print(f"{page}", soft_wrap=True, markup=False)
+
+
+def say_verdicts(results: Results, console: Console) -> None:
+    """The verdicts; for a run that is not "true" also its findings, last words, seed and command."""
+    width = max((len(verdict["name"]) for verdict in results.verdicts), default=0)
+    for verdict in results.verdicts:
+        value = f"[{COLOURS[verdict['value']]}]{verdict['value']:<7}[/]"
+        console.print(f"{verdict['name']:<{width}}  {value}  {escape(verdict['figure'])}", soft_wrap=True)
+    if results.verdict == "true":
+        return
+    for verdict in results.verdicts:
+        if verdict["value"] != "true":
+            for finding in verdict["findings"][:FINDINGS_SHOWN_MAX]:
+                console.print(f"  {verdict['name']}: {escape(finding)}", soft_wrap=True)
+            if (more := len(verdict["findings"]) - FINDINGS_SHOWN_MAX) > 0:
+                console.print(f"  {verdict['name']}: {more} more in results.json")
+    if results.reason:
+        console.print(f"[yellow]{escape(results.reason)}[/]", soft_wrap=True)
+    for label, said in list(results.last_words.items())[:LAST_WORDS_SHOWN_MAX]:
+        console.print(f"last words of process {label}:")
+        console.print("\n".join(f"  {line}" for line in said.splitlines()), soft_wrap=True, markup=False)
+    console.print(f"seed {results.seed}; again: {escape(results.command)}", soft_wrap=True)
