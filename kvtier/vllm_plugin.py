@@ -154,14 +154,14 @@ class KvtierFileSystemTier(vllm_tiering.SecondaryTierManager):  # type: ignore[m
     # --- requests ---
 
     def on_new_request(self, req_context: Any) -> Any:
-        policy = self._opened().on_new_request(self._context(req_context)).policy
+        context = self._contexts[req_context.req_id] = _translated(req_context)
+        policy = self._opened().on_new_request(context).policy
         return vllm_base.RequestOffloadingContext(vllm_base.OffloadPolicy[policy.name])
 
     def on_request_finished(self, req_context: Any) -> None:
-        context = self._context(req_context)
-        if self._fs is not None:
+        context = self._contexts.pop(req_context.req_id, None)
+        if self._fs is not None and context is not None:
             self._fs.on_request_finished(context)
-        self._contexts.pop(context.req_id, None)
 
     def lookup(self, key: Any, req_context: Any) -> Any:
         return _LOOKUP_RESULTS[self._opened().lookup(key, self._context(req_context))]
@@ -230,14 +230,8 @@ class KvtierFileSystemTier(vllm_tiering.SecondaryTierManager):  # type: ignore[m
         return TransferJob(job.job_id, tuple(job.keys), chunk_ids, job.is_promotion, self._context(job.req_context))
 
     def _context(self, req_context: Any) -> ReqContext:
-        """kvtier's word for a request; made once for it, since an engine asks for each of its blocks at each step."""
-        context = self._contexts.get(req_context.req_id)
-        if context is None:
-            params = req_context.kv_transfer_params or {}
-            trace = params.get("traceparent")
-            context = ReqContext(req_context.req_id, params, trace if isinstance(trace, str) else None)
-            self._contexts[req_context.req_id] = context
-        return context
+        """kvtier's word for a request, made once: an engine asks for each of its blocks, at each step."""
+        return self._contexts.get(req_context.req_id) or _translated(req_context)
 
     def _gauges(self) -> Mapping[str, float]:
         return self._fs.gauges() if self._fs is not None else {}
@@ -254,6 +248,12 @@ def _tier_config(options: dict[str, Any], block_bytes: int) -> FsTierConfig:
         raise ConfigError("seed_policy is 'random', but NONE_HASH is the engine's; valid choices here: fixed, env")
     none_hash("sha256", config.seed_policy)  # for "env", says whether the variable is set
     return config
+
+
+def _translated(req_context: Any) -> ReqContext:
+    params = req_context.kv_transfer_params or {}
+    trace = params.get("traceparent")
+    return ReqContext(req_context.req_id, params, trace if isinstance(trace, str) else None)
 
 
 class _Metrics:

@@ -42,7 +42,15 @@ class EngineProcess:
     Starting does not wait: `up` does. One question at a time; `ask` is `send` and `answer` in one.
     """
 
-    def __init__(self, name: str, python: Path, overlay: Path | None, options: Mapping[str, Any], log: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        python: Path,
+        overlay: Path | None,
+        options: Mapping[str, Any],
+        log: Path,
+        environment: Mapping[str, str],
+    ) -> None:
         self.name, self.log_path = name, log
         path = os.pathsep.join(map(str, filter(None, (overlay, REPOSITORY))))
         with open(log, "wb") as stderr:
@@ -52,7 +60,7 @@ class EngineProcess:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
-                env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": path},
+                env={**os.environ, **_ENVIRONMENT, **environment, "PYTHONPATH": path},
                 start_new_session=True,
             )
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()

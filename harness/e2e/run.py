@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -92,7 +93,7 @@ class Engines:
         self.right: dict[str, list[list[int]]] = {}  # name of a set of prompts -> the generations
         self._running: list[EngineProcess] = []
 
-    def start(self, name: str, tier: dict[str, Any]) -> EngineProcess:
+    def start(self, name: str, tier: dict[str, Any], **environment: str) -> EngineProcess:
         engine_id = f"{os.path.basename(self._folder)}-{name}".replace(" ", "-")
         options = {
             "model": str(self._folder / "model"),
@@ -103,7 +104,8 @@ class Engines:
             "engine_id": engine_id,
             "tier": {**tier, "root_dir": str(self.root)},
         }
-        engine = EngineProcess(name, self._python, self._overlay, options, self._folder / f"{name}.log")
+        log = self._folder / f"{name}.log"
+        engine = EngineProcess(name, self._python, self._overlay, options, log, environment)
         self._running.append(engine)
         return engine
 
@@ -197,7 +199,7 @@ def tell(engines: Engines) -> None:
     blocks = PROMPTS * PROMPT_BLOCKS
     a = engines.start("a (kvtier)", KVTIER)
     engines.story.vllm = a.up()
-    b, v = engines.start("b (kvtier)", KVTIER), None
+    b = engines.start("b (kvtier)", KVTIER)
     p, q = engines.prompts("p"), engines.prompts("q")
 
     # One engine: compute, then from its caches, then from files alone.
@@ -214,6 +216,7 @@ def tell(engines: Engines) -> None:
     b.up()
     engines.run_pass("4 from files, a second engine", b, "p", p, cached=full, from_files=full)
     v = engines.start("v (vLLM's fs)", BUILT_IN)
+    stranger = engines.start("stranger", KVTIER, PYTHONHASHSEED="1")
     v.up()
     engines.run_pass("5 kvtier wrote, vLLM's tier reads", v, "p", p, cached=full, from_files=full)
     engines.reference(v, "q", q)
@@ -226,6 +229,18 @@ def tell(engines: Engines) -> None:
     damage(engines, v, "q", q, judged=False)
     killed(engines, a, b, v)
     check_metrics(engines)
+    refused(engines, stranger, p)
+
+
+def refused(engines: Engines, stranger: EngineProcess, prompts: Prompts) -> None:
+    """An engine that derives other names ends at its first request, and says why."""
+    stranger.up()
+    try:
+        stranger.ask("generate", prompts=prompts[:1], max_tokens=1)
+        told = False
+    except EngineFailed:
+        told = "nothing would be shared, since equal tokens get other file names here" in stranger.log_path.read_text()
+    engines.story.checks["an engine with another seed is refused at its first request, and told why"] = told
 
 
 def at_once(engines: Engines, a: EngineProcess, b: EngineProcess) -> None:
@@ -396,6 +411,7 @@ def main(
     python_path: str | None, versions: tuple[str, ...], seed: int | None, json_path: Path | None, folder: Path | None
 ) -> None:
     """Passes of real vLLM engines over one root; exit code 0 all right, 1 something is wrong, 2 no engine to run."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # in good order too: no engine stays behind
     console = Console(width=None if sys.stdout.isatty() else 150)
     python = Path(python_path or os.environ.get(PYTHON_VARIABLE) or REPOSITORY / ".venv-engine/bin/python").absolute()
     if not os.access(python, os.X_OK):
