@@ -7,8 +7,9 @@ from __future__ import annotations
 import shlex
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 
 class Host(ABC):
@@ -46,12 +47,19 @@ class Host(ABC):
 
 
 class Volume(ABC):
-    """A volume and its hosts. `backing` is the server's own folder, where files can be seen without any client."""
+    """A volume and its hosts.
 
-    file_system: str
+    `seen_here` is the volume as this process sees it, whatever happens to the hosts. `visible_seconds_max` is the bound
+    that is stated for it: by then what one host stored is found by the other. `cannot` names scenarios that make no
+    sense on it, and why.
+    """
+
+    file_system: ClassVar[str]
+    visible_seconds_max: float
+    cannot: Mapping[str, str]
     mount_options: str
     hosts: Sequence[Host]
-    backing: Path
+    seen_here: Path
 
     @abstractmethod
     def restart_server(self, down_seconds: float) -> None:

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from harness.faults.mounts import is_mounted
 from harness.faults.rules import FaultUnavailable
@@ -71,10 +72,11 @@ class GlusterHost(Host):
     """A network namespace and a mount; its kernel is the machine's, so losing power is the death of all that runs in it,
     the client with its caches included."""
 
-    def __init__(self, number: int, mount: Path, folder: Path, net: Network) -> None:
-        super().__init__(f"host{number}", mount, folder)
+    def __init__(self, name: str, number: int | None, mount: Path, folder: Path, net: Network) -> None:
+        super().__init__(name, mount, folder)
         self._number, self._net = number, net
-        self._namespace = net.add_namespace(number)
+        self._namespace = net.server if number is None else net.add_namespace(number)
+        mount.mkdir()
         self._client = Daemon(
             f"the GlusterFS client of {self.name}",
             self.command(["glusterfs", "-N", "-f", str(folder / "client.vol"), "-l", "-", str(mount)]),
@@ -85,9 +87,11 @@ class GlusterHost(Host):
         return self._net.enter(self._namespace, argv)
 
     def cut(self) -> None:
+        assert self._number is not None, "the server's own client cannot be cut off"
         self._net.part(self._number)
 
     def heal(self) -> None:
+        assert self._number is not None, "the server's own client cannot be cut off"
         self._net.join(self._number)
 
     def lose_power(self) -> None:
@@ -117,10 +121,12 @@ class GlusterHost(Host):
 
 class GlusterVolume(Volume):
     file_system = "GlusterFS"
+    visible_seconds_max = 1.0
+    cannot: ClassVar[dict[str, str]] = {}
     mount_options = f"write-behind, md-cache; ping-timeout {PING_SECONDS_MAX} s"
 
-    def __init__(self, backing: Path, server: Daemon, hosts: Sequence[Host]) -> None:
-        self.backing, self._server, self.hosts = backing, server, hosts
+    def __init__(self, server: Daemon, hosts: Sequence[Host], seen_here: Path) -> None:
+        self._server, self.hosts, self.seen_here = server, hosts, seen_here
 
     def restart_server(self, down_seconds: float) -> None:
         self._server.kill()
@@ -138,22 +144,21 @@ def gluster_hosts(hosts: int = 2) -> Iterator[GlusterVolume]:
             raise FaultUnavailable(f"GlusterFS takes the program {program} (package {package}), which is not installed")
     with tempfile.TemporaryDirectory(prefix="gluster-hosts-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        brick = folder / "brick"
-        mounts = [folder / f"host{n}" for n in range(hosts)]
-        for path in (brick, *mounts):
-            path.mkdir()
+        (brick := folder / "brick").mkdir()
+        mounts = {f"host{n}": folder / f"host{n}" for n in range(hosts)}
+        observer = folder / "seen-here"
         values = {"brick": brick, "address": SERVER_ADDRESS, "port": PORT, "ping": PING_SECONDS_MAX}
         (folder / "server.vol").write_text(_SERVER.format(**values))
         (folder / "client.vol").write_text(_CLIENT.format(**values))
-        with network(mounts) as net:
+        with network([*mounts.values(), observer]) as net:
             command = ["glusterfsd", "-N", "-f", str(folder / "server.vol"), "-l", "-"]
             server = Daemon("the GlusterFS server", net.enter(net.server, command), folder / "server.log")
             server.start()
             try:
-                all_hosts = [GlusterHost(n, mount, folder, net) for n, mount in enumerate(mounts)]
-                for host in all_hosts:
+                all_hosts = [GlusterHost(name, n, mount, folder, net) for n, (name, mount) in enumerate(mounts.items())]
+                for host in (*all_hosts, GlusterHost("observer", None, observer, folder, net)):
                     host.mount_volume()
-                yield GlusterVolume(brick, server, all_hosts)
+                yield GlusterVolume(server, all_hosts, observer)
             finally:
                 for namespace in net.namespaces:
                     net.end_all(namespace)

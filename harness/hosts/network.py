@@ -52,6 +52,19 @@ class Network:
         self._ip("-n", self.server, "link", "set", f"port{number}", "up")
         return name
 
+    def add_bridge(self, name: str, address: str) -> None:
+        """One more bridge in the server's namespace, with the server's address on it."""
+        self._ip("-n", self.server, "link", "add", name, "type", "bridge")
+        self._ip("-n", self.server, "link", "set", name, "up")
+        self._ip("-n", self.server, "addr", "add", f"{address}/24", "dev", name)
+
+    def add_tap(self, kind: str, number: int, bridge: str) -> None:
+        """A link for a kernel of its own: a tap in the server's namespace, named by its kind and the host's number."""
+        name = f"{kind}{number}"
+        self._ip("-n", self.server, "tuntap", "add", name, "mode", "tap")
+        self._ip("-n", self.server, "link", "set", name, "master", bridge)
+        self._ip("-n", self.server, "link", "set", name, "up")
+
     def join(self, number: int) -> None:
         """The host's port is on the bridge: packets pass."""
         self._ip("-n", self.server, "link", "set", f"port{number}", "master", "bridge")
@@ -95,12 +108,9 @@ def network(mounts: Sequence[Path] = ()) -> Iterator[Network]:
         ["sh", "-c", f"{each} ip netns del $n; done"],
     )
     with undertaken(*commands):
-        net._ip("netns", "add", net.server)
-        for words in (("lo",), ("bridge", "type", "bridge")):
-            if len(words) > 1:
-                net._ip("-n", net.server, "link", "add", *words)
-            net._ip("-n", net.server, "link", "set", words[0], "up")
-        net._ip("-n", net.server, "addr", "add", f"{SERVER_ADDRESS}/24", "dev", "bridge")
+        run_command("a network of test hosts", "ip", "netns", "add", net.server)
+        run_command("a network of test hosts", "ip", "-n", net.server, "link", "set", "lo", "up")
+        net.add_bridge("bridge", SERVER_ADDRESS)
         yield net
 
 

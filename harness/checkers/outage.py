@@ -1,0 +1,200 @@
+"""Does an outage of one host, or of the server, cost only what was under way there, and only for that time?
+
+Covers, for each fault (notes "fault" and "lifted", by process): on processes that were not hit no block fails, and no
+block that was stored before is missed; on those hit a block fails only in a job that was in flight between the fault and
+`recovery_seconds_max` (option) after its end; after that end each process that lives has a successful store within that
+time, without a restart except after a loss of power; a process that was not switched off does not end. A block reported
+stored is found by the first question that is put after all is well again, from whichever host: only what a host without
+power had reported in its last moments may be missing, and is counted. And the bound of visibility: in the rounds for it
+(notes "soon") the first hit comes at most `visible_seconds_max` (option) after the reported store.
+
+Not covered: wrong bytes (integrity), results (results), temp files (leftovers), how long a single call hangs.
+
+unknown: a fault that met no job in flight on those that it hit, no fault at all, or no round for visibility.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from typing import Any, NamedTuple
+
+from harness.checkers.base import Findings, Value, Verdict, milliseconds, some
+from harness.history import History, Job, Note
+
+POWER_LOSS_WINDOW_SECONDS = 60.0
+"""What a host reported stored so long before it lost power has long been written back."""
+
+
+class _Away(NamedTuple):
+    """One process hit by one fault: [since, until) is the outage."""
+
+    process: int
+    what: str
+    since: float
+    until: float
+    text: str
+
+
+def check(history: History) -> Verdict:
+    """Judges `jobs`, `stops` and notes "fault", "lifted", "asked", "soon"."""
+    recovery_max = float(history.options.get("recovery_seconds_max", 30.0))
+    findings, counts = Findings(), Counter[str]()
+    outages = _outages(history)
+    by_process: dict[int, list[_Away]] = defaultdict(list)
+    for outage in outages:
+        by_process[outage.process].append(outage)
+    doubts = [] if outages else ["no host was cut off"]
+    for text in dict.fromkeys(outage.text for outage in outages):
+        hit = [outage for outage in outages if outage.text == text]
+        if not any(_in_flight(history, outage) for outage in hit):
+            doubts.append(f"{text}: it met no job in flight")
+    recoveries = _recoveries(history, outages, recovery_max, findings)
+    for job in history.jobs:
+        if not job.failed:
+            continue
+        counts["failed blocks"] += len(job.failed)
+        away = by_process[job.process]
+        if not any(job.finished_seconds >= o.since and job.submitted_seconds <= o.until + recovery_max for o in away):
+            findings.add(
+                f"process {job.process} was not hit, and failed to {job.direction} block {some(job.failed)} "
+                f"(job {job.job_id})"
+            )
+    for stop in history.stops:
+        if stop.exit_code and not any(o.what == "power" for o in by_process[stop.process]):
+            findings.add(f"process {stop.process} ended with exit code {stop.exit_code} although it kept its power")
+    _questions(history, by_process, recovery_max, findings, counts)
+    slowest = _visibility(history, findings)
+    doubts += [] if slowest else ["nobody looked how soon a block is visible"]
+    value: Value = "false" if findings else "unknown" if doubts else "true"
+    soon = "; ".join(f"{kind}: {milliseconds(seconds)}" for kind, seconds in slowest.items())
+    figure = (
+        f"{'; '.join([*doubts, ''])}{len({o.text for o in outages})} outages, {counts['failed blocks']} blocks failed in "
+        f"them, {counts['lost with the power']} of reported ones lost with the power; slowest recovery "
+        f"{milliseconds(max(recoveries.values(), default=0.0))}; visible to the other host after {soon or 'nobody knows'}"
+    )
+    data: dict[str, Any] = {"recovery_seconds": recoveries, "visible_seconds": slowest, **counts}
+    return Verdict("outage", value, figure, findings.list(), data)
+
+
+def _outages(history: History) -> list[_Away]:
+    lifted = [n for n in history.notes if n.kind == "lifted"]
+    found = []
+    for note in history.notes:
+        if note.kind == "fault" and "what" in note.detail:
+            process = int(note.detail["process"])
+            ends = [
+                n.monotonic_seconds
+                for n in lifted
+                if n.detail.get("process") == process and n.monotonic_seconds >= note.monotonic_seconds
+            ]
+            until = min(ends, default=math.inf)
+            found.append(_Away(process, str(note.detail["what"]), note.monotonic_seconds, until, note.text))
+    return found
+
+
+def _in_flight(history: History, outage: _Away) -> bool:
+    return any(
+        job.process == outage.process and job.submitted_seconds <= outage.since <= job.finished_seconds
+        for job in history.jobs
+    )
+
+
+def _recoveries(
+    history: History, outages: list[_Away], recovery_max: float, findings: Findings
+) -> dict[str, float]:
+    """By kind of outage, the longest time from its end to the first store that a process began and finished after it."""
+    longest: dict[str, float] = {}
+    for outage in outages:
+        stores = [
+            job.finished_seconds - outage.until
+            for job in history.jobs
+            if job.process == outage.process and job.direction == "store" and job.ok and not job.failed
+            if job.finished_seconds > outage.until
+        ]
+        first = min(stores, default=math.inf)
+        longest[outage.what] = max(first, longest.get(outage.what, 0.0))
+        if first > recovery_max:
+            when = "never" if math.isinf(first) else f"only after {first:.1f} s"
+            findings.add(f"process {outage.process} stored {when} after the end of: {outage.text}")
+    return longest
+
+
+def _questions(
+    history: History,
+    by_process: dict[int, list[_Away]],
+    recovery_max: float,
+    findings: Findings,
+    counts: Counter[str],
+) -> None:
+    """What was reported stored must be found by whoever asks for the first time, unless the asker is just away."""
+    stored: dict[int, Job] = {}  # block -> its first reported store
+    for job in sorted(history.jobs, key=lambda j: j.finished_seconds):
+        if job.direction == "store":
+            for block in job.ok:
+                stored.setdefault(block, job)
+    soon = {block for n in history.notes if n.kind == "soon" for block in n.detail["blocks"]}
+    asked_before: set[tuple[int, int]] = set()
+    for note in sorted((n for n in history.notes if n.kind == "asked"), key=_asked):
+        at = _asked(note)
+        away = any(o.since <= at + 1.0 and at <= o.until + recovery_max for o in by_process[note.process])
+        for block, verdict in zip(note.detail["blocks"], note.detail["verdicts"], strict=True):
+            first = (note.process, block) not in asked_before
+            asked_before.add((note.process, block))
+            job = stored.get(block)
+            if block in soon or job is None or job.finished_seconds >= at or verdict == "h" or not first:
+                counts["questions"] += 1
+                continue
+            if verdict == "r" and away:
+                counts["unanswered while away"] += 1
+            elif _lost_power(job, by_process):
+                counts["lost with the power"] += 1
+            elif verdict == "m" and away and note.process in by_process and at < _back(by_process[note.process], at):
+                counts["missed while away"] += 1
+            else:
+                how = "was told that it is not there" if verdict == "m" else "never got an answer"
+                findings.add(
+                    f"process {note.process} asked for block {block} {at - job.finished_seconds:.3f} s after process "
+                    f"{job.process} had reported it stored, and {how}"
+                )
+
+
+def _asked(note: Note) -> float:
+    return float(note.detail["asked_seconds"])
+
+
+def _back(away: list[_Away], at: float) -> float:
+    """When the outage that holds `at` ended; -inf if none does."""
+    return max((o.until for o in away if o.since <= at + 1.0 and at <= o.until), default=-math.inf)
+
+
+def _lost_power(job: Job, by_process: dict[int, list[_Away]]) -> bool:
+    return any(
+        o.what == "power" and 0 <= o.since - job.finished_seconds < POWER_LOSS_WINDOW_SECONDS
+        for o in by_process[job.process]
+    )
+
+
+def _visibility(history: History, findings: Findings) -> dict[str, float]:
+    """The longest time from a reported store to the other host's first hit, by whether it had asked before."""
+    bound = float(history.options.get("visible_seconds_max", 31.0))
+    stored = {block: job for job in history.jobs if job.direction == "store" for block in job.ok}
+    longest: dict[str, float] = {}
+    for note in history.notes:
+        if note.kind != "soon":
+            continue
+        for block in note.detail["blocks"]:
+            if (job := stored.get(block)) is None:
+                continue
+            hits = [
+                _asked(n)
+                for n in history.notes
+                if n.kind == "asked" and n.process != job.process and block in n.detail["blocks"]
+                if n.detail["verdicts"][n.detail["blocks"].index(block)] == "h"
+            ]
+            seconds = max(0.0, min(hits, default=math.inf) - job.finished_seconds)
+            longest[note.text] = max(seconds, longest.get(note.text, 0.0))
+            if seconds > bound:
+                when = "never" if math.isinf(seconds) else f"only {seconds:.2f} s after it was stored"
+                findings.add(f"block {block}, {note.text}, was visible to the other host {when}; the bound is {bound:g} s")
+    return longest

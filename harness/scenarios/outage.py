@@ -1,0 +1,219 @@
+"""Two hosts share a volume; one is cut off, loses power, or the server restarts, and only what was under way there suffers.
+
+First, how soon a block that one host reported stored is found by the other, without and with an earlier miss. Then, in
+rounds: a host is cut off while it stores, and while it loads, and healed after a while; a host loses power while it
+stores, and comes back; the server is killed and started again. In each round the other host goes on storing and reading
+what was there before. When all is well again everybody asks for everything that anybody reported stored; what was not
+finished is stored again, and everybody asks once more.
+
+Proves for this file system and these mount options: the visibility bound; that nothing fails on the host that was not
+hit, and nothing but the jobs of that time on the one that was; that all get their results, and go on without a restart;
+that no late write reaches a published block. After a loss of power what that host had reported stored may be missing.
+It does not prove anything about a loss of power at the server, nor about locks and leases.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, option
+from harness.scenarios.crew import Chain, Crew
+from harness.scenarios.on_hosts import OnHosts
+from harness.seeds import stream
+
+SOON_ROUNDS = 4
+DELAY_SECONDS_MAX = 0.3
+"""A fault comes at a random moment within this time after the common start."""
+SERVER_DOWN_SECONDS = 2.0
+SHOWN_CHAINS = 6
+"""Chains of each process that the unharmed host reads while another is away."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutageOptions(CommonOptions):
+    """Options of `run outage`; hosts come from `python -m harness.shared_volume`."""
+
+    seconds: float = option(0.0, "how long rounds are begun; each kind happens at least once", low=0)
+    processes: int = option(4, "worker processes, on the hosts in turn", low=2)
+    block_bytes: int = option(256 << 10, "size of a block", low=4096, multiple_of=4096)
+    blocks: int = option(4, "blocks of a chain", low=1)
+    chains: int = option(48, "chains that a process stores or loads in a round", low=1)
+    cut_seconds: float = option(8.0, "how long a host is cut off, or without power", low=0)
+    recovery_seconds_max: float = option(30.0, "by when after the heal a process must work again", low=0)
+    visible_seconds_max: float = option(31.0, "by when another host must find what was reported stored", low=0)
+
+
+class Plan(NamedTuple):
+    """Nothing but words: moments are drawn from the seed as they come."""
+
+    source: str
+
+
+def prepare(options: OutageOptions) -> Plan:
+    if options.slots < 2 * options.blocks:
+        raise UsageError(f"--slots is {options.slots}; it must be at least {2 * options.blocks}, twice --blocks")
+    return Plan(f"{options.chains} chains of {options.blocks} blocks, a host away for {options.cut_seconds:g} s")
+
+
+def run(context: Context, plan: Plan) -> None:
+    """See how soon, then one round of each kind, again until `seconds` are over."""
+    if not isinstance(context, OnHosts):
+        raise UsageError("outage takes hosts that can be cut off; run it by `python -m harness.shared_volume`")
+    options: OutageOptions = context.options
+    outage = _Outage(context)
+    outage.crew.start(range(options.processes))
+    outage.see_how_soon()
+    outage.fill()
+    began = time.monotonic()
+    rounds: tuple[Callable[[], None], ...] = (
+        lambda: outage.cut("store"),
+        lambda: outage.cut("load"),
+        outage.lose_power,
+        outage.restart_server,
+    )
+    number = 0
+    while number < len(rounds) or time.monotonic() - began < options.seconds:
+        rounds[number % len(rounds)]()
+        number += 1
+    outage.crew.end(outage.crew.alive())
+
+
+class _Outage:
+    """The crew, what was stored so far, and the rounds."""
+
+    def __init__(self, context: OnHosts) -> None:
+        self.context = context
+        self.options: OutageOptions = context.options
+        self.crew = Crew(context)
+        self._random = stream(self.options.seed or 0, "outage")
+        self._all = range(self.options.processes)
+        self._chains: dict[int, list[Chain]] = {}  # stored while all was well, by process
+
+    # --- how soon ---
+
+    def see_how_soon(self) -> None:
+        """One host stores, the other asks at once until it finds it; in half of the rounds it had asked before."""
+        limit = self.options.visible_seconds_max
+        for number in range(SOON_ROUNDS):
+            writer, reader = (0, 1) if number % 4 < 2 else (1, 0)
+            chain, missed = self.crew.chain(self.options.blocks), bool(number % 2)
+            self._note("soon", "seen as missing before" if missed else "never asked for", blocks=chain, missed=missed)
+            if missed:
+                self.crew.do({reader: {"find": [chain]}})
+            self.crew.do({writer: {"store": [chain]}})
+            self.crew.do({reader: {"find": [chain], "chase_seconds": limit}})
+
+    def fill(self) -> None:
+        """Each process stores what will be read while a host is away."""
+        self._chains = {p: self._fresh() for p in self._all}
+        self.crew.do({p: {"store": chains} for p, chains in self._chains.items()})
+
+    # --- rounds ---
+
+    def cut(self, what: str) -> None:
+        """One host is cut off while its processes store or load."""
+        host = self._random.choice(self.context.volume.hosts)
+        victims = self.context.processes(host, self._all)
+        others = [p for p in self._all if p not in victims]
+        stored = {p: self._fresh() for p in self._all}
+        read = [chain for p in others for chain in self._chains[p]]
+        parts = {p: {"store": stored[p]} if what == "store" else {"find": read} for p in victims}
+        number = self.crew.order(parts, together=True)
+        self._wait_a_moment()
+        self._fault(victims, f"{host.name} is cut off while it {what}s", "cut")
+        host.cut()
+        self._go_on(others, stored)
+        host.heal()
+        self._lifted(victims, f"{host.name} is on the network again")
+        self.crew.settle(number, victims)
+        self._afterwards(victims, stored)
+
+    def lose_power(self) -> None:
+        """One host is switched off while its processes store, and on again."""
+        host = self._random.choice(self.context.volume.hosts)
+        victims = self.context.processes(host, self._all)
+        others = [p for p in self._all if p not in victims]
+        stored = {p: self._fresh() for p in self._all}
+        number = self.crew.order({p: {"store": stored[p]} for p in victims}, together=True)
+        self._wait_a_moment()
+        self._fault(victims, f"{host.name} loses power while it stores", "power")
+        host.lose_power()
+        self.crew.settle(number, victims)
+        self._go_on(others, stored)
+        host.power_on()
+        self._lifted(victims, f"{host.name} is back")
+        self.crew.restart(victims)
+        self._afterwards(victims, stored)
+
+    def restart_server(self) -> None:
+        """The server is killed while all store, and started again."""
+        stored = {p: self._fresh() for p in self._all}
+        number = self.crew.order({p: {"store": stored[p]} for p in self._all}, together=True)
+        self._wait_a_moment()
+        self._fault(self._all, f"the server is down for {SERVER_DOWN_SECONDS:g} s", "server")
+        self.context.volume.restart_server(SERVER_DOWN_SECONDS)
+        self._lifted(self._all, "the server is up again")
+        self.crew.settle(number, self._all)
+        self._afterwards(self._all, stored)
+
+    # --- parts of a round ---
+
+    def _go_on(self, others: list[int], stored: dict[int, list[Chain]]) -> None:
+        """The unharmed store theirs and read what all had stored before, for as long as the host is away."""
+        until = time.monotonic() + self.options.cut_seconds
+        known = [chain for p in self._all for chain in self._chains[p][:SHOWN_CHAINS]]
+        self.crew.do({p: {"store": stored[p], "find": known} for p in others})
+        while (left := until - time.monotonic()) > 0:
+            before = time.monotonic()
+            self.crew.do({p: {"find": known} for p in others})
+            self.context.workers.until(lambda: False, min(left, max(0.5 - (time.monotonic() - before), 0.0)))
+
+    def _afterwards(self, victims: list[int] | range, stored: dict[int, list[Chain]]) -> None:
+        """The victims work until they succeed; everybody asks once for everything of this round; the victims store
+        theirs again, and everybody asks until all is there."""
+        self.context.workers.until(lambda: self._works_again(victims), self.options.recovery_seconds_max)
+        known = [chain for chains in stored.values() for chain in chains]
+        known += [chain for p in self._all for chain in self._chains[p][:SHOWN_CHAINS]]
+        limit = self.options.visible_seconds_max
+        self.crew.do({p: {"find": known} for p in self.crew.alive()})
+        self.crew.do({p: {"store": stored[p]} for p in victims if self.crew.members[p].alive})
+        self.crew.do({p: {"find": known, "chase_seconds": limit} for p in self.crew.alive()})
+
+    def _works_again(self, victims: list[int] | range) -> bool:
+        """Whether a store of each victim has just succeeded. The checker asks when it first did."""
+        alive = [p for p in victims if self.crew.members[p].alive]
+        before = {p: self.crew.members[p].counts.get("stores", 0) for p in alive}
+        self.crew.do({p: {"store": [self.crew.chain(1)]} for p in alive})
+        return all(self.crew.members[p].counts.get("stores", 0) > before[p] for p in alive)
+
+    def _fresh(self) -> list[Chain]:
+        return [self.crew.chain(self.options.blocks) for _ in range(self.options.chains)]
+
+    def _wait_a_moment(self) -> None:
+        seconds = self._random.uniform(0.05, DELAY_SECONDS_MAX)
+        self.context.workers.until(lambda: False, seconds)
+
+    def _fault(self, processes: list[int] | range, text: str, what: str) -> None:
+        left = 1 + self.options.read_threads + self.options.write_threads
+        for process in processes:
+            self._note("fault", text, process=process, what=what, files_left_max=left)
+
+    def _lifted(self, processes: list[int] | range, text: str) -> None:
+        for process in processes:
+            self._note("lifted", text, process=process)
+
+    def _note(self, kind: str, text: str, **detail: object) -> None:
+        self.context.note(time.monotonic(), kind, text, **detail)
+
+
+SCENARIO = Scenario(
+    name="outage",
+    proves=(__doc__ or "").split("\n\n", 1)[1].strip(),
+    options=OutageOptions,
+    checkers=("outage", "integrity", "results", "determinism", "leftovers"),
+    prepare=prepare,
+    run=run,
+)

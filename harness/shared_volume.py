@@ -1,0 +1,110 @@
+"""`python -m harness.shared_volume`: brings up hosts that share a volume, runs scenarios on them, and ends with a table of
+verdicts. `make shared-volume` calls it. What this machine cannot do is skipped, loudly.
+
+Exit code: the worst of all runs: 1 false, 2 unknown, 0 true. A file system that cannot be had here is unknown, unless
+--skip-is-well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from harness.faults.rules import FaultUnavailable
+from harness.hosts import HOSTS
+from harness.hosts.base import Volume
+from harness.report import write_report
+from harness.run import EXIT_CODES
+from harness.run import run as make_run
+from harness.scenarios import scenario
+from harness.scenarios.on_hosts import placed
+
+RUNS: dict[str, dict[str, Any]] = {
+    "sharing": {"processes": 4, "seconds": 3.0},
+    "crash": {"seconds": 4.0},
+    "starvation": {"processes": 2, "seconds": 20.0},
+    "outage": {},
+}
+"""The scenarios that run on hosts, with the options that they take there."""
+_COLOURS = {"true": "green", "false": "red", "unknown": "yellow", "skipped": "yellow"}
+
+
+class Line(NamedTuple):
+    """A row of the table."""
+
+    file_system: str
+    scenario: str
+    verdict: str
+    figure: str
+    run_dir: str = ""
+
+
+@contextlib.contextmanager
+def _volume(name: str, writable: Path) -> Iterator[Volume]:
+    with HOSTS[name](writable) as volume:
+        yield volume
+
+
+def _run_all(name: str, chosen: list[str], seed: int | None, runs_dir: Path, console: Console) -> Iterator[Line]:
+    try:
+        with _volume(name, runs_dir) as volume:
+            for what in chosen:
+                if what in volume.cannot:
+                    yield Line(volume.file_system, what, "skipped", volume.cannot[what])
+                    continue
+                console.print(f"[bold]{what}[/] on {volume.file_system} ({escape(volume.mount_options)})")
+                item = scenario(what)
+                values = {**RUNS[what], "seed": seed, "root_dir": str(volume.seen_here)}
+                if what == "outage":
+                    values["visible_seconds_max"] = volume.visible_seconds_max
+                results = make_run(placed(item, volume), item.options(**values), runs_dir)
+                write_report(Path(results.run_dir))
+                bad = [v for v in results.verdicts if v["value"] != "true"]
+                for verdict in bad:
+                    console.print(f"  {verdict['name']} {verdict['value']}: {escape(verdict['figure'])}")
+                    for finding in verdict["findings"][:5]:
+                        console.print(f"    {escape(finding)}")
+                figure = results.reason or (bad or results.verdicts)[0]["figure"]
+                yield Line(volume.file_system, what, results.verdict, figure, results.run_dir)
+    except FaultUnavailable as reason:
+        yield Line(name, "all", "skipped", str(reason))
+
+
+@click.command()
+@click.option("--file-system", "names", multiple=True, type=click.Choice(list(HOSTS)), help="default: all of them")
+@click.option("--scenario", "chosen", multiple=True, type=click.Choice(list(RUNS)), help="default: all of them")
+@click.option("--seed", type=int, default=None, help="the integer that every random choice derives from")
+@click.option("--runs-dir", default="runs", show_default=True, help="where the runs' folders are made")
+@click.option("--skip-is-well", is_flag=True, help="what cannot be had here does not spoil the exit code")
+def main(names: tuple[str, ...], chosen: tuple[str, ...], seed: int | None, runs_dir: str, skip_is_well: bool) -> None:
+    """Scenarios with processes on two hosts that share a volume of a real network file system."""
+    console = Console(highlight=False, soft_wrap=True)
+    Path(runs_dir).mkdir(exist_ok=True)
+    lines: list[Line] = []
+    for name in names or HOSTS:
+        for line in _run_all(name, list(chosen or RUNS), seed, Path(runs_dir).resolve(), console):
+            lines.append(line)
+            console.print(f"  [{_COLOURS[line.verdict]}]{line.verdict}[/] {escape(line.figure)}")
+    table = Table("file system", "scenario", "verdict", "what decided it")
+    for line in lines:
+        table.add_row(line.file_system, line.scenario, f"[{_COLOURS[line.verdict]}]{line.verdict}[/]", escape(line.figure))
+    console.print(table)
+    verdicts = {line.verdict for line in lines}
+    if "skipped" in verdicts and not skip_is_well:
+        verdicts.add("unknown")
+    worst = "false" if "false" in verdicts else "unknown" if "unknown" in verdicts else "true"
+    sys.exit(EXIT_CODES[worst])
+
+
+if __name__ == "__main__":
+    main()
