@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test lint format types cov load clean
+.PHONY: help install test lint format types cov load observe dashboards clean
 
 help: ## print this list
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -51,6 +51,12 @@ LOAD_OPTIONS = $(if $(TRACE),--trace "$(TRACE)") $(if $(ROOT_DIR),--root-dir "$(
 
 load: $(INSTALLED) ## processes share one root under traffic (TRACE= ROOT_DIR= PROCESSES= DURATION= TIER= SEED= BLOCK_BYTES=)
 	@$(BIN)/python -m harness run load $(LOAD_OPTIONS) $(ARGS)
+
+observe: $(INSTALLED) ## watch a load run: Prometheus, and Grafana and Tempo where containers run (ARGS="--seconds 60")
+	@$(BIN)/python -m harness.observe $(ARGS)
+
+dashboards: $(INSTALLED) ## write dashboards/*.json, the rules for Kubernetes and docs/metrics.md again
+	$(BIN)/python dashboards/generate.py
 
 clean: ## remove .venv and caches (not runs/)
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage .coverage.* htmlcov

@@ -74,7 +74,7 @@ class MetricsObserver:
     """An `Observer` that counts. Happenings are pushed by events, the present state is pulled at scrape.
 
     `sources` maps a tier's name ("cpu" for the primary tier, ...) to its `gauges`; one added to the mapping later is
-    asked too. Series of the tiers in it exist from the start, at zero, so that the first failure is an increase. `info`
+    asked too. Series of the tiers behind the CPU tier exist from the start, at zero, so that the first failure is an increase. `info`
     are labels of `kvtier_build_info`. A job of one task costs some 15 us, twice that with a trace. A second observer on
     the same registry raises ValueError. `counter_type` and `histogram_type` take prometheus_client's arguments: a
     process whose /metrics another library writes gives its own. A source that may hang goes in as a `Patient`.
@@ -138,12 +138,12 @@ class MetricsObserver:
             CopyFinished: self._on_copy,
             RequestFinished: lambda event: None,
         }
-        self._start_at_zero(tuple(sources or ()))
+        self._start_at_zero([tier for tier in sources or () if tier != "cpu"])
 
     def on_event(self, event: Event, /) -> None:
         self._handlers[type(event)](event)
 
-    def _start_at_zero(self, tiers: tuple[str, ...]) -> None:
+    def _start_at_zero(self, tiers: Iterable[str]) -> None:
         for tier in tiers:
             for counter in (
                 self._duplicates,
@@ -271,13 +271,15 @@ class Patient:
     def __init__(self, ask: Gauges, seconds_max: float = SOURCE_SECONDS_MAX) -> None:
         self._ask, self._seconds_max = ask, seconds_max
         self._answer: Mapping[str, float] = {}
+        self._lock = threading.Lock()  # scrapes may come together
         self._thread: threading.Thread | None = None
 
     def __call__(self) -> Mapping[str, float]:
-        if self._thread is None or not self._thread.is_alive():
-            self._answer = {}
-            self._thread = threading.Thread(target=self._run, name="kvtier_source", daemon=True)
-            self._thread.start()
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._answer = {}
+                self._thread = threading.Thread(target=self._run, name="kvtier_source", daemon=True)
+                self._thread.start()
         self._thread.join(self._seconds_max)
         return self._answer
 

@@ -13,8 +13,9 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from harness.adapters.base import TierSetup
@@ -77,7 +78,7 @@ class Watch:
         """Wait for a last scrape if somebody scrapes; keep the final figures; stop serving; flush the spans."""
         if self._registry is not None:
             self._scrapes.await_last(LAST_SCRAPE_SECONDS_MAX)
-            path = self._run_dir / f"metrics-{os.getpid()}.prom"
+            path = self._run_dir / f"metrics-{os.getpid()}.openmetrics"
             path.write_bytes(generate_latest(self._registry))
             self._server.shutdown()
             self._server.server_close()

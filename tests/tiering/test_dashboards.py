@@ -1,0 +1,194 @@
+"""dashboards/: what is committed is what is generated; panels say what they ask; alerts can fire and be silent."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.filterwarnings("ignore:Prefer using dashboardv2:DeprecationWarning")
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "dashboards"
+NAMES = ("overview", "load", "gpu")
+VARIABLES = {"datasource", "job", "instance", "tier"}
+FOREIGN = ("DCGM_", "node_", "process_", "harness_")  # what others export
+
+
+def needs(tool: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(shutil.which(tool) is None, reason=f"no {tool} here; apt-get install prometheus has it")
+
+
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", FOLDER / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def load(name: str) -> dict[str, Any]:
+    tree = json.loads((FOLDER / f"{name}.json").read_text())
+    assert isinstance(tree, dict)
+    return tree
+
+
+def panels(name: str) -> list[dict[str, Any]]:
+    return [panel for panel in load(name)["panels"] if panel["type"] != "row"]
+
+
+def rules(path: str = "rules.yml") -> list[dict[str, Any]]:
+    return [rule for group in yaml.safe_load((FOLDER / path).read_text())["groups"] for rule in group["rules"]]
+
+
+ALERTS = {rule["alert"]: rule for rule in rules() if "alert" in rule}
+
+
+def test_what_is_committed_is_what_is_generated(generator: ModuleType) -> None:
+    wrong = [path.name for path, text in generator.files().items() if path.read_text() != text]
+    assert not wrong, "run: python dashboards/generate.py"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_panel_states_its_question_with_unit_thresholds_and_room(name: str) -> None:
+    dashboard = load(name)
+    assert {variable["name"] for variable in dashboard["templating"]["list"]} == VARIABLES
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(set(ids)) == len(ids)
+    places = set()
+    for panel in panels(name):
+        assert re.search(r"[?]", panel["description"]), f"{panel['title']} asks nothing"
+        defaults = panel["fieldConfig"]["defaults"]
+        assert defaults["unit"], panel["title"]
+        assert defaults["thresholds"]["steps"], panel["title"]
+        assert panel["targets"], panel["title"]
+        assert panel["datasource"]["uid"] == "$datasource"
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24, panel["title"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not places & cells, f"{panel['title']} lies on another panel"
+        places |= cells
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_target_names_a_variable_or_a_metric_that_nobody_has(name: str, generator: ModuleType) -> None:
+    known = {metric for metric, *_ in generator.metric_rows()}
+    for panel in panels(name):
+        for target in panel["targets"]:
+            used = set(re.findall(r"\$(\w+)", target["expr"]))
+            assert used <= VARIABLES | {"__rate_interval", "__range"}, panel["title"]
+            for metric in re.findall(r"\b([a-zA-Z_]+(?:_[a-z]+)+)(?=[{\[])", target["expr"]):
+                base = re.sub(r"_(bucket|sum|count)$", "", metric)
+                assert base in known or base.startswith(FOREIGN), f"{panel['title']}: {metric}"
+
+
+def test_the_grafana_sdk_reads_them_back_unchanged() -> None:
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.models.dashboard import Dashboard
+
+    for name in NAMES:
+        tree = load(name)
+        again = json.loads(JSONEncoder().encode(Dashboard.from_json(tree)))
+        for variable in again["templating"]["list"]:
+            for key in [key for key in variable if key.startswith("auto")]:
+                del variable[key]
+        assert again == tree
+
+
+def test_slow_buckets_lead_to_traces() -> None:
+    exemplars = [t for name in NAMES for p in panels(name) for t in p["targets"] if t.get("exemplar")]
+    assert {re.findall(r"kvtier_\w+", target["expr"])[0] for target in exemplars} == {"kvtier_job_seconds_bucket"}
+    sources = yaml.safe_load((FOLDER / "provisioning/datasources/kvtier.yaml").read_text())["datasources"]
+    (destination,) = sources[0]["jsonData"]["exemplarTraceIdDestinations"]
+    assert (destination["name"], destination["datasourceUid"]) == ("trace_id", sources[1]["uid"])
+
+
+def test_the_load_dashboard_marks_phases_and_faults() -> None:
+    marks = {mark["name"]: mark for mark in load("load")["annotations"]["list"]}
+    assert {"Phases", "Faults"} <= set(marks)
+    assert 'kind=~"fault|lifted"' in marks["Faults"]["expr"]
+
+
+@needs("promtool")
+def test_prometheus_accepts_the_rules() -> None:
+    files = [FOLDER / "rules.yml", FOLDER / "vllm-names.yml"]
+    subprocess.run(["promtool", "check", "rules", *files], check=True, capture_output=True)
+
+
+@needs("promtool")
+def test_prometheus_accepts_every_panels_query_and_annotation(tmp_path: Path) -> None:
+    from harness.observe import expand
+
+    queries = [t["expr"] for name in NAMES for panel in panels(name) for t in panel["targets"]]
+    queries += [mark["expr"] for mark in load("load")["annotations"]["list"]]
+    recorded = [{"record": f"r{i}", "expr": expand(query, 60, {})} for i, query in enumerate(queries)]
+    (tmp_path / "r.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": recorded}]}))
+    done = subprocess.run(["promtool", "check", "rules", tmp_path / "r.yml"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(queries)} rules found" in done.stdout
+
+
+@needs("promtool")
+def test_alerts_fire_where_they_must_and_nowhere_else() -> None:
+    done = subprocess.run(["promtool", "test", "rules", FOLDER / "rules_test.yml"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _cases() -> Iterator[tuple[str, bool]]:
+    for test in yaml.safe_load((FOLDER / "rules_test.yml").read_text())["tests"]:
+        for case in test["alert_rule_test"]:
+            yield case["alertname"], bool(case.get("exp_alerts"))
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_each_alert_has_a_case_firing_and_one_silent_and_says_what_to_do(alert: str) -> None:
+    assert {fires for name, fires in _cases() if name == alert} == {True, False}
+    assert ALERTS[alert]["annotations"].keys() == {"summary", "runbook"}
+    assert ALERTS[alert]["labels"]["severity"] in ("warning", "critical")
+
+
+def test_compose_listens_on_this_host_only_and_mounts_what_is_there() -> None:
+    compose = yaml.safe_load((FOLDER / "compose.yaml").read_text())
+    for name, service in compose["services"].items():
+        assert service["network_mode"] == "host", name
+        for mount in service["volumes"]:
+            source = mount.split(":")[0]
+            assert source.startswith("$") or (FOLDER / source).exists(), mount
+    text = (FOLDER / "compose.yaml").read_text() + (FOLDER / "tempo.yaml").read_text()
+    assert "0.0.0.0" not in text
+    assert text.count("127.0.0.1") >= 5
+
+
+def test_kubernetes_gets_monitors_rules_and_dashboards() -> None:
+    kustomization = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
+    resources = {}
+    for path in kustomization["resources"]:
+        resource = yaml.safe_load((FOLDER / path).read_text())
+        assert resource["apiVersion"] == "monitoring.coreos.com/v1"
+        assert resource["metadata"]["name"] == "kvtier"
+        resources[resource["kind"]] = resource["spec"]
+    assert resources.keys() == {"PodMonitor", "ServiceMonitor", "PrometheusRule"}
+    for kind, key in (("PodMonitor", "podMetricsEndpoints"), ("ServiceMonitor", "endpoints")):
+        assert resources[kind]["selector"]["matchLabels"]
+        assert all(endpoint["port"] == "metrics" for endpoint in resources[kind][key])
+    selectors = [resources[kind]["selector"]["matchLabels"] for kind in ("PodMonitor", "ServiceMonitor")]
+    assert selectors[0] != selectors[1], "what both select would be scraped twice"
+    assert resources["PrometheusRule"] == yaml.safe_load((FOLDER / "rules.yml").read_text())
+    (config_map,) = kustomization["configMapGenerator"]
+    assert sorted(config_map["files"]) == sorted(f"{name}.json" for name in NAMES)
+    assert all((FOLDER / name).exists() for name in config_map["files"])
