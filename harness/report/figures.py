@@ -25,10 +25,11 @@ QUIET_COLOUR = "#8c93a8"
 CLASSES: tuple[Direction, Direction] = ("load", "store")
 POINTS_MAX = 1500
 """Points of one trace; more are thinned, the extremes of each stretch kept."""
-LABELS_MAX = 6
-"""Bands with a label; more would lie upon each other, and the table of happenings names them all."""
+LABEL_SHARE = 0.2
+"""Of a plot's width for the label of one band; one that begins within it goes without, and the table names them all."""
 PERCENTILES = (0.5, 0.9, 0.99, 1.0)
 MIB = 1 << 20
+LEGEND_PIXELS = 46  # below the plot: room for the axis and its title
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def end_seconds(history: History) -> float:
 
 
 def bands(history: History) -> list[Band]:
-    """Phases and faults in seconds from the origin. A fault that nobody lifted lasts to the end."""
+    """Phases and faults in seconds from the origin. A fault that nobody lifted lasts until its process starts again,
+    else to the end."""
     start, end = origin_seconds(history), end_seconds(history)
     found: list[Band] = []
     phases = sorted((n for n in history.notes if n.kind == "phase" and n.process == -1), key=_when)
@@ -78,7 +80,10 @@ def bands(history: History) -> list[Band]:
                 found.append(Band("fault", open_fault[0], since.pop(open_fault), note.monotonic_seconds - start))
         else:
             since.setdefault(what, note.monotonic_seconds - start)
-    found += [Band("fault", what[0], at, max(at, end - start)) for what, at in since.items()]
+    starts = sorted((s.process, s.monotonic_seconds - start) for s in history.starts if s.incarnation)
+    for (text, process), at in since.items():
+        again = (began for who, began in starts if who == process and began > at)
+        found.append(Band("fault", text, at, next(again, max(at, end - start))))
     return found
 
 
@@ -100,23 +105,34 @@ def draw_bands(figure: go.Figure, history: History) -> None:
                 {"type": "rect", "layer": "below", "fillcolor": colour, "opacity": opacity, "line": line} | where
             )
     for listed, height in ((phases, 1.0), (faults, 0.93)):
-        least = 2 if listed is phases else 1  # a single phase is the whole run
-        if least <= len(listed) <= LABELS_MAX:
-            for band in listed:
+        if listed is phases and len(phases) == 1:
+            continue  # it is the whole run
+        room = LABEL_SHARE * max((band.end_seconds for band in found), default=0.0)
+        free_from = -room
+        for band in sorted(listed, key=lambda band: band.start_seconds):
+            if band.start_seconds >= free_from:
+                free_from = band.start_seconds + room
                 place = {"x": band.start_seconds, "y": height, "yref": "paper", "xanchor": "left", "yanchor": "top"}
-                notes.append({"text": short(band.text, 28), "showarrow": False, "font": {"size": 10}} | place)
+                notes.append({"text": short(band.text, 24), "showarrow": False, "font": {"size": 10}} | place)
     figure.update_layout(shapes=[*figure.layout.shapes, *shapes], annotations=[*figure.layout.annotations, *notes])
 
 
 def new_figure(x: str, y: str | Sequence[str], height: int = 320) -> go.Figure:
     """One panel, or one above the other for several `y`, that share their x axis. The page's theme colours them."""
     titles = [y] if isinstance(y, str) else list(y)
+    height = height if len(titles) == 1 else int(height * (0.35 + 0.55 * len(titles)))
     figure = make_subplots(rows=len(titles), cols=1, shared_xaxes=True, vertical_spacing=0.09)
     figure.update_layout(
         template=None,
         margin={"l": 58, "r": 14, "t": 12, "b": 44},
-        height=height if len(titles) == 1 else int(height * (0.35 + 0.55 * len(titles))),
-        legend={"orientation": "h", "y": -0.16 if len(titles) == 1 else -0.1, "yanchor": "top", "x": 0},
+        height=height,
+        legend={
+            "orientation": "h",
+            "y": -LEGEND_PIXELS / (height - 56),
+            "yanchor": "top",
+            "x": 0,
+            "itemsizing": "constant",
+        },
         hovermode="closest",
     )
     for row, title in enumerate(titles, 1):

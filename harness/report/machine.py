@@ -63,7 +63,7 @@ def noise(history: History) -> Section | None:
     start = origin_seconds(history)
     late: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for note in history.notes:
-        if note.kind == "canary":
+        if note.kind == "canary" and note.monotonic_seconds >= start:  # not while interpreters start
             late[note.process].append((note.monotonic_seconds - start, note.detail["late_seconds"] * 1000))
     if not late:
         return None

@@ -37,7 +37,9 @@ def write_report(run_dir: Path) -> Path:
         "<h2>What was run?</h2>",
         f"<pre>{escape(results['command'])}</pre>",
         f"<p class='sub'>{escape(_proves(results['scenario']))}</p>",
-        table_html([["option", "value"], *([name, text(value)] for name, value in history.options.items())]),
+        table_html(
+            [["option", "value"], *([name, shown] for name, value in history.options.items() if (shown := text(value)))]
+        ),
         "<h2>What did it run on?</h2>",
         table_html([["", ""], *flat(environment), *flat({"device": results.get("device") or {}})]),
         _last_words(results.get("last_words") or {}),
@@ -97,7 +99,7 @@ def _verdicts(results: Mapping[str, Any]) -> str:
             f"<li class='is-{value}'><b>{escape(verdict['name'])}</b>"
             f"<span class='badge {value}'>{WORDS[value]}</span> "
             f"<span class='sub'>{escape(_question(verdict['name']))}</span><br>{escape(verdict['figure'])}"
-            f"{_findings(verdict['findings'])}{_measured(verdict['data'])}</li>"
+            f"{_findings(verdict['findings'], value)}{_measured(verdict['data'])}</li>"
         )
     return f"<ul class='verdicts'>{''.join(items)}</ul>"
 
@@ -117,13 +119,14 @@ def _proves(scenario: str) -> str:
     return next((s.proves.replace("\n", " ") for s in scenarios() if s.name == scenario), "")
 
 
-def _findings(findings: list[str]) -> str:
+def _findings(findings: list[str], value: str) -> str:
     if not findings:
         return ""
     items = "".join(f"<li><code>{escape(f)}</code></li>" for f in findings[:FINDINGS_SHOWN_MAX])
     more = f"<li>and {len(findings) - FINDINGS_SHOWN_MAX} more</li>" if len(findings) > FINDINGS_SHOWN_MAX else ""
     count = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
-    return f"<details open><summary>{count}</summary><ul class='findings'>{items}{more}</ul></details>"
+    unfolded = "" if value == "true" else " open"
+    return f"<details{unfolded}><summary>{count}</summary><ul class='findings'>{items}{more}</ul></details>"
 
 
 def _measured(data: Mapping[str, Any]) -> str:

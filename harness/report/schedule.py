@@ -42,7 +42,7 @@ def waits(history: History, data: Mapping[str, Any]) -> Section | None:
         return None
     handover_seconds = float(data.get("longest_handover_seconds") or 0.0)
     figure = new_figure("tasks of its class ahead of it when it came", ["loads waited, ms", "stores waited, ms"])
-    figure.update_yaxes(type="log", exponentformat="none", tickformat=",~r")
+    figure.update_yaxes(type="log", dtick=1, exponentformat="none", tickformat=",~r")
     seconds: dict[str, list[float]] = {}
     parts = []
     for row, direction in enumerate(CLASSES, 1):
@@ -122,8 +122,9 @@ def queues(history: History) -> Section | None:
                     **columns(thin(points, 600)), mode="lines", name=name, legendgroup=name, showlegend=row == 1,
                     line=style, row=row, col=1,
                 )  # fmt: skip
-    if len(table) == 1 or not any(trace.y for trace in figure.data):
-        return None
+    if not most[0] and not oldest:
+        return None  # no queue, or a tier that says nothing of it
+    figure.update_yaxes(rangemode="tozero")
     draw_bands(figure, history)
     answer = f"At most {most[0]:,.0f} tasks were seen waiting in one queue" + (
         f" ({most[2]}s of process {most[1]}), the oldest for {duration(oldest / 1000)}." if most[0] else "."

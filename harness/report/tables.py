@@ -18,16 +18,23 @@ def table_html(rows: Table) -> str:
     if not body:
         return ""
     cells = "".join(f"<th scope='col'>{escape(cell)}</th>" for cell in head) if any(head) else ""
-    lines = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in body[:ROWS_MAX])
+    numbers = [all(_is_number(row[i]) or not row[i] for row in body) for i in range(len(body[0]))]
+    lines = "".join(
+        f"<tr>{''.join(_cell(cell, number) for cell, number in zip(row, numbers, strict=True))}</tr>"
+        for row in body[:ROWS_MAX]
+    )
     more = f"<p class='sub'>and {len(body) - ROWS_MAX:,} more rows</p>" if len(body) > ROWS_MAX else ""
     return f"<div class='scroll'><table>{f'<tr>{cells}</tr>' if cells else ''}{lines}</table></div>{more}"
 
 
-def _cell(text: str) -> str:
-    """Numbers stand to the right, verdicts in their colour."""
-    plain = text.strip().lstrip("-+").replace(",", "").replace(".", "", 1).rstrip(" %")
-    kind = " class='n'" if plain.isdigit() else f" class='badge {text}'" if text in ("true", "false", "unknown") else ""
-    return f"<td{kind}>{escape(text)}</td>"
+def _is_number(cell: str) -> bool:
+    return cell.strip().lstrip("-+").replace(",", "").replace(".", "", 1).rstrip(" %").isdigit()
+
+
+def _cell(cell: str, number: bool) -> str:
+    """In a column of numbers they stand to the right; verdicts have their colour."""
+    kind = " class='n'" if number else f" class='badge {cell}'" if cell in ("true", "false", "unknown") else ""
+    return f"<td{kind}>{escape(cell)}</td>"
 
 
 def from_data(data: Mapping[str, Any]) -> Named:
