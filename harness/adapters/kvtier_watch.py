@@ -79,7 +79,7 @@ class Watch:
         if self._registry is not None:
             self._scrapes.await_last(LAST_SCRAPE_SECONDS_MAX)
             path = self._run_dir / f"metrics-{os.getpid()}.openmetrics"
-            path.write_bytes(generate_latest(self._registry))
+            path.write_bytes(generate_latest(self._registry))  # type: ignore[no-untyped-call]
             self._server.shutdown()
             self._server.server_close()
         if self._spans is not None:

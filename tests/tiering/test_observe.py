@@ -191,6 +191,20 @@ def test_what_happened_is_seen(watched: Watched) -> None:
         assert highest[title] == 0, title
 
 
+def test_phases_of_the_run_are_marked(watched: Watched) -> None:
+    (marks,) = (
+        mark["expr"]
+        for mark in json.loads((DASHBOARDS / "load.json").read_text())["annotations"]["list"]
+        if mark["name"] == "Phases"
+    )
+    found = {dict(labels)["text"]: value / 1000 for labels, value in watched.prometheus.values(marks).items()}
+    assert {"traffic starts", "traffic ended"} <= set(found)
+    requests = watched.history.requests
+    last_end = max(request.wall_seconds for request in requests)
+    assert found["traffic starts"] < last_end
+    assert found["traffic ended"] == pytest.approx(last_end, abs=30)
+
+
 def test_figures_agree_with_the_history_to_the_unit(watched: Watched) -> None:
     jobs = watched.history.jobs
     for direction in ("load", "store"):
