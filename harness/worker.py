@@ -183,6 +183,9 @@ class Worker:
                     "PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED"),
                     "metrics_address": self.adapter.metrics_address(),
                     "driver": instruction.driver,
+                    "read_threads": instruction.setup.n_read_threads,
+                    "write_threads": instruction.setup.n_write_threads,
+                    "runs_in_submit": tier.runs_in_submit,
                 },
             )
         )
@@ -229,6 +232,8 @@ class Worker:
     def close(self, exit_code: int) -> None:
         """The end in good order: what the tier finds wrong with itself, descriptors, slots, and the Stop record."""
         findings = list(self.adapter.findings())
+        if counts := self.adapter.counts():
+            self.note("counts", "what the tier counted", counts=dict(counts))
         self.adapter.close()
         self.tick()
         leaked = self._me.num_fds() - self._fds_before

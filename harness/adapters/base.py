@@ -67,6 +67,7 @@ class Adapter(ABC):
 
     name: ClassVar[str]
     exposes_schedule: ClassVar[bool] = False  # `tasks()` returns every task of every job
+    runs_in_submit: ClassVar[bool] = False  # `submit_*` does the job: no queue, and a device that hangs hangs its caller
     exposes_files: ClassVar[bool] = False  # blocks are files under root_dir, `file_name` says which
     hash_algorithms: ClassVar[tuple[str, ...]] = ("sha256", "sha256_cbor", "xxhash", "xxhash_cbor")
     seed_policies: ClassVar[tuple[str, ...]] = ("fixed", "env", "random")
@@ -136,6 +137,11 @@ class Adapter(ABC):
     def tasks(self) -> list[Task]:
         """Scheduled tasks since the last call, where `exposes_schedule`."""
         return []
+
+    def counts(self) -> Mapping[str, float]:
+        """What the tier itself has counted since it began: "stored", "loaded", "failed EIO" (any reason), "set aside"
+        (blocks); empty if it counts nothing."""
+        return {}
 
     def instance_id(self) -> str | None:
         """What this instance calls itself in what it writes, which no other may; None if it has no such name."""

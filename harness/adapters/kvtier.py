@@ -15,7 +15,7 @@ from harness.history import Task
 from kvtier.base import JobResult, LookupResult, ReqContext, ScheduleEndContext, TransferJob
 from kvtier.config import CpuTierConfig, FsTierConfig, RunConfig
 from kvtier.cpu_tier import CPUOffloadingManager
-from kvtier.events import Event, FanOut, JobFinished
+from kvtier.events import BlockSetAside, Event, FanOut, JobFinished
 from kvtier.fs_tier import FileSystemTierManager
 from kvtier.hashing import OffloadKey
 from kvtier.manager import TieringOffloadingManager
@@ -53,6 +53,7 @@ class KvtierAdapter(Adapter):
         self._memory = mmap.mmap(-1, setup.slots * setup.block_bytes)
         self._view = memoryview(self._memory).cast("B", (setup.slots, setup.block_bytes))
         self._tasks: list[Task] = []
+        self._counts: Counter[str] = Counter()
         self._events = FanOut(self)
         self._tier = self._build(config, run_config(setup), extra)
         self._naming = KvtierNaming(setup, self._tier.none_hash)
@@ -70,10 +71,16 @@ class KvtierAdapter(Adapter):
         return {self._tier.tier_type: lambda: {**self._tier.gauges(), **space()}}
 
     def on_event(self, event: Event) -> None:
-        """Keeps the schedule of each job for the history, and what the queue refused for its result."""
+        """Keeps the schedule of each job for the history, and what the queue refused for its result; adds up what the tier
+        says of blocks."""
         if isinstance(event, JobFinished):
             self._tasks += [Task(self.setup.process, event.job_id, *fact) for fact in event.tasks]
             self._refused[event.job_id] = dict(event.failures).get("refused", 0)
+            self._counts["loaded" if event.direction == "load" else "stored"] += event.blocks_ok
+            for reason, blocks in event.failures:
+                self._counts[f"failed {reason}"] += blocks
+        elif isinstance(event, BlockSetAside):
+            self._counts["set aside"] += 1
 
     @property
     def view(self) -> memoryview:
@@ -157,6 +164,9 @@ class KvtierAdapter(Adapter):
     def tasks(self) -> list[Task]:
         tasks, self._tasks = self._tasks, []
         return tasks
+
+    def counts(self) -> Mapping[str, float]:
+        return dict(self._counts)
 
     def metrics_address(self) -> str | None:
         return self._watch.address if self._watch else None

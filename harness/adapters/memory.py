@@ -27,6 +27,7 @@ class MemoryAdapter(Adapter):
     """
 
     name: ClassVar[str] = "memory"
+    runs_in_submit: ClassVar[bool] = True
     exposes_files: ClassVar[bool] = True
     hash_algorithms: ClassVar[tuple[str, ...]] = ("sha256",)
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from harness.checkers import (
     contract,
     determinism,
+    faults,
+    floods,
     integrity,
     leftovers,
     matrix,
@@ -14,6 +16,7 @@ from harness.checkers import (
     recovery,
     results,
     sharing,
+    soak,
     starvation,
     visibility,
 )
@@ -25,6 +28,9 @@ CHECKERS: Mapping[str, Callable[[History], Verdict]] = {
     "sharing": sharing.check,
     "determinism": determinism.check,
     "starvation": starvation.check,
+    "floods": floods.check,
+    "faults": faults.check,
+    "soak": soak.check,
     "visibility": visibility.check,
     "recovery": recovery.check,
     "matrix": matrix.check,

@@ -10,12 +10,13 @@ Where the tier says how it scheduled (`Task` records), per process and its incar
 5. overtakes: tasks of the other class that came later and started earlier; by own threads none (this is rule 1), in all
    at most (threads of the other group) * (ceil(wait / shortest service) + 1).
 Enqueue and start are stamped under the pool's lock and taken at their word; service and hand-over times are measured.
-Rules 3 to 5 are left out for a process that died: what it ran last is not in the history.
+Rules 3 to 5 are left out for a process that died, since what it ran last is not in the history, and for one that had a
+call hang for ever (a note "hang" on it), since then the longest service time says nothing; `floods` judges those.
 
 Where the tier says nothing, only jobs are left, and a weaker comparison: while a class has jobs outstanding and none
-finishes, the other class may finish at most `JOB_FACTOR` * threads * (blocks outstanding) blocks of jobs submitted
-later. That is far above what any fair schedule shows and finds a class that does not run at all, not one that is merely
-slow.
+finishes, the other class may finish at most `JOB_FACTOR` * threads * (blocks outstanding, or of its largest such job if
+that is more) blocks of jobs submitted later. That is far above what any fair schedule shows and finds a class that does
+not run at all, not one that is merely slow.
 
 Not covered: fairness between jobs or requests of one class, waiting inside the device, waits outside the tier (for
 slots).
@@ -139,7 +140,8 @@ def _check_tasks(history: History) -> Verdict:
         process = _Process(history, life, tasks, findings)
         process.judge_order()
         met += process.met()
-        if life.ended_well:
+        hung = any(n.kind == "hang" and n.detail.get("process") == life.process for n in history.notes)
+        if life.ended_well and not hung:
             judged_whole += 1
             handover = max(handover, process.judge_times(extremes))
     counts = {c: sum(t.direction == c for t in history.tasks) for c in CLASSES}
@@ -149,7 +151,7 @@ def _check_tasks(history: History) -> Verdict:
         if missing := [c for c in CLASSES if not counts[c]]:
             value, why = "unknown", f"no {' and no '.join(missing)} in the history; "
         elif not judged_whole:
-            value, why = "unknown", "every process died, so waits could not be judged; "
+            value, why = "unknown", "every process died or hung, so waits could not be judged; "
         elif not met:
             value, why = "unknown", "loads and stores never met in one process; "
     parts = [
@@ -183,10 +185,8 @@ class _Process:
         for task in sorted(tasks, key=lambda t: t.started_seconds):
             self.threads[task.group][task.thread].append(task)
         # Threads that never ran anything are threads all the same.
-        self.thread_count: dict[Direction, int] = {
-            "load": max(len(self.threads["load"]), int(history.options.get("read_threads") or 0)),
-            "store": max(len(self.threads["store"]), int(history.options.get("write_threads") or 0)),
-        }
+        asked = _threads_asked(history, life.process)
+        self.thread_count: dict[Direction, int] = {c: max(len(self.threads[c]), asked[c]) for c in CLASSES}
         self.canary_seconds = worst_canary_seconds(history, life.process)
 
     def met(self) -> int:
@@ -305,6 +305,13 @@ class _Process:
         self.findings.add(f"{self.who}: a {task.direction} task of job {task.job_id} {text}")
 
 
+def _threads_asked(history: History, process: int) -> dict[Direction, int]:
+    """How many threads of each group this process's tier was told to have; 0 if nothing says."""
+    own = next((s.detail for s in history.starts if s.process == process and "read_threads" in s.detail), {})
+    told = {**history.options, **own}
+    return {"load": int(told.get("read_threads") or 0), "store": int(told.get("write_threads") or 0)}
+
+
 def _ms(seconds: float) -> str:
     return milliseconds(seconds)
 
@@ -347,15 +354,13 @@ def _longest_overlap(left: list[Interval], right: list[Interval]) -> Interval:
 def _check_jobs(history: History) -> Verdict:
     findings = Findings()
     counts = {c: sum(j.direction == c for j in history.jobs) for c in CLASSES}
-    options = history.options
-    asked = int(options.get("read_threads") or 0) + int(options.get("write_threads") or 0)
-    threads = asked or THREADS_DEFAULT
     longest_wait = dict.fromkeys(CLASSES, 0.0)
     longest_gap = dict.fromkeys(CLASSES, 0.0)
     most_overtaking = dict.fromkeys(CLASSES, 0)
     met = 0
     for process in sorted({j.process for j in history.jobs}):
         mine = [j for j in history.jobs if j.process == process]
+        threads = sum(_threads_asked(history, process).values()) or THREADS_DEFAULT
         for direction in CLASSES:
             jobs = [j for j in mine if j.direction == direction]
             others = sorted(
@@ -371,7 +376,9 @@ def _check_jobs(history: History) -> Verdict:
                 overtaking = sum(len(o.blocks) for o in later if o.finished_seconds < end)
                 longest_gap[direction] = max(longest_gap[direction], end - start)
                 most_overtaking[direction] = max(most_overtaking[direction], overtaking)
-                if overtaking > JOB_FACTOR * threads * blocks:
+                # A thread may be at one job of the other class, however large, before it can turn to this one.
+                largest = max((len(o.blocks) for o in later), default=0)
+                if overtaking > JOB_FACTOR * threads * max(blocks, largest):
                     findings.add(
                         f"process {process}: from {start:.3f} on no {direction} finished for {_ms(end - start)} with "
                         f"{blocks} blocks outstanding, while {overtaking} blocks of {OTHER[direction]} jobs submitted "
@@ -382,7 +389,10 @@ def _check_jobs(history: History) -> Verdict:
     if not findings and not all(counts.values()):
         value, why = "unknown", f"{counts['load']} loads and {counts['store']} stores in the history; "
     elif not findings and not met:
-        value, why = "unknown", "loads and stores never met in one process; "
+        if history.starts and all(s.detail.get("runs_in_submit") for s in history.starts):
+            why = "jobs run inside their submit: none waits for another; "
+        else:
+            value, why = "unknown", "loads and stores never met in one process; "
     parts = [
         f"{c}s: longest from submit to result {_ms(longest_wait[c])}, longest without progress {_ms(longest_gap[c])}, "
         f"overtaken by {most_overtaking[c]} blocks meanwhile"

@@ -1,0 +1,282 @@
+"""What did the tier make of each fault? Each is judged by what the registry of faults says that a tier owes under it.
+
+From the steps of a fault (notes "met": before, under, look, repair, after, last), their jobs (`request` is the step)
+and what lookups said (notes "asked"):
+- no wrong byte: no block of any load reported ok was wrong;
+- one result: each job got one, also those that hung until the lift;
+- reported: what was reported stored under the fault is found afterwards, and right;
+- others unharmed: no more blocks were hurt (stores or loads failed, stored blocks not found) than the fault can have
+  hurt, where that is known; a fault of stores hurts no load, and the other way round;
+- counted: if anything was hurt, the tier counts a failure, by a reason that the registry allows;
+- no block: what failed to be stored, or was seen to be gone, is not found, or found and right;
+- no litter: no file but blocks has come; not blocked: no submit took as long as half the hang, and the direction that
+  does not hang went on; repaired: stored again, found and right; told: see "opening" notes.
+Where the tier shows too little (it counts nothing) that item is "not shown", and decides nothing. Whatever the registry
+says, after the lift all blocks and fresh ones are stored, found and right (liveness).
+
+Not covered: whether the fault struck at all where nothing counts its strikes.
+
+unknown: no fault was met, or the tier failed already before a fault came.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import median
+from typing import Any, NamedTuple
+
+from harness.checkers.base import Findings, Value, Verdict, is_bookkeeping, some
+from harness.faults import FAULTS, Fault
+from harness.history import History, Job, Note
+
+DEPTHS = (
+    *("RecursionError", "MemoryError", "TypeError", "KeyError", "AttributeError", "IndexError", "NameError"),
+    *("UnicodeDecodeError", "UnicodeEncodeError", "JSONDecodeError", "OverflowError", "AssertionError"),
+)
+"""What a refusal in words never is: an exception from the depths."""
+
+
+class _Seen(NamedTuple):
+    """What one fault left in the history."""
+
+    met: Note
+    jobs: dict[str, list[Job]]  # by step
+    asked: dict[str, list[Note]]
+    counted: dict[str, float]  # what the tier counted from before the fault to its repair
+    counts_anything: bool
+    names: set[str]
+    submitted_after: float
+
+
+def check(history: History) -> Verdict:
+    """Judges `jobs`, `names`, `starts`, and `notes` "met", "asked", "stepped", "refused", "unready", "opening",
+    "skipped"."""
+    findings, doubts = Findings(), []
+    table: dict[str, dict[str, Any]] = {}
+    jobs: dict[int, list[Job]] = defaultdict(list)
+    for job in history.jobs:
+        jobs[job.request].append(job)
+    names = {n.name for n in history.names}
+    for met in (n for n in history.notes if n.kind == "met"):
+        fault = FAULTS[met.detail["fault"]]
+        owed, hurt = _judge(fault, _see(met, history, jobs, names))
+        wrong = {name: said for name, said in owed.items() if said not in ("", "not shown")}
+        if "before" in wrong:
+            doubts.append(f"{fault.name}: {wrong['before']}")
+        else:
+            for name, said in wrong.items():
+                findings.add(f"{fault.name} ({fault.what}): {name}: {said}")
+        row = "unknown" if "before" in wrong else "false" if wrong else "true"
+        table[fault.name] = {"verdict": row, "owed": {n: s or "yes" for n, s in owed.items()}, "hurt": hurt}
+    for note in (n for n in history.notes if n.kind == "refused" and "fault" in n.detail):
+        told = bool(note.text.strip())
+        table[note.detail["fault"]] = {"verdict": "true" if told else "false", "owed": {"told": note.text}, "hurt": 0}
+        if not told:
+            findings.add(f"{note.detail['fault']}: told: it refused to start without a word")
+    for note in (n for n in history.notes if n.kind == "unready"):
+        doubts.append(f"{note.text}; so this fault was not met")
+        table[note.detail["fault"]] = {"verdict": "unknown", "owed": {}, "hurt": 0}
+    _judge_openings(history, table, findings)
+    skipped = {n.detail["fault"]: n.text for n in history.notes if n.kind == "skipped" and "fault" in n.detail}
+    for name, why in skipped.items():
+        table.setdefault(name, {"verdict": "skipped", "owed": {}, "hurt": 0, "why": why})
+    verdicts = [row["verdict"] for row in table.values()]
+    value: Value = "false" if findings else "true" if "true" in verdicts and not doubts else "unknown"
+    not_shown = sorted({n for row in table.values() for n, said in row["owed"].items() if said == "not shown"})
+    figure = (
+        f"{verdicts.count('true')} of {len(verdicts) - verdicts.count('skipped')} faults came out as owed"
+        + (f", {verdicts.count('false')} did not" if "false" in verdicts else "")
+        + (f"; the tier does not show: {', '.join(not_shown)}" if not_shown else "")
+        + (f"; {len(skipped)} skipped: {some(skipped.values(), 3)}" if skipped else "")
+    )
+    return Verdict("faults", value, figure, [*findings.list(), *doubts], {"faults": table})
+
+
+def _see(met: Note, history: History, jobs: dict[int, list[Job]], names: set[str]) -> _Seen:
+    steps: dict[str, int] = met.detail["steps"]
+    step_of = {number: name for name, number in steps.items()}
+    asked: dict[str, list[Note]] = defaultdict(list)
+    counted: dict[str, float] = defaultdict(float)
+    counts_anything = False
+    for process in met.detail["processes"]:
+        base: dict[str, float] = {}
+        for note in (n for n in history.notes if n.process == process and n.kind == "stepped"):
+            counts = note.detail["counts"]
+            counts_anything |= bool(counts)
+            if note.detail["step"] == steps["before"]:
+                base = counts
+            # A process that was started again counts from zero: then nothing is taken off.
+            latest = counts if step_of.get(note.detail["step"]) in ("under", "look", "repair", "after") else None
+            if latest is not None:
+                for name, value in latest.items():
+                    more = value - base.get(name, 0.0)
+                    if more > 0:
+                        counted[name] += more
+                base = {**base, **latest}
+    for note in history.notes:
+        if note.kind == "asked" and note.detail["step"] in step_of:
+            asked[step_of[note.detail["step"]]].append(note)
+    mine = {name: jobs.get(number, []) for name, number in steps.items()}
+    return _Seen(met, mine, asked, dict(counted), counts_anything, names, met.detail["began_seconds"])
+
+
+def _judge(fault: Fault, seen: _Seen) -> tuple[dict[str, str], int]:
+    """What the fault owes -> "" if it was kept, "not shown", or how it was broken; and how many blocks were hurt."""
+    detail = seen.met.detail
+    killed = bool(detail["died"]) and not fault.liveness
+    under = seen.jobs["under"]
+    all_jobs = [job for step in seen.jobs.values() for job in step]
+    failed = {d: [b for j in under if j.direction == d for b in j.failed] for d in ("load", "store")}
+    missing = _missing(seen.asked["under"])
+    hurt = len(failed["load"]) + len(failed["store"]) + len(missing)
+    stored = {b for j in under if j.direction == "store" for b in j.ok}
+    said: dict[str, str] = {}
+    if short := [b for j in seen.jobs["before"] for b in j.failed] or _lost(seen, "before", detail["old"]):
+        return {"before": f"blocks {some(short)} were not stored although no fault was there"}, 0
+
+    def owe(name: str, text: str) -> None:
+        if name in fault.owes:
+            said[name] = text
+
+    wrong = [f"block {b}: {how}" for j in all_jobs for b, how in j.wrong]
+    owe("no wrong byte", some(wrong, 3))
+    lost = [j.job_id for j in all_jobs if j.results != 1 and not (killed and j.results == 0)]
+    owe("one result", f"job {some(lost)} did not get exactly one" if lost else "")
+    found = _right(seen, "look")
+    unfound = sorted(stored - found)
+    owe("reported", f"blocks {some(unfound)} were reported stored and are not found" if unfound else "")
+    owe("others unharmed", _others(fault, seen, failed, missing, hurt))
+    owe("counted", _counted(fault, seen, hurt))
+    torn = sorted(_hit(seen.asked["look"]) - found - stored)
+    owe("no block", f"blocks {some(torn)} are said to be there and do not load" if torn else "")
+    litter = [name for name in detail["new_files"] if name not in seen.names and not is_bookkeeping(name)]
+    owe("no litter", f"{some(litter)} came" if litter else "")
+    owe("not blocked", _blocked(fault, seen))
+    owe("told", "")
+    if detail["died"] and not killed:
+        said["lives"] = f"process {some(detail['died'])} ended of it"
+    alive = _liveness(seen)
+    if "repaired" in fault.owes:
+        said["repaired"] = alive or _shape(detail.get("shapes", ()))
+    said["works again"] = detail["failure"] or alive
+    return said, hurt
+
+
+def _shape(shapes: Sequence[str]) -> str:
+    if not shapes or shapes[0] == shapes[1]:
+        return ""
+    return f"the block was {shapes[0]}, and is {shapes[1]} after it was damaged and stored again"
+
+
+def _others(fault: Fault, seen: _Seen, failed: dict[str, list[int]], missing: list[int], hurt: int) -> str:
+    if (most := seen.met.detail["hurt"]) is not None and hurt > most * (2 if fault.mechanism == "damage" else 1):
+        return f"{hurt} blocks failed or were not found, and {most} can have been hurt"
+    for direction in ("load", "store"):
+        innocent = direction not in fault.hits and fault.hits[0] in ("load", "store")
+        other_way = failed[direction] + (missing if direction == "load" else [])
+        if innocent and other_way and seen.met.detail["hurt"] is None:
+            return f"{direction}s of blocks {some(other_way)} failed, and they need nothing that was taken away"
+    return ""
+
+
+def _counted(fault: Fault, seen: _Seen, hurt: int) -> str:
+    if not seen.counts_anything:
+        return "not shown"
+    failures = {n: v for n, v in seen.counted.items() if n.startswith("failed ") or n == "set aside"}
+    if not hurt:
+        return ""
+    if not failures:
+        return f"{hurt} blocks were hurt and none is counted"
+    if fault.reasons and not {f"failed {reason}" for reason in fault.reasons} & failures.keys():
+        return f"counted as {', '.join(sorted(failures))}; valid: {', '.join(fault.reasons)}"
+    return ""
+
+
+def _blocked(fault: Fault, seen: _Seen) -> str:
+    detail, under = seen.met.detail, seen.jobs["under"]
+    submits = [j.submit_returned_seconds - j.submitted_seconds for j in under]
+    for rule in fault.rules:
+        if rule.action == "hang" and (longest := max(submits, default=0.0)) * 2 > _held(detail):
+            return f"a submit took {longest:.3f} s while calls hung"
+        if rule.action == "delay" and submits and (typical := median(submits)) * 2 > rule.amount:
+            return f"submits took {typical:.3f} s (median) on a device slower by {rule.amount:g} s"
+    if fault.rules and all(rule.action == "hang" and rule.nth for rule in fault.rules):
+        others = [j for j in under if j.direction not in fault.hits]
+        late = [j.job_id for j in others if not j.results or j.finished_seconds > detail["lifted_seconds"]]
+        if late:
+            return f"jobs {some(late)} of the direction that does not hang waited for the lift"
+    return ""
+
+
+def _held(detail: dict[str, Any]) -> float:
+    return float(detail["lifted_seconds"]) - float(detail["began_seconds"])
+
+
+def _liveness(seen: _Seen) -> str:
+    """Everything, stored again after the lift, is found and right; so are blocks stored afterwards."""
+    detail = seen.met.detail
+    everything = [*detail["old"], *detail["new"]]
+    for step, blocks, what in (("repair", everything, "stored"), ("after", detail["fresh"], "stored")):
+        if unstored := _lost(seen, step, blocks):
+            return f"after the lift blocks {some(unstored)} could not be {what}"
+    for step, blocks in (("after", everything), ("last", detail["fresh"])):
+        processes = {n.process for n in seen.asked[step]}
+        if not processes:
+            return "after the lift no process got as far as to look for blocks"
+        for process in sorted(processes):
+            right = _right(seen, step, process)
+            if unfound := [b for b in blocks if b not in right]:
+                return f"after the lift process {process} did not find blocks {some(unfound)}, or not right"
+    return ""
+
+
+def _lost(seen: _Seen, step: str, blocks: list[int]) -> list[int]:
+    """Those of the blocks that no store of the step succeeded with."""
+    stored = {b for j in seen.jobs.get(step, ()) if j.direction == "store" for b in j.ok}
+    return [b for b in blocks if b not in stored]
+
+
+def _right(seen: _Seen, step: str, process: int | None = None) -> set[int]:
+    """Blocks that a load of the step brought, right."""
+    found: set[int] = set()
+    for job in seen.jobs.get(step, ()):
+        if job.direction == "load" and (process is None or job.process == process):
+            found |= set(job.ok) - {block for block, _ in job.wrong}
+    return found
+
+
+def _hit(asked: list[Note]) -> set[int]:
+    pairs = [(b, v) for n in asked for b, v in zip(n.detail["blocks"], n.detail["verdicts"], strict=True)]
+    return {block for block, verdict in pairs if verdict == "h"}
+
+
+def _missing(asked: list[Note]) -> list[int]:
+    pairs = [(b, v) for n in asked for b, v in zip(n.detail["blocks"], n.detail["verdicts"], strict=True)]
+    return [block for block, verdict in pairs if verdict != "h"]
+
+
+def _judge_openings(history: History, table: dict[str, dict[str, Any]], findings: Findings) -> None:
+    notes = [n for n in history.notes if n.kind == "opening"]
+    if not notes:
+        return
+    bad = 0
+    counts = {"refused": 0, "opened": 0}
+    for note in notes:
+        outcome, kind, text = (note.detail[name] for name in ("outcome", "error", "said"))
+        counts[outcome] += 1
+        where = f"hostile_config: {note.detail['file']} holding {note.text}" if note.detail["file"] else "a fresh root"
+        how = ""
+        if outcome == "refused" and not note.detail["file"]:
+            how = f"was refused: {text}"
+        elif outcome == "refused" and (kind in DEPTHS or not text.strip()):
+            how = f"was refused by a {kind} from the depths ({text or 'without a word'}), not in words"
+        elif outcome == "opened" and text:
+            how = f"was opened, and then: {text}"
+        if how:
+            bad += 1
+            findings.add(f"{where} {how}")
+    said = (
+        f"{counts['refused']} refused in words, {counts['opened']} opened and used rightly" if not bad else f"{bad} bad"
+    )
+    table["hostile_config"] = {"verdict": "false" if bad else "true", "owed": {"told": said}, "hurt": 0}

@@ -1,0 +1,155 @@
+"""Did single jobs of each class get through each flood? Judged from outside: when jobs were submitted, when they ended.
+
+A phase is a flood of jobs of one class or of one size, kept deeper than the tier's threads, and a probe: one block at a
+time, the next when the last has ended. Per phase:
+1. a probe of the other class must end before the flood does; none ended, while the flood finished at least
+   `FLOOD_FACTOR` * threads jobs, is starvation, whatever the schedule says;
+2. while one call of the device hangs for ever (notes "hang" to "lifted"), jobs of both classes go on ending.
+A probe of the flood's own class waits its turn behind it: that head-of-line delay is reported, never judged.
+
+How long each class went without an end is reported too; `starvation` judges each wait.
+
+Not covered: phases of a tier that runs jobs inside `submit` under a hang (they are not run).
+
+unknown: no phase, or no flood that was ever deeper than the threads, or a phase in which nothing of the flood ended.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+from harness.checkers.base import Findings, Value, Verdict, milliseconds
+from harness.history import History, Job, Note
+
+FLOOD_FACTOR = 4
+
+
+def check(history: History) -> Verdict:
+    """Judges `jobs` (tags 2 * number: the flood, 2 * number + 1: probes) and `notes` "flood", "hang", "lifted"."""
+    findings = Findings()
+    by_tag: dict[tuple[int, int], list[Job]] = defaultdict(list)
+    for job in history.jobs:
+        by_tag[job.process, job.request].append(job)
+    told = {s.process: s.detail for s in history.starts}
+    in_submit = bool(told) and all(d.get("runs_in_submit") for d in told.values())
+    phases: list[dict[str, Any]] = []
+    doubts: list[str] = []
+    for note in (n for n in history.notes if n.kind == "flood"):
+        detail = told.get(note.process, {})
+        threads = int(detail.get("read_threads") or 0) + int(detail.get("write_threads") or 0)
+        number = note.detail["number"]
+        phase = _measure(note, by_tag[note.process, 2 * number + 1], by_tag[note.process, 2 * number])
+        split = f"{detail.get('read_threads')}+{detail.get('write_threads')}"
+        phase |= {"process": note.process, "split": split, "deep": in_submit or phase["jobs_ahead"] > threads}
+        phases.append(phase)
+        who = (
+            f"process {note.process} ({split} threads), {phase['probe']}s through a flood of {phase['flood']} jobs of "
+        )
+        who += f"{phase['flood_blocks']} blocks"
+        if not phase["flood_ended"]:
+            doubts.append(f"{who}: nothing of the flood ended in {milliseconds(phase['seconds'])}")
+        if phase["probe"] == phase["flood"]:
+            continue
+        if not phase["probes_ended"] and phase["flood_ended"] >= FLOOD_FACTOR * threads:
+            findings.add(
+                f"{who}: none ended in {milliseconds(phase['seconds'])}, while {phase['flood_ended']} jobs of the "
+                "flood did: starved"
+            )
+        elif not phase["probes_ended"]:
+            doubts.append(f"{who}: none ended, and few of the flood ({phase['flood_ended']})")
+    hung = [_judge_hang(note, history, findings) for note in history.notes if note.kind == "hang"]
+    crossed = [p for p in phases if p["probe"] != p["flood"]]
+    skipped = [n.text for n in history.notes if n.kind == "skipped"]
+    value: Value = "false" if findings else "unknown" if doubts else "true"
+    why = ""
+    if not findings and not crossed:
+        value, why = "unknown", "no phase in which one class flooded the other; "
+    elif not findings and not any(p["deep"] for p in crossed):
+        value, why = "unknown", "no flood was deeper than the threads; "
+    worst = max(crossed, key=lambda p: p["longest_gap_seconds"], default=None)
+    parts = [f"{why}{sum(p['probes_ended'] for p in crossed)} probes through {len(crossed)} floods"]
+    if worst:
+        parts.append(
+            f"longest without an end of the probes' class {milliseconds(worst['longest_gap_seconds'])} "
+            f"({worst['split']} threads, {worst['probe']}s behind {worst['flood']} jobs of "
+            f"{worst['flood_blocks']} blocks)"
+        )
+    lines = _head_of_line(phases)
+    parts += [f"head of line: {line}" for line in lines.values()]
+    if hung:
+        parts.append(f"{len(hung)} hung calls survived" if not findings else f"{len(hung)} hung calls")
+    parts += [f"skipped: {text}" for text in skipped]
+    data = {"phases": phases, "head_of_line": lines, "hangs": hung, "skipped": skipped}
+    return Verdict("floods", value, "; ".join(parts), [*findings.list(), *doubts], data)
+
+
+def _measure(note: Note, probes: list[Job], flood: list[Job]) -> dict[str, Any]:
+    """Numbers of one phase. Only what ended before the flood was over counts as having got through it."""
+    began, over = note.detail["began_seconds"], note.detail["over_seconds"]
+    through = sorted(j.finished_seconds for j in probes if j.results and j.finished_seconds <= over)
+    stamps = [began, *through, over]
+    waits = [j.finished_seconds - j.submitted_seconds for j in probes if j.results]
+    return {
+        **{name: note.detail[name] for name in ("number", "probe", "flood", "flood_blocks", "jobs_ahead")},
+        "seconds": over - began,
+        "probes_ended": len(through),
+        "flood_ended": sum(j.results > 0 and j.finished_seconds <= over for j in flood),
+        "probe_median_seconds": median(waits) if waits else None,
+        "probe_longest_seconds": max(waits, default=None),
+        "longest_gap_seconds": max(b - a for a, b in pairwise(stamps)),
+    }
+
+
+def _judge_hang(note: Note, history: History, findings: Findings) -> dict[str, Any]:
+    """Rule 2, from the moment that the call hung until it was let go."""
+    process = note.detail["process"]
+    lifted = min(
+        (
+            n.monotonic_seconds
+            for n in history.notes
+            if n.kind == "lifted" and n.monotonic_seconds > note.monotonic_seconds
+        ),
+        default=math.inf,
+    )
+    ended = {
+        direction: sum(
+            j.process == process
+            and j.direction == direction
+            and j.results > 0
+            and note.monotonic_seconds < j.submitted_seconds
+            and j.finished_seconds < lifted
+            for j in history.jobs
+        )
+        for direction in ("load", "store")
+    }
+    seconds = lifted - note.monotonic_seconds
+    for direction, count in ended.items():
+        if not count:
+            findings.add(
+                f"process {process}: while {note.text}, no {direction} submitted meanwhile ended in "
+                f"{milliseconds(seconds)}"
+            )
+    return {"process": process, "what": note.text, "seconds": seconds, "ended": ended}
+
+
+def _head_of_line(phases: list[dict[str, Any]]) -> dict[str, str]:
+    """What a one-block job waits behind large jobs of its own class, in words, by class: the worst split."""
+    lines = {}
+    for direction in ("load", "store"):
+        own = [
+            p
+            for p in phases
+            if p["probe"] == p["flood"] == direction and p["flood_blocks"] > 1 and p["probe_longest_seconds"]
+        ]
+        if own:
+            worst = max(own, key=lambda p: p["probe_longest_seconds"])
+            lines[direction] = (
+                f"a 1-block {direction} took up to {milliseconds(worst['probe_longest_seconds'])} (median "
+                f"{milliseconds(worst['probe_median_seconds'])}) behind {worst['jobs_ahead']} jobs of "
+                f"{worst['flood_blocks']} blocks of its class ({worst['split']} threads)"
+            )
+    return lines

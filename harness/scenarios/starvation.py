@@ -1,0 +1,225 @@
+"""Floods of one class of jobs, and single blocks of the other class that must get through them.
+
+Each thread split (1+1, 4+4, 16+16, 31+1, 1+31 read- and write-priority threads) is a process of its own, one after the
+other. In each, loads are flooded with stores and stores with loads, in jobs of 1, 16 and 512 blocks, in a closed loop
+always deeper than the threads; then a class is flooded with large jobs of its own, and what a single block waits behind
+them is reported. On a fault file system the same is done on a slow device, and while one call hangs for ever.
+
+Proves for these floods: no thread takes the other class while its own waits, each class is served first in first out,
+no thread idles while a task waits, no task waits longer or is overtaken more often than the derived bound, and both
+classes go on while a call hangs. Where the tier does not say how it schedules: each class gets through each flood. It
+does not prove fairness between jobs of one class, nor anything about sharing, crashes or other faults.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.adapters import adapter_class
+from harness.adapters.base import other
+from harness.faults import FaultFs, FaultUnavailable, Rule
+from harness.history import Direction
+from harness.launch import Child
+from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, option
+
+SPLITS = ((1, 1), (4, 4), (16, 16), (31, 1), (1, 31))
+SPLIT_UNDER_FAULTS = (4, 4)
+THREADS_DEFAULT = 4
+JOB_BLOCKS = (1, 16, 512)
+STORED_BLOCKS = 512
+SLOTS_FACTOR = 4
+"""A tier may refuse stores that take too large a share of the slots: a flood is to be queued, not refused."""
+PHASE_GRACE_SECONDS = 60.0
+"""A phase that is not over so long after its time hangs: its process is stopped."""
+HANG_SECONDS_MAX = 5.0
+DELAY_SECONDS = 0.005
+UNDER_FAULTS = 4  # floods on the fault file system: two slow ones, two with a hung call
+DIRECTIONS: tuple[Direction, Direction] = ("load", "store")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StarvationOptions(CommonOptions):
+    """Options of `run starvation`. Threads given by hand replace the splits; zero is taken to the tier as it is."""
+
+    seconds: float = option(10.0, "how long all floods together last, at least", low=0)
+    processes: int = option(1, "processes that flood one root at a time", low=1)
+    block_bytes: int = option(4096, "size of a block", low=4096, multiple_of=4096)
+    read_threads: int | None = option(  # type: ignore[assignment]
+        None, "read-priority threads, 0 too (default: five splits, or 4 where the other is given)", low=0
+    )
+    write_threads: int | None = option(  # type: ignore[assignment]
+        None, "write-priority threads, 0 too (default: five splits, or 4 where the other is given)", low=0
+    )
+    job_blocks: str = option(",".join(map(str, JOB_BLOCKS)), "blocks of the jobs of the floods, one flood each")
+    slots: int = option(0, "blocks that a process holds in memory at once (0: what the floods take)", low=0)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One flood: its jobs, and of which class the single blocks are that must get through it."""
+
+    probe: Direction
+    flood: Direction
+    blocks: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which floods in which split, the split that meets faults as well, and how long one flood lasts."""
+
+    floods: dict[tuple[int, int], tuple[Phase, ...]]
+    under_faults: tuple[int, int]
+    seconds: float
+    source: str
+
+
+def prepare(options: StarvationOptions) -> Plan:
+    given = (options.read_threads, options.write_threads)
+    splits = SPLITS if given == (None, None) else ((_or_default(given[0]), _or_default(given[1])),)
+    try:
+        sizes = tuple(int(text) for text in options.job_blocks.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise UsageError(f"--job-blocks is {options.job_blocks!r}; it takes numbers of at least 1 between commas")
+    crossed = [Phase(other(flood), flood, size) for size in sizes for flood in DIRECTIONS]
+    own = [Phase(flood, flood, max(sizes)) for flood in DIRECTIONS if max(sizes) > 1]
+    under_faults = SPLIT_UNDER_FAULTS if splits == SPLITS else splits[0]
+    floods = {split: (*crossed, *(own if split == under_faults else ())) for split in splits}
+    count = sum(map(len, floods.values())) + UNDER_FAULTS
+    seconds = options.seconds / count
+    words = " ".join(f"{n}+{m}" for n, m in splits)
+    return Plan(floods, under_faults, seconds, f"threads {words}, {count} floods of {seconds:.2g} s each")
+
+
+def _or_default(threads: int | None) -> int:
+    return THREADS_DEFAULT if threads is None else threads
+
+
+def flood_jobs(threads: int, blocks: int) -> int:
+    """Jobs that a flood keeps in flight: more than the threads, and many more where they are small."""
+    return threads + 2 if blocks > 16 else 2 * threads + 2
+
+
+def run(context: Context, plan: Plan) -> None:
+    """Each split in turn, then one split on the fault file system."""
+    options: StarvationOptions = context.options
+    for index, (split, phases) in enumerate(plan.floods.items()):
+        children = _start(context, index * options.processes, split, phases, str(context.root_dir))
+        for number, phase in enumerate(phases, 1):
+            _order(children, number, plan.seconds, phase, split)
+            _await(context, children, "obeyed", number, plan.seconds)
+        _end(context, children)
+    with _fault_fs(context, plan) as fs:
+        if fs is not None:
+            _under_faults(context, plan, fs, len(plan.floods) * options.processes)
+
+
+def _start(
+    context: Context, first: int, split: tuple[int, int], phases: tuple[Phase, ...], root_dir: str
+) -> list[Child]:
+    options: StarvationOptions = context.options
+    needed = max(flood_jobs(sum(split), p.blocks) * p.blocks for p in phases)
+    changes: dict[str, Any] = {"n_read_threads": split[0], "n_write_threads": split[1], "root_dir": root_dir}
+    changes["slots"] = options.slots or SLOTS_FACTOR * max(needed, STORED_BLOCKS)
+    children = [
+        context.start(first + i, "flood", {"stored_blocks": STORED_BLOCKS}, **changes) for i in range(options.processes)
+    ]
+    context.workers.await_ready(children)
+    context.workers.go(children)
+    return children
+
+
+def _order(children: list[Child], number: int, seconds: float, phase: Phase, split: tuple[int, int]) -> None:
+    order = {"number": number, "seconds": seconds, "probe": phase.probe, "flood": phase.flood}
+    order |= {"flood_blocks": phase.blocks, "flood_jobs": flood_jobs(sum(split), phase.blocks)}
+    for child in children:
+        child.send(do=order)
+
+
+def _await(context: Context, children: list[Child], what: str, number: int, seconds: float) -> bool:
+    return context.workers.until(
+        lambda: all(not c.alive or c.counts.get(what, 0) >= number for c in children), seconds + PHASE_GRACE_SECONDS
+    )
+
+
+def _end(context: Context, children: list[Child]) -> None:
+    for child in children:
+        child.send(stop=True)
+    context.workers.wait(children, PHASE_GRACE_SECONDS)
+
+
+@contextlib.contextmanager
+def _fault_fs(context: Context, plan: Plan) -> Iterator[FaultFs | None]:
+    """The fault file system over a folder of the root, or None and a note that says why not."""
+    reason = ""
+    if adapter_class(context.options.tier).runs_in_submit:
+        reason = "the tier runs jobs inside submit, so that a slow or hung device is its caller's"
+    elif not min(plan.under_faults):
+        reason = f"a split of {plan.under_faults[0]}+{plan.under_faults[1]} has no thread to spare"
+    backing = Path(context.root_dir) / "slow"
+    with contextlib.ExitStack() as stack:
+        fs = None
+        if not reason:
+            backing.mkdir()
+            try:
+                fs = stack.enter_context(FaultFs(backing))
+            except FaultUnavailable as error:
+                reason = str(error)
+        if reason:
+            context.note(time.monotonic(), "skipped", f"a slow device and a hung call ({reason})")
+        yield fs
+
+
+def _under_faults(context: Context, plan: Plan, fs: FaultFs, first: int) -> None:
+    """A slow device, then one call that hangs, for floods of both classes. What hangs is a call of the flood."""
+    children = _start(context, first, plan.under_faults, (Phase("load", "store", 1),), str(fs.mount))
+    number = 0
+    for flood in DIRECTIONS:
+        number += 1
+        delay = Rule("read write", "delay", DELAY_SECONDS)
+        _order(children, number, plan.seconds, Phase(other(flood), flood, 1), plan.under_faults)
+        _await(context, children, "started", number, 0.0)
+        fs.inject(delay)
+        _await(context, children, "obeyed", number, plan.seconds)
+        fs.lift()
+    if sum(plan.under_faults) > 2 and min(plan.under_faults) > 1:
+        for flood in DIRECTIONS:
+            number += 1
+            _hang(context, plan, fs, children, number, flood)
+    else:
+        context.note(time.monotonic(), "skipped", "a hung call: it would take the only thread of its group")
+    _end(context, children)
+
+
+def _hang(context: Context, plan: Plan, fs: FaultFs, children: list[Child], number: int, flood: Direction) -> None:
+    _order(children, number, plan.seconds, Phase(other(flood), flood, 1), plan.under_faults)
+    _await(context, children, "started", number, 0.0)
+    fs.inject(Rule("read" if flood == "load" else "write", "hang", nth=1))
+    try:
+        fs.await_counts(lambda counts: counts["held"] >= 1, HANG_SECONDS_MAX)
+    except TimeoutError:
+        context.note(time.monotonic(), "skipped", f"a hung call of a {flood}: none was made")
+    else:
+        for child in children:
+            text = f"one call of a {flood} hangs"
+            context.note(time.monotonic(), "hang", text, process=child.process)
+    _await(context, children, "over", number, plan.seconds)
+    context.note(time.monotonic(), "lifted", "the call goes on")
+    fs.lift()
+    _await(context, children, "obeyed", number, plan.seconds)
+
+
+SCENARIO = Scenario(
+    name="starvation",
+    proves=(__doc__ or "").split("\n\n", 1)[1].strip(),
+    options=StarvationOptions,
+    checkers=("starvation", "floods", "nonblocking", "integrity", "results", "leftovers"),
+    prepare=prepare,
+    run=run,
+)
