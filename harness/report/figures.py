@@ -156,7 +156,7 @@ def thin(points: Points, most: int = POINTS_MAX) -> Points:
     """At most so many of points that are sorted by x; of each stretch its lowest and its highest."""
     if len(points) <= most:
         return list(points)
-    stretch = -(-len(points) * 2 // most)
+    stretch = -(-len(points) // (most // 2))
     kept: Points = []
     for at in range(0, len(points), stretch):
         part = points[at : at + stretch]

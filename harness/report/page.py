@@ -142,7 +142,7 @@ def tiles(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The figures of a run that a person looks for first, each with what it is."""
     totals, device = results["totals"], results.get("device") or {}
     found = [(f"{totals['requests']:,.0f}", "requests")] if totals.get("requests") else []
-    found += [(f"{totals['jobs']:,.0f}", "jobs")]
+    found += [(f"{totals['jobs']:,.0f}", "jobs")] if totals.get("jobs") else []
     if totals.get("blocks"):
         found.append((f"{totals['hit_blocks'] / totals['blocks']:.1%}", "blocks that were hits"))
     for direction, past, device_name in (("load", "loaded", "read"), ("store", "stored", "write")):
@@ -158,7 +158,7 @@ def tiles(results: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _tiles(results: Mapping[str, Any]) -> str:
     cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(what)}</span></div>" for value, what in tiles(results))
-    return f"<div class='tiles'>{cells}</div>"
+    return f"<div class='tiles'>{cells}</div>" if cells else ""
 
 
 def _last_words(words: Mapping[str, str]) -> str:

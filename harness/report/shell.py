@@ -32,7 +32,7 @@ code,pre{font:13px/1.45 ui-monospace,monospace;white-space:pre-wrap;overflow-wra
 pre{background:var(--soft);padding:.6rem .8rem;border-radius:.4rem;margin:.5rem 0}
 table{border-collapse:collapse;font-size:.9rem}
 td,th{padding:.28rem .9rem .28rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
-th{color:var(--dim);font-weight:600}td.n{text-align:right;font-variant-numeric:tabular-nums}.scroll{overflow-x:auto}
+td,th{overflow-wrap:normal}th{color:var(--dim);font-weight:600;white-space:nowrap}td.n{text-align:right;font-variant-numeric:tabular-nums}.scroll{overflow-x:auto}
 .badge{font-weight:600;white-space:nowrap}
 .true{color:var(--true)}.false{color:var(--false)}.unknown{color:var(--unknown)}
 .verdicts{list-style:none;margin:1rem 0;padding:0}
