@@ -92,7 +92,8 @@ def rates(options: LoadOptions, runs_dir: Path, scraper: _Scraper) -> Rates:
     ended = max(request.finished_seconds for request in history.requests)
     cpu: dict[int, list[float]] = defaultdict(list)
     for gauge in history.gauges:
-        cpu[gauge.process].append(gauge.values["cpu_seconds"])
+        if started <= gauge.monotonic_seconds <= ended:
+            cpu[gauge.process].append(gauge.values["cpu_seconds"])
     blocks = sum(len(job.ok) for job in history.jobs)
     return Rates(blocks / (ended - started), blocks / sum(values[-1] - values[0] for values in cpu.values()))
 

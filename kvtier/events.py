@@ -75,7 +75,8 @@ class LookupBatch(NamedTuple):
 
 
 class TierAnswers(NamedTuple):
-    """A secondary tier answered lookups in one step, each time it was asked about a block: also from memory."""
+    """A secondary tier answered lookups, from memory or after a probe, since its last such event; a block that is asked
+    for in several steps counts in each. Emitted at the end of a step in which some answer was final."""
 
     tier: str
     hits: int

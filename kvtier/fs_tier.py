@@ -52,6 +52,7 @@ from kvtier.thread_pool import Cancelled, Completion, DualQueueThreadPool, Work
 logger = logging.getLogger(__name__)
 
 LINKS_MAX = 8
+_ANSWERS = LookupResult.HIT, LookupResult.MISS, LookupResult.RETRY
 NO_SPACE = ("ENOSPC", "EDQUOT")
 STORE_PAUSE_SECONDS_MAX = 30.0
 
@@ -145,10 +146,10 @@ class FileSystemTierManager(SecondaryTierManager):
             self._observer.on_event(LookupBatch(self.tier_type, *fact))
         for evicted in self._capacity.take_facts() if self._capacity else ():
             self._on_evicted(evicted)
-        if answers := self._answers:
-            counts = answers[LookupResult.HIT], answers[LookupResult.MISS], answers[LookupResult.RETRY]
-            self._observer.on_event(TierAnswers(self.tier_type, *counts))
-            answers.clear()
+        hits, misses, retries = (self._answers[answer] for answer in _ANSWERS)
+        if hits or misses:  # who waits asks again in every step; that alone is no news
+            self._observer.on_event(TierAnswers(self.tier_type, hits, misses, retries))
+            self._answers.clear()
 
     # --- jobs ---
 

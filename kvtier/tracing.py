@@ -48,7 +48,7 @@ class PromisedIds(RandomIdGenerator):
 class TracingObserver:
     """An `Observer` that writes spans to `provider` and owns it: `shutdown` flushes and ends it.
 
-    A span costs about 0.1 ms; events of other types cost nothing. Times are this host's wall clock. `provider` must use
+    A span costs 0.1 to 0.3 ms; events of other types, and of requests that are not sampled, cost nothing. Times are this host's wall clock. `provider` must use
     `ids` for its own, else no load's link finds the store it leads to.
     """
 
@@ -58,6 +58,8 @@ class TracingObserver:
         self._tracer = provider.get_tracer("kvtier", __version__)
 
     def on_event(self, event: Event, /) -> None:
+        if _unsampled(getattr(event, "traceparent", None)):
+            return
         now = time.monotonic()
         match event:
             case JobFinished():
@@ -135,9 +137,6 @@ class TracingObserver:
     ) -> None:
         """One span below the context `parent`, of the identity `own` where one was promised."""
         context = _PROPAGATOR.extract({"traceparent": parent or ""})
-        above = get_current_span(context).get_span_context()
-        if above.is_valid and not above.trace_flags.sampled:
-            return
         offset = time.time_ns() - time.monotonic_ns()  # taken once, so that no span straddles a clock step
         self._ids.promised = _context_of(own) if own else None
         span = self._tracer.start_span(
@@ -192,6 +191,11 @@ class _JsonLines(ConsoleSpanExporter):
 
     def shutdown(self) -> None:
         self.out.close()
+
+
+def _unsampled(traceparent: str | None) -> bool:
+    """Of version 00's form with an even flag; most events are, so it must be cheap."""
+    return traceparent is not None and len(traceparent) == 55 and traceparent[-1] in "02468ace"
 
 
 def _context_of(traceparent: str) -> SpanContext:
