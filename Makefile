@@ -7,11 +7,11 @@ INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test lint format types cov load observe dashboards clean
+.PHONY: help install test lint format types cov load observe dashboards bench bench-baseline bench-compare bench-gpu bench-docs clean
 
 help: ## print this list
 	@echo "usage: make TARGET [NAME=value ...]"; echo
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)$$/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  %-10s %s\n", $$1, $$2}'
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)$$/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  %-14s %s\n", $$1, $$2}'
 
 install: $(INSTALLED) ## make .venv from the project's files (PYTHON=python3, TORCH=torch==2.13.0); done once
 
@@ -57,6 +57,25 @@ observe: $(INSTALLED) ## watch a load run: Prometheus, and Grafana and Tempo whe
 
 dashboards: $(INSTALLED) ## write dashboards/*.json, the rules for Kubernetes and docs/metrics.md again
 	$(BIN)/python dashboards/generate.py
+
+BENCH_OPTIONS = $(if $(SIZE),--size $(SIZE)) $(if $(DIR),--dir "$(DIR)")
+SMALL = tests/tiering/bench --benchmark-enable --benchmark-only --benchmark-columns=median,iqr,ops,rounds
+
+bench: $(INSTALLED) ## small parts, then the large table beside peer and device (SIZE=full|quick DIR=/tmp)
+	$(BIN)/python -m pytest $(SMALL) --benchmark-json=runs/bench-small.json $(ARGS)
+	$(BIN)/python -m harness.bench table --out runs/bench.json $(BENCH_OPTIONS)
+
+bench-compare: $(INSTALLED) ## slower than this machine class's baseline? exit code 0 no, 1 yes, 2 unknown (DIR=)
+	$(BIN)/python -m harness.bench compare $(if $(DIR),--dir "$(DIR)") $(ARGS)
+
+bench-baseline: $(INSTALLED) ## measure the baseline of this machine class, for bench-compare (DIR=)
+	$(BIN)/python -m harness.bench baseline $(if $(DIR),--dir "$(DIR)") $(ARGS)
+
+bench-gpu: ## the GPU path on a CUDA device; also runs with PYTHON= alone, without .venv
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest -m gpu tests/tiering -rs $(ARGS)
+
+bench-docs: $(INSTALLED) ## docs/benchmarks.md and its plots, from the results under tests/tiering/baselines
+	$(BIN)/python -m harness.bench plots
 
 clean: ## remove .venv and caches (not runs/)
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage .coverage.* htmlcov

@@ -1,12 +1,15 @@
-"""The command line of the benches: `python -m harness.bench table`, `compare`, `baseline`, `plots`."""
+"""The command line of the benches: `python -m harness.bench table`, `baseline`, `compare`, `plots`."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import re
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,14 @@ import click
 from rich.console import Console
 
 from harness import environment
-from harness.bench import plan
+from harness.bench import compare, plan
 from harness.bench.contest import CONTESTANTS, Contestant
 from harness.bench.disk import Disk, Unavailable, own_disk, plain_folder
 from harness.bench.show import print_tables
 from harness.bench.targets import targets
 
+BASELINES = Path(__file__).resolve().parents[2] / "tests" / "tiering" / "baselines"
+COMPARE_DISK_BYTES = 1 << 30
 SIZES = {"full": plan.FULL, "quick": plan.QUICK, "smoke": plan.SMOKE}
 
 
@@ -58,11 +63,11 @@ def measure(
     console: Console,
 ) -> dict[str, Any]:
     """Run the sections; the JSON-able result with environment, command, samples and targets."""
-    import dataclasses
-
     if rounds:
         size = dataclasses.replace(size, rounds=rounds, flood_rounds=rounds)
-    started, samples, notes = time.monotonic(), [], []
+    started = time.monotonic()
+    samples: list[plan.Sample] = []
+    notes: list[str] = []
     seconds: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
         disk, ceiling = _disk(stack, folder, size, notes)
@@ -82,7 +87,7 @@ def measure(
             console.print(f"[dim]{name}: {seconds[name]:.0f} s[/]")
         notes += bench.notes + [gap for contestant in contestants for gap in contestant.gaps]
     return {
-        "command": shlex.join(["python", "-m", "harness.bench", *sys.argv[1:]]),
+        "command": _command(),
         "environment": here | {"disk": disk.kind},
         "wall_time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(time.monotonic() - started, 1),
@@ -91,6 +96,81 @@ def measure(
         "targets": [target._asdict() | {"ratio": list(target.ratio)} for target in targets(samples)],
         "samples": [list(sample) for sample in samples],
     }
+
+
+@cli.command()
+@click.option("--dir", "folder", default="/tmp", show_default=True, help="folder on the device to measure")
+@click.option("--runs", default=10, show_default=True, help="more runs tell better how much runs differ")
+@click.option("--out", type=click.Path(), help="default: the file of this machine's class in tests/tiering/baselines")
+def baseline(folder: str, runs: int, out: str | None) -> None:
+    """Measure what `compare` compares with, and store it in this machine class's file."""
+    with _kvtier_on(Path(folder)) as (tier, disk, here):
+        found = compare.measure_baseline(tier, disk, runs)
+    path = Path(out) if out else BASELINES / f"{machine_class(here)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(
+        json.dumps(kept | {"environment": here, "compare": found | {"command": _command()}}, indent=1) + "\n"
+    )
+    click.echo(path)
+
+
+@cli.command(name="compare")
+@click.option("--dir", "folder", default="/tmp", show_default=True, help="folder on the device to measure")
+@click.option("--baseline", "path", type=click.Path(exists=True), help="default: that of this machine's class")
+@click.option("--slower", default=1.0, show_default=True, help="make the tier take so many times longer, to be found")
+@click.option("--metric", "metrics", multiple=True, type=click.Choice(list(compare.METRICS)), help="only these")
+@click.option("--trials", default=1, show_default=True, help="so many runs, and how many of them raised an alarm")
+def compare_command(folder: str, path: str | None, slower: float, metrics: tuple[str, ...], trials: int) -> None:
+    """Is it slower than the baseline? Exit code 0 no, 1 yes, 2 unknown."""
+    console = Console(highlight=False)
+    with _kvtier_on(Path(folder)) as (tier, disk, here):
+        file = Path(path) if path else BASELINES / f"{machine_class(here)}.json"
+        if not file.exists():
+            console.print(f"unknown: there is no baseline {file.name}; make one with `make bench-baseline`")
+            sys.exit(2)
+        stored = json.loads(file.read_text())
+        if why := compare.unfit(stored, here):
+            console.print(f"unknown: {why}")
+            sys.exit(2)
+        alarms, unknown = 0, 0
+        for trial in range(trials):
+            judged = compare.compare(tier, disk, stored["compare"], metrics, slower)
+            for one in judged:
+                shown = f"{one.change:+.1%} ({one.low:+.1%} .. {one.high:+.1%})"
+                console.print(f"{trial + 1:2} {one.metric:7} {one.outcome:8} {shown} {one.reason}", soft_wrap=True)
+            alarms += any(one.outcome == "slower" for one in judged)
+            unknown += all(one.outcome != "slower" for one in judged) and any(
+                one.outcome == "unknown" for one in judged
+            )
+        if trials > 1:
+            console.print(f"{alarms} alarms, {unknown} unknown in {trials} runs, slowed {slower:g} times")
+    sys.exit(1 if alarms else 2 if unknown else 0)
+
+
+@contextlib.contextmanager
+def _kvtier_on(folder: Path) -> Iterator[tuple[Contestant, Disk, dict[str, Any]]]:
+    with contextlib.ExitStack() as stack:
+        try:
+            disk = stack.enter_context(own_disk(folder, COMPARE_DISK_BYTES))
+        except Unavailable:
+            disk = stack.enter_context(plain_folder(folder))
+        tier = Contestant("kvtier")
+        stack.callback(tier.close)
+        yield tier, disk, environment.describe(disk.path) | {"disk": disk.kind}
+        for gap in dict.fromkeys(tier.gaps):
+            click.echo(gap, err=True)
+
+
+def machine_class(here: dict[str, Any]) -> str:
+    """A name for machines whose ratios may be compared: processor, how many of them, file system, Python."""
+    python = ".".join(here["python"].split(".")[:2])
+    words = f"{here['cpu_model'] or 'cpu'} {here['cpus_usable']}cpu {here['root']['file_system']} py{python}"
+    return re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-")
+
+
+def _command() -> str:
+    return shlex.join(["python", "-m", "harness.bench", *sys.argv[1:]])
 
 
 def _disk(stack: contextlib.ExitStack, folder: Path, size: plan.Size, notes: list[str]) -> tuple[Disk, Path]:

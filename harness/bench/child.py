@@ -110,7 +110,7 @@ def _read(pipe: int, deadline: float, until: bytes | None = None) -> bytes:
 def _child(tier: str, order: dict[str, Any], index: int, start: int, say: int) -> None:
     """Never returns."""
     try:
-        source = open(os.devnull)  # noqa: SIM115  # the orders are the parent's
+        source = open(os.devnull)  # the orders are the parent's
         os.dup2(source.fileno(), 0)
 
         def go() -> None:

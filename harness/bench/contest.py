@@ -24,7 +24,7 @@ SECONDS_MAX = 60.0
 IMPORT_SECONDS_MAX = 120.0
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# The limit of queued stores is the memory of a patient engine here: a flood is to be queued by both, not refused by one.
+# The limit of queued stores is the memory of a patient engine here: a flood is queued by both, not refused by one.
 _KVTIER: Mapping[str, Any] = {"store_queue_bytes_max": 1 << 34}
 CONTESTANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "kvtier": ("kvtier", _KVTIER),
@@ -79,8 +79,8 @@ class Contestant:
         processes: int = 1,
         seconds_max: float = SECONDS_MAX,
     ) -> list[dict[str, Any]]:
-        """Have `processes` processes do `measure` with `arguments`: one dict each; empty, with the reason in `gaps`, when
-        there is no figure. The first four describe the tier that each of them gets."""
+        """Have `processes` processes do `measure` with `arguments`, each on a tier of its own: one dict each; empty,
+        with the reason in `gaps`, when there is no figure."""
         if self.missing is not None:
             return []
         assert self._process is not None
@@ -126,6 +126,8 @@ class Contestant:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+            assert self._process.stdout is not None
+            self._process.stdout.close()
 
 
 def in_turn(contestants: Sequence[Contestant], round_number: int) -> list[Contestant]:

@@ -8,6 +8,7 @@ figure. "Cold" means that the page cache holds no byte of the blocks; folders an
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
 import resource
@@ -18,6 +19,7 @@ from typing import Any
 
 from harness import content
 from harness.adapters.base import Adapter, Finished
+from harness.bench.yardstick import Yardstick
 
 POLL_SECONDS = 500e-6
 """Between looks for finished jobs: seldom enough that looking costs no CPU worth counting."""
@@ -119,11 +121,21 @@ class Driver:
 
     def cool(self, keys: Sequence[bytes]) -> None:
         """Write out and drop these blocks' pages from the page cache."""
-        os.sync()
+        _sync(self.adapter.setup.root_dir)
         for key in keys:
             descriptor = os.open(self.path(key), os.O_RDONLY)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(descriptor)
+
+
+def _sync(path: str) -> None:
+    """Write out what is dirty on this file system, and on no other: a neighbour's writes are not waited for."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    finally:
+        os.close(descriptor)
 
 
 def cpu_seconds() -> float:
@@ -395,7 +407,7 @@ def scale(adapter: Adapter, go: Go, label: str, seconds: float, processes: int, 
     driver.fill(mine)
     driver.run("store", mine, range(2 * quarter), job_blocks)
     theirs = keys_of(f"{label} {(me + 1) % processes} first", 2 * quarter)
-    os.sync()
+    _sync(adapter.setup.root_dir)
     go()
     started = time.perf_counter()
     sent: dict[int, tuple[str, float, int]] = {}
@@ -427,3 +439,42 @@ def scale(adapter: Adapter, go: Go, label: str, seconds: float, processes: int, 
     return {f"{d}_mib_per_second": moved[d] / seconds / (1 << 20) for d in moved} | {
         f"{d}_wait_seconds": waits[d] for d in waits
     }
+
+
+def paired(
+    adapter: Adapter, go: Go, label: str, what: str, folder: str, pairs: int, blocks: int, slower: float
+) -> dict[str, Any]:
+    """The tier and the yardstick in turn, in one process: seconds of each, pair by pair. `what` is "store", "load" or
+    "lookup" (misses) of `blocks` blocks. With `slower` above 1 the tier is made to take that many times longer."""
+    driver, yardstick = Driver(adapter), Yardstick(folder, adapter.setup.block_bytes)
+    there = keys_of(f"{label} there", blocks)
+    driver.fill(there)
+    driver.run("store", there, range(blocks), blocks)
+    yardstick.store([key.hex() for key in there])
+    go()
+    times: dict[str, list[float]] = {"tier": [], "yardstick": []}
+    for pair in range(pairs):
+        keys = there if what == "load" else keys_of(f"{label} {what}", blocks, pair * blocks)
+        names = [key.hex() for key in keys]
+
+        def of_tier(keys: list[bytes] = keys, pair: int = pair) -> None:
+            if what == "lookup":
+                _ask(adapter, keys, f"request {pair}", "miss")
+            else:
+                driver.wait([driver.submit(what, keys, range(blocks))], ANSWER_SECONDS)
+
+        turns = [("tier", of_tier), ("yardstick", lambda names=names: getattr(yardstick, what)(names))]
+        for name, act in turns if pair % 2 else reversed(turns):
+            started = time.perf_counter()
+            act()
+            seconds = time.perf_counter() - started
+            if name == "tier" and slower > 1:
+                while time.perf_counter() - started < slower * seconds:
+                    time.sleep(20e-6)
+                seconds = time.perf_counter() - started
+            times[name].append(seconds)
+        if what == "store":
+            for key in keys:
+                os.unlink(driver.path(key))
+                os.unlink(f"{folder}/{key.hex()[:2]}/{key.hex()}")
+    return times

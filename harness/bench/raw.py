@@ -47,7 +47,7 @@ def device(go: Go, path: str, block_bytes: int, volume_bytes: int, threads: int)
 
 
 def fio(go: Go, path: str, block_bytes: int, volume_bytes: int) -> dict[str, Any]:
-    """The same through fio: MiB/s of asynchronous direct I/O on one preallocated file; {} where fio is not installed."""
+    """The same through fio: MiB/s of asynchronous direct I/O on one preallocated file; {} without fio."""
     if shutil.which("fio") is None:
         go()
         return {}

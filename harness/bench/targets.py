@@ -1,7 +1,7 @@
 """The targets, one function: samples -> lines that say what was wanted, what was measured, and whether it was met.
 
-A ratio pairs figures of the same round. It is "met" or "missed" only if its whole bootstrap interval lies on one side of
-the wanted value, else "unclear"; "unmeasured" when one side has no figure.
+A ratio pairs figures of the same round. It is "met" or "missed" only if its whole bootstrap interval lies on one side
+of the wanted value, else "unclear"; "unmeasured" when one side has no figure.
 """
 
 from __future__ import annotations

@@ -1,0 +1,81 @@
+"""Every large measurement runs, on tiny sizes, and yields the figures that the table promises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.bench.compare import METRICS, chunk
+from harness.bench.contest import Contestant, in_turn
+from harness.bench.disk import Disk, plain_folder
+from harness.bench.plan import SECTIONS, SMOKE, Bench
+from harness.bench.targets import targets
+
+
+@pytest.fixture(scope="module")
+def kvtier() -> Iterator[Contestant]:
+    tier = Contestant("kvtier")
+    yield tier
+    tier.close()
+
+
+@pytest.fixture
+def bench(tmp_path: Path, kvtier: Contestant) -> Iterator[Bench]:
+    raw = Contestant("raw")
+    with plain_folder(tmp_path) as disk:
+        yield Bench(SMOKE, disk, [kvtier, raw], tmp_path)
+    raw.close()
+
+
+@pytest.mark.parametrize(
+    ("section", "figures"),
+    [
+        ("throughput", {"store", "cold", "warm", "store CPU", "cold CPU", "warm CPU"}),
+        ("idle", {"p50", "p99"}),
+        ("single", {"store", "cold"}),
+        ("lookups", {"lookups", "CPU"}),
+        ("scale", {"total", "store", "load", "longest store", "longest load"}),
+    ],
+)
+def test_a_section_yields_its_figures(bench: Bench, section: str, figures: set[str]) -> None:
+    bench.contestants["kvtier"].gaps.clear()
+    samples = list(SECTIONS[section](bench))
+    assert bench.contestants["kvtier"].gaps == []
+    assert {sample.metric for sample in samples if sample.contestant == "kvtier"} == figures
+    assert all(sample.value > 0 for sample in samples)
+    assert {target.outcome for target in targets(samples)} <= {"met", "missed", "unclear", "unmeasured"}
+
+
+def test_a_tier_that_fails_has_no_figure_but_a_reason(tmp_path: Path, kvtier: Contestant) -> None:
+    kvtier.gaps.clear()
+    missing = {"label": "x", "planted": 8, "batches": (4,)}  # nothing was planted, so no lookup hits
+    assert kvtier.measure("lookups", tmp_path, arguments=missing, block_bytes=4096) == []
+    assert "say miss instead of hit" in kvtier.gaps[0]
+
+
+def test_a_measurement_that_does_not_end_is_ended(tmp_path: Path, kvtier: Contestant) -> None:
+    kvtier.gaps.clear()
+    endless = {"label": "x", "seconds": 600.0, "processes": 1, "job_blocks": 1}
+    assert kvtier.measure("scale", tmp_path, arguments=endless, block_bytes=4096, slots=16, seconds_max=1.0) == []
+    assert "did not end within 1 s" in kvtier.gaps[0]
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_slowed_tier_takes_longer_against_the_yardstick(tmp_path: Path, kvtier: Contestant, name: str) -> None:
+    disk, metric = Disk(tmp_path, None), METRICS[name]._replace(blocks=4, pairs=10)
+    plain, slowed = chunk(kvtier, disk, metric), chunk(kvtier, disk, metric, slower=20.0)
+    assert plain is not None
+    assert slowed is not None
+    assert slowed > plain + 0.7  # ln 2; ln 20 = 3.0 leaves room for a busy machine
+
+
+def test_contestants_take_turns_and_a_missing_one_is_left_out(kvtier: Contestant) -> None:
+    raw = Contestant("raw")
+    assert in_turn([kvtier, raw], 0) == [kvtier, raw]
+    assert in_turn([kvtier, raw], 1) == [raw, kvtier]
+    raw.missing = "gone"
+    assert in_turn([kvtier, raw], 1) == [kvtier]
+    raw.missing = None
+    raw.close()
