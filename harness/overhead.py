@@ -86,7 +86,9 @@ class _Scraper:
 def rates(options: LoadOptions, runs_dir: Path, scraper: _Scraper) -> Rates:
     """Make one run. Its time is that from the first request's start to the last one's end."""
     results = run(SCENARIO, options, runs_dir, scraper.on_start)
-    assert results.verdict != "false", results.verdicts
+    if results.verdict == "false":
+        findings = [finding for verdict in results.verdicts for finding in verdict["findings"]]
+        raise click.ClickException(f"a run was judged false, so its rate says nothing: {'; '.join(findings[:3])}")
     history = History.read(Path(results.run_dir))
     started = min(request.started_seconds for request in history.requests)
     ended = max(request.finished_seconds for request in history.requests)

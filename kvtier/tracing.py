@@ -48,8 +48,8 @@ class PromisedIds(RandomIdGenerator):
 class TracingObserver:
     """An `Observer` that writes spans to `provider` and owns it: `shutdown` flushes and ends it.
 
-    A span costs 0.1 to 0.3 ms; events of other types, and of requests that are not sampled, cost nothing. Times are this host's wall clock. `provider` must use
-    `ids` for its own, else no load's link finds the store it leads to.
+    A span costs 0.1 to 0.3 ms; events of other types, and of requests that are not sampled, cost nothing. Times are
+    this host's wall clock. `provider` must use `ids` for its own, else no load's link finds the store it leads to.
     """
 
     def __init__(self, provider: TracerProvider, ids: PromisedIds) -> None:
