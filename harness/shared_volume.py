@@ -55,7 +55,9 @@ def _volume(name: str, writable: Path) -> Iterator[Volume]:
         yield volume
 
 
-def _run_all(name: str, chosen: list[str], seed: int | None, runs_dir: Path, console: Console) -> Iterator[Line]:
+def _run_all(
+    name: str, chosen: list[str], given: dict[str, Any], runs_dir: Path, console: Console
+) -> Iterator[Line]:
     try:
         with _volume(name, runs_dir) as volume:
             for what in chosen:
@@ -64,7 +66,7 @@ def _run_all(name: str, chosen: list[str], seed: int | None, runs_dir: Path, con
                     continue
                 console.print(f"[bold]{what}[/] on {volume.file_system} ({escape(volume.mount_options)})")
                 item = scenario(what)
-                values = {**RUNS[what], "seed": seed, "root_dir": str(volume.seen_here)}
+                values = {**RUNS[what], **given, "root_dir": str(volume.seen_here)}
                 if what == "outage":
                     values["visible_seconds_max"] = volume.visible_seconds_max
                 results = make_run(placed(item, volume), item.options(**values), runs_dir)
@@ -84,15 +86,18 @@ def _run_all(name: str, chosen: list[str], seed: int | None, runs_dir: Path, con
 @click.option("--file-system", "names", multiple=True, type=click.Choice(list(HOSTS)), help="default: all of them")
 @click.option("--scenario", "chosen", multiple=True, type=click.Choice(list(RUNS)), help="default: all of them")
 @click.option("--seed", type=int, default=None, help="the integer that every random choice derives from")
+@click.option("--tier", default="kvtier", show_default=True, help="the tier to judge: a name, or module:Class")
 @click.option("--runs-dir", default="runs", show_default=True, help="where the runs' folders are made")
 @click.option("--skip-is-well", is_flag=True, help="what cannot be had here does not spoil the exit code")
-def main(names: tuple[str, ...], chosen: tuple[str, ...], seed: int | None, runs_dir: str, skip_is_well: bool) -> None:
+def main(
+    names: tuple[str, ...], chosen: tuple[str, ...], seed: int | None, tier: str, runs_dir: str, skip_is_well: bool
+) -> None:
     """Scenarios with processes on two hosts that share a volume of a real network file system."""
     console = Console(highlight=False, soft_wrap=True)
     Path(runs_dir).mkdir(exist_ok=True)
     lines: list[Line] = []
     for name in names or HOSTS:
-        for line in _run_all(name, list(chosen or RUNS), seed, Path(runs_dir).resolve(), console):
+        for line in _run_all(name, list(chosen or RUNS), {"seed": seed, "tier": tier}, Path(runs_dir).resolve(), console):
             lines.append(line)
             console.print(f"  [{_COLOURS[line.verdict]}]{line.verdict}[/] {escape(line.figure)}")
     table = Table("file system", "scenario", "verdict", "what decided it")

@@ -135,9 +135,10 @@ def _questions(
                 stored.setdefault(block, job)
     soon = {block for n in history.notes if n.kind == "soon" for block in n.detail["blocks"]}
     asked_before: set[tuple[int, int]] = set()
+    lost: set[int] = set()
     for note in sorted((n for n in history.notes if n.kind == "asked"), key=_asked):
         at = _asked(note)
-        away = any(o.since <= at + 1.0 and at <= o.until + recovery_max for o in by_process[note.process])
+        away = any(o.since - 1.0 <= at <= o.until + recovery_max for o in by_process[note.process])
         for block, verdict in zip(note.detail["blocks"], note.detail["verdicts"], strict=True):
             first = (note.process, block) not in asked_before
             asked_before.add((note.process, block))
@@ -145,32 +146,26 @@ def _questions(
             if block in soon or job is None or job.finished_seconds >= at or verdict == "h" or not first:
                 counts["questions"] += 1
                 continue
-            if verdict == "r" and away:
-                counts["unanswered while away"] += 1
-            elif _lost_power(job, by_process):
-                counts["lost with the power"] += 1
-            elif verdict == "m" and away and note.process in by_process and at < _back(by_process[note.process], at):
+            if away:  # a device that does not answer has nothing
                 counts["missed while away"] += 1
+            elif _lost_power(job, at, by_process):
+                lost.add(block)
             else:
                 how = "was told that it is not there" if verdict == "m" else "never got an answer"
                 findings.add(
                     f"process {note.process} asked for block {block} {at - job.finished_seconds:.3f} s after process "
                     f"{job.process} had reported it stored, and {how}"
                 )
+    counts["lost with the power"] = len(lost)
 
 
 def _asked(note: Note) -> float:
     return float(note.detail["asked_seconds"])
 
 
-def _back(away: list[_Away], at: float) -> float:
-    """When the outage that holds `at` ended; -inf if none does."""
-    return max((o.until for o in away if o.since <= at + 1.0 and at <= o.until), default=-math.inf)
-
-
-def _lost_power(job: Job, by_process: dict[int, list[_Away]]) -> bool:
+def _lost_power(job: Job, at: float, by_process: dict[int, list[_Away]]) -> bool:
     return any(
-        o.what == "power" and 0 <= o.since - job.finished_seconds < POWER_LOSS_WINDOW_SECONDS
+        o.what == "power" and o.since <= at and o.since - job.finished_seconds < POWER_LOSS_WINDOW_SECONDS
         for o in by_process[job.process]
     )
 

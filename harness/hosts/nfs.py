@@ -48,6 +48,7 @@ _INIT = """#!/bin/sh
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmp /run; mount -t tmpfs tmp /mnt
 mount -t devtmpfs dev /dev; mkdir -p /dev/shm; mount -t tmpfs shm /dev/shm
+mkdir -p {writable} 2>/dev/null  # below a tmpfs of ours it does not exist yet
 mount -t hostfs -o sync,{writable} none {writable}
 hostname {name}
 ip link set lo up

@@ -19,13 +19,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from harness.hosts.base import Host
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, option
 from harness.scenarios.crew import Chain, Crew
 from harness.scenarios.on_hosts import OnHosts
 from harness.seeds import stream
 
 SOON_ROUNDS = 4
-DELAY_SECONDS_MAX = 0.3
+DELAY_SECONDS_MAX = 0.15
 """A fault comes at a random moment within this time after the common start."""
 SERVER_DOWN_SECONDS = 2.0
 SHOWN_CHAINS = 6
@@ -40,7 +41,8 @@ class OutageOptions(CommonOptions):
     processes: int = option(4, "worker processes, on the hosts in turn", low=2)
     block_bytes: int = option(256 << 10, "size of a block", low=4096, multiple_of=4096)
     blocks: int = option(4, "blocks of a chain", low=1)
-    chains: int = option(48, "chains that a process stores or loads in a round", low=1)
+    slots: int = option(320, "blocks that a process holds in memory at once", low=2)
+    chains: int = option(32, "chains that a process stores or loads in a round", low=1)
     cut_seconds: float = option(8.0, "how long a host is cut off, or without power", low=0)
     recovery_seconds_max: float = option(30.0, "by when after the heal a process must work again", low=0)
     visible_seconds_max: float = option(31.0, "by when another host must find what was reported stored", low=0)
@@ -53,8 +55,9 @@ class Plan(NamedTuple):
 
 
 def prepare(options: OutageOptions) -> Plan:
-    if options.slots < 2 * options.blocks:
-        raise UsageError(f"--slots is {options.slots}; it must be at least {2 * options.blocks}, twice --blocks")
+    needed = 2 * options.chains * options.blocks  # a tier may shed stores that would take more than half of its slots
+    if options.slots < needed:
+        raise UsageError(f"--slots is {options.slots}; it must be at least {needed}, twice --chains times --blocks")
     return Plan(f"{options.chains} chains of {options.blocks} blocks, a host away for {options.cut_seconds:g} s")
 
 
@@ -65,6 +68,7 @@ def run(context: Context, plan: Plan) -> None:
     options: OutageOptions = context.options
     outage = _Outage(context)
     outage.crew.start(range(options.processes))
+    context.note(time.monotonic(), "phase", "how soon blocks are visible")
     outage.see_how_soon()
     outage.fill()
     began = time.monotonic()
@@ -76,6 +80,7 @@ def run(context: Context, plan: Plan) -> None:
     )
     number = 0
     while number < len(rounds) or time.monotonic() - began < options.seconds:
+        context.note(time.monotonic(), "phase", f"round {number}")
         rounds[number % len(rounds)]()
         number += 1
     outage.crew.end(outage.crew.alive())
@@ -90,6 +95,7 @@ class _Outage:
         self.crew = Crew(context)
         self._random = stream(self.options.seed or 0, "outage")
         self._all = range(self.options.processes)
+        self._victim = self._random.randrange(len(context.volume.hosts))
         self._chains: dict[int, list[Chain]] = {}  # stored while all was well, by process
 
     # --- how soon ---
@@ -115,11 +121,11 @@ class _Outage:
 
     def cut(self, what: str) -> None:
         """One host is cut off while its processes store or load."""
-        host = self._random.choice(self.context.volume.hosts)
+        host = self._next_victim()
         victims = self.context.processes(host, self._all)
         others = [p for p in self._all if p not in victims]
         stored = {p: self._fresh() for p in self._all}
-        read = [chain for p in others for chain in self._chains[p]]
+        read = [chain for p in self._all for chain in self._chains[p]]
         parts = {p: {"store": stored[p]} if what == "store" else {"find": read} for p in victims}
         number = self.crew.order(parts, together=True)
         self._wait_a_moment()
@@ -133,7 +139,7 @@ class _Outage:
 
     def lose_power(self) -> None:
         """One host is switched off while its processes store, and on again."""
-        host = self._random.choice(self.context.volume.hosts)
+        host = self._next_victim()
         victims = self.context.processes(host, self._all)
         others = [p for p in self._all if p not in victims]
         stored = {p: self._fresh() for p in self._all}
@@ -189,11 +195,16 @@ class _Outage:
         self.crew.do({p: {"store": [self.crew.chain(1)]} for p in alive})
         return all(self.crew.members[p].counts.get("stores", 0) > before[p] for p in alive)
 
+    def _next_victim(self) -> Host:
+        """The hosts in turn; the first is drawn from the seed."""
+        self._victim += 1
+        return self.context.volume.hosts[self._victim % len(self.context.volume.hosts)]
+
     def _fresh(self) -> list[Chain]:
         return [self.crew.chain(self.options.blocks) for _ in range(self.options.chains)]
 
     def _wait_a_moment(self) -> None:
-        seconds = self._random.uniform(0.05, DELAY_SECONDS_MAX)
+        seconds = self._random.uniform(0.03, DELAY_SECONDS_MAX)
         self.context.workers.until(lambda: False, seconds)
 
     def _fault(self, processes: list[int] | range, text: str, what: str) -> None:
