@@ -21,31 +21,36 @@ from typing import Any
 from harness.checkers.base import Findings, Value, Verdict, is_bookkeeping, some
 from harness.history import History
 
+OF_A_KIND_MAX = 6
 REFUSED, PRIVATE = "refused", "private"
 _Family = tuple[str, str]  # algorithm, family
 
 
 def check(history: History) -> Verdict:
     """Judges notes of kind "cell", "pair", "created" and "instance"."""
-    findings = Findings()
     cells = [n.detail for n in history.notes if n.kind == "cell"]
     missing = Counter(str(c["why"]) for c in cells if c["status"] == "missing")
-    compared = _compare(cells, findings)
-    refused = sum(_refusal(c, findings) for c in cells if c["expected"] == REFUSED and c["status"] != "missing")
     pairs = [n.detail for n in history.notes if n.kind == "pair"]
-    for pair in pairs:
-        _pair(pair, findings)
-    created = _created(history, findings)
+    # Each kind of finding is heard, however many there are of another.
+    uniqueness, pairing, refusing, sharing, parting = (Findings() for _ in range(5))
     instances = Counter(str(n.detail["id"]) for n in history.notes if n.kind == "instance")
     for name, count in instances.items():
         if count > 1:
-            findings.add(f"{count} instances call themselves {name} in what they write")
+            uniqueness.add(f"{count} instances call themselves {name} in what they write")
+    created = _created(history, uniqueness)
+    for pair in pairs:
+        _pair(pair, pairing)
+    refused = sum(_refusal(c, refusing) for c in cells if c["expected"] == REFUSED and c["status"] != "missing")
+    compared = _compare(cells, sharing, parting)
+    kinds = (uniqueness, pairing, refusing, sharing, parting)
+    findings = [text for kind in kinds for text in _first(kind)]
+    total = sum(kind.count for kind in kinds)
     value: Value = "false" if findings else "true" if compared and pairs else "unknown"
     pythons = sorted({str(c["python"]) for c in cells if c["status"] != "missing"})
     figure = (
         f"{len(cells) - sum(missing.values())} cells on Python {some(pythons)}, {compared} of them compared within "
         f"their family, {refused} refused as they must be, {sum(missing.values())} skipped; {len(pairs)} pairs on "
-        f"one root; {created} temp names and {len(instances)} instance ids, all told apart; {findings.count} findings"
+        f"one root; {created} temp names and {len(instances)} instance ids, all told apart; {total} findings"
     )
     data = {
         "cells": len(cells),
@@ -57,7 +62,12 @@ def check(history: History) -> Verdict:
         "instances": len(instances),
         "pythons": pythons,
     }
-    return Verdict("matrix", value, figure, findings.list(), data)
+    return Verdict("matrix", value, figure, findings, data)
+
+
+def _first(kind: Findings) -> list[str]:
+    more = kind.count - OF_A_KIND_MAX
+    return kind.list()[:OF_A_KIND_MAX] + ([f"and {more} more of this kind"] if more > 0 else [])
 
 
 def _where(cell: dict[str, Any]) -> str:
@@ -75,31 +85,31 @@ def _refusal(cell: dict[str, Any], findings: Findings) -> bool:
     return False
 
 
-def _compare(cells: list[dict[str, Any]], findings: Findings) -> int:
+def _compare(cells: list[dict[str, Any]], sharing: Findings, parting: Findings) -> int:
     """Names and digests of the cells that have any; returns how many had somebody to be compared with."""
     families: dict[_Family, list[dict[str, Any]]] = defaultdict(list)
     for number, cell in enumerate(cells):
         if cell["expected"] == REFUSED or cell["status"] == "missing":
             continue
         if cell["status"] != "names":
-            findings.add(f"{_where(cell)}: refused, though the rules allow it: {cell['why']}")
+            sharing.add(f"{_where(cell)}: refused, though the rules allow it: {cell['why']}")
             continue
         own = f"{PRIVATE} {number}" if cell["expected"] == PRIVATE else cell["expected"]
         families[cell["algorithm"], own].append(cell)
-        _tell_apart(cell, findings)
+        _tell_apart(cell, parting)
     owners: dict[tuple[str, str], tuple[_Family, dict[str, Any]]] = {}
     for family, members in families.items():
         first = members[0]
         for cell in members[1:]:
             if cell["names"] != first["names"] or cell["digest"] != first["digest"]:
-                findings.add(f"no sharing, though the rules say so: [{_where(first)}] and [{_where(cell)}]")
+                sharing.add(f"no sharing, though the rules say so: [{_where(first)}] and [{_where(cell)}]")
         for cell in members:
             marks = {("seed", str(cell["digest"]))} | {("name", str(name)) for _, _, name in cell["names"]}
             for mark in marks:
                 theirs, other = owners.setdefault(mark, (family, cell))
                 if theirs != family:
                     what = "the seed's digest" if mark[0] == "seed" else f"the name {mark[1]}"
-                    findings.add(f"{what} is common to [{_where(other)}] and [{_where(cell)}], which must not share")
+                    parting.add(f"{what} is common to [{_where(other)}] and [{_where(cell)}], which must not share")
                     break
     return sum(len(members) for members in families.values() if len(members) > 1)
 

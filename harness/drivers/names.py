@@ -27,7 +27,7 @@ CHAINS = (
     ((7,), (0, 1, 255, 256, 65535, 65536, 151643, 2**31 - 1, *range(8))),
 )
 """(block ids, tokens): equal ids mean equal prefixes."""
-START_SECONDS_MAX = 90.0
+START_SECONDS_MAX = 200.0
 
 
 def derive(tier: str, whole: bool, fresh_roots: bool, setups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

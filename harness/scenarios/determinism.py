@@ -39,7 +39,7 @@ from harness.scenarios.crew import Crew
 
 SEEDS = (None, "", "0", "1", "random")
 START_METHODS = ("spawn", "forkserver")  # besides a fresh interpreter
-PROBE_SECONDS_MAX = 300.0
+PROBE_SECONDS_MAX = 600.0
 APPLICATION_SEED = 0
 ROUNDS_MIN = 3
 CREATED_MAX = 1000
@@ -196,14 +196,14 @@ def _probe(
     environment.pop("PYTHONHASHSEED", None)
     if seed is not None:
         environment["PYTHONHASHSEED"] = seed
-    done = subprocess.run(
-        [path, "-m", "harness.drivers.names"],
-        input=json.dumps({**order, "start_methods": start_methods}) + "\n",
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PROBE_SECONDS_MAX,
-    )
+    command = [path, "-m", "harness.drivers.names"]
+    text = json.dumps({**order, "start_methods": start_methods}) + "\n"
+    try:
+        done = subprocess.run(
+            command, input=text, env=environment, capture_output=True, text=True, timeout=PROBE_SECONDS_MAX
+        )
+    except subprocess.TimeoutExpired:
+        return None, f"it said nothing for {PROBE_SECONDS_MAX:g} s"
     lines = done.stdout.strip().splitlines()
     return (json.loads(lines[-1]) if lines and not done.returncode else None), done.stderr
 
