@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test lint format types cov load observe dashboards bench bench-baseline bench-compare bench-gpu bench-docs clean
+.PHONY: help install test lint format types cov load observe dashboards mutants false-alarms bench bench-baseline bench-compare bench-gpu bench-docs clean
 
 help: ## print this list
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -27,8 +27,8 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@
 
-test: $(INSTALLED) ## run all tests (ARGS="-k name")
-	$(BIN)/python -m pytest $(ARGS)
+test: $(INSTALLED) ## run all tests but the slow ones (ARGS="-k name"; ARGS="-m slow" runs those)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 lint: $(INSTALLED) ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -57,6 +57,12 @@ observe: $(INSTALLED) ## watch a load run: Prometheus, and Grafana and Tempo whe
 
 dashboards: $(INSTALLED) ## write dashboards/*.json, the rules for Kubernetes and docs/metrics.md again
 	$(BIN)/python dashboards/generate.py
+
+mutants: $(INSTALLED) ## tiers that are wrong on purpose: each must be convicted; writes docs/mutants.md (SEED=)
+	@$(BIN)/python -m harness mutants --write docs/mutants.md $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+false-alarms: $(INSTALLED) ## right tiers in seeded short runs, also beside a busy neighbour: none may be convicted (RUNS=10 SEED=)
+	@$(BIN)/python -m harness false-alarms $(if $(RUNS),--runs $(RUNS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 BENCH_OPTIONS = $(if $(SIZE),--size $(SIZE)) $(if $(DIR),--dir "$(DIR)")
 SMALL = tests/tiering/bench --benchmark-enable --benchmark-only --benchmark-columns=median,iqr,ops,rounds

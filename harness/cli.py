@@ -23,6 +23,7 @@ from rich.table import Table
 from harness.adapters import UnknownTier
 from harness.adapters.base import PeerMissing
 from harness.conform import conform
+from harness.mutants.commands import false_alarms, mutants
 from harness.report import write_comparison, write_index, write_report
 from harness.report.compare import compare, difference_table, in_words, read_side
 from harness.run import EXIT_CODES, EXIT_INTERRUPTED, Results, judge, known_tiers
@@ -113,7 +114,8 @@ for _chosen in scenarios():
     run_group.add_command(_scenario_command(_chosen))
 
 
-cli.add_command(conform)
+for _command in (conform, mutants, false_alarms):
+    cli.add_command(_command)
 
 
 def _say(results: Results, run_dir: Path, as_json: bool, console: Console, folder: Path) -> None:

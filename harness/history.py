@@ -86,7 +86,8 @@ class Task(NamedTuple):
 
 
 class Name(NamedTuple):
-    """The file name (relative to the root) that this process derives for a block."""
+    """The file name (relative to the root) that this process derives for a block; for `-1 - block` the block's name in
+    another group of layers, under which nothing is stored."""
 
     process: int
     block: int

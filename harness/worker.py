@@ -22,6 +22,7 @@ import traceback
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any, TextIO
 
 import psutil
@@ -80,17 +81,18 @@ class Canary:
         self._thread.start()
 
     def _run(self) -> None:
-        worst, since = 0.0, time.monotonic()
+        late: list[float] = []
+        since = time.monotonic()
         while True:
             before = time.monotonic()
             stopped = self._stop.wait(CANARY_ASKS_SECONDS)
             now = time.monotonic()
             if not stopped:
-                worst = max(worst, now - before - CANARY_ASKS_SECONDS)
+                late.append(max(0.0, now - before - CANARY_ASKS_SECONDS))
             if stopped or now - since >= 1.0:
-                detail = {"late_seconds": worst}
+                detail = {"late_seconds": max(late, default=0.0), "typical_seconds": median(late) if late else 0.0}
                 self._notes.append(Note(self._process, now, "canary", "latest wake-up of this second", detail))
-                worst, since = 0.0, now
+                late, since = [], now
             if stopped:
                 return
 
@@ -168,6 +170,7 @@ class Worker:
         self._fds_before = self._me.num_fds()  # all that the tier opens from here on it must close
         self.adapter = tier(instruction.setup)
         self._sample_due = self._gauge_due = self._progress_due = 0.0
+        self._tick_seconds, self._longest_pass_seconds = time.monotonic(), 0.0
         self._peaks: dict[str, float] = {}
         self.write(
             Start(
@@ -200,6 +203,8 @@ class Worker:
 
     def tick(self) -> None:
         now = time.monotonic()
+        self._longest_pass_seconds = max(self._longest_pass_seconds, now - self._tick_seconds)
+        self._tick_seconds = now
         self.write(*self.adapter.tasks())
         if now < self._sample_due:
             return
@@ -208,7 +213,9 @@ class Worker:
         self._peaks = {name: max(value, self._peaks.get(name, value)) for name, value in gauges.items()}
         if now >= self._gauge_due:
             self._gauge_due = now + GAUGE_SECONDS
-            self.write(Gauge(self.process, now, {**gauges, **self._own_gauges(), **self.counts}), *self._canary.take())
+            own = {**self._own_gauges(), "longest_pass_seconds": self._longest_pass_seconds}
+            self.write(Gauge(self.process, now, {**gauges, **own, **self.counts}), *self._canary.take())
+            self._longest_pass_seconds = 0.0
         if now >= self._progress_due:
             self._progress_due = now + PROGRESS_SECONDS
             self.parent.say("progress", counts=self.counts, gauges=self._peaks)
@@ -235,6 +242,7 @@ class Worker:
         if counts := self.adapter.counts():
             self.note("counts", "what the tier counted", counts=dict(counts))
         self.adapter.close()
+        self._sample_due = self._gauge_due = 0.0  # the last pass may have been the longest
         self.tick()
         leaked = self._me.num_fds() - self._fds_before
         self._canary.close()

@@ -97,6 +97,10 @@ class Adapter(ABC):
         """The block's file, relative to root_dir; None if this tier keeps no file per block."""
         return None
 
+    def other_group(self, key: bytes) -> bytes | None:
+        """The key of the same block in another group of layers, whose KV is kept apart; None if the tier has none."""
+        return None
+
     @abstractmethod
     def lookup(self, keys: Sequence[bytes], req_id: str) -> list[Verdict]:
         """One verdict per key, without blocking; "retry" means ask again after `step`."""

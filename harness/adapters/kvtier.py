@@ -95,6 +95,9 @@ class KvtierAdapter(Adapter):
     def file_name(self, key: bytes) -> str:
         return self._naming.file_name(key)
 
+    def other_group(self, key: bytes) -> bytes:
+        return self._naming.other_group(key)
+
     def instance_id(self) -> str:
         return self._tier.blockio.instance_id.hex()
 
@@ -276,6 +279,10 @@ class KvtierStackAdapter(KvtierAdapter):
             self._manager.complete_load(tuple(map(OffloadKey, unused)), request)
         self._manager.on_request_finished(request)
 
+    def tasks(self) -> list[Task]:
+        """The tier's jobs are the manager's, not those that the worker submitted: they are numbered apart."""
+        return [task._replace(job_id=-1 - task.job_id) for task in super().tasks()]
+
     def drain(self) -> None:
         self.step()  # what was stored since the last step cascades now
         super().drain()
@@ -293,7 +300,7 @@ class KvtierStackAdapter(KvtierAdapter):
     def findings(self) -> list[str]:
         pinned = self._manager.gauges()["slots_pinned"] if not self._requests else 0
         idle = [f"{pinned:g} slots of the CPU tier are pinned although no request is left"] if pinned else []
-        return self._manager.check_integrity() + idle
+        return idle + self._manager.check_integrity()
 
 
 def _watched(setup: TierSetup) -> bool:

@@ -41,6 +41,9 @@ class KvtierNaming:
         hashes = hash_tokens(tokens, self._tokens_per_block, self._hash, BlockHash(start))
         return [make_offload_key(block_hash, 0) for block_hash in hashes]
 
+    def other_group(self, key: bytes) -> bytes:
+        return make_offload_key(get_offload_block_hash(OffloadKey(key)), 1)
+
     def none_hash_digest(self) -> str:
         return none_hash_digest(self._none)
 

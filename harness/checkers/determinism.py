@@ -36,7 +36,7 @@ def check(history: History) -> Verdict:
             findings.add(f"block {block} has {len(names)} names: {some(texts, 3)}")
     for text, blocks in by_name.items():
         if len(blocks) > 1:
-            findings.add(f"blocks {some(sorted(blocks))} share the name {text}")
+            findings.add(f"{some(map(_called, sorted(blocks)))} share the name {text}")
     digests: dict[str, list[int]] = defaultdict(list)
     for start in history.starts:
         digests[start.none_hash_digest].append(start.process)
@@ -63,6 +63,10 @@ def check(history: History) -> Verdict:
         "none_hash_digests": len(digests),
     }
     return Verdict("determinism", value, figure, findings.list(), data)
+
+
+def _called(block: int) -> str:
+    return f"block {block}" if block >= 0 else f"block {-1 - block} of another group"
 
 
 def _compare_files(

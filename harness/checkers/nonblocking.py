@@ -1,13 +1,14 @@
 """Does `submit_store` / `submit_load` return at once, or only after the I/O?
 
 Absolute times say nothing across machines, so each submit is set against its own job and against how late a thread of
-the same process wakes up anyhow (the canary). Two signs, either makes it false:
+the same process wakes up anyhow (the canary). Three signs, any of them makes it false:
 1. as a habit: for at least half of a process's jobs the submit took more than half of the job's whole life, and the
-   median submit is longer than the canary's median. Below the canary's median, submitting cannot be told from noise:
-   unknown.
+   median submit is longer than the canary is typically late. Below that, submitting cannot be told from noise: unknown.
 2. now and then: more than one submit in a thousand (and more than one) took longer than `NOISE_FACTOR` times the worst
    the canary saw, and longer than half of its job or than the median job. A queue that blocks when full looks like
    this.
+3. where the tier says how it scheduled: for at least three quarters of the jobs all tasks had ended before the submit
+   returned, be it ever so fast.
 
 A tier that says of itself that it runs jobs inside `submit` (an oracle) is measured, not judged.
 
@@ -25,10 +26,11 @@ from harness.checkers.base import Findings, Value, Verdict, canary_seconds, mill
 from harness.history import History, Job
 
 NOISE_FACTOR = 8.0
+JOBS_MIN = 8
 
 
 def check(history: History) -> Verdict:
-    """Judges `jobs` and `notes` of kind "canary"."""
+    """Judges `jobs`, `tasks` and `notes` of kind "canary"."""
     findings = Findings()
     doubts: list[str] = []
     data: dict[str, Any] = {}
@@ -37,17 +39,25 @@ def check(history: History) -> Verdict:
     for process in sorted({j.process for j in jobs}):
         mine = [j for j in jobs if j.process == process]
         blocked = sum(_submit(j) * 2 > _life(j) for j in mine)
+        canaries = [n for n in history.notes if n.kind == "canary" and n.process == process]
         late = canary_seconds(history, process)
         p50, p99, longest = _percentiles([_submit(j) for j in mine])
         data[str(process)] = {"p50_seconds": p50, "p99_seconds": p99, "max_seconds": longest, "blocked": blocked}
         if process in in_submit:
             continue
+        over, told = _over_when_submitted(process, mine, history)
+        if told >= JOBS_MIN and over * 4 >= told * 3:
+            findings.add(
+                f"process {process}: in {over} of {told} jobs all tasks had ended when the submit returned; it waits "
+                "for the I/O"
+            )
         if blocked * 2 >= len(mine):
             what = (
                 f"process {process}: in {blocked} of {len(mine)} jobs the submit took over half of the job's life "
                 f"(median {milliseconds(p50)})"
             )
-            if late and p50 > median(late):
+            typical = [float(n.detail.get("typical_seconds", n.detail["late_seconds"])) for n in canaries]
+            if typical and p50 > median(typical):
                 findings.add(f"{what}; it waits for the I/O")
             else:
                 doubts.append(f"{what}, but that is within this process's scheduling noise")
@@ -65,6 +75,16 @@ def check(history: History) -> Verdict:
         f"median job {milliseconds(median(map(_life, jobs)) if jobs else 0.0)}"
     )
     return Verdict("nonblocking", value, figure, [*findings.list(), *doubts], data)
+
+
+def _over_when_submitted(process: int, jobs: list[Job], history: History) -> tuple[int, int]:
+    """Jobs whose last task had ended when their submit returned, of those whose tasks are told."""
+    ends: dict[int, float] = {}
+    for task in history.tasks:
+        if task.process == process:
+            ends[task.job_id] = max(task.finished_seconds, ends.get(task.job_id, task.finished_seconds))
+    told = [j for j in jobs if j.job_id in ends]
+    return sum(ends[j.job_id] <= j.submit_returned_seconds for j in told), len(told)
 
 
 def _now_and_then(process: int, jobs: list[Job], noise_seconds: float, findings: Findings) -> None:

@@ -4,12 +4,15 @@ Where the tier says how it scheduled (`Task` records), per process and its incar
 1. own class first: no thread takes the other class while its own class has a task waiting;
 2. FIFO within a class;
 3. work-conserving: no thread is free while one and the same task waits for longer than a hand-over may take, which is
-   the larger of the longest service time and `NOISE_FACTOR` times the worst lateness of the canary (a thread that only
-   asks to be woken);
+   the larger of the longest service time then and `NOISE_FACTOR` times the lateness of the canary then (a thread that
+   only asks to be woken); tasks that have not begun yet count by the age that the gauges report;
 4. each wait <= ceil((ahead + 1) / threads of the class) * (longest service + longest hand-over);
 5. overtakes: tasks of the other class that came later and started earlier; by own threads none (this is rule 1), in all
    at most (threads of the other group) * (ceil(wait / shortest service) + 1).
-Enqueue and start are stamped under the pool's lock and taken at their word; service and hand-over times are measured.
+6. stamps against the scheduler's own clock: a job's tasks come between its submit's call and return, and end before its
+   result; the result is there with the next poll, give or take a hand-over.
+Within that, enqueue and start are stamped under the pool's lock and taken at their word; service and hand-over times
+are measured.
 Rules 3 to 5 are left out for a process that died, since what it ran last is not in the history, and for one that had a
 call hang for ever (a note "hang" on it), since then the longest service time says nothing; `floods` judges those.
 
@@ -42,16 +45,12 @@ from harness.checkers.base import (
     Value,
     Verdict,
     milliseconds,
-    worst_canary_seconds,
 )
+from harness.checkers.noise import CLOCK_SECONDS, Noise, Waits
 from harness.history import Direction, History, Job, Task
 
-NOISE_FACTOR = 8.0
 JOB_FACTOR = 4
 THREADS_DEFAULT = 32  # of tiers that do not say
-CLOCK_SECONDS = 1e-6
-"""Stamps are floats of a nanosecond clock: sums of two of them may be off by less than this."""
-
 CLASSES: tuple[Direction, Direction] = ("load", "store")
 OTHER: Mapping[Direction, Direction] = {"load": "store", "store": "load"}
 
@@ -135,10 +134,18 @@ def _check_tasks(history: History) -> Verdict:
     for task in history.tasks:
         by_life[lives.at(task.process, task.enqueued_seconds)].append(task)
     extremes = {c: _Extremes() for c in CLASSES}
-    met, judged_whole, handover = 0, 0, _Handover()
+    jobs: dict[Life, dict[int, Job]] = defaultdict(dict)
+    for job in history.jobs:
+        if job.results:
+            jobs[lives.at(job.process, job.submitted_seconds)][job.job_id] = job
+    passes: dict[Life, list[float]] = defaultdict(list)
+    for gauge in history.gauges:
+        passes[lives.at(gauge.process, gauge.monotonic_seconds)].append(gauge.values.get("longest_pass_seconds", 0.0))
+    met, judged_whole, compared, handover = 0, 0, 0, _Handover()
     for life, tasks in sorted(by_life.items(), key=lambda item: item[0][:2]):
-        process = _Process(history, life, tasks, findings)
+        process = _Process(history, lives, life, tasks, findings)
         process.judge_order()
+        compared += process.judge_clock(jobs[life], max(passes[life], default=0.0))
         met += process.met()
         hung = any(n.kind == "hang" and n.detail.get("process") == life.process for n in history.notes)
         if life.ended_well and not hung:
@@ -164,6 +171,7 @@ def _check_tasks(history: History) -> Verdict:
         "basis": "tasks",
         "tasks": counts,
         "met": met,
+        "tasks_compared_with_jobs": compared,
         "longest_handover_seconds": handover.longest_seconds,
         "handover_allowed_seconds": handover.allowed_seconds,
         "load": extremes["load"].data(),
@@ -175,7 +183,7 @@ def _check_tasks(history: History) -> Verdict:
 class _Process:
     """One process's schedule."""
 
-    def __init__(self, history: History, life: Life, tasks: list[Task], findings: Findings) -> None:
+    def __init__(self, history: History, lives: Lives, life: Life, tasks: list[Task], findings: Findings) -> None:
         self.life = life
         self.who = f"process {life.process}" + (f" (start {life.incarnation})" if life.incarnation else "")
         self.tasks = tasks
@@ -187,7 +195,18 @@ class _Process:
         # Threads that never ran anything are threads all the same.
         asked = _threads_asked(history, life.process)
         self.thread_count: dict[Direction, int] = {c: max(len(self.threads[c]), asked[c]) for c in CLASSES}
-        self.canary_seconds = worst_canary_seconds(history, life.process)
+        self.canary = [
+            n for n in history.notes if n.kind == "canary" and lives.at(n.process, n.monotonic_seconds) == life
+        ]
+        self._waiting: dict[Direction, list[Task]] = {"load": [], "store": []}
+        for gauge in history.gauges:
+            if lives.at(gauge.process, gauge.monotonic_seconds) != life:
+                continue
+            for direction in CLASSES:
+                if age := gauge.values.get(f"{direction}_oldest_seconds", 0.0):
+                    now = gauge.monotonic_seconds
+                    unknown = (life.process, -1, direction, direction, -1, 0, 0)
+                    self._waiting[direction].append(Task(*unknown, now - age, now, now))
 
     def met(self) -> int:
         """Tasks that came while the other class had one waiting or running."""
@@ -230,30 +249,59 @@ class _Process:
 
     def judge_times(self, extremes: Mapping[Direction, _Extremes]) -> _Handover:
         """Rules 3 to 5."""
-        longest_service = max(t.finished_seconds - t.started_seconds for t in self.tasks)
-        allowed = max(longest_service, NOISE_FACTOR * (self.canary_seconds or 0.0)) + CLOCK_SECONDS
+        noise = Noise(self.canary, self.tasks)
         handover = {c: self._longest_handover(c) for c in CLASSES}
         for direction in CLASSES:
-            patient = [t for t in self.classes[direction].tasks if t.started_seconds - t.enqueued_seconds > allowed]
+            waits = Waits([*self.classes[direction].tasks, *self._waiting[direction]], noise.least_seconds)
             for group in CLASSES:
                 for thread, free in self._free(group):
-                    self._judge_idleness(f"{thread} of the {group} group", free, patient, allowed)
+                    self._judge_idleness(f"{thread} of the {group} group", free, waits, noise)
             self._judge_waits(direction, handover[direction], extremes[direction])
-        return _Handover(max(handover.values()), allowed)
+        return _Handover(max(handover.values()), noise.most_seconds)
 
-    def _judge_idleness(self, thread: str, free: list[Interval], patient: list[Task], allowed: float) -> None:
+    def _judge_idleness(self, thread: str, free: list[Interval], waits: Waits, noise: Noise) -> None:
         """Rule 3 for one thread: the task that waited longest while it was free, if that was too long."""
-        worst: tuple[float, Task] | None = None
+        worst, allowed, patient = noise.least_seconds, 0.0, None
         for begin, end in free:
-            if end - begin <= allowed:
+            if end - begin <= worst:
                 continue
-            for task in patient:
-                both = min(end, task.started_seconds) - max(begin, task.enqueued_seconds)
-                if both > max(allowed, worst[0] if worst else 0.0):
-                    worst = both, task
-        if worst:
-            text = f"waited while {thread} was free for {_ms(worst[0])}; a hand-over may take {_ms(allowed)}"
-            self._find(worst[1], text)
+            for task in waits.during(begin, end):
+                both = max(begin, task.enqueued_seconds), min(end, task.started_seconds)
+                if both[1] - both[0] > worst and both[1] - both[0] > (tolerance := noise.allowed_seconds(*both)):
+                    worst, allowed, patient = both[1] - both[0], tolerance, task
+        if patient:
+            text = f"waited while {thread} was free for {_ms(worst)}; a hand-over may take {_ms(allowed)}"
+            self._find(patient, text)
+
+    def judge_clock(self, jobs: Mapping[int, Job], pass_seconds: float) -> int:
+        """Rule 6; returns how many tasks could be compared. `pass_seconds`: the longest pass of the worker's loop, which
+        polls once in each."""
+        poll_seconds = 2 * pass_seconds
+        compared = 0
+        ends: dict[int, float] = {}
+        for task in self.tasks:
+            if (job := jobs.get(task.job_id)) is None:
+                continue
+            compared += 1
+            if task.enqueued_seconds < job.submitted_seconds - CLOCK_SECONDS:
+                early = job.submitted_seconds - task.enqueued_seconds
+                self._find(task, f"claims to have come {_ms(early)} before the job was submitted")
+            elif task.enqueued_seconds > job.submit_returned_seconds + CLOCK_SECONDS:
+                late = task.enqueued_seconds - job.submit_returned_seconds
+                self._find(task, f"claims to have come {_ms(late)} after the job's submit had returned")
+            if task.finished_seconds > job.finished_seconds + CLOCK_SECONDS:
+                late = task.finished_seconds - job.finished_seconds
+                self._find(task, f"claims to have ended {_ms(late)} after the job's result was there")
+            ends[task.job_id] = max(task.finished_seconds, ends.get(task.job_id, -math.inf))
+        noise = Noise(self.canary, self.tasks)
+        for job_id, end in ends.items() if self.life.ended_well else ():  # else its last pass is not known
+            allowed = poll_seconds + noise.allowed_seconds(end, jobs[job_id].finished_seconds)
+            if (gap := jobs[job_id].finished_seconds - end) > allowed:
+                self.findings.add(
+                    f"{self.who}: the tasks of job {job_id} claim to have ended {_ms(gap)} before its result; between "
+                    f"two polls there were {_ms(poll_seconds)} at most"
+                )
+        return compared
 
     def _longest_handover(self, group: Direction) -> float:
         """The longest that one thread was free while a task of its own class waited: what rule 4 adds to a turn."""
@@ -302,7 +350,9 @@ class _Process:
             yield "a thread that never ran anything", [(-math.inf, math.inf)]
 
     def _find(self, task: Task, text: str) -> None:
-        self.findings.add(f"{self.who}: a {task.direction} task of job {task.job_id} {text}")
+        known = f"a {task.direction} task of job {task.job_id}"
+        what = known if task.thread >= 0 else f"the oldest {task.direction} task in the queue, as its gauges say,"
+        self.findings.add(f"{self.who}: {what} {text}")
 
 
 def _threads_asked(history: History, process: int) -> dict[Direction, int]:

@@ -87,6 +87,7 @@ class Replay:
         self.plans = [Plan(*plan) for plan in requests]  # type: ignore[arg-type]  # crossed a pipe as JSON
         self.window, self.stall_seconds_max = window, stall_seconds_max
         self.next = 0
+        self.stalled = False
         self.active: list[Active] = []
         self.jobs: dict[int, _Submitted] = {}
         self.ended: dict[int, int] = {}  # results by job id, of jobs that ended
@@ -122,6 +123,7 @@ class Replay:
                 break
             if now - moved_seconds > self.stall_seconds_max and self.active:
                 self.worker.note("error", f"nothing moved for {self.stall_seconds_max:g} s with jobs in flight")
+                self.stalled = True
                 break
             moved = may_start and self._start_due(now, go_seconds)
             moved |= self._look_up()
@@ -169,8 +171,10 @@ class Replay:
                 self.keys[block] = key
                 self.blocks[key] = block
                 self.seeds[content.seed_of(key)] = block
-                if (name := self.adapter.file_name(key)) is not None:
-                    names.append(Name(self.process, block, name))
+                other = self.adapter.other_group(key)
+                for number, named in ((block, key), (-1 - block, other)):
+                    if named is not None and (name := self.adapter.file_name(named)) is not None:
+                        names.append(Name(self.process, number, name))
             keys.append(key)
         self.worker.write(*names)
         return keys
@@ -329,7 +333,8 @@ class Replay:
 
     def end(self) -> None:
         """Drain, collect what is left, and account for what never came."""
-        self.adapter.drain()
+        if not self.stalled:  # a tier that stands still would not drain either
+            self.adapter.drain()
         self._collect()
         self._finish()
         now = time.monotonic()

@@ -199,6 +199,7 @@ _OF_DAMAGE = [
     Fault(f"damage_{name}", "damage", damage.what, ("lookup", "load"),
           ("no wrong byte", "one result", "others unharmed")
           + (() if name in ("remove", "lose_last_page") else ("counted",))
+          + (("no block",) if name == "remove" else ())
           + (() if name in ("unreadable", "lose_last_page") else ("repaired",)),
           damage=name)
     for name, damage in DAMAGES.items()

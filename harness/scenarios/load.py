@@ -35,6 +35,7 @@ class LoadOptions(CommonOptions):
         low=0,
     )
     window: int = option(4, "requests in flight per process", low=1)
+    stall_seconds: float = option(30.0, "a process in which nothing moves for so long is given up", low=0.1)
     trace_every: int = option(10, "write spans of every n-th request of a process; 0: of none", low=0)
     unobserved: bool = option(False, "serve no /metrics and write no spans")
 
@@ -90,6 +91,7 @@ def run(context: Context, traffic: Traffic) -> None:
     for process, mine in enumerate(traffic.plans):
         requests = [[request.start_seconds, request.request, list(request.trace.hash_ids)] for request in mine]
         arguments = {"requests": requests, "window": options.window, "start_seconds_max": limit}
+        arguments["stall_seconds_max"] = options.stall_seconds
         every, serve = (0, False) if options.unobserved else (options.trace_every, True)
         children.append(context.start(process, "replay", arguments, serve_metrics=serve, trace_every=every))
     context.workers.await_ready(children)
@@ -103,7 +105,7 @@ SCENARIO = Scenario(
     name="load",
     proves=(__doc__ or "").split("\n\n", 1)[1].strip(),
     options=LoadOptions,
-    checkers=("sharing", "determinism", "starvation", "integrity", "results", "leftovers"),
+    checkers=("sharing", "determinism", "starvation", "nonblocking", "integrity", "results", "leftovers"),
     prepare=prepare,
     run=run,
 )

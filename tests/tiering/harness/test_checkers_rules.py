@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from harness.checkers import CHECKERS, Verdict
 from harness.checkers.base import FINDINGS_MAX
 from harness.history import History, Name, decode, encode
+from harness.scenarios import scenario
 from harness.traffic import oracle_hit_ratio, synthetic_trace
 from tests.tiering.harness.checker_records import (
     canary,
@@ -50,7 +51,10 @@ def change_stop(history: History, number: int, **values: Any) -> History:
 @pytest.mark.parametrize("checker", CHECKERS)
 def test_a_good_history_is_true(checker: str) -> None:
     verdict = judge(checker, good_history())
-    assert (verdict.value, verdict.findings) == ("true", []), verdict
+    # Checkers of other scenarios may not find there what they look for, and must not find fault either.
+    expected = {"true"} if checker in scenario("load").checkers else {"true", "unknown"}
+    assert verdict.value in expected, verdict
+    assert verdict.value == "unknown" or verdict.findings == [], verdict
 
 
 @pytest.mark.parametrize("checker", CHECKERS)
@@ -235,7 +239,7 @@ def without_file(history: History, block: int) -> History:
     [
         (lambda h: h.names.append(Name(1, 4, "else.bin")) or h, "block 4 has 2 names: model_r0/004/00000004.bin (proc"),
         (lambda h: h.names.append(Name(0, 2, "else.bin")) or h, "block 2 has 2 names"),
-        (lambda h: h.names.append(Name(1, 9, name_of(3))) or h, f"blocks 3, 9 share the name {name_of(3)}"),
+        (lambda h: h.names.append(Name(1, 9, name_of(3))) or h, f"block 3, block 9 share the name {name_of(3)}"),
         (lambda h: h.starts.append(start(2, digest="other")) or h, "2 different seeds of the chain"),
         (lambda h: without_file(h, 3), f"{name_of(3)} is missing on disk"),
         (lambda h: h.files.append(name_of(77)) or h, f"{name_of(77)} is on disk, but is no name"),

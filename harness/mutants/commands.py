@@ -1,0 +1,91 @@
+"""`python -m harness mutants` and `false-alarms`: how sharp the checkers are, and how often they cry wolf.
+
+Exit code: 0 if every mutant was convicted, or every right tier acquitted; else 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+from collections import Counter
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+
+from harness.seeds import fresh_seed
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--seed", type=click.IntRange(0), help="the integer that the runs derive from (default: a fresh one)")
+@click.option("--runs-dir", default="runs", show_default=True, help="where folders of mutants that survive are kept")
+@click.option("--write", type=click.Path(dir_okay=False), help="write the table to this file")
+def mutants(names: tuple[str, ...], seed: int | None, runs_dir: str, write: str | None) -> None:
+    """Try tiers that are wrong on purpose: all, or those NAMED. Each must be convicted by the checker meant for it."""
+    from harness.mutants.registry import MUTANTS
+    from harness.mutants.trial import table, try_mutant
+
+    if unknown := sorted(set(names) - set(MUTANTS)):
+        raise click.BadParameter(f"no mutant {', '.join(unknown)}; there are {', '.join(MUTANTS)}")
+    seed = fresh_seed() if seed is None else seed
+    console = Console(highlight=False)
+    console.print(f"seed {seed}")
+    trials = []
+    for name in names or MUTANTS:
+        trial = try_mutant(MUTANTS[name], seed, Path(runs_dir))
+        trials.append(trial)
+        mark = "[green]convicted[/]" if trial.convicted else "[bold red]survived [/]"
+        said = trial.finding or f"{trial.mutant.checker} says {trial.value}; again: {trial.command}"
+        text = f"{mark} {name}, {trial.mutant.scenario}, {trial.seconds:.1f} s"
+        tries = f", at attempt {trial.attempts}" if trial.attempts > 1 else ""
+        console.print(f"{text}{tries}\n  {trial.mutant.checker}: {escape(said.splitlines()[0])}", soft_wrap=True)
+    convicted = sum(trial.convicted for trial in trials)
+    console.print(f"{convicted} of {len(trials)} mutants convicted in {sum(t.seconds for t in trials):.0f} s")
+    if write:
+        Path(write).write_text(table(trials), encoding="utf-8")
+    sys.exit(0 if convicted == len(trials) else 1)
+
+
+@click.command(name="false-alarms")
+@click.option("--runs", default=10, show_default=True, type=click.IntRange(1), help="runs of each scenario and tier")
+@click.option("--tier", "tiers", multiple=True, default=("kvtier", "memory"), show_default=True)
+@click.option(
+    "--scenario", "names", multiple=True, help="only this one; may be repeated (default: all that need one machine)"
+)
+@click.option("--busy/--quiet", default=None, help="beside a program that burns every core (default: each second run)")
+@click.option("--seed", type=click.IntRange(0), help="the first run's seed; the next run has the next (default: fresh)")
+@click.option("--runs-dir", default="runs", show_default=True, help="where folders of runs with an alarm are kept")
+def false_alarms(
+    runs: int, tiers: tuple[str, ...], names: tuple[str, ...], busy: bool | None, seed: int | None, runs_dir: str
+) -> None:
+    """Run right tiers through short runs of every scenario; each run must come back true."""
+    from harness.mutants.trial import BEYOND, SHORT, busy_neighbour, try_right_tier
+
+    first = fresh_seed() if seed is None else seed
+    console = Console(highlight=False)
+    console.print(f"seeds from {first}")
+    counts: Counter[tuple[str, str, bool, str]] = Counter()
+    for run in range(runs):
+        beside = run % 2 == 1 if busy is None else busy
+        with busy_neighbour() if beside else contextlib.nullcontext():
+            for name, tier in itertools.product(names or SHORT, tiers):
+                if (name, tier) not in BEYOND:
+                    result = try_right_tier(tier, name, first + run, Path(runs_dir), beside)
+                    counts[name, tier, beside, result.verdict] += 1
+                    if result.verdict != "true":
+                        console.print(f"[red]{result.verdict}[/] {name} {tier}: {escape(result.why)}", soft_wrap=True)
+                        where = " (every core was busy)" if beside else ""
+                        console.print(f"  again: {escape(result.command)}{where}", soft_wrap=True)
+    for name, tier, beside in sorted({key[:3] for key in counts}):
+        mine = {verdict: counts[name, tier, beside, verdict] for verdict in ("true", "false", "unknown")}
+        said = ", ".join(f"{count} {verdict}" for verdict, count in mine.items())
+        console.print(f"{name:<12} {tier:<8} {'busy ' if beside else 'quiet'}  {said}")
+    alarms = sum(count for (*_, verdict), count in counts.items() if verdict != "true")
+    for (name, tier), why in BEYOND.items():
+        if tier in tiers and name in (names or SHORT):
+            console.print(f"{name:<12} {tier:<8} not run: {why}")
+    console.print(f"{alarms} of {counts.total()} runs of right tiers did not come back true")
+    sys.exit(0 if not alarms else 1)

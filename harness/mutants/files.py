@@ -1,0 +1,190 @@
+"""Tiers that mistreat block files: kvtier with one thing wrong in how it names, writes, publishes or reads a file.
+
+Workers load them. They import kvtier, since what they break lies inside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar
+
+from harness.adapters.kvtier import KvtierAdapter
+from harness.mutants.base import convicted_by
+from kvtier.blockio import BlockIO, BlockOutcome, make_dirs
+from kvtier.config import FsTierConfig, RunConfig
+from kvtier.fs_tier import FileSystemTierManager
+from kvtier.hashing import OffloadKey
+
+PAUSE_SECONDS = 0.002
+"""What a slow device puts between two writes of one file."""
+
+
+class _OverBlockIO(KvtierAdapter):
+    """kvtier with another `BlockIO`."""
+
+    blockio: ClassVar[type[BlockIO]]
+
+    def _build(self, config: FsTierConfig, run: RunConfig, options: dict[str, Any]) -> FileSystemTierManager:
+        tier = super()._build(config, run, options)
+        tier.blockio = self.blockio(config, tier.file_mapper.quarantine_path)
+        tier.blockio.probe(tier.file_mapper.base_path)
+        return tier
+
+
+class _Plain(BlockIO):
+    """As most tiers do it, and right: temp file, then rename, no trailer; on a slow device."""
+
+    def probe(self, directory: str, aligned: bool = True) -> None:
+        super().probe(directory, aligned=False)
+        self._tmpfile = False
+
+    def write_block(self, path: str, key: OffloadKey, view: memoryview, traceparent: str = "") -> BlockOutcome:
+        if self.exists(path):
+            return BlockOutcome(skipped=True)
+        try:
+            make_dirs(os.path.dirname(path), 0o755)
+            self._put(path, view)
+        except OSError as error:
+            return BlockOutcome(reason=type(error).__name__)
+        return BlockOutcome()
+
+    def _put(self, path: str, view: memoryview) -> None:
+        temp = self._temp_for(path)
+        with open(temp, "wb") as file:
+            _in_pieces(file, view)
+        os.rename(temp, path)
+
+    def _temp_for(self, path: str) -> str:
+        return os.path.join(os.path.dirname(path), self._temp_name())
+
+
+def _in_pieces(file: BinaryIO, view: memoryview) -> None:
+    """As a slow device takes it: the file has its size at once, the bytes follow."""
+    os.ftruncate(file.fileno(), len(view))
+    half = len(view) // 2
+    for part in (view[:half], view[half:]):
+        time.sleep(PAUSE_SECONDS)
+        file.write(part)
+        file.flush()
+
+
+class PlainFiles(_OverBlockIO):
+    """The base of the mutants below, which is right."""
+
+    blockio = _Plain
+
+
+class _InPlace(_Plain):
+    def _put(self, path: str, view: memoryview) -> None:
+        with open(path, "wb") as file:
+            _in_pieces(file, view)
+
+
+@convicted_by("integrity", r"process \d+ in job \d+: (hole|short)", scenario="sharing")
+class PublishesInPlace(_OverBlockIO):
+    """Blocks are written under their final name, where readers find them half done."""
+
+    blockio = _InPlace
+
+
+class _RenamesEarly(_Plain):
+    def _put(self, path: str, view: memoryview) -> None:
+        temp = self._temp_for(path)
+        with open(temp, "wb") as file:
+            os.ftruncate(file.fileno(), len(view))
+            os.rename(temp, path)
+            _in_pieces(file, view)
+
+
+@convicted_by("integrity", r"process \d+ in job \d+: (hole|short)", scenario="sharing")
+class RenamesBeforeTheWriteEnds(_OverBlockIO):
+    """The temp file gets its final name while its bytes are still on their way."""
+
+    blockio = _RenamesEarly
+
+
+class _OneTempName(_Plain):
+    def _temp_for(self, path: str) -> str:
+        return path.removesuffix(".bin") + ".tmp"
+
+
+@convicted_by("results", r"failed for block .* although no fault was put in", scenario="sharing")
+class SharesTempNames(_OverBlockIO):
+    """The temp file of a block has the same name in every process."""
+
+    blockio = _OneTempName
+
+
+class _RandomTempName(_Plain):
+    def _temp_for(self, path: str) -> str:
+        return f"{path.removesuffix('.bin')}.{random.getrandbits(64):016x}.tmp"
+
+
+@convicted_by("matrix", r"all made the temp file .* generators that the application seeds", scenario="determinism")
+class TakesTempNamesFromRandom(_OverBlockIO):
+    """Temp names come from `random`, which applications seed alike in every process."""
+
+    blockio = _RandomTempName
+
+
+class _Sweeps(_Plain):
+    def _put(self, path: str, view: memoryview) -> None:
+        for stale in Path(path).parent.glob(".*.tmp"):
+            with contextlib.suppress(OSError):
+                stale.unlink()
+        super()._put(path, view)
+
+
+@convicted_by("results", r"failed for block .* although no fault was put in", scenario="sharing")
+class DeletesOthersTempFiles(_OverBlockIO):
+    """Before it writes it removes all temp files in the folder, also those that are being written."""
+
+    blockio = _Sweeps
+
+
+class _ReadsWhatIsThere(_Plain):
+    def exists(self, path: str) -> bool:
+        return os.path.exists(path)
+
+    def read_block(self, path: str, key: OffloadKey, view: memoryview) -> BlockOutcome:
+        try:
+            with open(path, "rb") as file:
+                file.readinto(view)
+        except OSError as error:
+            return BlockOutcome(reason=type(error).__name__)
+        return BlockOutcome()
+
+
+@convicted_by("integrity", r"process \d+ in job \d+: short", scenario="faults", fault=("damage_truncate",))
+class AcceptsShortReads(_OverBlockIO):
+    """A file that is too short counts as its block, and the rest of the slot is whatever was there."""
+
+    blockio = _ReadsWhatIsThere
+
+
+class _TakesOverlong(_Plain):
+    def exists(self, path: str) -> bool:
+        return os.path.exists(path) and os.path.getsize(path) >= self.block_bytes
+
+    def read_block(self, path: str, key: OffloadKey, view: memoryview) -> BlockOutcome:
+        if not self.exists(path):
+            return BlockOutcome(reason="size")
+        with open(path, "rb") as file:
+            file.readinto(view)
+        return BlockOutcome()
+
+
+@convicted_by(
+    "faults",
+    r"damage_extend .*: repaired: the block was a regular file of \d+ bytes, and is",
+    scenario="faults",
+    fault=("damage_extend",),
+)
+class AcceptsOverlongFiles(_OverBlockIO):
+    """A file that is longer than a block counts as its block."""
+
+    blockio = _TakesOverlong

@@ -1,0 +1,87 @@
+"""Tiers that answer questions wrongly, or keep wrong accounts of what they hold in memory: over the oracle and over
+kvtier's whole stack. Workers load them; they import kvtier, since what they break lies inside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from harness.adapters.base import TierSetup, Verdict
+from harness.adapters.kvtier import KvtierStackAdapter
+from harness.adapters.memory import MemoryAdapter
+from harness.mutants.base import convicted_by
+from kvtier.base import ReqContext
+from kvtier.config import FsTierConfig, RunConfig
+from kvtier.cpu_tier import CPUOffloadingManager
+from kvtier.fs_tier import FileSystemTierManager
+from kvtier.hashing import OffloadKey
+
+SMALL_CPU_TIER = ("cpu_chunks=32",)
+
+
+@convicted_by(
+    "faults",
+    r"damage_remove .*: no block: blocks \d+ are said to be there and do not load",
+    scenario="faults",
+    fault=("damage_remove",),
+)
+class CachesHitsForEver(MemoryAdapter):
+    """What was once a hit stays one in this process, also when the file is gone and a load has failed."""
+
+    def __init__(self, setup: TierSetup) -> None:
+        super().__init__(setup)
+        self._known: set[bytes] = set()
+
+    def lookup(self, keys: Sequence[bytes], req_id: str) -> list[Verdict]:
+        verdicts = super().lookup(keys, req_id)
+        self._known.update(key for key, verdict in zip(keys, verdicts, strict=True) if verdict == "hit")
+        return ["hit" if key in self._known else "miss" for key in keys]
+
+    def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        super().submit_store(job_id, keys, slots, req_id)
+        self._known.update(keys)
+
+
+class _OverCpuTier(KvtierStackAdapter):
+    """kvtier's stack with another CPU tier: the one that it has becomes another class."""
+
+    cpu_tier: type[CPUOffloadingManager]
+
+    def _build(self, config: FsTierConfig, run: RunConfig, options: dict[str, Any]) -> FileSystemTierManager:
+        tier = super()._build(config, run, options)
+        self._manager.primary.__class__ = self.cpu_tier
+        return tier
+
+
+class SameCpuTier(_OverCpuTier):
+    """The base of the mutants below, which is right."""
+
+    cpu_tier = CPUOffloadingManager
+
+
+class _PinsNothing(CPUOffloadingManager):
+    def prepare_read(self, keys: Sequence[OffloadKey], req_context: ReqContext) -> tuple[int, ...]:
+        return tuple(self._chunks[key].slot for key in keys)
+
+    def complete_read(self, keys: Sequence[OffloadKey], req_context: ReqContext) -> None:
+        return
+
+
+@convicted_by("integrity", r"process \d+ in job \d+: other key", tier_option=SMALL_CPU_TIER, slots=32)
+class EvictsPinnedBlocks(_OverCpuTier):
+    """Blocks that somebody is reading are evicted like any others, and their slots are filled anew."""
+
+    cpu_tier = _PinsNothing
+
+
+class _NeverUnpins(CPUOffloadingManager):
+    def complete_load(self, keys: Sequence[OffloadKey], req_context: ReqContext) -> None:
+        return
+
+
+@convicted_by("leftovers", r"slots of the CPU tier are pinned although no request is left")
+class LeaksSlots(_OverCpuTier):
+    """A slot that was read stays pinned for ever."""
+
+    cpu_tier = _NeverUnpins

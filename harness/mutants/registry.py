@@ -1,0 +1,20 @@
+"""All mutants by name, and the right tiers that they are made from; `commands` and tests read it."""
+
+from __future__ import annotations
+
+from harness.mutants import files, jobs, lookups, names, schedule
+from harness.mutants.base import MUTANTS, Mutant
+
+__all__ = ["BASES", "MUTANTS", "Mutant"]
+
+for _module in (files, jobs, lookups, names, schedule):
+    assert any(m.tier.startswith(_module.__name__ + ":") for m in MUTANTS.values()), f"{_module} has no mutant"
+
+BASES = (
+    "memory",
+    "kvtier",
+    "harness.mutants.files:PlainFiles",
+    "harness.mutants.schedule:SameQueue",
+    "harness.mutants.lookups:SameCpuTier",
+)
+"""What the mutants are made from: without the sin they are right, and are acquitted in the same short runs."""

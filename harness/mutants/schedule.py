@@ -1,0 +1,166 @@
+"""Tiers whose threads are scheduled wrongly: kvtier with another queue or another way to submit. Workers load them.
+
+They import kvtier, since what they break lies inside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from harness.adapters.kvtier import KvtierAdapter
+from harness.history import Task as TaskRecord
+from harness.mutants.base import convicted_by
+from kvtier.config import FsTierConfig, RunConfig
+from kvtier.events import Direction
+from kvtier.fs_tier import FileSystemTierManager
+from kvtier.thread_pool import OTHER, DualQueue, Task
+
+FLOOD: dict[str, Any] = {"read_threads": 2, "write_threads": 2, "window": 8}
+
+
+class _OverQueue(KvtierAdapter):
+    """kvtier with another schedule. The pool has no seam for it and needs none: its threads only call the queue, so the
+    queue that it has becomes another."""
+
+    queue: ClassVar[type[DualQueue]]
+
+    def _build(self, config: FsTierConfig, run: RunConfig, options: dict[str, Any]) -> FileSystemTierManager:
+        tier = super()._build(config, run, options)
+        tier._pool._queue.__class__ = self.queue
+        return tier
+
+
+def _take(queue: DualQueue, direction: Direction, place: int = 0) -> Task:
+    task = queue.tasks[direction][place]
+    del queue.tasks[direction][place]
+    queue.bytes[direction] -= task.bytes
+    return task
+
+
+class _Lifo(DualQueue):
+    def pop(self, group: Direction) -> Task | None:
+        return next((_take(self, d, -1) for d in (group, OTHER[group]) if self.tasks[d]), None)
+
+
+@convicted_by("starvation", r"which had come earlier: not FIFO", **FLOOD)
+class TakesTheLatestFirst(_OverQueue):
+    """The queues are stacks: last in, first out."""
+
+    queue = _Lifo
+
+
+class _LoadsFirst(DualQueue):
+    def pop(self, group: Direction) -> Task | None:
+        return next((_take(self, d) for d in OTHER if self.tasks[d]), None)
+
+
+@convicted_by("starvation", r"taken by a thread of the store group while \d+ store tasks waited", **FLOOD)
+class BothGroupsPreferLoads(_OverQueue):
+    """No thread takes a store while a load waits."""
+
+    queue = _LoadsFirst
+
+
+_STORES_FIRST: tuple[Direction, Direction] = ("store", "load")
+
+
+class _StoresFirst(DualQueue):
+    def pop(self, group: Direction) -> Task | None:
+        return next((_take(self, d) for d in _STORES_FIRST if self.tasks[d]), None)
+
+
+@convicted_by("starvation", r"taken by a thread of the load group while \d+ load tasks waited", **FLOOD)
+class BothGroupsPreferStores(_OverQueue):
+    """No thread takes a load while a store waits."""
+
+    queue = _StoresFirst
+
+
+def _sticky(which: Direction) -> type[DualQueue]:
+    class Sticky(DualQueue):
+        """Once any thread has begun with the class, all stay with it until none of it is left."""
+
+        last: Direction = OTHER[which]
+
+        def pop(self, group: Direction) -> Task | None:
+            first = which if self.last == which else group
+            task = next((_take(self, d) for d in (first, OTHER[first]) if self.tasks[d]), None)
+            self.last = task.direction if task else OTHER[which]
+            return task
+
+    return Sticky
+
+
+@convicted_by("starvation", r"taken by a thread of the load group while \d+ load tasks waited", **FLOOD)
+class WritersNeverYield(_OverQueue):
+    """Once a store was taken, all threads take stores until none is left."""
+
+    queue = _sticky("store")
+
+
+@convicted_by("starvation", r"taken by a thread of the store group while \d+ store tasks waited", **FLOOD)
+class ReadersNeverYield(_OverQueue):
+    """Once a load was taken, all threads take loads until none is left."""
+
+    queue = _sticky("load")
+
+
+class _NeverHelps(DualQueue):
+    def pop(self, group: Direction) -> Task | None:
+        return _take(self, group) if self.tasks[group] else None
+
+
+@convicted_by("starvation", r"waited while thread \d+ of the (load|store) group was free for", **FLOOD)
+class IdlesWhileOthersWait(_OverQueue):
+    """Threads serve their own class alone, and idle while the other waits."""
+
+    queue = _NeverHelps
+
+
+class _Forgetful(DualQueue):
+    pushed = 0
+
+    def push(self, task: Task) -> Direction | None:
+        self.pushed += 1
+        if self.pushed % 3:
+            return super().push(task)
+        self.tasks[task.direction].append(task)
+        self.bytes[task.direction] += task.bytes
+        return None
+
+
+@convicted_by(
+    "starvation", r"waited while thread \d+ of the (load|store) group was free for", window=1, stall_seconds=3.0
+)
+class LosesWakeUps(_OverQueue):
+    """Every third task wakes nobody: it lies there until a thread comes by for another reason."""
+
+    queue = _Forgetful
+
+
+@convicted_by("nonblocking", r"the submit took over half of the job's life .*; it waits for the I/O")
+class BlocksInSubmit(KvtierAdapter):
+    """A submit returns when the job is done."""
+
+    def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        super().submit_store(job_id, keys, slots, req_id)
+        self.drain()
+
+    def submit_load(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        super().submit_load(job_id, keys, slots, req_id)
+        self.drain()
+
+
+@convicted_by("starvation", r"claims to have come .* after the job's submit had returned", **FLOOD)
+class LiesAboutItsSchedule(BothGroupsPreferLoads):
+    """Stores starve, and no task is said to have waited: each came, by its own account, when a thread took it."""
+
+    def tasks(self) -> list[TaskRecord]:
+        return [task._replace(enqueued_seconds=task.started_seconds) for task in super().tasks()]
+
+
+class SameQueue(_OverQueue):
+    """The base of the mutants above, which is right."""
+
+    queue = DualQueue

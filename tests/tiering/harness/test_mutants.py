@@ -1,0 +1,88 @@
+"""Every tier that is wrong on purpose is convicted by the checker meant for it, and what they are made from acquitted.
+
+A few here and now; `-m slow` tries all of them, as does `make mutants`, which writes docs/mutants.md.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from harness.checkers import CHECKERS
+from harness.mutants.base import Mutant
+from harness.mutants.registry import BASES, MUTANTS
+from harness.mutants.trial import Trial, busy_neighbour, table, try_mutant, try_right_tier
+from harness.scenarios import scenario
+
+SEED = 11
+QUICK = ("BothGroupsPreferLoads", "DropsTheGroup", "LeaksSlots", "LosesTheLastBlock", "ReturnsStaleSlots")
+ISSUE = """PublishesInPlace RenamesBeforeTheWriteEnds SharesTempNames TakesTempNamesFromRandom DeletesOthersTempFiles
+IgnoresTheSeed HashesTuples DropsTheGroup MixesUpABatch LosesTheLastBlock AcceptsShortReads AcceptsOverlongFiles
+ReturnsStaleSlots ReportsBeforeTheWork ReportsTwice NeverReports CallsFailureSuccess BlocksInSubmit TakesTheLatestFirst
+WritersNeverYield ReadersNeverYield BothGroupsPreferLoads LosesWakeUps LeaksDescriptors LeaksSlots LeaksTempFiles
+CachesMissesForEver CachesHitsForEver EvictsPinnedBlocks SeesItsOwnStoresOnly WorksAlone FailsAfterAThousandJobs"""
+
+
+def convict(name: str, tmp_path: Path) -> None:
+    trial = try_mutant(MUTANTS[name], SEED, tmp_path)
+    assert trial.convicted, f"{trial.mutant.checker} says {trial.value}, {trial.finding!r}; again: {trial.command}"
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_mutant_is_convicted_by_the_checker_meant_for_it(name: str, tmp_path: Path) -> None:
+    convict(name, tmp_path)
+    assert not [p for p in tmp_path.iterdir() if p.is_dir() and not p.is_symlink()], "its run is of no use any more"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in MUTANTS if name not in QUICK])
+def test_every_other_mutant_is_too(name: str, tmp_path: Path) -> None:
+    convict(name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tier", BASES)
+def test_without_the_sin_they_are_acquitted(tier: str, tmp_path: Path) -> None:
+    result = try_right_tier(tier, "load", SEED, tmp_path)
+    assert result.verdict == "true", result
+
+
+def test_a_right_tier_is_acquitted_beside_a_busy_neighbour(tmp_path: Path) -> None:
+    with busy_neighbour():
+        result = try_right_tier("kvtier", "load", SEED, tmp_path, busy=True)
+    assert result.verdict == "true", result
+
+
+def test_a_mutant_that_survives_is_told_and_its_run_is_kept(tmp_path: Path) -> None:
+    innocent = Mutant("Innocent", "memory", "None.", "load", "results", r"nothing of the kind", {})
+    trial = try_mutant(innocent, SEED, tmp_path, attempts_max=2)
+    assert not trial.convicted
+    assert trial.value == "true"
+    assert len([p for p in tmp_path.iterdir() if p.is_dir() and not p.is_symlink()]) == trial.attempts == 2
+    assert "**survived** (true)" in table([trial])
+
+
+def test_the_right_checker_for_another_reason_is_no_conviction(tmp_path: Path) -> None:
+    lucky = MUTANTS["LosesTheLastBlock"]._replace(finding=r"block \d+ has \d+ names")
+    trial = try_mutant(lucky, SEED, tmp_path, attempts_max=1)
+    assert (trial.value, trial.convicted) == ("false", False)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
+def test_a_mutant_says_what_its_sin_is_and_who_must_find_it(mutant: Mutant) -> None:
+    assert mutant.checker in CHECKERS
+    assert scenario(mutant.scenario).options(tier=mutant.tier, **mutant.options)
+    assert re.fullmatch(r"[A-Z].*\.", mutant.sin)
+
+
+def test_the_list_is_whole() -> None:
+    assert set(ISSUE.split()) <= set(MUTANTS)
+
+
+def test_the_table_has_a_row_for_each(tmp_path: Path) -> None:
+    trials = [Trial(m, "false", f"finding | of {m.name}\nmore", 1, 1.25, "again") for m in MUTANTS.values()]
+    rows = [line for line in table(trials).splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == len(MUTANTS)
+    assert all(rf"finding \| of {name} | 1.2 |" in row for name, row in zip(MUTANTS, rows, strict=True))
