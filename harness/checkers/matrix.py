@@ -21,7 +21,7 @@ from typing import Any
 from harness.checkers.base import Findings, Value, Verdict, is_bookkeeping, some
 from harness.history import History
 
-OF_A_KIND_MAX = 6
+OF_A_KIND_MAX = 3
 REFUSED, PRIVATE = "refused", "private"
 _Family = tuple[str, str]  # algorithm, family
 
