@@ -64,10 +64,11 @@ mutants: $(INSTALLED) ## tiers that are wrong on purpose: each must be convicted
 false-alarms: $(INSTALLED) ## right tiers in seeded short runs, also beside a busy neighbour: none may be convicted (RUNS=10 SEED=)
 	@$(BIN)/python -m harness false-alarms $(if $(RUNS),--runs $(RUNS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-BENCH_OPTIONS = $(if $(SIZE),--size $(SIZE)) $(if $(DIR),--dir "$(DIR)")
-SMALL = tests/tiering/bench --benchmark-enable --benchmark-only --benchmark-columns=median,iqr,ops,rounds
+BENCH_OPTIONS = $(if $(SIZE),--size $(SIZE)) $(if $(DIR),--dir "$(DIR)") $(if $(SAVE),--save --small runs/bench-small.json)
+SMALL = tests/tiering/bench/test_small.py --benchmark-enable --benchmark-columns=median,iqr,ops,rounds --benchmark-sort=name
 
-bench: $(INSTALLED) ## small parts, then the large table beside peer and device (SIZE=full|quick DIR=/tmp)
+bench: $(INSTALLED) ## small parts, then the large table beside peer and device (SIZE=full|quick DIR=/tmp SAVE=1)
+	@mkdir -p runs
 	$(BIN)/python -m pytest $(SMALL) --benchmark-json=runs/bench-small.json $(ARGS)
 	$(BIN)/python -m harness.bench table --out runs/bench.json $(BENCH_OPTIONS)
 

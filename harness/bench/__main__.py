@@ -20,7 +20,7 @@ from harness import environment
 from harness.bench import compare, plan
 from harness.bench.contest import CONTESTANTS, Contestant
 from harness.bench.disk import Disk, Unavailable, own_disk, plain_folder
-from harness.bench.show import print_tables
+from harness.bench.show import print_tables, write_docs
 from harness.bench.targets import targets
 
 BASELINES = Path(__file__).resolve().parents[2] / "tests" / "tiering" / "baselines"
@@ -42,8 +42,17 @@ def cli() -> None:
 @click.option("--dir", "folder", default="/tmp", show_default=True, help="folder on the device to measure")
 @click.option("--rounds", type=int, help="instead of the size's own number")
 @click.option("--out", type=click.Path(), help="write the JSON here")
+@click.option("--save", is_flag=True, help="keep it in this machine class's file under tests/tiering/baselines")
+@click.option("--small", type=click.Path(exists=True), help="with --save: pytest-benchmark's JSON, kept beside it")
 def table(
-    size: str, sections: tuple[str, ...], names: tuple[str, ...], folder: str, rounds: int | None, out: str | None
+    size: str,
+    sections: tuple[str, ...],
+    names: tuple[str, ...],
+    folder: str,
+    rounds: int | None,
+    out: str | None,
+    save: bool,
+    small: str | None,
 ) -> None:
     """Measure the large table: kvtier, the peer if installed, the device."""
     console = Console(highlight=False)
@@ -51,7 +60,10 @@ def table(
     print_tables(result, console)
     if out:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
-        Path(out).write_text(json.dumps(result, indent=1) + "\n")
+        Path(out).write_text(json.dumps(result) + "\n")
+    if save:
+        parts = _small_parts(Path(small)) if small else {}
+        click.echo(_keep(result["environment"], table=result, **parts))
 
 
 def measure(
@@ -82,7 +94,10 @@ def measure(
         bench = plan.Bench(size, disk, contestants, ceiling)
         for name in sections or plan.SECTIONS:
             began = time.monotonic()
-            samples += list(plan.SECTIONS[name](bench))
+            try:
+                samples.extend(plan.SECTIONS[name](bench))
+            except (Unavailable, OSError) as error:
+                notes.append(f"{name} was cut short: {error}")
             seconds[name] = round(time.monotonic() - began, 1)
             console.print(f"[dim]{name}: {seconds[name]:.0f} s[/]")
         notes += bench.notes + [gap for contestant in contestants for gap in contestant.gaps]
@@ -146,6 +161,35 @@ def compare_command(folder: str, path: str | None, slower: float, metrics: tuple
         if trials > 1:
             console.print(f"{alarms} alarms, {unknown} unknown in {trials} runs, slowed {slower:g} times")
     sys.exit(1 if alarms else 2 if unknown else 0)
+
+
+@cli.command()
+@click.option("--out", "folder", default="docs", show_default=True, help="folder of benchmarks.md")
+def plots(folder: str) -> None:
+    """Write docs/benchmarks.md and its plots from the results that are kept."""
+    results = {path.stem: json.loads(path.read_text()) for path in BASELINES.glob("*.json")}
+    click.echo(write_docs(results, Path(folder)))
+
+
+def _keep(here: dict[str, Any], path: Path | None = None, **parts: Any) -> Path:
+    """Lay `parts` over what the machine class's file holds; a sample a line, so that a change can be read."""
+    path = path or BASELINES / f"{machine_class(here)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    text = json.dumps(kept | parts, indent=1)
+    path.write_text(re.sub(r"\[\s+((?:[^\[\]{}\n]+\n\s*)+)\]", _one_line, text) + "\n")
+    return path
+
+
+def _one_line(match: re.Match[str]) -> str:
+    return "[" + " ".join(match[1].split()) + "]"
+
+
+def _small_parts(path: Path) -> dict[str, Any]:
+    """pytest-benchmark's medians and quartiles, without what is the same for all."""
+    found = json.loads(path.read_text())["benchmarks"]
+    stats = {one["name"]: {name: one["stats"][name] for name in ("median", "iqr", "rounds")} for one in found}
+    return {"small": {"unit": "seconds", "parts": stats}}
 
 
 @contextlib.contextmanager

@@ -37,8 +37,13 @@ class Disk:
         """Empty it: a new file system, or, where there is none of its own or something shall be kept, removed files."""
         if self._loop and not keep:
             _unmount(self.path)
-            self._make()
-            return
+            try:
+                self._make()
+                return
+            except (
+                Unavailable
+            ):  # someone's mount namespace, made meanwhile, keeps a copy of the mount: the device is busy
+                _run("mount", "-o", "nodiscard,noatime", self._loop, str(self.path))
         for entry in list(self.path.iterdir()):
             if entry.name in keep:
                 continue

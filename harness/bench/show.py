@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -76,3 +77,98 @@ def print_tables(result: Mapping[str, Any], console: Console) -> None:
     for note in result["notes"]:
         console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
     console.print(f"{result['seconds']:.0f} s: {escape(result['command'])}", soft_wrap=True)
+
+
+# --- docs/benchmarks.md ---
+
+_PLOTS = (
+    ("throughput-store", "Store throughput by block size, MiB/s", "throughput", "store", "linear"),
+    ("throughput-cold", "Cold-load throughput by block size, MiB/s", "throughput", "cold", "linear"),
+    ("throughput-warm", "Warm-load throughput by block size, MiB/s", "throughput", "warm", "linear"),
+    ("floods", "One-block job under a flood of the other class: p99, ms", "floods", "p99", "log"),
+    ("lookups", "Batched lookups, keys/s", "lookups", "lookups", "linear"),
+    ("scale", "Processes on one root: total throughput, MiB/s", "scale", "total", "linear"),
+)
+"""File, title, section, metric, scale of the values."""
+
+
+def write_docs(results: Mapping[str, Mapping[str, Any]], folder: Path) -> Path:
+    """`benchmarks.md` in `folder` and its plots beside it, from the files of machine classes (name -> content)."""
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench-docs` from the results in `tests/tiering/baselines/`; `make bench` measures,",
+        "`make bench-compare` judges a change. Contestants take turns in one run, each measurement in a new process; a",
+        "figure is the median of its rounds with its robust spread, a ratio pairs neighbours in time, with its 95 %",
+        "bootstrap interval. Integrity verification and metrics are on. Cold: no byte of it is in the page cache.",
+    ]
+    for name, content in sorted(results.items()):
+        result = content.get("table")
+        if result is None:
+            continue
+        here = result["environment"]
+        python, root = here["python"], here["disk"]
+        lines += ["", f"## {here['cpu_model']}, {here['cpus_usable']} CPUs, {root}", ""]
+        lines += [f"Python {python}, Linux {here['kernel']}, `{result['command']}`: {result['seconds']:.0f} s.", ""]
+        lines += [f"- {note}" for note in result["notes"]]
+        lines += _plots(result, folder / "benchmarks", name)
+        lines += ["", "### Targets", "", *_markdown(_target_rows(result))]
+        head, *body = rows(result)
+        for section in dict.fromkeys(row[0] for row in body):
+            kept = [row for row in body if row[0] == section]
+            used = [i for i in range(1, len(head)) if any(row[i] for row in kept)]
+            lines += ["", f"### {section.capitalize()}", ""]
+            lines += _markdown([[line[i] for i in used] for line in [head, *kept]])
+    path = folder / "benchmarks.md"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _target_rows(result: Mapping[str, Any]) -> list[list[str]]:
+    table = [["", "what", "wanted", "measured", "95 %", ""]]
+    for target in result["targets"]:
+        value, low, high = target["ratio"]
+        shown = (f"{value:.3g}", f"{low:.3g} .. {high:.3g}") if value == value else ("", "")
+        table.append([str(target["number"]), target["what"], target["wanted"], *shown, target["outcome"]])
+    return table
+
+
+def _markdown(table: list[list[str]]) -> list[str]:
+    head, *body = table
+    return [f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *body]]
+
+
+def _plots(result: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
+    """Draw what there is; the Markdown that shows it."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "kvtier"  # the same results give the same file
+    from matplotlib import pyplot
+
+    values, _ = values_of(result)
+    shown = []
+    for name, title, section, metric, scale in _PLOTS:
+        lines = {row: by for (where, row, what), by in values.items() if (where, what) == (section, metric)}
+        if not lines:
+            continue
+        names = contestants({(section, row, metric): by for row, by in lines.items()})
+        figure, axes = pyplot.subplots(figsize=(8.5, 0.9 + 0.24 * len(lines) * (len(names) + 1)))
+        for place, who in enumerate(names):
+            at = [i + place / (len(names) + 1) for i in range(len(lines))]
+            middles = [median(by[who]) if by.get(who) else 0.0 for by in lines.values()]
+            low = [m - min(by[who]) if by.get(who) else 0.0 for m, by in zip(middles, lines.values(), strict=True)]
+            high = [max(by[who]) - m if by.get(who) else 0.0 for m, by in zip(middles, lines.values(), strict=True)]
+            axes.barh(at, middles, 1 / (len(names) + 1), xerr=[low, high], label=who, error_kw={"lw": 0.8})
+        axes.set_yticks([i + 0.35 for i in range(len(lines))], list(lines))
+        axes.invert_yaxis()
+        axes.set_xscale(scale)
+        axes.set_title(title, fontsize=10)
+        axes.legend(fontsize=8)
+        axes.grid(axis="x", alpha=0.3)
+        figure.tight_layout()
+        folder.mkdir(exist_ok=True)
+        figure.savefig(folder / f"{machine}-{name}.svg", metadata={"Date": None})
+        pyplot.close(figure)
+        shown += ["", f"![{title}](benchmarks/{machine}-{name}.svg)"]
+    return shown
