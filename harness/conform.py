@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from harness.adapters import adapter_class, tier_python
 from harness.run import EXIT_CODES, EXIT_INTERRUPTED, Results
@@ -73,8 +74,10 @@ def conform(tier: str, names: tuple[str, ...], runs_dir: str, as_json: bool, qui
         for results in done:
             folder = Path(results.run_dir).name
             mark = f"[{COLOURS[results.verdict]}]{results.verdict:<7}[/]"
-            console.print(f"{results.scenario:<12} {mark}  {results.seconds:4.0f} s  {runs_dir}/{folder}/report.html")
-        console.print(f"{tier}: [bold {COLOURS[worst]}]{worst}[/], seed {seed}; all runs: {runs_dir}/index.html")
+            line = f"{results.scenario:<12} {mark}  {results.seconds:4.0f} s  {runs_dir}/{folder}/report.html"
+            console.print(line, soft_wrap=True)
+        line = f"{escape(tier)}: [bold {COLOURS[worst]}]{worst}[/], seed {seed}; all runs: {runs_dir}/index.html"
+        console.print(line, soft_wrap=True)
     sys.exit(EXIT_CODES[worst])
 
 

@@ -405,6 +405,9 @@ def close_gives_everything_back(subject: Subject) -> None:
         subject.store(adapter, keys)
         subject.load(adapter, keys)
         subject.close(adapter)
+    until = time.monotonic() + ANSWER_SECONDS_MAX
+    while me.num_threads() > before[1] and time.monotonic() < until:
+        time.sleep(PAUSE_SECONDS)  # a thread that was joined has not quite left the kernel
     after = me.num_fds(), me.num_threads()
     owe(after[0] <= before[0], f"two instances left {after[0] - before[0]} descriptors open")
     owe(after[1] <= before[1], f"two instances left {after[1] - before[1]} threads running")

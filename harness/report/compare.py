@@ -39,9 +39,10 @@ from harness.report.shell import section_html, write_page
 from harness.report.tables import flat, table_html
 
 SLICES_MAX = 60
-SLICES_MIN = 5
+SLICES_MIN = 8
 """A run with fewer slices of time than this gets no intervals: there is nothing to draw from."""
-SLICE_SECONDS = 0.5
+SLICE_SECONDS = 1.0
+"""What hangs together for longer than a slice makes the intervals too narrow."""
 DRAWS = 1000
 CONFIDENCE = 0.95
 SEED = 0

@@ -7,11 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
 
+from harness.cli import main
 from harness.history import History
 from harness.launch import REPOSITORY
 from tests.tiering.harness.certain_trace import REQUESTS, write_certain_trace
@@ -35,7 +38,7 @@ def harness(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command(*arguments), cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
 
 
-def test_a_run_ends_with_a_line_per_verdict_and_the_path_of_the_report(tmp_path: Path) -> None:
+def test_a_run_ends_with_a_line_per_verdict_and_the_path_of_the_report(tmp_path: Path, say: Any) -> None:
     done = harness(tmp_path, "run", "load", *CERTAIN)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
@@ -47,11 +50,10 @@ def test_a_run_ends_with_a_line_per_verdict_and_the_path_of_the_report(tmp_path:
     assert "everything that was checked holds" in page
     assert "http://" not in page.split("</script>")[-1], "it opens offline"
 
-    again = harness(tmp_path, "check", "runs/latest", "--json")
-    assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["verdict"] == "true"
-    remade = harness(tmp_path, "report", "runs/latest")
-    assert remade.stdout.strip() == "runs/latest/report.html"
+    again = say("check", "runs/latest", "--json")
+    assert again.exit_code == 0, again.err
+    assert json.loads(again.out)["verdict"] == "true"
+    assert say("report", "runs/latest").out.strip() == "runs/latest/report.html"
 
 
 def test_json_is_all_that_stdout_holds(tmp_path: Path) -> None:
@@ -61,17 +63,19 @@ def test_json_is_all_that_stdout_holds(tmp_path: Path) -> None:
     assert results["totals"]["requests"] == REQUESTS
 
 
-def test_quiet_shows_no_progress(tmp_path: Path) -> None:
-    done = harness(tmp_path, "run", "load", *CERTAIN, "--quiet")
-    assert done.stdout.splitlines()[0].startswith("sharing")
-
-
-def test_false_and_unknown_have_exit_codes_of_their_own(tmp_path: Path) -> None:
-    broken = "tests.tiering.harness.broken_tiers:LoadsNothing"
-    wrong = harness(tmp_path, "run", "load", *CERTAIN, "--tier", broken)
+def test_a_failure_says_its_seed_its_command_and_the_last_words_of_the_dead(tmp_path: Path, say: Any) -> None:
+    broken = "tests.tiering.harness.broken_tiers:Raises"
+    wrong = harness(tmp_path, "run", "load", *CERTAIN, "--tier", broken, "--quiet")
     assert wrong.returncode == 1
-    assert "again: python -m harness run load" in wrong.stdout
-    assert harness(tmp_path, "run", "load", *CERTAIN, "--processes", "1").returncode == 2
+    assert wrong.stdout.startswith("sharing"), "no progress"
+    assert "last words of process 0:\n" in wrong.stdout
+    assert "  RuntimeError: the tier fell over\n" in wrong.stdout
+    assert f"seed 5; again: python -m harness run load --tier {broken} --processes 2 --seed 5" in wrong.stdout
+    # What is not decided has an exit code of its own.
+    (history,) = (tmp_path / "runs" / "latest").glob("history-0.jsonl")
+    for path in history.parent.glob("history-*.jsonl"):
+        path.unlink()
+    assert say("check", "runs/latest").exit_code == 2
 
 
 def test_ctrl_c_ends_every_child_and_keeps_and_judges_what_was_recorded(tmp_path: Path) -> None:
@@ -97,6 +101,29 @@ def test_ctrl_c_ends_every_child_and_keeps_and_judges_what_was_recorded(tmp_path
     assert (run_dir / "report.html").exists()
 
 
+class Said(NamedTuple):
+    """What a command that ended at once left behind."""
+
+    exit_code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
+    """Call the command line in this process: for what starts no other."""
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def said(*arguments: str) -> Said:
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        return Said(int(ended.value.code or 0), *capsys.readouterr())
+
+    yield said
+    signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -112,24 +139,86 @@ def test_ctrl_c_ends_every_child_and_keeps_and_judges_what_was_recorded(tmp_path
         (["run", "load", "--runs-dir", "trace.jsonl/runs"], "cannot be made"),
         (["run", "load", "--colour", "blue"], "No such option"),
         (["run", "fly"], "No such command 'fly'"),
+        (["run", "load", "--options", "nowhere.toml"], "--options: 'nowhere.toml' cannot be read"),
+        (["run", "load", "--options", "bad.toml"], "--options: 'bad.toml' is not TOML"),
+        (
+            ["run", "load", "--options", "strange.toml"],
+            "--options: 'strange.toml' has 'colour'; valid choices: as_json,",
+        ),
+        (["run", "load", "--options", "odd.toml"], "'2.5' is not a valid integer"),
+        (["conform", "memory", "--scenario", "fly"], "--scenario is 'fly'; valid choices: contract, load"),
+        (["conform", "no_such:Tier"], "there is no module 'no_such'"),
+        (["conform", "memory", "--processes", "0"], "--processes is 0; it must be at least 1"),
+        (["compare", "nowhere", "nowhere"], "'nowhere' is not a run folder"),
         (["check", "nowhere"], "'nowhere' is not a run folder"),
         (["report", "nowhere"], "'nowhere' is not a run folder"),
     ],
 )
-def test_bad_input_gets_one_sentence_and_its_own_exit_code(tmp_path: Path, arguments: list[str], words: str) -> None:
+def test_bad_input_gets_one_sentence_and_its_own_exit_code(
+    tmp_path: Path, say: Any, arguments: list[str], words: str
+) -> None:
     good = {"timestamp": 0, "input_length": 1, "output_length": 1, "hash_ids": [0]}
     (tmp_path / "trace.jsonl").write_text(json.dumps(good) + "\n{oops\n")
     (tmp_path / "empty.jsonl").write_text("")
-    done = harness(tmp_path, *arguments)
-    assert done.returncode == 64, done.stdout + done.stderr
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
-    assert words in done.stderr
+    (tmp_path / "bad.toml").write_text("seconds = \n")
+    (tmp_path / "strange.toml").write_text("colour = 'blue'\n")
+    (tmp_path / "odd.toml").write_text("[load]\nprocesses = 2.5\n")
+    said = say(*arguments)
+    assert said.exit_code == 64, said
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    assert words in said.err
     assert not (tmp_path / "runs").exists()
 
 
-def test_list_names_scenarios_and_tiers(tmp_path: Path) -> None:
-    done = harness(tmp_path, "list")
-    assert done.returncode == 0
-    for word in ("load", "kvtier", "memory", "module:Class", "sharing"):
-        assert word in done.stdout
+def test_list_names_scenarios_and_tiers(say: Any) -> None:
+    text = say("list")
+    assert text.exit_code == 0
+    for word in ("contract", "load", "kvtier-stack", "memory", "module:Class", "sharing"):
+        assert word in text.out
+    listed = json.loads(say("list", "--json").out)
+    assert "load" in [scenario["name"] for scenario in listed["scenarios"]]
+    assert listed["tiers"]["memory"].startswith("The oracle")
+
+
+def test_options_come_from_a_file_and_what_is_typed_wins(tmp_path: Path, say: Any) -> None:
+    lines = ['tier = "memory"', "block-bytes = 4096", "slots = 64", "seed = 1", "[load]", "seed = 2", "requests = 4"]
+    lines += ["processes = 1", 'tier_option = ["a=1", "b=2"]', "[sharing]", "lookups = 3"]
+    (tmp_path / "options.toml").write_text("\n".join(lines))
+    trace = ["--trace", "certain.jsonl", "--speed", "0"]
+    said = say("run", "load", "--options", "options.toml", *trace, "--seed", "3", "--json")
+    assert said.exit_code == 2, said.err
+    options = json.loads((tmp_path / "runs" / "latest" / "options.json").read_text())
+    taken = {name: options[name] for name in ("tier", "block_bytes", "processes", "seed", "requests", "tier_option")}
+    assert taken == {
+        "tier": "memory",
+        "block_bytes": 4096,
+        "processes": 1,
+        "seed": 3,
+        "requests": 4,
+        "tier_option": ["a=1", "b=2"],
+    }
+    again = json.loads(said.out)["command"]
+    assert "--seed 3" in again
+    assert "options.toml" not in again, "the command stands by itself"
+
+
+def test_conform_runs_scenarios_on_a_tier_of_ones_own_and_compare_sets_two_runs_side_by_side(
+    tmp_path: Path, say: Any
+) -> None:
+    mine = "tests.tiering.harness.broken_tiers:Leaks"
+    scenarios = ["--scenario", "contract", "--scenario", "load"]
+    said = say(
+        "conform", mine, *scenarios, "--seconds", "0.5", "--seed", "4", "--block-bytes", "4096", "--processes", "2"
+    )
+    assert said.exit_code == 1, said
+    assert "two instances left 2 descriptors open" in said.out
+    assert f"{mine}: false, seed 4; all runs: runs/index.html" in said.out
+    contract, load = sorted(
+        path.name for path in (tmp_path / "runs").iterdir() if path.is_dir() and path.name[0] == "2"
+    )
+    index = (tmp_path / "runs" / "index.html").read_text()
+    assert index.index(load) < index.index(contract)
+    assert say("compare", f"runs/{load}", f"runs/{load}").out.endswith(f"runs/{load}/compare-{load}.html\n")
+    differences = json.loads(say("compare", f"runs/{load}", f"runs/{load}", "--json").out)["differences"]
+    assert {d["ratio"] for d in differences if d["ratio"] is not None} == {1.0}

@@ -34,15 +34,21 @@ def load(tmp_path: Path, on_tick: Any = lambda children: None, **changes: Any) -
     return results, Path(results.run_dir)
 
 
-def test_the_oracle_is_acquitted_and_the_folder_is_whole(tmp_path: Path) -> None:
-    results, run_dir = load(tmp_path)
+@pytest.fixture(scope="module")
+def acquitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
+    """A right run that several tests look at."""
+    return load(tmp_path_factory.mktemp("right"))
+
+
+def test_the_oracle_is_acquitted_and_the_folder_is_whole(acquitted: tuple[Results, Path]) -> None:
+    results, run_dir = acquitted
     assert (results.verdict, results.exit_code) == ("true", 0), results.verdicts
     assert {v["name"] for v in results.verdicts} == set(LOAD.checkers)
     names = {path.name for path in run_dir.iterdir()}
     assert {"options.json", "environment.json", "files.json", "results.json", "run.json"} <= names
     assert {f"{kind}-{p}.{end}" for p in range(2) for kind, end in (("history", "jsonl"), ("stderr", "txt"))} <= names
     assert "root" not in names, "the blocks are removed"
-    assert (tmp_path / "runs" / "latest").resolve() == run_dir.resolve()
+    assert (run_dir.parent / "latest").resolve() == run_dir.resolve()
     written = json.loads((run_dir / "results.json").read_text())
     assert written["seed"] == 5
     assert "--seed 5" in written["command"]
@@ -63,8 +69,8 @@ def test_the_synthetic_trace_is_replayed_to_its_end_and_never_convicts_the_oracl
     assert results.verdict != "false", results.verdicts
 
 
-def test_judging_again_gives_the_same_verdicts(tmp_path: Path) -> None:
-    results, run_dir = load(tmp_path)
+def test_judging_again_gives_the_same_verdicts(acquitted: tuple[Results, Path]) -> None:
+    results, run_dir = acquitted
     written = (run_dir / "results.json").read_text()
     assert dataclasses.asdict(judge(run_dir)) == dataclasses.asdict(results)
     assert (run_dir / "results.json").read_text() == written
@@ -114,10 +120,9 @@ def test_a_root_of_ones_own_is_used_in_a_folder_of_the_run_and_left_as_it_was(tm
     root = tmp_path / "mine"
     root.mkdir()
     (root / "precious").write_text("data")
-    results, run_dir = load(tmp_path, root_dir=str(root), keep=False)
-    assert results.verdict == "true"
+    load(tmp_path, root_dir=str(root), keep=False, requests=4)
     assert [p.name for p in root.iterdir()] == ["precious"]
-    results, run_dir = load(tmp_path, root_dir=str(root), keep=True)
+    _, run_dir = load(tmp_path, root_dir=str(root), keep=True, requests=4)
     (kept,) = [p for p in root.iterdir() if p.name != "precious"]
     assert kept.name == f"harness-{run_dir.name}"
     assert sorted(str(p.relative_to(kept)) for p in kept.rglob("*") if p.is_file()) == sorted(
