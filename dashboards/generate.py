@@ -201,10 +201,13 @@ STARVATION = [
     ),
     Panel(
         "Refusals",
-        "Does the tier turn work away? Stores beyond the queue's limit, and promotions without a free slot.",
+        "Does the tier turn work away? Stores beyond a limit, and promotions without a free slot.",
         "ops",
         [
-            Query('sum by (tier) (rate(kvtier_block_failures_total{@,reason="refused"}[rate]))', "{{tier}}: stores"),
+            Query(
+                'sum by (tier, reason) (rate(kvtier_block_failures_total{@,reason=~"refused|backlog|full"}[rate]))',
+                "{{tier}}: stores, {{reason}}",
+            ),
             Query("sum by (tier) (rate(kvtier_refused_promotion_blocks_total{@}[rate]))", "{{tier}}: promotions"),
         ],
         warn=0.001,
@@ -311,6 +314,12 @@ DEVICE = [
         warn=0.2,
         bad=0.1,
         low=True,
+    ),
+    Panel(
+        "Files evicted",
+        "Does the root outgrow its limits? Blocks that these processes removed, by the limit that was passed.",
+        "ops",
+        [Query("sum by (tier, reason) (rate(kvtier_evicted_files_total{@}[rate]))", "{{tier}} {{reason}}")],
     ),
     Panel(
         "Blocks published",

@@ -18,6 +18,9 @@ CorruptReason = Literal["kind", "size", "trailer", "key", "checksum", "unverifie
 """Why a file is not the block it should be: no regular file, of a wrong size, its trailer is damaged, another block's,
 its bytes are not those that were written, or it has no trailer where one must be."""
 EvictionReason = Literal["capacity", "failed", "reset"]
+RefusalReason = Literal["refused", "backlog", "full"]
+"""Why a store was turned away, which is no failure: its queue is full, holds up too many slots, or the root is full."""
+FileEvictionReason = Literal["max_bytes", "min_free_bytes"]
 
 
 def child_traceparent(parent: str | None) -> str | None:
@@ -97,7 +100,7 @@ class FilesEvicted(NamedTuple):
     of them was used."""
 
     tier: str
-    reason: str  # "max_bytes" or "min_free_bytes"
+    reason: str  # a `FileEvictionReason`
     blocks: int
     bytes: int
     youngest_seconds: float

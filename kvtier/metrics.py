@@ -30,17 +30,21 @@ from kvtier.events import (
     Event,
     Eviction,
     EvictionReason,
+    FileEvictionReason,
+    FilesEvicted,
     JobFinished,
     Lookup,
     LookupBatch,
     Promotion,
+    RefusalReason,
     RequestFinished,
     TierAnswers,
 )
 
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 CORRUPT_REASONS: frozenset[str] = frozenset(get_args(CorruptReason))
-FAILURE_REASONS = frozenset({"refused", "shutdown", "replaced", *errno.errorcode.values()}) | CORRUPT_REASONS
+REFUSAL_REASONS: tuple[str, ...] = get_args(RefusalReason)
+FAILURE_REASONS = CORRUPT_REASONS.union(REFUSAL_REASONS, ("shutdown", "replaced"), errno.errorcode.values())
 SECONDS_BUCKETS = tuple(float(f"{digit}e{power}") for power in range(-5, 2) for digit in (1, 2.5, 5))
 """10 us to 50 s, three a decade: a memory copy, a device, and a device that hangs stay apart."""
 
@@ -119,6 +123,8 @@ class MetricsObserver:
         self._refused = counter("refused_promotion_blocks", "Blocks not promoted: no slot was free.", "tier")
         self._cascaded = counter("cascaded_blocks", "Blocks handed from the CPU tier to a secondary tier.", "tier")
         self._evicted = counter("evicted_blocks", "Blocks that left the CPU tier.", "reason")
+        self._files_evicted = counter("evicted_files", "Blocks evicted from the root.", "tier", "reason")
+        self._files_evicted_bytes = counter("evicted_file_bytes", "Bytes evicted from the root.", "tier", "reason")
         self._copies = counter("copies", "Copies between GPU and CPU ended.", "direction", "outcome")
         self._copy_blocks = counter("copy_blocks", "Blocks copied between GPU and CPU.", "direction")
         self._copy_bytes = counter("copy_bytes", "Bytes copied between GPU and CPU.", "direction")
@@ -137,6 +143,7 @@ class MetricsObserver:
             Promotion: self._on_promotion,
             Cascade: lambda event: self._add(self._cascaded, event.blocks, event.tier),
             Eviction: lambda event: self._add(self._evicted, event.blocks, event.reason),
+            FilesEvicted: self._on_files_evicted,
             CopyFinished: self._on_copy,
             RequestFinished: lambda event: None,
         }
@@ -173,7 +180,11 @@ class MetricsObserver:
                     self._child(self._blocks, tier, direction, outcome)
                 for group in DIRECTIONS:
                     self._child(self._tasks, tier, direction, group)
-                self._child(self._failures, tier, direction, "refused")
+            for reason in REFUSAL_REASONS:
+                self._child(self._failures, tier, "store", reason)
+            for reason in get_args(FileEvictionReason):
+                self._child(self._files_evicted, tier, reason)
+                self._child(self._files_evicted_bytes, tier, reason)
         for reason in get_args(EvictionReason):
             self._child(self._evicted, reason)
         for outcome in ("hit", "hit_pending", "miss", "retry"):
@@ -235,6 +246,10 @@ class MetricsObserver:
     def _on_promotion(self, event: Promotion) -> None:
         self._add(self._promoted, event.blocks, event.tier)
         self._add(self._refused, event.refused, event.tier)
+
+    def _on_files_evicted(self, event: FilesEvicted) -> None:
+        self._add(self._files_evicted, event.blocks, event.tier, event.reason)
+        self._add(self._files_evicted_bytes, event.bytes, event.tier, event.reason)
 
     def _on_copy(self, event: CopyFinished) -> None:
         self._add(self._copies, 1, event.direction, "ok" if event.ok else "failed")

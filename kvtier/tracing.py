@@ -23,7 +23,16 @@ from opentelemetry.util.types import AttributeValue
 
 from kvtier import __version__
 from kvtier.config import ConfigError
-from kvtier.events import BlockSetAside, CopyFinished, Event, Eviction, JobFinished, LookupBatch, RequestFinished
+from kvtier.events import (
+    BlockSetAside,
+    CopyFinished,
+    Event,
+    Eviction,
+    FilesEvicted,
+    JobFinished,
+    LookupBatch,
+    RequestFinished,
+)
 
 TASK_EVENTS_MAX = 32
 """Tasks that a job's span tells one by one; its attribute kvtier.tasks holds their whole number."""
@@ -78,6 +87,9 @@ class TracingObserver:
                 self._write(f"copy_{event.direction}", ended - event.seconds, ended, detail, None, error=error)
             case Eviction():
                 self._write("evict", now, now, {"blocks": event.blocks, "reason": event.reason}, event.traceparent)
+            case FilesEvicted():
+                detail = {"tier": event.tier, "blocks": event.blocks, "bytes": event.bytes, "reason": event.reason}
+                self._write("evict_files", now, now, detail, None)
             case BlockSetAside():
                 detail = {"tier": event.tier, "reason": event.reason, "path": event.path}
                 self._write("set_aside", now, now, detail, None, error=event.reason)

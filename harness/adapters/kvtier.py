@@ -19,7 +19,7 @@ from kvtier.events import BlockSetAside, Event, FanOut, JobFinished
 from kvtier.fs_tier import FileSystemTierManager
 from kvtier.hashing import OffloadKey
 from kvtier.manager import TieringOffloadingManager
-from kvtier.metrics import Gauges, Patient
+from kvtier.metrics import REFUSAL_REASONS, Gauges, Patient
 
 _VERDICTS: dict[LookupResult, Verdict] = {
     LookupResult.HIT: "hit",
@@ -75,7 +75,7 @@ class KvtierAdapter(Adapter):
         says of blocks."""
         if isinstance(event, JobFinished):
             self._tasks += [Task(self.setup.process, event.job_id, *fact) for fact in event.tasks]
-            self._refused[event.job_id] = dict(event.failures).get("refused", 0)
+            self._refused[event.job_id] = sum(n for reason, n in event.failures if reason in REFUSAL_REASONS)
             self._counts["loaded" if event.direction == "load" else "stored"] += event.blocks_ok
             for reason, blocks in event.failures:
                 self._counts[f"failed {reason}"] += blocks

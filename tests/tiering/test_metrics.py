@@ -7,6 +7,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -21,7 +22,9 @@ from kvtier.events import (
     BlockSetAside,
     Cascade,
     CopyFinished,
+    Event,
     Eviction,
+    FilesEvicted,
     JobFinished,
     Lookup,
     LookupBatch,
@@ -102,6 +105,7 @@ def test_every_other_event_has_its_series(registry: CollectorRegistry, observer:
         Promotion("fs", "r1", 5, 6),
         Cascade("fs", "r1", 7),
         Eviction(8, "capacity"),
+        FilesEvicted("fs", "max_bytes", 11, 1100, 60.0),
         CopyFinished("store", 1, 9, 900, 0.125, True),
         CopyFinished("store", 2, 9, 900, 0.125, False),
     ):
@@ -124,6 +128,8 @@ def test_every_other_event_has_its_series(registry: CollectorRegistry, observer:
         ("refused_promotion_blocks_total", ("tier", "fs")): 6,
         ("cascaded_blocks_total", ("tier", "fs")): 7,
         ("evicted_blocks_total", ("reason", "capacity")): 8,
+        ("evicted_files_total", ("tier", "fs"), ("reason", "max_bytes")): 11,
+        ("evicted_file_bytes_total", ("tier", "fs"), ("reason", "max_bytes")): 1100,
         ("copies_total", ("direction", "store"), ("outcome", "ok")): 1,
         ("copies_total", ("direction", "store"), ("outcome", "failed")): 1,
         ("copy_blocks_total", ("direction", "store")): 9,
@@ -192,6 +198,11 @@ def test_slow_jobs_carry_their_trace_as_exemplar(registry: CollectorRegistry, ob
         f"kvtier_{name}_seconds_bucket" for name in ("job", "queue_wait", "service")
     }
     assert all('trace_id="0af7651916cd43dd8448eb211c80319c"' in line for line in lines)
+
+
+def test_every_kind_of_event_is_known(observer: MetricsObserver) -> None:
+    """One that were not would cost the process all its metrics: an observer that raises is dropped."""
+    assert set(get_args(Event)) == set(observer._handlers)
 
 
 def test_names_follow_prometheus_conventions(registry: CollectorRegistry, observer: MetricsObserver) -> None:
