@@ -19,7 +19,7 @@ from kvtier.events import FanOut
 from kvtier.fs_tier import FileSystemTierManager
 from kvtier.hashing import BlockHash, none_hash
 from kvtier.layout import check_root
-from kvtier.metrics import MetricsObserver
+from kvtier.metrics import GAUGES, MetricsObserver
 
 PROVEN_VERSIONS = ("0.32.0", "0.33.0")
 _PROVEN = f"kvtier.vllm_plugin was proven with vLLM {' and '.join(PROVEN_VERSIONS)}"
@@ -53,11 +53,19 @@ _ENGINES_OWN = {
     )
 }
 _GAUGES = {
-    "kvtier_queue_tasks": "Tasks waiting, by class.",
-    "kvtier_queue_bytes": "Bytes of the tasks waiting, by class.",
-    "kvtier_queue_oldest_seconds": "Age of the oldest waiting task, by class.",
-    "kvtier_threads_busy": "Threads at work, by the class that they prefer.",
-    "kvtier_jobs_in_flight": "Jobs submitted and not yet reported.",
+    f"kvtier_{name}": text
+    for name, text in map(
+        GAUGES.__getitem__,
+        (
+            "queue",
+            "queue_bytes",
+            "oldest_seconds",
+            "running",
+            "running_oldest_seconds",
+            "threads_busy",
+            "jobs_in_flight",
+        ),
+    )
 }
 
 
@@ -165,6 +173,10 @@ class KvtierFileSystemTier(vllm_tiering.SecondaryTierManager):  # type: ignore[m
 
     def lookup(self, key: Any, req_context: Any) -> Any:
         return _LOOKUP_RESULTS[self._opened().lookup(key, self._context(req_context))]
+
+    def touch(self, keys: Iterable[Any], req_context: Any) -> None:
+        if self._fs is not None:
+            self._fs.touch(tuple(keys), self._context(req_context))
 
     def on_schedule_end(self, context: Any) -> None:
         if self._fs is not None:
