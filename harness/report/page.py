@@ -108,7 +108,13 @@ def _question(checker: str) -> str:
     """The first sentence of what the checker says about itself."""
     if checker not in CHECKERS:
         return ""
-    doc = (import_module(CHECKERS[checker].__module__).__doc__ or "").split("\n\n")[0].replace("\n", " ").strip()
+    doc = (
+        (import_module(CHECKERS[checker].__module__).__doc__ or "")
+        .split("\n\n")[0]
+        .replace("\n", " ")
+        .replace("`", "")
+        .strip()
+    )
     for mark in "?", ". ":
         if mark in doc:
             return doc.split(mark)[0] + mark.strip()

@@ -166,7 +166,7 @@ def worst_wait(history: History) -> Section | None:
     answer = (
         f"A {worst.direction} task of job {worst.job_id} in process {worst.process} waited {duration(waited)} behind "
         f"{worst.depth} others of its class, then took {duration(worst.finished_seconds - worst.started_seconds)}; "
-        f"{overtook} tasks of the other class came later and started earlier."
+        f"{overtook} task{'s' if overtook != 1 else ''} of the other class came later and started earlier."
     )
     waiter = _Bar("this task", worst.direction, worst.enqueued_seconds, worst.finished_seconds, f"job {worst.job_id}")
     names = [f"{group} {thread}" for group, thread in lanes][:LANES_MAX]
