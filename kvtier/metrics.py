@@ -308,8 +308,10 @@ class Patient:
 
 
 def serve(registry: CollectorRegistry, address: str = "127.0.0.1", port: int = 0) -> tuple[WSGIServer, int]:
-    """Serve /metrics from a daemon thread; port 0 takes a free one. Stop it by `shutdown()`, then `server_close()`."""
+    """Serve /metrics from a daemon thread; port 0 takes a free one. Stop it by `shutdown()`, then `server_close()`,
+    which waits for answers under way."""
     server, _ = start_http_server(port, address, registry)
+    server.daemon_threads = False  # type: ignore[attr-defined]  # else an answer outlives the server, and its descriptor
     return server, server.server_port
 
 
