@@ -103,7 +103,7 @@ def _or_default(threads: int | None) -> int:
 
 def flood_jobs(threads: int, blocks: int) -> int:
     """Jobs that a flood keeps in flight: more than the threads, and many more where they are small."""
-    return threads + 2 if blocks > 16 else 2 * threads + 2
+    return threads + 2 if blocks > 16 else 4 * threads + 8
 
 
 def run(context: Context, plan: Plan) -> None:
@@ -160,8 +160,6 @@ def _fault_fs(context: Context, plan: Plan) -> Iterator[FaultFs | None]:
     reason = ""
     if adapter_class(context.options.tier).runs_in_submit:
         reason = "the tier runs jobs inside submit, so that a slow or hung device is its caller's"
-    elif not min(plan.under_faults):
-        reason = f"a split of {plan.under_faults[0]}+{plan.under_faults[1]} has no thread to spare"
     backing = Path(context.root_dir) / "slow"
     with contextlib.ExitStack() as stack:
         fs = None
@@ -188,12 +186,13 @@ def _under_faults(context: Context, plan: Plan, fs: FaultFs, first: int) -> None
         fs.inject(delay)
         _await(context, children, "obeyed", number, plan.seconds)
         fs.lift()
-    if sum(plan.under_faults) > 2 and min(plan.under_faults) > 1:
+    if min(plan.under_faults) > 1:
         for flood in DIRECTIONS:
             number += 1
             _hang(context, plan, fs, children, number, flood)
     else:
-        context.note(time.monotonic(), "skipped", "a hung call: it would take the only thread of its group")
+        text = f"a hung call: it would take the only thread of a group of {plan.under_faults[0]}+{plan.under_faults[1]}"
+        context.note(time.monotonic(), "skipped", text)
     _end(context, children)
 
 
