@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test lint format types cov load observe dashboards mutants false-alarms bench bench-baseline bench-compare bench-gpu bench-docs clean
+.PHONY: help install test lint format types cov load scenarios soak install-vllm findings observe dashboards mutants false-alarms bench bench-baseline bench-compare bench-gpu bench-docs clean
 
 help: ## print this list
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -57,6 +57,24 @@ observe: $(INSTALLED) ## watch a load run: Prometheus, and Grafana and Tempo whe
 
 dashboards: $(INSTALLED) ## write dashboards/*.json, the rules for Kubernetes and docs/metrics.md again
 	$(BIN)/python dashboards/generate.py
+
+SCENARIOS = contract load sharing determinism starvation crash faults
+
+scenarios: $(INSTALLED) ## all scenarios but the long one, each with its verdicts (TIER=kvtier)
+	@worst=0; for scenario in $(SCENARIOS); do echo "== $$scenario"; \
+	  $(BIN)/python -m harness run $$scenario $(if $(TIER),--tier $(TIER)) --quiet $(ARGS) || worst=$$?; done; exit $$worst
+
+soak: $(INSTALLED) ## an hour in which nothing may grow (DURATION=3600 TIER=kvtier)
+	@$(BIN)/python -m harness run soak --seconds $(or $(DURATION),3600) $(if $(TIER),--tier $(TIER)) $(ARGS)
+
+install-vllm: .venv-vllm/.installed ## the real vLLM tier as a peer, in a venv of its own (PYTHON=python3)
+
+.venv-vllm/.installed: $(wildcard harness/adapters/vllm_env/*)
+	sh harness/adapters/vllm_env/install.sh $(PYTHON) .venv-vllm
+	@touch $@
+
+findings: $(INSTALLED) .venv-vllm/.installed ## every scenario's word on vLLM's tier and on kvtier; writes docs/findings-vllm-0.33.md
+	@$(BIN)/python -m harness findings --write docs/findings-vllm-0.33.md $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 mutants: $(INSTALLED) ## tiers that are wrong on purpose: each must be convicted; writes docs/mutants.md (SEED=)
 	@$(BIN)/python -m harness mutants --write docs/mutants.md $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -23,6 +23,7 @@ from rich.table import Table
 from harness.adapters import UnknownTier
 from harness.adapters.base import PeerMissing
 from harness.conform import conform
+from harness.findings import findings
 from harness.mutants.commands import false_alarms, mutants
 from harness.report import write_comparison, write_index, write_report
 from harness.report.compare import compare, difference_table, in_words, read_side
@@ -114,7 +115,7 @@ for _chosen in scenarios():
     run_group.add_command(_scenario_command(_chosen))
 
 
-for _command in (conform, mutants, false_alarms):
+for _command in (conform, findings, mutants, false_alarms):
     cli.add_command(_command)
 
 

@@ -24,7 +24,7 @@ from harness.history import HistoryWriter, Job, Note, Stop, read_records
 from harness.worker import Instruction
 
 LAST_WORDS_LINES = 32
-READY_SECONDS_MAX = 60.0
+READY_SECONDS_MAX = 180.0
 STOP_SECONDS_MAX = 8.0
 """A worker told to stop may take this long to end in good order; after that it is killed."""
 SILENCE_SECONDS_MAX = 60.0
