@@ -214,7 +214,14 @@ def machine_class(here: dict[str, Any]) -> str:
 
 
 def _command() -> str:
-    return shlex.join(["python", "-m", "harness.bench", *sys.argv[1:]])
+    """How to do it again; places are this machine's own affair."""
+    words, given = ["python", "-m", "harness.bench"], iter(sys.argv[1:])
+    for word in given:
+        if word in ("--dir", "--out", "--small"):
+            next(given, None)
+        else:
+            words.append(word)
+    return shlex.join(words)
 
 
 def _disk(stack: contextlib.ExitStack, folder: Path, size: plan.Size, notes: list[str]) -> tuple[Disk, Path]:

@@ -1,7 +1,8 @@
 """The targets, one function: samples -> lines that say what was wanted, what was measured, and whether it was met.
 
 A ratio pairs figures of the same round. It is "met" or "missed" only if its whole bootstrap interval lies on one side
-of the wanted value, else "unclear"; "unmeasured" when one side has no figure.
+of the wanted value, else "unclear"; "unmeasured" when one side has no figure. Of five rounds or fewer that interval is
+about their range: then every round was on that side, which is less than 95 % sure.
 """
 
 from __future__ import annotations
