@@ -81,7 +81,7 @@ def waits(history: History, data: Mapping[str, Any]) -> Section | None:
             + (f" of {duration(allowed)} allowed" if allowed else "")
         )
     names = {"load": "load tasks", "store": "store tasks"}
-    answer = f"{' and '.join(parts)}.".capitalize()
+    answer = f"{' and '.join(parts)}{'' if handover_seconds else '; this run computed no bound'}.".capitalize()
     return Section("Did anything wait longer than it may?", answer, figure, percentiles(seconds, names))
 
 

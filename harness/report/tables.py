@@ -28,7 +28,11 @@ def table_html(rows: Table) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    return cell.strip().lstrip("-+").replace(",", "").replace(".", "", 1).rstrip(" %").isdigit()
+    try:
+        float(cell.replace(",", "").rstrip(" %"))
+    except ValueError:
+        return False
+    return True
 
 
 def _cell(cell: str, number: bool) -> str:
