@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test lint format types cov load scenarios soak install-vllm findings observe dashboards mutants false-alarms bench bench-baseline bench-compare bench-gpu bench-docs clean
+.PHONY: help install test lint format types cov load scenarios soak shared-volume power-loss install-vllm findings observe dashboards mutants false-alarms bench bench-baseline bench-compare bench-gpu bench-docs clean
 
 help: ## print this list
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -66,6 +66,13 @@ scenarios: $(INSTALLED) ## all scenarios but the long one, each with its verdict
 
 soak: $(INSTALLED) ## an hour in which nothing may grow (DURATION=3600 TIER=kvtier)
 	@$(BIN)/python -m harness run soak --seconds $(or $(DURATION),3600) $(if $(TIER),--tier $(TIER)) $(ARGS)
+
+shared-volume: $(INSTALLED) ## scenarios on two hosts that share a GlusterFS or NFS volume; root (FILE_SYSTEM=gluster TIER=kvtier SEED=)
+	@$(BIN)/python -m harness.shared_volume $(if $(FILE_SYSTEM),--file-system $(FILE_SYSTEM)) $(if $(TIER),--tier $(TIER)) \
+	  $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+power-loss: $(INSTALLED) ## what is there after the power failed in mid-store, on ext4 and XFS; root (SEED=)
+	@$(BIN)/python -m harness run power_loss $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 install-vllm: .venv-vllm/.installed ## the real vLLM tier as a peer, in a venv of its own (PYTHON=python3)
 

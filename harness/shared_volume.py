@@ -1,5 +1,5 @@
-"""`python -m harness.shared_volume`: brings up hosts that share a volume, runs scenarios on them, and ends with a table of
-verdicts. `make shared-volume` calls it. What this machine cannot do is skipped, loudly.
+"""`python -m harness.shared_volume`: brings up hosts that share a volume, runs scenarios on them, and ends with a table
+of verdicts. `make shared-volume` calls it. What this machine cannot do is skipped, loudly.
 
 Exit code: the worst of all runs: 1 false, 2 unknown, 0 true. A file system that cannot be had here is unknown, unless
 --skip-is-well.
@@ -7,10 +7,7 @@ Exit code: the worst of all runs: 1 false, 2 unknown, 0 true. A file system that
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +19,6 @@ from rich.table import Table
 
 from harness.faults.rules import FaultUnavailable
 from harness.hosts import HOSTS
-from harness.hosts.base import Volume
 from harness.report import write_report
 from harness.run import EXIT_CODES
 from harness.run import run as make_run
@@ -49,17 +45,9 @@ class Line(NamedTuple):
     run_dir: str = ""
 
 
-@contextlib.contextmanager
-def _volume(name: str, writable: Path) -> Iterator[Volume]:
-    with HOSTS[name](writable) as volume:
-        yield volume
-
-
-def _run_all(
-    name: str, chosen: list[str], given: dict[str, Any], runs_dir: Path, console: Console
-) -> Iterator[Line]:
+def _run_all(name: str, chosen: list[str], given: dict[str, Any], runs_dir: Path, console: Console) -> Iterator[Line]:
     try:
-        with _volume(name, runs_dir) as volume:
+        with HOSTS[name](runs_dir) as volume:
             for what in chosen:
                 if what in volume.cannot:
                     yield Line(volume.file_system, what, "skipped", volume.cannot[what])
@@ -97,12 +85,16 @@ def main(
     Path(runs_dir).mkdir(exist_ok=True)
     lines: list[Line] = []
     for name in names or HOSTS:
-        for line in _run_all(name, list(chosen or RUNS), {"seed": seed, "tier": tier}, Path(runs_dir).resolve(), console):
+        for line in _run_all(
+            name, list(chosen or RUNS), {"seed": seed, "tier": tier}, Path(runs_dir).resolve(), console
+        ):
             lines.append(line)
             console.print(f"  [{_COLOURS[line.verdict]}]{line.verdict}[/] {escape(line.figure)}")
     table = Table("file system", "scenario", "verdict", "what decided it")
     for line in lines:
-        table.add_row(line.file_system, line.scenario, f"[{_COLOURS[line.verdict]}]{line.verdict}[/]", escape(line.figure))
+        table.add_row(
+            line.file_system, line.scenario, f"[{_COLOURS[line.verdict]}]{line.verdict}[/]", escape(line.figure)
+        )
     console.print(table)
     verdicts = {line.verdict for line in lines}
     if "skipped" in verdicts and not skip_is_well:

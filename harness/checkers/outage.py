@@ -1,12 +1,12 @@
 """Does an outage of one host, or of the server, cost only what was under way there, and only for that time?
 
 Covers, for each fault (notes "fault" and "lifted", by process): on processes that were not hit no block fails, and no
-block that was stored before is missed; on those hit a block fails only in a job that was in flight between the fault and
-`recovery_seconds_max` (option) after its end; after that end each process that lives has a successful store within that
-time, without a restart except after a loss of power; a process that was not switched off does not end. A block reported
-stored is found by the first question that is put after all is well again, from whichever host: only what a host without
-power had reported in its last moments may be missing, and is counted. And the bound of visibility: in the rounds for it
-(notes "soon") the first hit comes at most `visible_seconds_max` (option) after the reported store.
+block that was stored before is missed; on those hit a block fails only in a job that was in flight between the fault
+and `recovery_seconds_max` (option) after its end; after that end each process that lives has a successful store within
+that time, without a restart except after a loss of power; a process that was not switched off does not end. A block
+reported stored is found by the first question that is put after all is well again, from whichever host: only what a
+host without power had reported in its last moments may be missing, and is counted. And the bound of visibility: in the
+rounds for it (notes "soon") the first hit comes at most `visible_seconds_max` (option) after the reported store.
 
 Not covered: wrong bytes (integrity), results (results), temp files (leftovers), how long a single call hangs.
 
@@ -68,10 +68,11 @@ def check(history: History) -> Verdict:
     doubts += [] if slowest else ["nobody looked how soon a block is visible"]
     value: Value = "false" if findings else "unknown" if doubts else "true"
     soon = "; ".join(f"{kind}: {milliseconds(seconds)}" for kind, seconds in slowest.items())
+    slow = milliseconds(max(recoveries.values(), default=0.0))
     figure = (
-        f"{'; '.join([*doubts, ''])}{len({o.text for o in outages})} outages, {counts['failed blocks']} blocks failed in "
-        f"them, {counts['lost with the power']} of reported ones lost with the power; slowest recovery "
-        f"{milliseconds(max(recoveries.values(), default=0.0))}; visible to the other host after {soon or 'nobody knows'}"
+        f"{'; '.join([*doubts, ''])}{len({o.text for o in outages})} outages, {counts['failed blocks']} blocks failed "
+        f"in them, {counts['lost with the power']} of reported ones lost with the power; slowest recovery {slow}; "
+        f"visible to the other host after {soon or 'nobody knows'}"
     )
     data: dict[str, Any] = {"recovery_seconds": recoveries, "visible_seconds": slowest, **counts}
     return Verdict("outage", value, figure, findings.list(), data)
@@ -100,9 +101,7 @@ def _in_flight(history: History, outage: _Away) -> bool:
     )
 
 
-def _recoveries(
-    history: History, outages: list[_Away], recovery_max: float, findings: Findings
-) -> dict[str, float]:
+def _recoveries(history: History, outages: list[_Away], recovery_max: float, findings: Findings) -> dict[str, float]:
     """By kind of outage, the longest time from its end to the first store that a process began and finished after it."""
     longest: dict[str, float] = {}
     for outage in outages:
@@ -142,19 +141,19 @@ def _questions(
         for block, verdict in zip(note.detail["blocks"], note.detail["verdicts"], strict=True):
             first = (note.process, block) not in asked_before
             asked_before.add((note.process, block))
-            job = stored.get(block)
-            if block in soon or job is None or job.finished_seconds >= at or verdict == "h" or not first:
+            store = stored.get(block)
+            if block in soon or store is None or store.finished_seconds >= at or verdict == "h" or not first:
                 counts["questions"] += 1
                 continue
             if away:  # a device that does not answer has nothing
                 counts["missed while away"] += 1
-            elif _lost_power(job, at, by_process):
+            elif _lost_power(store, at, by_process):
                 lost.add(block)
             else:
                 how = "was told that it is not there" if verdict == "m" else "never got an answer"
                 findings.add(
-                    f"process {note.process} asked for block {block} {at - job.finished_seconds:.3f} s after process "
-                    f"{job.process} had reported it stored, and {how}"
+                    f"process {note.process} asked for block {block} {at - store.finished_seconds:.3f} s after process "
+                    f"{store.process} had reported it stored, and {how}"
                 )
     counts["lost with the power"] = len(lost)
 
@@ -191,5 +190,7 @@ def _visibility(history: History, findings: Findings) -> dict[str, float]:
             longest[note.text] = max(seconds, longest.get(note.text, 0.0))
             if seconds > bound:
                 when = "never" if math.isinf(seconds) else f"only {seconds:.2f} s after it was stored"
-                findings.add(f"block {block}, {note.text}, was visible to the other host {when}; the bound is {bound:g} s")
+                findings.add(
+                    f"block {block}, {note.text}, was visible to the other host {when}; the bound is {bound:g} s"
+                )
     return longest

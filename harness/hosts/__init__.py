@@ -1,7 +1,7 @@
 """Several hosts on one machine that share a volume of a real network file system; scenarios start workers on them.
 
-`HOSTS` brings up each file system, given the one folder that hosts may write to besides. What a machine cannot do raises
-`FaultUnavailable`: skip with its text.
+`HOSTS` brings up each file system, given the one folder that hosts may write to besides. What a machine cannot do
+raises `FaultUnavailable`: skip with its text.
 """
 
 from __future__ import annotations

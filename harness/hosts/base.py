@@ -1,5 +1,5 @@
-"""What a test host and a shared volume are to a scenario: where the volume is mounted, how to run something there, how to
-cut it off, switch it off, and restart the server. Each file system brings its own; nothing here starts a process.
+"""What a test host and a shared volume are to a scenario: where the volume is mounted, how to run something there, how
+to cut it off, switch it off, and restart the server. Each file system brings its own; nothing here starts a process.
 """
 
 from __future__ import annotations

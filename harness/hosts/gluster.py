@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 from harness.faults.mounts import is_mounted
 from harness.faults.rules import FaultUnavailable
@@ -121,12 +120,12 @@ class GlusterHost(Host):
 
 class GlusterVolume(Volume):
     file_system = "GlusterFS"
-    visible_seconds_max = 1.0
-    cannot: ClassVar[dict[str, str]] = {}
     mount_options = f"write-behind, md-cache; ping-timeout {PING_SECONDS_MAX} s"
 
     def __init__(self, server: Daemon, hosts: Sequence[Host], seen_here: Path) -> None:
         self._server, self.hosts, self.seen_here = server, hosts, seen_here
+        self.visible_seconds_max = 1.0
+        self.cannot = {}
 
     def restart_server(self, down_seconds: float) -> None:
         self._server.kill()

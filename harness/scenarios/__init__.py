@@ -6,7 +6,7 @@ import importlib
 
 from harness.scenarios.base import Scenario
 
-_MODULES = ("contract", "load", "sharing", "crash", "starvation", "faults", "soak", "determinism")
+_MODULES = ("contract", "load", "sharing", "crash", "starvation", "faults", "soak", "determinism", "outage", "power_loss")
 
 
 def scenario(name: str) -> Scenario:

@@ -1,4 +1,5 @@
-"""A scenario's context whose processes run on the hosts of a volume, in turn: process 0 on host 0, 1 on host 1, 2 on host 0.
+"""A scenario's context whose processes run on the hosts of a volume, in turn: process 0 on host 0, 1 on host 1, 2 on
+host 0.
 
 Any scenario runs on it unchanged, as far as it asks the context for its processes; `shared_volume` makes it.
 """
@@ -59,6 +60,4 @@ def placed(scenario: Scenario, volume: Volume) -> Scenario:
         finally:
             there.close()
 
-    return Scenario(
-        scenario.name, scenario.proves, scenario.options, scenario.checkers, scenario.prepare, run
-    )
+    return Scenario(scenario.name, scenario.proves, scenario.options, scenario.checkers, scenario.prepare, run)

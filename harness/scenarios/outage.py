@@ -1,4 +1,5 @@
-"""Two hosts share a volume; one is cut off, loses power, or the server restarts, and only what was under way there suffers.
+"""Two hosts share a volume; one is cut off, loses power, or the server restarts, and only what was under way there
+suffers.
 
 First, how soon a block that one host reported stored is found by the other, without and with an earlier miss. Then, in
 rounds: a host is cut off while it stores, and while it loads, and healed after a while; a host loses power while it
@@ -39,7 +40,7 @@ class OutageOptions(CommonOptions):
 
     seconds: float = option(0.0, "how long rounds are begun; each kind happens at least once", low=0)
     processes: int = option(4, "worker processes, on the hosts in turn", low=2)
-    block_bytes: int = option(256 << 10, "size of a block", low=4096, multiple_of=4096)
+    block_bytes: int = option(128 << 10, "size of a block", low=4096, multiple_of=4096)
     blocks: int = option(4, "blocks of a chain", low=1)
     slots: int = option(320, "blocks that a process holds in memory at once", low=2)
     chains: int = option(32, "chains that a process stores or loads in a round", low=1)
@@ -184,9 +185,18 @@ class _Outage:
         known = [chain for chains in stored.values() for chain in chains]
         known += [chain for p in self._all for chain in self._chains[p][:SHOWN_CHAINS]]
         limit = self.options.visible_seconds_max
-        self.crew.do({p: {"find": known} for p in self.crew.alive()})
+        parts = self._shared_out(known)
+        self.crew.do({p: {"find": parts[p]} for p in self.crew.alive()})
         self.crew.do({p: {"store": stored[p]} for p in victims if self.crew.members[p].alive})
-        self.crew.do({p: {"find": known, "chase_seconds": limit} for p in self.crew.alive()})
+        self.crew.do({p: {"find": parts[p], "chase_seconds": limit} for p in self.crew.alive()})
+
+    def _shared_out(self, chains: list[Chain]) -> dict[int, list[Chain]]:
+        """All chains for each host, dealt to those of its processes that live."""
+        parts: dict[int, list[Chain]] = {}
+        for host in self.context.volume.hosts:
+            here = [p for p in self.context.processes(host, self._all) if self.crew.members[p].alive]
+            parts |= {p: chains[index :: len(here)] for index, p in enumerate(here)}
+        return parts
 
     def _works_again(self, victims: list[int] | range) -> bool:
         """Whether a store of each victim has just succeeded. The checker asks when it first did."""

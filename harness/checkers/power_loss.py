@@ -1,0 +1,62 @@
+"""After the power failed: is nothing that is served wrong, and, where stores wait for the device, nothing missing?
+
+Covers each case (notes "power"): blocks that the writer had reported stored before the power failed, how many of them
+the reader was told of and loaded right, how many were refused as damaged (a failed load), and how many were missing.
+Wrong bytes that were served are findings, in every case; missing or damaged ones only where the store had waited.
+
+unknown: no case; a case in which nothing had been reported; no case in which the power failed in the middle of a store.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.checkers.base import Findings, Value, Verdict
+from harness.history import History
+
+
+def check(history: History) -> Verdict:
+    """Judges notes "power" and `jobs`."""
+    findings = Findings()
+    doubts: list[str] = [n.text for n in history.notes if n.kind == "skip"]
+    rows: list[dict[str, Any]] = []
+    in_the_middle = 0
+    for note in (n for n in history.notes if n.kind == "power"):
+        case, failed_seconds = note.detail, note.monotonic_seconds
+        stores = [j for j in history.jobs if j.process == case["writer"] and j.direction == "store"]
+        loads = [j for j in history.jobs if j.process == case["reader"] and j.direction == "load"]
+        reported = {b for j in stores if j.finished_seconds < failed_seconds for b in j.ok}
+        in_the_middle += any(j.submitted_seconds < case["cloned_seconds"] < j.finished_seconds for j in stores)
+        wrong = {b for j in loads for b, _ in j.wrong}
+        right = {b for j in loads for b in j.ok} - wrong
+        damaged = {b for j in loads for b in j.failed}
+        row = {
+            "file_system": case["file_system"],
+            "way": case["way"],
+            "reported": len(reported),
+            "present": len(reported & right),
+            "damaged": len(reported & damaged),
+            "missing": len(reported - right - damaged - wrong),
+            "wrong": len(wrong),
+        }
+        rows.append(row)
+        if wrong:
+            findings.add(f"{note.text}: {len(wrong)} blocks were served with wrong bytes")
+        if case["durable"] and len(reported & right) < len(reported):
+            findings.add(
+                f"{note.text}: {len(reported) - len(reported & right)} of {len(reported)} durable blocks are lost"
+            )
+        if not reported:
+            doubts.append(f"{note.text}: nothing had been reported stored")
+    if not rows:
+        doubts.append("the power never failed")
+    elif not in_the_middle:
+        doubts.append("the power never failed in the middle of a store")
+    value: Value = "false" if findings else "unknown" if doubts else "true"
+    total = {name: sum(row[name] for row in rows) for name in ("reported", "present", "missing", "damaged", "wrong")}
+    figure = (
+        f"{'; '.join([*doubts, '']) if doubts else ''}{len(rows)} cases, {total['reported']} blocks reported stored, "
+        f"{total['present']} present, {total['missing']} missing, {total['damaged']} damaged and refused, "
+        f"{total['wrong']} wrong"
+    )
+    return Verdict("power_loss", value, figure, findings.list(), {"cases": rows, "in_the_middle": in_the_middle})
