@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test lint format types cov load scenarios soak shared-volume power-loss install-vllm findings observe dashboards mutants false-alarms bench bench-baseline bench-compare bench-gpu bench-docs clean
+.PHONY: help install test lint format types cov load scenarios soak shared-volume power-loss install-vllm findings e2e-vllm observe dashboards mutants false-alarms bench bench-baseline bench-compare bench-gpu bench-docs clean
 
 help: ## print this list
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -79,6 +79,13 @@ install-vllm: .venv-vllm/.installed ## the real vLLM tier as a peer, in a venv o
 .venv-vllm/.installed: $(wildcard harness/adapters/vllm_env/*)
 	sh harness/adapters/vllm_env/install.sh $(PYTHON) .venv-vllm
 	@touch $@
+
+.venv-engine/.installed: $(wildcard harness/e2e/install.sh harness/e2e/constraints.txt)
+	sh harness/e2e/install.sh $(PYTHON) .venv-engine
+	@touch $@
+
+e2e-vllm: $(INSTALLED) .venv-engine/.installed ## real vLLM engines on one root, pass by pass: generations must be equal
+	@$(BIN)/python -m harness.e2e.run $(ARGS)
 
 findings: $(INSTALLED) .venv-vllm/.installed ## every scenario's word on vLLM's tier and on kvtier; writes docs/findings-vllm-0.33.md
 	@$(BIN)/python -m harness findings --write docs/findings-vllm-0.33.md $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 import tomllib
 import typing
 from pathlib import Path
@@ -198,6 +199,42 @@ def list_all(as_json: bool) -> None:
     width = max(map(len, [*tiers, "module:Class"]))
     for name, what in {**tiers, "module:Class": "any Adapter of your own"}.items():
         console.print(f"  [bold]{name:<{width}}[/]  {escape(what)}", soft_wrap=True)
+
+
+@cli.command()
+@click.argument("root_dir")
+@click.option("--seconds", type=float, default=60.0, show_default=True, help="how long to watch")
+@click.option("--every", type=click.FloatRange(0.1), default=5.0, show_default=True, help="seconds between two looks")
+@click.option("--metrics", multiple=True, metavar="HOST:PORT", help="an engine's /metrics, for cross-process hits")
+def watch(root_dir: str, seconds: float, every: float, metrics: tuple[str, ...]) -> None:
+    """Judge a root that live engines use, from outside. Exit code 1 when something is wrong, 2 when nothing moved."""
+    from harness.watch import RootUnreadable, Watch
+
+    watching, deadline = Watch(root_dir, metrics), time.monotonic() + seconds
+    findings: dict[str, None] = {}
+    moved = 0
+    try:
+        while True:
+            now = watching.look()
+            moved += now.new_blocks
+            findings |= dict.fromkeys(now.findings)
+            hits = "" if now.foreign_hits is None else f", {now.foreign_hits:,.0f} cross-process hits"
+            rate = f"{now.new_blocks / now.seconds:.1f} new/s" if now.seconds else "first look"
+            print(
+                f"{now.blocks:,} blocks, {now.bytes / 2**20:,.0f} MiB, {rate}, {now.gone_blocks:,} gone, "
+                f"{len(now.writers)} writers, {now.verified:,} verified{hits}, {len(now.findings)} findings",
+                flush=True,
+            )
+            if (left := deadline - time.monotonic()) <= 0:
+                break
+            time.sleep(min(every, left))
+    except RootUnreadable as error:
+        raise UsageError(str(error)) from error
+    for finding in findings:
+        print(f"  {finding}")
+    verdict = "false" if findings else "true" if moved else "unknown"
+    print(f"verdict {verdict}")
+    sys.exit(EXIT_CODES[verdict])
 
 
 def main(arguments: list[str] | None = None) -> typing.NoReturn:

@@ -40,7 +40,7 @@ RECENCY_SECONDS = 3600.0
 MAGIC = b"KVTIER\r\n"
 VERSION = 1
 XXH3_64 = 1
-_HEADER = struct.Struct("<8sHHHHQQQ16s64s64s")  # everything of the trailer but its own checksum
+_HEADER = struct.Struct("<8sHHHHQQQ16s8s64s64s")  # everything of the trailer but its own checksum
 _CHECK = struct.Struct("<Q")
 
 
@@ -58,6 +58,7 @@ class Trailer(NamedTuple):
     instance_id: bytes  # 16 bytes, one per tier instance
     created_ns: int  # wall clock of the writer
     traceparent: str = ""
+    seed: bytes = bytes(8)  # the first 8 bytes of the digest of the writer's NONE_HASH
 
     def pack_into(self, page: memoryview | mmap.mmap) -> None:
         """Fill one page; a trace context that is not ASCII or too long is dropped rather than truncated."""
@@ -72,6 +73,7 @@ class Trailer(NamedTuple):
             self.checksum,
             self.created_ns,
             self.instance_id,
+            self.seed,
             self.key,
             trace if len(trace) <= 64 else b"",
         )
@@ -86,14 +88,12 @@ class Trailer(NamedTuple):
             return None
         if _CHECK.unpack(page[_HEADER.size : _HEADER.size + _CHECK.size])[0] != xxhash.xxh3_64_intdigest(header):
             return None
-        _, version, algorithm, key_length, _, size, checksum, created_ns, instance_id, key, trace = _HEADER.unpack(
-            header
-        )
+        _, version, algorithm, key_length, _, size, *rest = _HEADER.unpack(header)
+        checksum, created_ns, instance_id, seed, key, trace = rest
         if version != VERSION or algorithm != XXH3_64 or key_length > len(key):
             return None
-        return cls(
-            key[:key_length], size, checksum, instance_id, created_ns, trace.rstrip(b"\0").decode("ascii", "replace")
-        )
+        traceparent = trace.rstrip(b"\0").decode("ascii", "replace")
+        return cls(key[:key_length], size, checksum, instance_id, created_ns, traceparent, seed)
 
 
 CORRUPT_REASONS = ("kind", "size", "trailer", "key", "checksum")
@@ -121,8 +121,9 @@ class BlockIO:
     `probe` must be called once before use.
     """
 
-    def __init__(self, config: FsTierConfig, quarantine_path: str) -> None:
+    def __init__(self, config: FsTierConfig, quarantine_path: str, seed: bytes = bytes(8)) -> None:
         self.instance_id = os.urandom(16)
+        self._seed = seed
         self.block_bytes = config.block_bytes
         self._sealed_bytes = config.block_bytes + PAGE_BYTES
         self._config = config
@@ -235,7 +236,8 @@ class BlockIO:
             return self._settled(path, BlockOutcome(skipped=True))
         page = self._page()
         checksum = xxhash.xxh3_64_intdigest(view)
-        Trailer(key, self.block_bytes, checksum, self.instance_id, time.time_ns(), traceparent).pack_into(page)
+        now, writer = time.time_ns(), self.instance_id
+        Trailer(key, self.block_bytes, checksum, writer, now, traceparent, self._seed).pack_into(page)
         descriptor, temp_path = self._create(directory)
         try:
             try:

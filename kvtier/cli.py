@@ -110,6 +110,9 @@ def _as_text(summary: Summary) -> str:
         lines["hash"] = f"{record.get('hash_algorithm')}, seed digest {str(record.get('none_hash_digest'))[:8]}"
     else:
         lines["hash"] = "not recorded: kvtier has not opened this folder"
+    if len(summary.seeds) > 1:
+        counts = ", ".join(f"{seed[:8]} ({blocks:,} blocks)" for seed, blocks in summary.seeds.most_common())
+        lines["MISMATCH"] = f"writers with different seeds share nothing: {counts}"
     writers = []
     if summary.writers:
         writers.append(f"{len(summary.writers)} instance{'s' * (len(summary.writers) > 1)} of kvtier")
@@ -137,6 +140,7 @@ def _as_dict(summary: Summary) -> dict[str, Any]:
         "newest_seconds": summary.newest_seconds,
         "oldest_seconds": summary.oldest_seconds,
         "writers": dict(summary.writers),
+        "seeds": dict(summary.seeds),
         "unsealed": summary.unsealed,
         "sampled": summary.sampled,
         "temps": summary.temps,

@@ -104,7 +104,8 @@ class FileSystemTierManager(SecondaryTierManager):
             dir_mode=config.dir_mode,
             file_mode=config.file_mode,
         )
-        self.blockio = BlockIO(config, self.file_mapper.quarantine_path)
+        seed = bytes.fromhex(none_hash_digest(self.none_hash))[:8]
+        self.blockio = BlockIO(config, self.file_mapper.quarantine_path, seed)
         self.blockio.probe(self.file_mapper.base_path, aligned=_address(self._bytes) % PAGE_BYTES == 0)
         self._submitted: dict[JobId, _Submitted] = {}
         self._answers: Counter[LookupResult] = Counter()  # of this step

@@ -119,6 +119,7 @@ class Summary:
     quarantined: int = 0
     unsealed: int = 0  # of the sampled blocks: without trailer, so vLLM's
     writers: Counter[str] = field(default_factory=Counter)  # of the sampled blocks: instance id -> blocks
+    seeds: Counter[str] = field(default_factory=Counter)  # of the sampled blocks: digest of NONE_HASH, 16 hex digits
     sampled: int = 0
 
 
@@ -139,6 +140,7 @@ def summarise(folder: Folder, trailers_max: int = 1000) -> Summary:
                 summary.unsealed += 1
             else:
                 summary.writers[trailer.instance_id.hex()] += 1
+                summary.seeds[trailer.seed.hex()] += 1
     summary.temps = sum(1 for _ in folder.temps())
     summary.quarantined = len(folder.quarantined())
     return summary

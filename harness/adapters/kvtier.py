@@ -182,6 +182,8 @@ class _WatchedTier(FileSystemTierManager):
         super().__init__(*args)
         self.cascading: Counter[OffloadKey] = Counter()
         self.lost: set[OffloadKey] = set()
+        self.refused: set[OffloadKey] = set()  # lost because the tier would not take them
+        self.refusals: dict[int, int] = {}  # job -> blocks; the adapter's, told by events
         self._stores: dict[int, TransferJob] = {}
 
     def submit_store(self, job: TransferJob) -> None:
@@ -194,8 +196,11 @@ class _WatchedTier(FileSystemTierManager):
         for result in results:
             if job := self._stores.pop(result.job_id, None):
                 self.cascading.subtract(job.keys)
-                self.lost.difference_update(result.successful_keys)
-                self.lost.update(set(job.keys).difference(result.successful_keys))
+                failed = set(job.keys).difference(result.successful_keys)
+                self.lost = self.lost.difference(result.successful_keys) | failed
+                self.refused -= set(job.keys)
+                if self.refusals.pop(job.job_id, 0) == len(failed):
+                    self.refused |= failed
         return results
 
 
@@ -214,6 +219,7 @@ class KvtierStackAdapter(KvtierAdapter):
         tier = _WatchedTier(config, run, primary.view, self._events)
         self._cached = memoryview(primary.view)
         self._watched = tier
+        tier.refusals = self._refused
         self._manager = TieringOffloadingManager(primary, [tier], self._events)
         self._pinned: dict[str, dict[bytes, int]] = {}
         self._done: list[Finished] = []
@@ -267,7 +273,9 @@ class KvtierStackAdapter(KvtierAdapter):
             if not any(self._watched.cascading[OffloadKey(key)] for key in keys):
                 del self._storing[job_id]
                 lost = self._watched.lost.intersection(map(OffloadKey, keys))
-                done.append(Finished(job_id, [k for k in keys if k not in lost], [k for k in keys if k in lost]))
+                refused = len(lost & self._watched.refused)
+                ok, failed = [k for k in keys if k not in lost], [k for k in keys if k in lost]
+                done.append(Finished(job_id, ok, failed, refused))
         return done
 
     def step(self) -> None:

@@ -246,11 +246,11 @@ def test_no_wrong_byte_whatever_happens_to_the_file(tmp_path: Path, data: st.Dat
 
 @given(st.binary(min_size=1, max_size=64), st.binary(min_size=16, max_size=16), st.integers(0, 2**64 - 1), st.data())
 def test_trailer_survives_only_undamaged(key: bytes, instance: bytes, number: int, data: st.DataObject) -> None:
-    trailer = Trailer(key, BLOCK, number, instance, number, "00-trace")
+    trailer = Trailer(key, BLOCK, number, instance, number, "00-trace", instance[:8])
     page = bytearray(PAGE)
     trailer.pack_into(memoryview(page))
     assert Trailer.unpack(bytes(page)) == trailer
-    page[data.draw(st.integers(0, 190))] ^= 1 << data.draw(st.integers(0, 7))
+    page[data.draw(st.integers(0, 195))] ^= 1 << data.draw(st.integers(0, 7))
     assert Trailer.unpack(bytes(page)) is None
 
 

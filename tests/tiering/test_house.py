@@ -25,7 +25,7 @@ THIRD_PARTY = {
     "vllm": {"vllm_plugin"},
     "click": {"cli"},
 }
-KVTIER_IMPORTERS_IN_HARNESS = {"adapters/kvtier", "adapters/kvtier_names", "adapters/kvtier_watch"}
+KVTIER_IMPORTERS_IN_HARNESS = {"adapters/kvtier", "adapters/kvtier_names", "adapters/kvtier_watch", "watch"}
 
 
 @cache

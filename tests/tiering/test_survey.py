@@ -23,6 +23,7 @@ from kvtier.survey import folders, summarise, verify
 BLOCK = 8192
 BLOCKS = 12
 RUN = RunConfig("org/model", kv_cache_groups=(KVCacheGroup(16, ("layer.0", "layer.1")),), tp_size=2, rank=1)
+OPTIONS: dict[str, str] = {}
 AGNOSTIC = RunConfig("other", parallel_agnostic=True)
 
 
@@ -35,7 +36,9 @@ def store(root: Path, run: RunConfig, numbers: Sequence[int]) -> FileSystemTierM
     view = memoryview(memory).cast("B", (len(numbers), BLOCK))
     for row, number in enumerate(numbers):
         memory[row * BLOCK : (row + 1) * BLOCK] = bytes([number]) * BLOCK
-    tier = FileSystemTierManager(FsTierConfig(str(root), BLOCK, n_read_threads=1, n_write_threads=1), run, view)
+    tier = FileSystemTierManager(
+        FsTierConfig(str(root), BLOCK, n_read_threads=1, n_write_threads=1, **OPTIONS), run, view
+    )
     tier.submit_store(TransferJob(1, tuple(map(key, numbers)), tuple(range(len(numbers))), False, ReqContext("r")))
     tier.drain_jobs()
     assert all(result.success for result in tier.get_finished_jobs())
@@ -117,6 +120,17 @@ def test_a_folder_of_vllm_alone_is_read_as_unverified(tmp_path: Path, tier: File
     outcomes = {checked.block.key: checked.outcome for checked in verify(folder)}
     assert outcomes[key(4)].reason == "size"
     assert sum(outcome.ok and outcome.writer is None for outcome in outcomes.values()) == BLOCKS - 1
+
+
+def test_writers_with_different_seeds_are_told_apart(
+    tmp_path: Path, tier: FileSystemTierManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONHASHSEED", "another")
+    monkeypatch.setattr(sys.modules[__name__], "OPTIONS", {"on_mismatch": "warn"})
+    store(tmp_path, RUN, [BLOCKS])
+    (folder,) = folders(str(tmp_path))
+    assert sorted(summarise(folder).seeds.values()) == [1, BLOCKS]
+    assert "writers with different seeds share nothing" in run("inspect", str(tmp_path)).output
 
 
 # --- the command line ---
