@@ -27,7 +27,7 @@ from harness.history import History
 
 WARM_UP = 1 / 3
 BINS_MAX = 24
-BINS_MIN = 8
+BINS_MIN = 12  # fewer could not show a trend beyond `SIGMAS`, however steady
 SIGMAS = 3.7
 LEAST: dict[str, tuple[float, float]] = {
     "rss_bytes": (4 << 20, 0.03),
@@ -46,7 +46,8 @@ def check(history: History) -> Verdict:
     for life in Lives(history).all():
         if not life.ended_well:
             doubts.append(f"process {life.process} did not end in good order")
-        samples = [g for g in history.gauges if g.process == life.process]
+        samples = sorted((g for g in history.gauges if g.process == life.process), key=lambda g: g.monotonic_seconds)
+        samples = samples[:-1]  # the last is taken when the tier is closed
         rows = growth[str(life.process)] = {}
         for name in LEAST:
             points = [(g.monotonic_seconds, g.values[name]) for g in samples if name in g.values]
@@ -83,7 +84,7 @@ def _trend(points: list[tuple[float, float]]) -> tuple[float, float, float, floa
     first, last = points[0][0], points[-1][0]
     begin = first + WARM_UP * (last - first)
     judged = [p for p in points if p[0] >= begin]
-    bins = min(BINS_MAX, len(judged) // 2)
+    bins = min(BINS_MAX, len(judged))
     if bins < BINS_MIN:
         return None
     cuts = [round(i * len(judged) / bins) for i in range(bins + 1)]

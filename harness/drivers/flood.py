@@ -54,9 +54,18 @@ class Flood:
             self.worker.note("phase", "the blocks to be loaded were not stored in time")
 
     def phase(
-        self, number: int, seconds: float, probe: Direction, flood: Direction, flood_blocks: int, flood_jobs: int
+        self,
+        number: int,
+        seconds: float,
+        probe: Direction,
+        flood: Direction,
+        flood_blocks: int,
+        flood_jobs: int,
+        probes_min: int = PROBES_MIN,
+        rounds_min: int = 0,
     ) -> None:
-        """Flood for so long. Probes have the tag 2 * number + 1, the flood's jobs 2 * number."""
+        """Flood for so long, and until so many probes and rounds of the flood have ended. Probes have the tag
+        2 * number + 1, the flood's jobs 2 * number."""
         self._ended = {2 * number: 0, 2 * number + 1: 0}
         depths: list[int] = []
         while self._top_up(2 * number, flood, flood_blocks, flood_jobs):
@@ -66,7 +75,8 @@ class Flood:
         began = now = time.monotonic()
         while not self.worker.parent.stop.is_set():
             now = time.monotonic()
-            enough = self._ended[2 * number + 1] >= PROBES_MIN or self._ended[2 * number] >= ROUNDS_MAX * flood_jobs
+            rounds = self._ended[2 * number] / flood_jobs
+            enough = rounds >= ROUNDS_MAX or (rounds >= rounds_min and self._ended[2 * number + 1] >= probes_min)
             if now > began + seconds and (enough or now > began + seconds + PATIENCE_SECONDS):
                 break
             self._top_up(2 * number, flood, flood_blocks, flood_jobs)

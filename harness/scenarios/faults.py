@@ -435,7 +435,11 @@ def _openings(scene: Scene, has_files: bool) -> None:
         child = context.start(
             next(scene.processes), "openings", {"every": context.options.config_every}, root_dir=str(root)
         )
-        context.workers.await_ready([child])
+        try:
+            context.workers.await_ready([child])
+        except WorkerFailed as error:
+            context.note(time.monotonic(), "unready", f"{fault.name}: {error}", fault=fault.name)
+            continue
         context.workers.go([child])
         context.workers.wait([child])
 

@@ -135,8 +135,10 @@ def _start(
     return children
 
 
-def _order(children: list[Child], number: int, seconds: float, phase: Phase, split: tuple[int, int]) -> None:
-    order = {"number": number, "seconds": seconds, "probe": phase.probe, "flood": phase.flood}
+def _order(
+    children: list[Child], number: int, seconds: float, phase: Phase, split: tuple[int, int], **least: int
+) -> None:
+    order = {"number": number, "seconds": seconds, "probe": phase.probe, "flood": phase.flood, **least}
     order |= {"flood_blocks": phase.blocks, "flood_jobs": flood_jobs(sum(split), phase.blocks)}
     for child in children:
         child.send(do=order)
@@ -197,7 +199,8 @@ def _under_faults(context: Context, plan: Plan, fs: FaultFs, first: int) -> None
 
 
 def _hang(context: Context, plan: Plan, fs: FaultFs, children: list[Child], number: int, flood: Direction) -> None:
-    _order(children, number, plan.seconds, Phase(other(flood), flood, 1), plan.under_faults)
+    # Long enough for what is submitted during the hang to come to its turn.
+    _order(children, number, plan.seconds, Phase(other(flood), flood, 1), plan.under_faults, probes_min=8, rounds_min=3)
     _await(context, children, "started", number, 0.0)
     fs.inject(Rule("read" if flood == "load" else "write", "hang", nth=1))
     try:

@@ -1,0 +1,108 @@
+"""`run starvation`: kvtier and the oracle get through the floods, a tier that starves a class does not; and what the
+checker of floods says of histories made by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.checkers import floods
+from harness.history import History, Job, Note, Start
+from harness.run import Results, run
+from harness.scenarios import scenario
+from harness.scenarios.base import UsageError
+from harness.scenarios.starvation import SPLITS, StarvationOptions, prepare
+
+STARVATION = scenario("starvation")
+SHORT: dict[str, Any] = {"seconds": 0.5, "seed": 3, "read_threads": 2, "write_threads": 2, "job_blocks": "1,16"}
+
+
+def starve(tmp_path: Path, **changes: Any) -> Results:
+    return run(STARVATION, StarvationOptions(**{**SHORT, **changes}), tmp_path / "runs")
+
+
+def said(results: Results, name: str) -> dict[str, Any]:
+    (verdict,) = [v for v in results.verdicts if v["name"] == name]
+    return verdict
+
+
+def test_kvtier_gets_through_floods_a_slow_device_and_a_hung_call(tmp_path: Path) -> None:
+    results = starve(tmp_path, tier="kvtier")
+    assert results.verdict == "true", results.verdicts
+    data = said(results, "floods")["data"]
+    crossed = [p for p in data["phases"] if p["probe"] != p["flood"]]
+    assert all(p["probes_ended"] for p in crossed)
+    assert "load" in data["head_of_line"]
+    if not data["skipped"]:
+        assert [hang["ended"]["load"] > 0 < hang["ended"]["store"] for hang in data["hangs"]] == [True, True]
+
+
+def test_the_oracle_is_acquitted_and_what_it_cannot_be_asked_is_said(tmp_path: Path) -> None:
+    results = starve(tmp_path, tier="memory", job_blocks="1")
+    assert results.verdict == "true", results.verdicts
+    assert "runs jobs inside submit" in said(results, "floods")["figure"]
+
+
+def test_a_tier_that_starves_stores_is_convicted_from_outside(tmp_path: Path) -> None:
+    results = starve(tmp_path, tier="tests.tiering.harness.flawed_tiers:StoresWait", job_blocks="1")
+    verdict = said(results, "floods")
+    assert verdict["value"] == "false"
+    assert any("stores through a flood of load jobs" in f and "starved" in f for f in verdict["findings"])
+    assert not any("loads through" in f and "starved" in f for f in verdict["findings"]), "loads are not starved"
+
+
+def test_by_default_every_split_meets_every_flood_and_threads_given_by_hand_replace_them() -> None:
+    plan = prepare(StarvationOptions())
+    assert tuple(plan.floods) == SPLITS
+    for phases in plan.floods.values():
+        crossed = {(p.flood, p.blocks) for p in phases if p.probe != p.flood}
+        assert crossed == {(flood, blocks) for flood in ("load", "store") for blocks in (1, 16, 512)}
+    assert list(prepare(StarvationOptions(write_threads=0)).floods) == [(4, 0)]
+    with pytest.raises(UsageError, match="--job-blocks is '1,x'"):
+        prepare(StarvationOptions(job_blocks="1,x"))
+
+
+# --- histories made by hand ---
+
+THREADS = {"read_threads": 1, "write_threads": 1}
+
+
+def job(job_id: int, tag: int, direction: Any, submitted: float, finished: float) -> Job:
+    return Job(0, job_id, tag, direction, [job_id], submitted, submitted, finished, 0.0, "ok", [job_id], [], 1, [], 1)
+
+
+def history(jobs: list[Job], notes: list[Note]) -> History:
+    start = Start(0, 0, 1, "t", "d", 0.0, 0.0, THREADS)
+    detail = {"number": 1, "probe": "store", "flood": "load", "flood_blocks": 1, "jobs_ahead": 6}
+    phase = Note(0, 10.0, "flood", "", {**detail, "began_seconds": 0.0, "over_seconds": 10.0, "settled": True})
+    return History.of([start, *jobs, phase, *notes])
+
+
+FLOOD = [job(i, 2, "load", i / 10, i / 10 + 1) for i in range(90)]
+
+
+def test_a_probe_that_ends_only_with_the_flood_is_starved() -> None:
+    late = floods.check(history([*FLOOD, job(1000, 3, "store", 0.5, 10.5)], []))
+    assert late.value == "false"
+    early = floods.check(history([*FLOOD, job(1000, 3, "store", 0.5, 9.5)], []))
+    assert early.value == "true"
+    assert early.data["phases"][0]["longest_gap_seconds"] == 9.5
+
+
+def test_no_flood_no_verdict() -> None:
+    assert floods.check(History.of([])).value == "unknown"
+    assert floods.check(history([job(1000, 3, "store", 0.5, 9.5)], [])).value == "unknown", "nothing of the flood ended"
+    shallow = history([*FLOOD, job(1000, 3, "store", 0.5, 9.5)], [])
+    shallow.notes[0].detail["jobs_ahead"] = 2
+    assert floods.check(shallow).value == "unknown", "never deeper than the two threads"
+
+
+def test_a_class_that_stands_still_while_a_call_hangs_is_named() -> None:
+    hang = [Note(-1, 2.0, "hang", "one call of a load hangs", {"process": 0}), Note(-1, 8.0, "lifted", "", {})]
+    probes = [job(1000 + i, 3, "store", at, at + 0.5) for i, at in enumerate((0.0, 3.0, 9.0))]
+    assert floods.check(history([*FLOOD, *probes], hang)).value == "true"
+    stopped = floods.check(history([*FLOOD, probes[0], probes[2]], hang))
+    assert stopped.value == "false"
+    assert "no store submitted meanwhile ended" in stopped.findings[0]
