@@ -7,7 +7,9 @@ Exit code: the worst of all runs: 1 false, 2 unknown, 0 true. A file system that
 
 from __future__ import annotations
 
+import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +21,7 @@ from rich.table import Table
 
 from harness.faults.rules import FaultUnavailable
 from harness.hosts import HOSTS
+from harness.hosts.behaviour import measure
 from harness.report import write_report
 from harness.run import EXIT_CODES
 from harness.run import run as make_run
@@ -47,7 +50,9 @@ class Line(NamedTuple):
 
 def _run_all(name: str, chosen: list[str], given: dict[str, Any], runs_dir: Path, console: Console) -> Iterator[Line]:
     try:
-        with HOSTS[name](runs_dir) as volume:
+        with HOSTS[name](runs_dir) as volume, tempfile.TemporaryDirectory(dir=runs_dir) as local:
+            facts = {"file_system": volume.file_system, "mount_options": volume.mount_options}
+            facts |= measure(volume, Path(local)) if "outage" in chosen else {}
             for what in chosen:
                 if what in volume.cannot:
                     yield Line(volume.file_system, what, "skipped", volume.cannot[what])
@@ -59,6 +64,7 @@ def _run_all(name: str, chosen: list[str], given: dict[str, Any], runs_dir: Path
                     values["visible_seconds_max"] = volume.visible_seconds_max
                 results = make_run(placed(item, volume), item.options(**values), runs_dir)
                 write_report(Path(results.run_dir))
+                (Path(results.run_dir) / "volume.json").write_text(json.dumps(facts, indent=1) + "\n")
                 bad = [v for v in results.verdicts if v["value"] != "true"]
                 for verdict in bad:
                     console.print(f"  {verdict['name']} {verdict['value']}: {escape(verdict['figure'])}")

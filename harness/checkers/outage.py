@@ -102,7 +102,7 @@ def _in_flight(history: History, outage: _Away) -> bool:
 
 
 def _recoveries(history: History, outages: list[_Away], recovery_max: float, findings: Findings) -> dict[str, float]:
-    """By kind of outage, the longest time from its end to the first store that a process began and finished after it."""
+    """By kind of outage, the longest time from its end to the first whole store that finished after it."""
     longest: dict[str, float] = {}
     for outage in outages:
         stores = [

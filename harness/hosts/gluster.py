@@ -68,7 +68,7 @@ end-volume
 
 
 class GlusterHost(Host):
-    """A network namespace and a mount; its kernel is the machine's, so losing power is the death of all that runs in it,
+    """A network namespace and a mount; its kernel is the machine's, so losing power is the end of all that runs there,
     the client with its caches included."""
 
     def __init__(self, name: str, number: int | None, mount: Path, folder: Path, net: Network) -> None:
@@ -76,7 +76,7 @@ class GlusterHost(Host):
         self._number, self._net = number, net
         self._namespace = net.server if number is None else net.add_namespace(number)
         mount.mkdir()
-        self._client = Daemon(
+        self.client = Daemon(
             f"the GlusterFS client of {self.name}",
             self.command(["glusterfs", "-N", "-f", str(folder / "client.vol"), "-l", "-", str(mount)]),
             folder / f"{self.name}.log",
@@ -96,7 +96,7 @@ class GlusterHost(Host):
     def lose_power(self) -> None:
         self.cut()  # first, so that no dying connection tells the server
         self._net.end_all(self._namespace)
-        self._client.kill()
+        self.client.kill()
         subprocess.run(["umount", "-l", str(self.mount)], check=True)
 
     def power_on(self) -> None:
@@ -105,10 +105,10 @@ class GlusterHost(Host):
 
     def mount_volume(self) -> None:
         """Start the client and wait until its mount answers."""
-        self._client.start()
+        self.client.start()
         deadline = time.monotonic() + READY_SECONDS_MAX
         while True:
-            self._client.check()
+            self.client.check()
             if is_mounted(self.mount):
                 with contextlib.suppress(OSError):  # ENOTCONN while it looks for the server
                     os.statvfs(self.mount)
@@ -153,11 +153,15 @@ def gluster_hosts(hosts: int = 2) -> Iterator[GlusterVolume]:
             command = ["glusterfsd", "-N", "-f", str(folder / "server.vol"), "-l", "-"]
             server = Daemon("the GlusterFS server", net.enter(net.server, command), folder / "server.log")
             server.start()
+            clients: list[GlusterHost] = []
             try:
-                all_hosts = [GlusterHost(name, n, mount, folder, net) for n, (name, mount) in enumerate(mounts.items())]
-                for host in (*all_hosts, GlusterHost("observer", None, observer, folder, net)):
+                clients += [GlusterHost(name, n, mount, folder, net) for n, (name, mount) in enumerate(mounts.items())]
+                clients.append(GlusterHost("observer", None, observer, folder, net))
+                for host in clients:
                     host.mount_volume()
-                yield GlusterVolume(server, all_hosts, observer)
+                yield GlusterVolume(server, clients[:hosts], observer)
             finally:
                 for namespace in net.namespaces:
                     net.end_all(namespace)
+                for daemon in (server, *(host.client for host in clients)):
+                    daemon.kill()

@@ -1,0 +1,108 @@
+"""`python -m harness.volume_page RUN...` writes docs/filesystems.md from finished runs of `outage` and `power_loss`.
+
+It runs nothing and judges nothing: every number of its tables stands in those runs' folders.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.run import judge
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "filesystems.md"
+_HEAD = """# What a root's file system does
+
+Written by `python -m harness.volume_page` from runs of `make shared-volume` and `make power-loss`; change the text
+there.
+
+kvtier asks nothing of a file system that POSIX does not promise on one host. What differs between file systems is how
+soon another host sees a block, what is left after a host has vanished, and what a loss of power costs. A wrong byte
+is served on none of them: each block is verified against its trailer before it counts as loaded.
+
+## Shared by two hosts
+
+GlusterFS: two network namespaces with a FUSE client each, one brick, no replica. NFSv4.2: two kernels of their own
+(user-mode-linux) and nfs-ganesha. Seconds are the longest seen. "Seen as missing before": a process of the reading
+host had asked for the block before it was stored. Throughput is that of O_DIRECT files of 1 MiB by one thread, in
+relation to the disk of the same machine; a user-mode kernel has slow system calls, so its ratio says little about
+NFS.
+"""
+_POWER = """
+## Loss of power
+
+A file system in an image is cloned at one instant while a process stores on it; another process opens the clone and
+asks for every block. *Reported*: the store had succeeded before that instant. *Damaged*: a file of the right size
+whose bytes are not the block's; it was refused and set aside. *Wrong*: served with wrong bytes. `durability=cache`
+promises that nothing is wrong, `durability=durable` that nothing reported is missing.
+"""
+
+
+def _seconds(value: float | None) -> str:
+    return "over 40 s" if value is None else f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
+
+
+def volume_table(runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
+    """One column per run: what `volume.json` and the verdict of "outage" hold."""
+    rows: dict[str, list[str]] = {}
+
+    def add(name: str, text: str) -> None:
+        rows.setdefault(name, []).append(text)
+
+    for facts, verdict in runs:
+        data = verdict["data"]
+        add("mount options", facts["mount_options"])
+        for what, said in facts["abilities"].items():
+            add(what, said)
+        add("the volume: visible, never asked for", _seconds(facts["visible unasked seconds"]))
+        add("the volume: visible, seen as missing before", _seconds(facts["visible missed seconds"]))
+        add("the same, its folder opened before each look", _seconds(facts["visible missed, folder seconds"]))
+        add("the volume: a removed file seems there for", _seconds(facts["gone seconds"]))
+        for what, seconds in data["visible_seconds"].items():
+            add(f"the tier: visible, {what}", _seconds(seconds))
+        add("bound that the harness checks", _seconds(verdict["bound"]))
+        for what, text in (("cut", "a host cut off"), ("power", "a host's power lost"), ("server", "server restarted")):
+            add(f"{text}: works again after", _seconds(data["recovery_seconds"].get(what)))
+        add("blocks that failed in all outages", str(data.get("failed blocks", 0)))
+        add("reported blocks lost with a host's power", str(data.get("lost with the power", 0)))
+        add("throughput to local, write / read", f"{facts['write ratio']:.2f} / {facts['read ratio']:.2f}")
+        add("verdict of outage", verdict["value"])
+    names = [facts["file_system"] for facts, _ in runs]
+    return [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"] + [
+        f"| {name} | {' | '.join(values)} |" for name, values in rows.items()
+    ]
+
+
+def power_table(cases: list[dict[str, Any]]) -> list[str]:
+    """One line per case."""
+    names = ("file_system", "way", "reported", "present", "missing", "damaged", "wrong")
+    return ["| file system | stores | reported | present | missing | damaged | wrong |", "|---" * len(names) + "|"] + [
+        f"| {' | '.join(str(case[name]) for name in names)} |" for case in cases
+    ]
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
+def main(runs: tuple[Path, ...]) -> None:
+    """Write docs/filesystems.md from these run folders."""
+    volumes: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    cases: list[dict[str, Any]] = []
+    for run in runs:
+        verdict = judge(run).verdicts[0]
+        if verdict["name"] == "power_loss":
+            cases += verdict["data"]["cases"]
+        else:
+            options = json.loads((run / "options.json").read_text())
+            bound = {"bound": options["visible_seconds_max"]}
+            volumes.append((json.loads((run / "volume.json").read_text()), verdict | bound))
+    lines = [_HEAD, *volume_table(volumes)]
+    if cases:
+        lines += [_POWER, *power_table(cases)]
+    PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
