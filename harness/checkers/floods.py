@@ -115,23 +115,19 @@ def _judge_hang(note: Note, history: History, findings: Findings) -> dict[str, A
         ),
         default=math.inf,
     )
-    ended = {
-        direction: sum(
-            j.process == process
-            and j.direction == direction
-            and j.results > 0
-            and note.monotonic_seconds < j.submitted_seconds
-            and j.finished_seconds < lifted
-            for j in history.jobs
-        )
-        for direction in ("load", "store")
-    }
+    detail = next((s.detail for s in history.starts if s.process == process), {})
+    threads = int(detail.get("read_threads") or 0) + int(detail.get("write_threads") or 0)
+    mine = [j for j in history.jobs if j.process == process and j.results]
+    meanwhile = [j for j in mine if note.monotonic_seconds < j.finished_seconds < lifted]
+    ended = {direction: sum(j.direction == direction for j in meanwhile) for direction in ("load", "store")}
+    begun = {j.direction for j in meanwhile if j.submitted_seconds > note.monotonic_seconds}
     seconds = lifted - note.monotonic_seconds
     for direction, count in ended.items():
-        if not count:
+        # So many may have been under way when the call hung; one more has begun since.
+        if direction not in begun and count <= threads:
             findings.add(
                 f"process {process}: while {note.text}, no {direction} submitted meanwhile ended in "
-                f"{milliseconds(seconds)}"
+                f"{milliseconds(seconds)}, and {count} of those before"
             )
     return {"process": process, "what": note.text, "seconds": seconds, "ended": ended}
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from harness.adapters.base import Finished, TierSetup, Verdict
 from harness.adapters.memory import MemoryAdapter, _publish
 from harness.mutants.base import convicted_by
 
 MANY_JOBS = 1000
+LONG: dict[str, Any] = {"requests": 700, "seconds": 0.0, "processes": 1, "window": 8, "block_bytes": 4096}
 
 
 @convicted_by("results", r"job \d+ reported 2 results")
@@ -103,7 +105,7 @@ class CallsFailureSuccess(MemoryAdapter):
         return [Finished(r.job_id, [*r.ok, *r.failed], ()) for r in super().poll()]
 
 
-@convicted_by("results", r"failed for block .* although no fault was put in", requests=1200, processes=1, window=8)
+@convicted_by("results", r"failed for block .* although no fault was put in", **LONG)
 class FailsAfterAThousandJobs(MemoryAdapter):
     """From the thousandth job on nothing works any more."""
 

@@ -5,6 +5,7 @@ They import kvtier, since what they break lies inside it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -139,7 +140,28 @@ class LosesWakeUps(_OverQueue):
     queue = _Forgetful
 
 
-@convicted_by("nonblocking", r"the submit took over half of the job's life .*; it waits for the I/O")
+class _Hoarding(DualQueue):
+    taken: Counter[Direction] | None = None
+
+    def pop(self, group: Direction) -> Task | None:
+        self.taken = self.taken or Counter()
+        for direction in (group, OTHER[group]):
+            if self.taken[direction] < len(self.tasks[direction]):
+                task = self.tasks[direction][self.taken[direction]]
+                self.taken[direction] += 1
+                self.bytes[direction] -= task.bytes
+                return task
+        return None
+
+
+@convicted_by("soak", r"(load|store)_queue", scenario="soak", processes=1)
+class NeverShrinksItsQueue(_OverQueue):
+    """A task that was taken stays in the queue behind a cursor, so that the queue grows without bound."""
+
+    queue = _Hoarding
+
+
+@convicted_by("nonblocking", r"all tasks had ended when the submit returned; it waits for the I/O")
 class BlocksInSubmit(KvtierAdapter):
     """A submit returns when the job is done."""
 

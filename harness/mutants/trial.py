@@ -29,6 +29,7 @@ SHORT: Mapping[str, Mapping[str, Any]] = {
     "crash": {"seconds": 1.0},
     "contract": {},
     "faults": {"fault": ("damage_*", "stale_temps", "short_third_write")},
+    "soak": {"seconds": 12.0, "pace": 20.0, "blocks": 128, "block_bytes": 4096},
     "starvation": {"seconds": 2.0, "job_blocks": "1,16", "read_threads": 2, "write_threads": 2},
 }
 """Options that make one run of a scenario take seconds; a scenario that is not here runs with its own defaults."""

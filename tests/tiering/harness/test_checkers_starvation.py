@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from harness.checkers import Verdict
 from harness.checkers.starvation import check
-from harness.history import Direction, History, Task
+from harness.history import Direction, Gauge, History, Note, Task
 from harness.seeds import stream
 from tests.tiering.harness.checker_records import canary, good_history, job, start, stop, task
 
@@ -403,3 +403,60 @@ def test_jobs_alone_without_both_classes_or_contention_are_unknown() -> None:
     assert jobs_only(*loads, *apart).value == "unknown"
     elsewhere = [j._replace(process=1, submitted_seconds=j.submitted_seconds - 0.3) for j in apart]
     assert jobs_only(*loads, *elsewhere).value == "unknown"  # another process's queue
+
+
+# --- the yardsticks: the canary of that time, the gauges, the scheduler's own clock ---
+
+BRISK = [task("load", "load", 0, 0.0, 0.0, 0.01), task("store", "store", 1, 0.0, 0.0, 0.01)]
+
+
+def with_noise(wait: tuple[float, float], *canaries: Note) -> Verdict:
+    """One load waits while both threads are free."""
+    late = task("load", "load", 0, *wait, wait[1] + 0.01, job_id=9)
+    last = task("store", "store", 1, wait[1], wait[1], wait[1] + 0.01)
+    return check(History.of([start(0), *canaries, *BRISK, late, last, stop(0)]))
+
+
+def test_a_wait_is_measured_by_the_noise_of_its_own_time() -> None:
+    stall, quiet = canary(0, 0.5, at=1.0), [canary(0, 0.001, at=float(i)) for i in range(2, 9)]
+    assert with_noise((0.5, 0.9), stall, *quiet).value == "true"  # in that second others woke late too
+    assert with_noise((5.2, 5.6), stall, *quiet).value == "false"
+    assert with_noise((0.5, 3.5), stall, *quiet).value == "false", "a quiet second lies within the wait"
+    assert with_noise((0.5, 3.5), stall, *(canary(0, 0.5, at=float(i)) for i in range(2, 9))).value == "true"
+
+
+def test_a_task_that_never_begins_is_known_by_the_age_in_the_gauges() -> None:
+    def judged(age: float) -> Verdict:
+        gauge = Gauge(0, 5.0, {"store_oldest_seconds": age})
+        return check(
+            History.of([start(0), *(canary(0, 0.001, at=float(i)) for i in range(1, 6)), *BRISK, gauge, stop(0)])
+        )
+
+    verdict = judged(4.5)
+    assert verdict.value == "false"
+    assert "the oldest store task in the queue, as its gauges say, waited while" in verdict.findings[0]
+    assert "free for 4.50 s" in verdict.findings[0]
+    assert not judged(0.0).findings
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        ({}, ""),
+        ({"submitted": 0.75}, "a load task of job 1 claims to have come 250 ms before the job was submitted"),
+        (
+            {"submit_returned_seconds": 0.4},
+            "a load task of job 1 claims to have come 100 ms after the job's submit had",
+        ),
+        ({"finished": 0.9}, "a load task of job 1 claims to have ended 100 ms after the job's result was there"),
+        ({"finished": 3.0}, "the tasks of job 1 claim to have ended 2.00 s before its result; between two polls there"),
+    ],
+)
+def test_stamps_are_held_against_the_schedulers_clock(change: dict[str, float], finding: str) -> None:
+    times = {"submitted": 0.5, "finished": 1.05, "submit_returned_seconds": 0.5, **change}
+    tasks = [task("load", "load", 0, 0.5, 0.5, 1.0, job_id=1), task("store", "store", 1, 0.6, 0.6, 1.0, job_id=2)]
+    gauge = Gauge(0, 1.0, {"longest_pass_seconds": 0.05})
+    verdict = check(History.of([start(0), job(0, 1, "load", [1], **times), *tasks, gauge, stop(0)]))
+    assert finding in "\n".join(verdict.findings)
+    assert verdict.value == ("false" if finding else "true"), verdict
+    assert verdict.data["tasks_compared_with_jobs"] == 1

@@ -20,9 +20,10 @@ SEED = 11
 QUICK = ("BothGroupsPreferLoads", "DropsTheGroup", "LeaksSlots", "LosesTheLastBlock", "ReturnsStaleSlots")
 ISSUE = """PublishesInPlace RenamesBeforeTheWriteEnds SharesTempNames TakesTempNamesFromRandom DeletesOthersTempFiles
 IgnoresTheSeed HashesTuples DropsTheGroup MixesUpABatch LosesTheLastBlock AcceptsShortReads AcceptsOverlongFiles
-ReturnsStaleSlots ReportsBeforeTheWork ReportsTwice NeverReports CallsFailureSuccess BlocksInSubmit TakesTheLatestFirst
-WritersNeverYield ReadersNeverYield BothGroupsPreferLoads LosesWakeUps LeaksDescriptors LeaksSlots LeaksTempFiles
-CachesMissesForEver CachesHitsForEver EvictsPinnedBlocks SeesItsOwnStoresOnly WorksAlone FailsAfterAThousandJobs"""
+ReturnsStaleSlots ReportsBeforeTheWork ReportsTwice NeverReports CallsFailureSuccess BlocksInSubmit
+TakesTheLatestFirst WritersNeverYield ReadersNeverYield BothGroupsPreferLoads LosesWakeUps LeaksDescriptors
+LeaksSlots LeaksTempFiles NeverShrinksItsQueue CachesMissesForEver CachesHitsForEver EvictsPinnedBlocks
+SeesItsOwnStoresOnly WorksAlone FailsAfterAThousandJobs"""
 
 
 def convict(name: str, tmp_path: Path) -> None:
