@@ -54,13 +54,13 @@ class KvtierAdapter(Adapter):
         self._view = memoryview(self._memory).cast("B", (setup.slots, setup.block_bytes))
         self._tasks: list[Task] = []
         self._counts: Counter[str] = Counter()
+        self._refused: dict[int, int] = {}
         self._events = FanOut(self)
         self._tier = self._build(config, run_config(setup), extra)
         self._naming = KvtierNaming(setup, self._tier.none_hash)
         self._requests: dict[str, ReqContext] = {}
         self._started: dict[str, float] = {}
         self._submitted: dict[int, Sequence[bytes]] = {}
-        self._refused: dict[int, int] = {}
         self._watch = Watch(setup, self._events, self._sources(), self._tier.info()) if _watched(setup) else None
 
     def _build(self, config: FsTierConfig, run: RunConfig, options: dict[str, Any]) -> FileSystemTierManager:

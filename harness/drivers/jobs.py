@@ -143,12 +143,12 @@ class Jobs:
             text = f"job {result.job_id} reported {self._ended[result.job_id]} results"
             self.worker.note("error", text, job_id=result.job_id)
             return None
-        ok_keys = set(result.ok)
+        ok_keys, failed_keys = set(result.ok), set(result.failed)
         ok, failed, wrong = [], [], []
         for block, key, slot in zip(job.blocks, job.keys, job.slots, strict=True):
-            if key not in ok_keys:
+            if key in failed_keys:
                 failed.append(block)
-            else:
+            if key in ok_keys:  # a block may be in both lists or in neither: `results` finds that
                 ok.append(block)
                 if job.direction == "load":
                     how = content.judge(self._slots[slot], key, previous=self._held[slot], candidates=self._seeds)
