@@ -8,6 +8,7 @@ Exit code: the worst of all runs: 1 false, 2 unknown, 0 true. A file system that
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from harness.scenarios.on_hosts import placed
 RUNS: dict[str, dict[str, Any]] = {
     "sharing": {"processes": 4, "seconds": 3.0},
     "crash": {"seconds": 4.0},
-    "starvation": {"processes": 2, "seconds": 20.0},
+    "starvation": {"processes": 2, "seconds": 10.0, "read_threads": 4, "write_threads": 4, "job_blocks": "1,16"},
     "outage": {},
 }
 """The scenarios that run on hosts, with the options that they take there."""
@@ -87,6 +88,8 @@ def main(
     names: tuple[str, ...], chosen: tuple[str, ...], seed: int | None, tier: str, runs_dir: str, skip_is_well: bool
 ) -> None:
     """Scenarios with processes on two hosts that share a volume of a real network file system."""
+    # A supervisor's SIGTERM ends a run in the same good order as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     console = Console(highlight=False, soft_wrap=True)
     Path(runs_dir).mkdir(exist_ok=True)
     lines: list[Line] = []

@@ -74,8 +74,16 @@ def check(history: History) -> Verdict:
         f"in them, {counts['lost with the power']} of reported ones lost with the power; slowest recovery {slow}; "
         f"visible to the other host after {soon or 'nobody knows'}"
     )
-    data: dict[str, Any] = {"recovery_seconds": recoveries, "visible_seconds": slowest, **counts}
+    data: dict[str, Any] = {
+        "recovery_seconds": {name: _finite(seconds) for name, seconds in recoveries.items()},
+        "visible_seconds": {name: _finite(seconds) for name, seconds in slowest.items()},
+        **counts,
+    }
     return Verdict("outage", value, figure, findings.list(), data)
+
+
+def _finite(seconds: float) -> float | None:
+    return seconds if math.isfinite(seconds) else None  # never
 
 
 def _outages(history: History) -> list[_Away]:

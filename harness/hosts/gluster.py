@@ -149,7 +149,7 @@ def gluster_hosts(hosts: int = 2) -> Iterator[GlusterVolume]:
         values = {"brick": brick, "address": SERVER_ADDRESS, "port": PORT, "ping": PING_SECONDS_MAX}
         (folder / "server.vol").write_text(_SERVER.format(**values))
         (folder / "client.vol").write_text(_CLIENT.format(**values))
-        with network([*mounts.values(), observer]) as net:
+        with network(folder, [*mounts.values(), observer]) as net:
             command = ["glusterfsd", "-N", "-f", str(folder / "server.vol"), "-l", "-"]
             server = Daemon("the GlusterFS server", net.enter(net.server, command), folder / "server.log")
             server.start()

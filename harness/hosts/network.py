@@ -92,8 +92,9 @@ class Network:
 
 
 @contextlib.contextmanager
-def network(mounts: Sequence[Path] = ()) -> Iterator[Network]:
-    """A network with a server's namespace. `mounts` are unmounted at the end, whatever has become of them."""
+def network(folder: Path, mounts: Sequence[Path] = ()) -> Iterator[Network]:
+    """A network with a server's namespace. At the end, whatever has become of them, `mounts` are unmounted, and `folder`,
+    which holds them and all that was made for the network, is removed."""
     require_root("a network of test hosts")
     prefix = f"kvt{os.getpid()}"
     for number in range(1000):  # several in one process
@@ -106,6 +107,7 @@ def network(mounts: Sequence[Path] = ()) -> Iterator[Network]:
         ["sh", "-c", f"{each} ip netns pids $n | xargs -r kill -9; done"],
         *(["umount", "-l", str(mount)] for mount in mounts),
         ["sh", "-c", f"{each} ip netns del $n; done"],
+        ["rm", "-rf", "--one-file-system", str(folder)],
     )
     with undertaken(*commands):
         run_command("a network of test hosts", "ip", "netns", "add", net.server)

@@ -31,7 +31,8 @@ READY_SECONDS_MAX = 180.0
 """A host boots in 5 s, and on a crowded machine in a minute."""
 MOUNT = Path("/mnt/volume")
 MODULES = Path("/usr/lib/uml/modules")
-LEASE_SECONDS = 10
+LEASE_SECONDS = 60
+"""How long a silent client keeps its locks. With leases shorter than the cuts nfs-ganesha 4.3 stopped answering anybody."""
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
 _GANESHA = """
@@ -180,7 +181,7 @@ def nfs_hosts(writable: Path, mount_options: str = "", hosts: int = 2) -> Iterat
         (modules / release).symlink_to(MODULES / release)
         values = {"address": SERVER_ADDRESS, "lease": LEASE_SECONDS, "recovery": recovery, "export": export}
         (folder / "ganesha.conf").write_text(_GANESHA.format(**values))
-        with network() as net:
+        with network(folder) as net:
             net.add_bridge("control", CONTROL_ADDRESS)
             words = ["ganesha.nfsd", "-F", "-f", str(folder / "ganesha.conf"), "-L", "/dev/stderr"]
             words += ["-p", str(folder / "ganesha.pid")]
