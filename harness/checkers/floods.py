@@ -71,7 +71,9 @@ def check(history: History) -> Verdict:
     elif not findings and not any(p["deep"] for p in crossed):
         value, why = "unknown", "no flood was deeper than the threads; "
     worst = max(crossed, key=lambda p: p["longest_gap_seconds"], default=None)
-    parts = [f"{why}{sum(p['probes_ended'] for p in crossed)} probes through {len(crossed)} floods"]
+    deep = sum(p["deep"] for p in crossed)
+    through = f"{sum(p['probes_ended'] for p in crossed)} probes through {len(crossed)} floods"
+    parts = [f"{why}{through}, {deep} of them of more jobs than threads as a rule"]
     if worst:
         parts.append(
             f"longest without an end of the probes' class {milliseconds(worst['longest_gap_seconds'])} "

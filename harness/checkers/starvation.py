@@ -17,9 +17,9 @@ Rules 3 to 5 are left out for a process that died, since what it ran last is not
 call hang for ever (a note "hang" on it), since then the longest service time says nothing; `floods` judges those.
 
 Where the tier says nothing, only jobs are left, and a weaker comparison: while a class has jobs outstanding and none
-finishes, the other class may finish at most `JOB_FACTOR` * threads * (blocks outstanding, or of its largest such job if
-that is more) blocks of jobs submitted later. That is far above what any fair schedule shows and finds a class that does
-not run at all, not one that is merely slow.
+finishes, the other class may finish at most `JOB_FACTOR` * threads (`THREADS_LEAST` at least) * (blocks outstanding, or
+of its largest such job if that is more) blocks of jobs submitted later. That is far above what any fair schedule shows
+and finds a class that does not run at all, not one that is merely slow.
 
 Not covered: fairness between jobs or requests of one class, waiting inside the device, waits outside the tier (for
 slots).
@@ -51,6 +51,8 @@ from harness.history import Direction, History, Job, Task
 
 JOB_FACTOR = 4
 THREADS_DEFAULT = 32  # of tiers that do not say
+THREADS_LEAST = 8
+"""With two threads, one slow read lets as many small jobs by as would be starvation with many."""
 CLASSES: tuple[Direction, Direction] = ("load", "store")
 OTHER: Mapping[Direction, Direction] = {"load": "store", "store": "load"}
 
@@ -274,7 +276,7 @@ class _Process:
             self._find(patient, text)
 
     def judge_clock(self, jobs: Mapping[int, Job], pass_seconds: float) -> int:
-        """Rule 6; returns how many tasks could be compared. `pass_seconds`: the longest pass of the worker's loop, which
+        """Rule 6; returns how many tasks could be compared. `pass_seconds`: the longest pass of the loop, which
         polls once in each."""
         poll_seconds = 2 * pass_seconds
         compared = 0
@@ -410,7 +412,7 @@ def _check_jobs(history: History) -> Verdict:
     met = 0
     for process in sorted({j.process for j in history.jobs}):
         mine = [j for j in history.jobs if j.process == process]
-        threads = sum(_threads_asked(history, process).values()) or THREADS_DEFAULT
+        threads = max(THREADS_LEAST, sum(_threads_asked(history, process).values()) or THREADS_DEFAULT)
         for direction in CLASSES:
             jobs = [j for j in mine if j.direction == direction]
             others = sorted(
