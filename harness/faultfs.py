@@ -30,9 +30,9 @@ from typing import Any, TextIO, TypeVar
 
 os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")  # where libfuse 2 is installed too, mfusepy would take that
 
-import mfusepy  # type: ignore[import-untyped]  # noqa: E402
+import mfusepy  # type: ignore[import-untyped]
 
-from harness.faults.rules import Rule, Table  # noqa: E402
+from harness.faults.rules import Rule, Table
 
 PARENT_POLL_SECONDS = 0.2
 REQUESTS_HELD_MAX = 256

@@ -67,7 +67,7 @@ class Adapter(ABC):
 
     name: ClassVar[str]
     exposes_schedule: ClassVar[bool] = False  # `tasks()` returns every task of every job
-    runs_in_submit: ClassVar[bool] = False  # `submit_*` does the job: no queue, and a device that hangs hangs its caller
+    runs_in_submit: ClassVar[bool] = False  # `submit_*` does the job: no queue, and a hung device hangs its caller
     exposes_files: ClassVar[bool] = False  # blocks are files under root_dir, `file_name` says which
     hash_algorithms: ClassVar[tuple[str, ...]] = ("sha256", "sha256_cbor", "xxhash", "xxhash_cbor")
     seed_policies: ClassVar[tuple[str, ...]] = ("fixed", "env", "random")

@@ -71,8 +71,8 @@ class KvtierAdapter(Adapter):
         return {self._tier.tier_type: lambda: {**self._tier.gauges(), **space()}}
 
     def on_event(self, event: Event) -> None:
-        """Keeps the schedule of each job for the history, and what the queue refused for its result; adds up what the tier
-        says of blocks."""
+        """Keeps the schedule of each job for the history, and what was refused for its result; adds up what the tier says
+        of blocks."""
         if isinstance(event, JobFinished):
             self._tasks += [Task(self.setup.process, event.job_id, *fact) for fact in event.tasks]
             self._refused[event.job_id] = sum(n for reason, n in event.failures if reason in REFUSAL_REASONS)

@@ -246,7 +246,9 @@ def small_disk(size_bytes: int, kind: Literal["tmpfs", "ext4"] = "tmpfs") -> Ite
     commands = (["umount", "-l", str(mount)], ["rm", "-f", str(image)], ["rmdir", str(mount), str(folder)])
     with undertaken(*commands):
         if kind == "tmpfs":
-            run_command("a small tmpfs", "mount", "-t", "tmpfs", "-o", f"size={size_bytes},mode=700", "small-disk", str(mount))
+            run_command(
+                "a small tmpfs", "mount", "-t", "tmpfs", "-o", f"size={size_bytes},mode=700", "small-disk", str(mount)
+            )
         else:
             with open(image, "wb") as file:
                 file.truncate(size_bytes)

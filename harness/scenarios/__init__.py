@@ -6,7 +6,10 @@ import importlib
 
 from harness.scenarios.base import Scenario
 
-_MODULES = ("contract", "load", "sharing", "crash", "starvation", "faults", "soak", "determinism", "outage", "power_loss")
+_MODULES = (
+    *("contract", "load", "sharing", "determinism", "starvation"),
+    *("crash", "faults", "soak", "outage", "power_loss"),
+)
 
 
 def scenario(name: str) -> Scenario:
