@@ -71,7 +71,7 @@ class KvtierAdapter(Adapter):
         return {self._tier.tier_type: lambda: {**self._tier.gauges(), **space()}}
 
     def on_event(self, event: Event) -> None:
-        """Keeps the schedule of each job for the history, and what was refused for its result; adds up what the tier says
+        """Keeps each job's schedule for the history, and what was refused for its result; adds up what the tier says
         of blocks."""
         if isinstance(event, JobFinished):
             self._tasks += [Task(self.setup.process, event.job_id, *fact) for fact in event.tasks]
