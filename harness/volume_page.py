@@ -66,6 +66,8 @@ def volume_table(runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]
         add("bound that the harness checks", _seconds(verdict["bound"]))
         for what, text in (("cut", "a host cut off"), ("power", "a host's power lost"), ("server", "server restarted")):
             add(f"{text}: works again after", _seconds(data["recovery_seconds"].get(what)))
+        for what, text in (("cut", "a host cut off"), ("power", "a host's power lost")):
+            add(f"{text}: the other host waits for", _seconds(data["others_waited_seconds"].get(what)))
         add("blocks that failed in all outages", str(data.get("failed blocks", 0)))
         add("reported blocks lost with a host's power", str(data.get("lost with the power", 0)))
         add("throughput to local, write / read", f"{facts['write ratio']:.2f} / {facts['read ratio']:.2f}")

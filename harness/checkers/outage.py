@@ -64,18 +64,21 @@ def check(history: History) -> Verdict:
         if stop.exit_code and not any(o.what == "power" for o in by_process[stop.process]):
             findings.add(f"process {stop.process} ended with exit code {stop.exit_code} although it kept its power")
     _questions(history, by_process, recovery_max, findings, counts)
+    waited = _others_waited(history, outages)
     slowest = _visibility(history, findings)
     doubts += [] if slowest else ["nobody looked how soon a block is visible"]
     value: Value = "false" if findings else "unknown" if doubts else "true"
     soon = "; ".join(f"{kind}: {milliseconds(seconds)}" for kind, seconds in slowest.items())
     slow = milliseconds(max(recoveries.values(), default=0.0))
+    longest = milliseconds(max(waited.values(), default=0.0))
     figure = (
         f"{'; '.join([*doubts, ''])}{len({o.text for o in outages})} outages, {counts['failed blocks']} blocks failed "
         f"in them, {counts['lost with the power']} of reported ones lost with the power; slowest recovery {slow}; "
-        f"visible to the other host after {soon or 'nobody knows'}"
+        f"others waited {longest} for a job at most; visible to the other host after {soon or 'nobody knows'}"
     )
     data: dict[str, Any] = {
         "recovery_seconds": {name: _finite(seconds) for name, seconds in recoveries.items()},
+        "others_waited_seconds": waited,
         "visible_seconds": {name: _finite(seconds) for name, seconds in slowest.items()},
         **counts,
     }
@@ -124,6 +127,27 @@ def _recoveries(history: History, outages: list[_Away], recovery_max: float, fin
         if first > recovery_max:
             when = "never" if math.isinf(first) else f"only after {first:.1f} s"
             findings.add(f"process {outage.process} stored {when} after the end of: {outage.text}")
+    return longest
+
+
+def _others_waited(history: History, outages: list[_Away]) -> dict[str, float]:
+    """By kind of outage, the longest that a job took which those who were not hit had in flight during it."""
+    longest: dict[str, float] = {}
+    for what in {outage.what for outage in outages}:
+        for outage in (o for o in outages if o.what == what):
+            hit = {
+                o.process
+                for o in outages
+                if o.text == outage.text and o.since < outage.until and outage.since < o.until
+            }
+            seconds = [
+                job.finished_seconds - job.submitted_seconds
+                for job in history.jobs
+                if job.process not in hit
+                and job.submitted_seconds < outage.until
+                and job.finished_seconds > outage.since
+            ]
+            longest[what] = max([longest.get(what, 0.0), *seconds])
     return longest
 
 

@@ -93,8 +93,8 @@ class Network:
 
 @contextlib.contextmanager
 def network(folder: Path, mounts: Sequence[Path] = ()) -> Iterator[Network]:
-    """A network with a server's namespace. At the end, whatever has become of them, `mounts` are unmounted, and `folder`,
-    which holds them and all that was made for the network, is removed."""
+    """A network with a server's namespace. At the end, however it comes, `mounts` are unmounted, and `folder`, which
+    holds them and all that was made for the network, is removed."""
     require_root("a network of test hosts")
     prefix = f"kvt{os.getpid()}"
     for number in range(1000):  # several in one process

@@ -30,6 +30,7 @@ SOON_ROUNDS = 4
 DELAY_SECONDS_MAX = 0.15
 """A fault comes at a random moment within this time after the common start."""
 SERVER_DOWN_SECONDS = 2.0
+PAUSE_SECONDS = 0.3
 SHOWN_CHAINS = 6
 """Chains of each process that the unharmed host reads while another is away."""
 
@@ -132,10 +133,11 @@ class _Outage:
         self._wait_a_moment()
         self._fault(victims, f"{host.name} is cut off while it {what}s", "cut")
         host.cut()
-        self._go_on(others, stored)
+        last = self._go_on(others, stored)
         host.heal()
         self._lifted(victims, f"{host.name} is on the network again")
         self.crew.settle(number, victims)
+        self.crew.settle(last, others)
         self._afterwards(victims, stored)
 
     def lose_power(self) -> None:
@@ -149,9 +151,10 @@ class _Outage:
         self._fault(victims, f"{host.name} loses power while it stores", "power")
         host.lose_power()
         self.crew.settle(number, victims)
-        self._go_on(others, stored)
+        last = self._go_on(others, stored)
         host.power_on()
         self._lifted(victims, f"{host.name} is back")
+        self.crew.settle(last, others)
         self.crew.restart(victims)
         self._afterwards(victims, stored)
 
@@ -168,15 +171,21 @@ class _Outage:
 
     # --- parts of a round ---
 
-    def _go_on(self, others: list[int], stored: dict[int, list[Chain]]) -> None:
-        """The unharmed store theirs and read what all had stored before, for as long as the host is away."""
+    def _go_on(self, others: list[int], stored: dict[int, list[Chain]]) -> int:
+        """The unharmed store theirs and read what all had stored before, while the host is away, and not longer
+        even where the file system makes them wait for it. Returns their last order."""
         until = time.monotonic() + self.options.cut_seconds
         known = [chain for p in self._all for chain in self._chains[p][:SHOWN_CHAINS]]
-        self.crew.do({p: {"store": stored[p], "find": known} for p in others})
+        number = self.crew.order({p: {"store": stored[p], "find": known} for p in others})
         while (left := until - time.monotonic()) > 0:
-            before = time.monotonic()
-            self.crew.do({p: {"find": known} for p in others})
-            self.context.workers.until(lambda: False, min(left, max(0.5 - (time.monotonic() - before), 0.0)))
+            if self.context.workers.until(lambda number=number: self._done(number, others), left):  # type: ignore[misc]
+                self.context.workers.until(lambda: False, min(PAUSE_SECONDS, max(0.0, until - time.monotonic())))
+                number = self.crew.order({p: {"find": known} for p in others})
+        return number
+
+    def _done(self, number: int, processes: list[int]) -> bool:
+        members = self.crew.members
+        return all(not members[p].alive or members[p].counts.get("obeyed", 0) >= number for p in processes)
 
     def _afterwards(self, victims: list[int] | range, stored: dict[int, list[Chain]]) -> None:
         """The victims work until they succeed; everybody asks once for everything of this round; the victims store
