@@ -199,8 +199,8 @@ def test_many_writers_stay_at_the_limit(tmp_path: Path) -> None:
 def test_a_full_root_refuses_stores_and_serves_loads(tmp_path: Path, tier: Tier) -> None:
     tier.run("store", range(5))
     full = Tier(tmp_path, capacity={"max_bytes": 5 * FILE, "low_water": 0.98, "high_water": 1.0})
-    assert full.run("store", [50]) == 0
     assert full.run("load", range(5)) == 5
+    assert full.run("store", [50]) == 0, "now; the refusal makes the next round evict"
     (job,) = [event for event in full.events if isinstance(event, JobFinished) and event.direction == "store"]
     assert job.failures == (("full", 1),)
     full.manager.shutdown()
