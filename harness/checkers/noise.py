@@ -6,6 +6,7 @@ The yardstick does not come from the tier: it is the canary, a thread of the sam
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_left, bisect_right
 from itertools import accumulate
 
@@ -29,13 +30,17 @@ class Noise:
         self._finished = [t.finished_seconds for t in by_start]
         services = [t.finished_seconds - t.started_seconds for t in tasks]
         self._longest_service = max(services)
-        self.least_seconds = NOISE_FACTOR * min(late, default=0.0) + CLOCK_SECONDS
-        self.most_seconds = max(NOISE_FACTOR * max(late, default=0.0), self._longest_service) + CLOCK_SECONDS
+        # One interpreter runs one thread at a time: a woken one may have to let each other thread have its turn first.
+        # The canary does not see that, since it asks for one turn, and a worker for several (wake-up, lock, task).
+        self._turns_seconds = sys.getswitchinterval() * len({t.thread for t in tasks})
+        self.least_seconds = max(NOISE_FACTOR * min(late, default=0.0), self._turns_seconds) + CLOCK_SECONDS
+        longest = max(NOISE_FACTOR * max(late, default=0.0), self._longest_service, self._turns_seconds)
+        self.most_seconds = longest + CLOCK_SECONDS
 
     def allowed_seconds(self, begin: float, end: float) -> float:
-        """The larger of the longest service time of tasks that ran in [begin, end], and of `NOISE_FACTOR` times the
-        canary's lateness: of the quietest second that lies in it as a whole, for a thread that was awaited could have
-        come then; else of the worst second that it touches."""
+        """The largest of: one turn for each thread; the longest service time of tasks that ran in [begin, end]; and
+        `NOISE_FACTOR` times the canary's lateness, of the quietest second that lies in it as a whole, for a thread that
+        was awaited could have come then, else of the worst second that it touches."""
         within = [late for since, until, late in self._seconds if begin <= since and until <= end]
         touched = [late for since, until, late in self._seconds if since < end and begin < until]
         late = min(within) if within else max(touched, default=0.0)
@@ -48,7 +53,7 @@ class Noise:
             ),
             default=0.0,
         )
-        return max(NOISE_FACTOR * late, service) + CLOCK_SECONDS
+        return max(NOISE_FACTOR * late, service, self._turns_seconds) + CLOCK_SECONDS
 
 
 class Waits:

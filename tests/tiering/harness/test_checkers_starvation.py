@@ -159,7 +159,7 @@ def test_each_flaw_is_called_by_its_name() -> None:
 
 
 def test_a_thread_that_sleeps_while_its_own_class_waits_is_found() -> None:
-    arrivals = [Arrival(i * 20, "load", 100) for i in range(50)] + [Arrival(1, "store", 100)]
+    arrivals = [Arrival(i * 2000, "load", 10000) for i in range(50)] + [Arrival(1, "store", 10000)]
     for n in (1, 2, 3):
         tasks = simulate(sorted(arrivals), n, 1, [1], "one thread sleeps")
         verdict = judge(tasks, n, 1)
@@ -169,7 +169,7 @@ def test_a_thread_that_sleeps_while_its_own_class_waits_is_found() -> None:
 
 
 def test_threads_that_never_help_the_other_class_are_found() -> None:
-    arrivals = sorted([Arrival(i * 40, "load", 100) for i in range(50)] + [Arrival(1, "store", 100)])
+    arrivals = sorted([Arrival(i * 4000, "load", 10000) for i in range(50)] + [Arrival(1, "store", 10000)])
     verdict = judge(simulate(arrivals, 1, 2, [1], "no help"), 1, 2)
     assert verdict.value == "false"
     assert "waited while thread 1 of the store group was free for" in " ".join(verdict.findings)
