@@ -31,6 +31,20 @@ host had asked for the block before it was stored. Throughput is that of O_DIREC
 relation to the disk of the same machine; a user-mode kernel has slow system calls, so its ratio says little about
 NFS.
 """
+_ADVICE = """
+## What to know of each
+
+- **NFS.** A client remembers for 30 s that a name was missing (`acdirmax`), and neither `stat` nor `open` of the file
+  asks again: a block that one host asked for too early stays invisible to that host for so long, though it is never
+  wrong. What does ask again is opening the folder (`O_DIRECTORY`), listing it, or anything that changes it; looking
+  at the folder's attributes does not. Mount with `lookupcache=positive` to have no such time. A host that is cut off
+  waits, as long as it takes (`hard`), and goes on: nothing fails. nfs-ganesha may let other hosts wait with it.
+- **GlusterFS.** A host that is cut off waits `ping-timeout` and then fails with ENOTCONN (EBADFD on files that were
+  open), which is a miss or a failed store of just those blocks; it works again some seconds after the network does. A
+  file that another host *replaced* is ESTALE to whoever had seen the old one, for up to a second.
+- Neither has unnamed files (`O_TMPFILE`): a process or a host that dies may leave one temp file for each of its
+  threads.
+"""
 _POWER = """
 ## Loss of power
 
@@ -100,7 +114,7 @@ def main(runs: tuple[Path, ...]) -> None:
             options = json.loads((run / "options.json").read_text())
             bound = {"bound": options["visible_seconds_max"]}
             volumes.append((json.loads((run / "volume.json").read_text()), verdict | bound))
-    lines = [_HEAD, *volume_table(volumes)]
+    lines = [_HEAD, *volume_table(volumes), _ADVICE.rstrip()]
     if cases:
         lines += [_POWER, *power_table(cases)]
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
