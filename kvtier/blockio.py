@@ -133,6 +133,7 @@ class BlockIO:
         self._write_flags = os.O_WRONLY | os.O_CLOEXEC
         self._durable = config.durability == "durable"
         self._tmpfile = False
+        self._named_link = False
         self._umask = 0o777  # until `probe` has seen it
         self._local = threading.local()
         self.direct = False
@@ -166,6 +167,7 @@ class BlockIO:
             self._read_flags |= O_DIRECT
             self._write_flags |= O_DIRECT
         self._tmpfile = self._tmpfile_works(directory)
+        self._named_link = not self._tmpfile and self._named_link_works(directory)
         if not (direct and self._tmpfile):
             logger.info("%s: O_DIRECT %s, O_TMPFILE %s", directory, direct, self._tmpfile)
 
@@ -202,6 +204,19 @@ class BlockIO:
             _unlink_quietly(path)
         return True
 
+    def _named_link_works(self, directory: str) -> bool:
+        path = os.path.join(directory, self._temp_name())
+        other = os.path.join(directory, self._temp_name())
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, self._config.file_mode))
+            os.link(path, other)
+        except OSError:
+            return False
+        finally:
+            _unlink_quietly(path)
+            _unlink_quietly(other)
+        return True
+
     # --- existence ---
 
     def exists(self, path: str) -> bool:
@@ -211,6 +226,15 @@ class BlockIO:
         except OSError:
             return False
         return stat.S_ISREG(status.st_mode) and status.st_size in self._sizes
+
+    def exists_everywhere(self, path: str, base_path: str) -> bool:
+        """The same, but a "no" is never a remembered one.
+
+        NFS clients remember names that were missing for up to a minute, and neither stat nor open of the file asks the
+        server again. Opening the folder does (close-to-open consistency); a folder may itself be remembered as missing,
+        up to `base_path`, which exists.
+        """
+        return self.exists(path) or (_look_again(os.path.dirname(path), base_path) and self.exists(path))
 
     # --- write ---
 
@@ -280,6 +304,8 @@ class BlockIO:
             try:
                 if temp_path is None:
                     _link(descriptor, path)
+                elif self._named_link:  # replaces nothing: to a reader of the replaced file it would be an ESTALE
+                    os.link(temp_path, path)
                 else:
                     os.rename(temp_path, path)
                 return BlockOutcome(writer=self.instance_id, set_aside=set_aside)
@@ -444,6 +470,21 @@ def _sync(path: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _look_again(directory: str, base_path: str) -> bool:
+    """Whether the folder is there, asked of the server. A missing one costs one question per missing level."""
+    for attempt in range(2):
+        try:
+            os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        except FileNotFoundError:
+            if attempt or len(directory) <= len(base_path) or not _look_again(os.path.dirname(directory), base_path):
+                return False
+        except OSError:
+            return False
+        else:
+            return True
+    return False
 
 
 def _unlink_quietly(path: str) -> None:

@@ -9,6 +9,7 @@ algorithm: the root remembers both, and a process that would not share is told a
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import logging
@@ -107,6 +108,7 @@ class FileSystemTierManager(SecondaryTierManager):
         seed = bytes.fromhex(none_hash_digest(self.none_hash))[:8]
         self.blockio = BlockIO(config, self.file_mapper.quarantine_path, seed)
         self.blockio.probe(self.file_mapper.base_path, aligned=_address(self._bytes) % PAGE_BYTES == 0)
+        self._misses_are_remembered = file_system_type(self.file_mapper.base_path) in ("nfs", "nfs4")
         self._submitted: dict[JobId, _Submitted] = {}
         self._answers: Counter[LookupResult] = Counter()  # of this step
         self._batch_traceparent: str | None = None
@@ -334,8 +336,25 @@ class FileSystemTierManager(SecondaryTierManager):
         return [self.blockio.write_block(path(k), k, self._slot(s), trace) for k, s in zip(keys, slots, strict=True)]
 
     def _probe(self, keys: Sequence[OffloadKey]) -> list[bool]:
-        path, exists = self.file_mapper.get_file_name, self.blockio.exists
-        return [exists(path(key)) for key in keys]
+        path, base = self.file_mapper.get_file_name, self.file_mapper.base_path
+        if not self._misses_are_remembered:
+            return [self.blockio.exists(path(key)) for key in keys]
+        return [self.blockio.exists_everywhere(path(key), base) for key in keys]
+
+
+def file_system_type(path: str) -> str:
+    """The kernel's name for the file system at a path ("ext4", "nfs4", "fuse.glusterfs"); "" when it does not tell."""
+    device, found = os.stat(path).st_dev, ""
+    with (
+        contextlib.suppress(OSError),
+        open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines,
+    ):
+        for line in lines:
+            left, _, right = line.partition(" - ")
+            major, _, minor = left.split()[2].partition(":")
+            if os.makedev(int(major), int(minor)) == device:
+                found = right.split()[0]
+    return found
 
 
 def _address(view: memoryview) -> int:

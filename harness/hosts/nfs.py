@@ -32,7 +32,7 @@ READY_SECONDS_MAX = 180.0
 MOUNT = Path("/mnt/volume")
 MODULES = Path("/usr/lib/uml/modules")
 LEASE_SECONDS = 60
-"""How long a silent client keeps its locks; with leases shorter than a cut nfs-ganesha 4.3 stopped answering at all."""
+"""How long a silent client keeps its locks."""
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
 _GANESHA = """

@@ -259,6 +259,30 @@ def test_garbage_is_no_trailer(garbage: bytes) -> None:
     assert Trailer.unpack(garbage) is None
 
 
+def test_a_no_is_asked_again_with_whatever_folders_are_missing(io: BlockIO, path: str, tmp_path: Path) -> None:
+    base = str(tmp_path)
+    assert not io.exists_everywhere(path, base)
+    os.makedirs(os.path.dirname(path))
+    assert not io.exists_everywhere(path, base)
+    put(io, path, DATA)
+    assert io.exists_everywhere(path, base)
+
+
+def test_a_named_temp_file_replaces_nothing_where_links_work(tmp_path: Path, path: str) -> None:
+    """Two writers that both found the block missing: the second keeps the first one's file, which readers have open."""
+    io = named(make_io(tmp_path))
+    io._named_link = io._named_link_works(str(tmp_path))
+    assert io._named_link
+    put(io, path, DATA)
+    inode = os.stat(path).st_ino
+    descriptor, temp_path = io._create(os.path.dirname(path))
+    assert temp_path
+    assert io._publish(descriptor, temp_path, path).skipped
+    os.close(descriptor)
+    os.unlink(temp_path)
+    assert os.stat(path).st_ino == inode
+
+
 # --- partial transfers, full disks, races, deaths ---
 
 
