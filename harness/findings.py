@@ -67,8 +67,8 @@ CASES = (
         "Zero threads of a class are accepted, and it starves",
         "A flood of loads, and no write-priority thread.",
         "starvation",
-        ("floods",),
-        ("--write-threads", "0", "--job-blocks", "16", "--seconds", "4"),
+        ("floods", "starvation"),
+        ("--write-threads", "0", "--job-blocks", "1,64", "--seconds", "6"),
     ),
     Case(
         "A block waits behind large jobs",

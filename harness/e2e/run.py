@@ -415,7 +415,7 @@ def main(
     console = Console(width=None if sys.stdout.isatty() else 150)
     python = Path(python_path or os.environ.get(PYTHON_VARIABLE) or REPOSITORY / ".venv-engine/bin/python").absolute()
     if not os.access(python, os.X_OK):
-        console.print(f"SKIPPED: no engine at {python}; make its venv with `make install-engine`", style="bold yellow")
+        console.print(f"SKIPPED: no engine at {python}; make its venv with `make e2e-vllm`", style="bold yellow")
         sys.exit(2)
     seed = seeds.fresh_seed() if seed is None else seed
     console.print(f"seed {seed}")
