@@ -99,14 +99,6 @@ CASES = (
         ("matrix", "openings"),
     ),
     Case(
-        "The C extension loses a reference to None with every job",
-        "On Python 3.11 the interpreter aborts when None's last reference is gone; loads in a closed loop.",
-        "soak",
-        ("results", "soak"),
-        ("--seconds", "40", "--processes", "1"),
-        ("--tier-option", "none_references_max=20000"),
-    ),
-    Case(
         "Ordinary traffic",
         "Where both should be right: replayed traffic with reuse, every byte checked.",
         "load",

@@ -23,12 +23,7 @@ from harness.adapters.base import Adapter, Finished, PeerMissing, TierSetup, Ver
 
 VERSION = "0.33.0"
 PYTHON_VARIABLE = "HARNESS_VLLM_PYTHON"
-DEFAULT_OPTIONS: dict[str, Any] = {
-    "c_extension": True,
-    "raise_none_refcount": False,
-    "none_references_max": None,
-    "seed_random": 0,
-}
+DEFAULT_OPTIONS: dict[str, Any] = {"c_extension": True, "raise_none_refcount": False, "seed_random": 0}
 _INSTALL = "install it with `make install-vllm`"
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -62,14 +57,6 @@ def import_vllm(c_extension: bool) -> SimpleNamespace:
         raise PeerMissing(f"vLLM {VERSION} cannot be imported by {sys.executable} ({error}); {_INSTALL}") from error
     assert modules.io._HAS_FSIO_C is c_extension, f"this process began with c_extension={not c_extension}"
     return modules
-
-
-def lower_none_references(most: int) -> None:
-    """Let None have at most so many references, as a younger process would, so that losing one with every job shows
-    sooner. Without effect where None is immortal (Python 3.12 and later)."""
-    if sys.version_info < (3, 12):
-        references = ctypes.c_ssize_t.from_address(id(None))
-        references.value = min(references.value, most)
 
 
 def keep_none_alive() -> None:
@@ -122,7 +109,6 @@ class VllmAdapter(Adapter):
     `c_extension` (true): its C file functions, else its Python ones. `seed_random` (0): an engine's `seed`, which it
     gives to `random` before it makes the tier; null leaves `random` unseeded, as no engine does by default.
     `raise_none_refcount` (false): on Python 3.11 keep the process alive beyond some thousand jobs of the C functions.
-    `none_references_max` (null): on Python 3.11 begin with so few references to None, to see the opposite sooner.
     """
 
     name: ClassVar[str] = "vllm"
@@ -148,8 +134,6 @@ class VllmAdapter(Adapter):
         self._vllm = import_vllm(options["c_extension"])
         if options["raise_none_refcount"]:
             keep_none_alive()
-        if options["none_references_max"] is not None:
-            lower_none_references(options["none_references_max"])
         self._hash = self._vllm.hashing.get_hash_fn_by_name(setup.hash_algorithm)
         self._vllm.kv_cache_utils.init_none_hash(self._hash)
         slots = mmap.mmap(-1, setup.slots * setup.block_bytes)  # anonymous: page-aligned, as O_DIRECT wants it
