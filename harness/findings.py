@@ -145,8 +145,6 @@ def _section(case: Case, both: dict[str, dict[str, Any]]) -> list[str]:
         lines += [f"**{tier}**: {_cell(case, results)}. `{results['command']}`", ""]
         if results.get("reason"):
             lines += [f"- the run ended early: {_one_line(results['reason'])}"]
-        for words in results.get("last_words", {}).values():
-            lines += [f"- last words of a process: {_one_line(words)}"]
         for verdict in _of(case, results):
             lines += [f"- {verdict['name']}, {verdict['value']}: {_one_line(verdict['figure'])}"]
             lines += [f"  - {_one_line(finding)}" for finding in verdict["findings"][:FINDINGS_SHOWN]]
