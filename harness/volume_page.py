@@ -23,6 +23,9 @@ kvtier asks nothing of a file system that POSIX does not promise on one host. Wh
 soon another host sees a block, what is left after a host has vanished, and what a loss of power costs. A wrong byte
 is served on none of them: each block is verified against its trailer before it counts as loaded.
 
+The tier's figures for a block that was seen as missing before, on NFS, are of the code before it opened the block's
+folder after a miss (blockio, `exists_everywhere`); they have not been taken again since.
+
 ## Shared by two hosts
 
 GlusterFS: two network namespaces with a FUSE client each, one brick, no replica. NFSv4.2: two kernels of their own
