@@ -81,7 +81,9 @@ def test_a_failure_says_its_seed_its_command_and_the_last_words_of_the_dead(tmp_
 def test_ctrl_c_ends_every_child_and_keeps_and_judges_what_was_recorded(tmp_path: Path) -> None:
     arguments = ["run", "load", *SMALL, "--seconds", "600", "--requests", "200"]
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    with subprocess.Popen(command(*arguments), cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True) as running:
+    # A shell that runs the tests in the background has its children ignore SIGINT; a terminal's Ctrl-C is not ignored.
+    heeding = ["env", "--default-signal=INT", *command(*arguments)]
+    with subprocess.Popen(heeding, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         for line in running.stdout:
             if "2 processes" in line and "MiB/s" in line:
