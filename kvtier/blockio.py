@@ -7,6 +7,9 @@ A file is the block followed by one trailer page, written by one vectored call a
     [block_bytes, block_bytes + 4096)     `Trailer`: whose block this is, its checksum, who wrote it, and when
 
 A file of exactly block_bytes is vLLM's: nothing in it can be verified.
+
+`write_block` and `read_block` know all that can happen. `write_blocks` and `read_blocks` hand the usual course of many
+blocks to the compiled `_batch`, where there is one, and come back to them for every block that met anything unusual.
 """
 
 from __future__ import annotations
@@ -18,82 +21,34 @@ import logging
 import mmap
 import os
 import stat
-import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Self
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import xxhash
 
+from kvtier import file_system
 from kvtier.config import PAGE_BYTES, FsTierConfig, RootError
+from kvtier.file_system import O_DIRECT, O_TMPFILE, link_unnamed, temp_name, unlink_quietly
 from kvtier.hashing import OffloadKey
+from kvtier.no_links import open_no_links
+from kvtier.trailer import Trailer
+
+try:
+    from kvtier import _batch
+except ImportError:  # not compiled here: everything goes block by block
+    _batch = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
-O_DIRECT = getattr(os, "O_DIRECT", 0)
-O_TMPFILE = getattr(os, "O_TMPFILE", 0)
-
 RECENCY_SECONDS = 3600.0
 """A load renews a file's mtime at most this often: recency for eviction at one call per block and hour."""
-
-MAGIC = b"KVTIER\r\n"
-VERSION = 1
-XXH3_64 = 1
-_HEADER = struct.Struct("<8sHHHHQQQ16s8s64s64s")  # everything of the trailer but its own checksum
-_CHECK = struct.Struct("<Q")
 
 
 def errno_name(error: OSError) -> str:
     """The symbol of an OSError ("ENOSPC"), for metrics and findings: a closed set."""
     return errno.errorcode.get(error.errno or errno.EIO, "EIO")
-
-
-class Trailer(NamedTuple):
-    """What a block file says about its block. `traceparent` is the writer's W3C trace context, or ""."""
-
-    key: bytes
-    block_bytes: int
-    checksum: int
-    instance_id: bytes  # 16 bytes, one per tier instance
-    created_ns: int  # wall clock of the writer
-    traceparent: str = ""
-    seed: bytes = bytes(8)  # the first 8 bytes of the digest of the writer's NONE_HASH
-
-    def pack_into(self, page: memoryview | mmap.mmap) -> None:
-        """Fill one page; a trace context that is not ASCII or too long is dropped rather than truncated."""
-        trace = self.traceparent.encode("ascii", "ignore")
-        header = _HEADER.pack(
-            MAGIC,
-            VERSION,
-            XXH3_64,
-            len(self.key),
-            0,
-            self.block_bytes,
-            self.checksum,
-            self.created_ns,
-            self.instance_id,
-            self.seed,
-            self.key,
-            trace if len(trace) <= 64 else b"",
-        )
-        page[: _HEADER.size] = header
-        page[_HEADER.size : _HEADER.size + _CHECK.size] = _CHECK.pack(xxhash.xxh3_64_intdigest(header))
-
-    @classmethod
-    def unpack(cls, page: bytes | memoryview | mmap.mmap) -> Self | None:
-        """The trailer in a page, or None when the page is not one: any damage to it shows in its own checksum."""
-        header = bytes(page[: _HEADER.size])
-        if len(page) < _HEADER.size + _CHECK.size or header[: len(MAGIC)] != MAGIC:
-            return None
-        if _CHECK.unpack(page[_HEADER.size : _HEADER.size + _CHECK.size])[0] != xxhash.xxh3_64_intdigest(header):
-            return None
-        _, version, algorithm, key_length, _, size, *rest = _HEADER.unpack(header)
-        checksum, created_ns, instance_id, seed, key, trace = rest
-        if version != VERSION or algorithm != XXH3_64 or key_length > len(key):
-            return None
-        traceparent = trace.rstrip(b"\0").decode("ascii", "replace")
-        return cls(key[:key_length], size, checksum, instance_id, created_ns, traceparent, seed)
 
 
 CORRUPT_REASONS = ("kind", "size", "trailer", "key", "checksum")
@@ -137,6 +92,7 @@ class BlockIO:
         self._umask = 0o777  # until `probe` has seen it
         self._local = threading.local()
         self.direct = False
+        self.batch_reads = self.batch_writes = False  # may `_batch` be used?
 
     # --- what the file system can do ---
 
@@ -146,19 +102,19 @@ class BlockIO:
 
         Raises RootError when nothing can be written there, or when io="direct" was asked for and does not work.
         """
-        path = os.path.join(directory, self._temp_name())
+        path, page = os.path.join(directory, temp_name()), self._pages(1)[:PAGE_BYTES]
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o777)
             try:
                 self._umask = 0o777 & ~os.fstat(descriptor).st_mode
-                os.pwrite(descriptor, self._page(), 0)
+                os.pwrite(descriptor, page, 0)
             finally:
                 os.close(descriptor)
-            direct = aligned and self._config.io != "buffered" and self._direct_works(path)
+            direct = aligned and self._config.io != "buffered" and file_system.direct_io_works(path, page)
         except OSError as error:
             raise RootError(f"cannot write to {directory}: {errno_name(error)} ({error.strerror})") from error
         finally:
-            _unlink_quietly(path)
+            unlink_quietly(path)
         if self._config.io == "direct" and not direct:
             reason = "the file system refuses O_DIRECT" if aligned else "the slots are not page-aligned in memory"
             raise RootError(f"io is 'direct', but {reason} at {directory}; use 'auto' or 'buffered'")
@@ -166,63 +122,23 @@ class BlockIO:
         if direct:
             self._read_flags |= O_DIRECT
             self._write_flags |= O_DIRECT
-        self._tmpfile = self._tmpfile_works(directory)
-        self._named_link = not self._tmpfile and self._named_link_works(directory)
+        self._tmpfile = file_system.unnamed_files_work(directory, self._write_flags, self._config.file_mode)
+        self._named_link = not self._tmpfile and file_system.named_links_work(directory, self._config.file_mode)
+        self.batch_reads = _batch is not None and directory.isascii()
+        modes_hold = not self._umask & (self._config.file_mode | self._config.dir_mode)
+        self.batch_writes = self.batch_reads and self._tmpfile and modes_hold and not self._durable
         if not (direct and self._tmpfile):
             logger.info("%s: O_DIRECT %s, O_TMPFILE %s", directory, direct, self._tmpfile)
-
-    def _direct_works(self, path: str) -> bool:
-        if not O_DIRECT:
-            return False
-        for flags, move in ((os.O_WRONLY, os.pwritev), (os.O_RDONLY, os.preadv)):
-            try:
-                descriptor = os.open(path, flags | O_DIRECT | os.O_CLOEXEC)
-            except OSError:
-                return False
-            try:
-                move(descriptor, [self._page()], 0)
-            except OSError:
-                return False
-            finally:
-                os.close(descriptor)
-        return True
-
-    def _tmpfile_works(self, directory: str) -> bool:
-        if not O_TMPFILE:
-            return False
-        path = os.path.join(directory, self._temp_name())
-        try:
-            descriptor = os.open(directory, O_TMPFILE | self._write_flags, self._config.file_mode)
-        except OSError:
-            return False
-        try:
-            _link(descriptor, path)
-        except OSError:
-            return False
-        finally:
-            os.close(descriptor)
-            _unlink_quietly(path)
-        return True
-
-    def _named_link_works(self, directory: str) -> bool:
-        path = os.path.join(directory, self._temp_name())
-        other = os.path.join(directory, self._temp_name())
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, self._config.file_mode))
-            os.link(path, other)
-        except OSError:
-            return False
-        finally:
-            _unlink_quietly(path)
-            _unlink_quietly(other)
-        return True
 
     # --- existence ---
 
     def exists(self, path: str) -> bool:
         """Whether a block is there: a regular file of a right size. Anything else, and any error, is no block."""
+        return self._is_block(path, None)
+
+    def _is_block(self, name: str, folder: int | None) -> bool:
         try:
-            status = os.stat(path, follow_symlinks=False)
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
         except OSError:
             return False
         return stat.S_ISREG(status.st_mode) and status.st_size in self._sizes
@@ -237,6 +153,23 @@ class BlockIO:
         return self.exists(path) or (_look_again(os.path.dirname(path), base_path) and self.exists(path))
 
     # --- write ---
+
+    def write_blocks(
+        self, paths: Sequence[str], keys: Sequence[OffloadKey], views: Sequence[memoryview], traceparent: str = ""
+    ) -> list[BlockOutcome]:
+        """`write_block` for each, in order."""
+        if not self.batch_writes:
+            return [self.write_block(*block, traceparent) for block in zip(paths, keys, views, strict=True)]
+        pages = self._pages(len(paths))
+        for page, key, view in zip(_each_page(pages), keys, views, strict=False):
+            self._seal(page, key, view, traceparent)
+        modes = self._config.file_mode, self._config.dir_mode
+        done = _batch.write_blocks(list(paths), list(views), pages, PAGE_BYTES, self._write_flags, *modes)
+        outcomes = {1: BlockOutcome(writer=self.instance_id), 2: BlockOutcome(skipped=True)}
+        return [
+            outcomes.get(result) or self.write_block(path, key, view, traceparent)
+            for result, path, key, view in zip(done, paths, keys, views, strict=True)
+        ]
 
     def write_block(self, path: str, key: OffloadKey, view: memoryview, traceparent: str = "") -> BlockOutcome:
         """Publish `view` (block_bytes long) at `path`, all or nothing: no other process ever sees a part of it.
@@ -254,28 +187,34 @@ class BlockIO:
         raise AssertionError("unreachable")
 
     def _write(self, path: str, key: OffloadKey, view: memoryview, traceparent: str) -> BlockOutcome:
-        directory = os.path.dirname(path)
-        # A new folder, the usual case below a million blocks, spares asking whether the block is in it.
-        if not make_dirs(directory, self._config.dir_mode, self._umask) and self.exists(path):
-            return self._settled(path, BlockOutcome(skipped=True))
-        page = self._page()
-        checksum = xxhash.xxh3_64_intdigest(view)
-        now, writer = time.time_ns(), self.instance_id
-        Trailer(key, self.block_bytes, checksum, writer, now, traceparent, self._seed).pack_into(page)
-        descriptor, temp_path = self._create(directory)
+        directory, name = os.path.split(path)
+        folder, is_new = self._open_folder(directory)
         try:
+            # A new folder, the usual case below a million blocks, spares asking whether the block is in it.
+            if not is_new and self._is_block(name, folder):
+                return self._settled(path, BlockOutcome(skipped=True))
+            page = self._pages(1)
+            self._seal(page, key, view, traceparent)
+            descriptor, temp = self._create(folder)
             try:
-                if self._umask & self._config.file_mode:
-                    os.fchmod(descriptor, self._config.file_mode)
-                _transfer(os.pwritev, descriptor, [view, memoryview(page)], self._sealed_bytes)
-                if self._durable:
-                    os.fdatasync(descriptor)
-                return self._settled(path, self._publish(descriptor, temp_path, path))
+                try:
+                    if self._umask & self._config.file_mode:
+                        os.fchmod(descriptor, self._config.file_mode)
+                    _transfer(os.pwritev, descriptor, [view, page[:PAGE_BYTES]], self._sealed_bytes)
+                    if self._durable:
+                        os.fdatasync(descriptor)
+                    return self._settled(path, self._publish(descriptor, temp, folder, path))
+                finally:
+                    os.close(descriptor)  # may fail itself, where a quota is found out late
             finally:
-                os.close(descriptor)  # may fail itself, where a quota is found out late
+                if temp is not None:
+                    unlink_quietly(temp, folder)  # gone already when it was renamed; never another writer's
         finally:
-            if temp_path is not None:
-                _unlink_quietly(temp_path)  # gone already when it was renamed; never another writer's
+            os.close(folder)
+
+    def _seal(self, page: memoryview, key: OffloadKey, view: memoryview, traceparent: str) -> None:
+        checksum, now = xxhash.xxh3_64_intdigest(view), time.time_ns()
+        Trailer(key, self.block_bytes, checksum, self.instance_id, now, traceparent, self._seed).pack_into(page)
 
     def _settled(self, path: str, outcome: BlockOutcome) -> BlockOutcome:
         """With durability, the file and its name are on the device before anybody hears of success."""
@@ -287,37 +226,73 @@ class BlockIO:
                 _sync(path)
         return outcome
 
-    def _create(self, directory: str) -> tuple[int, str | None]:
+    def _open_folder(self, directory: str, levels: int = 2) -> tuple[int, bool]:
+        """A block's folder, and whether it was made just now. Of missing folders two are made, never a root that is not
+        mounted."""
+        try:
+            return open_no_links(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), False
+        except FileNotFoundError:
+            if not levels:
+                raise
+        above, name = os.path.split(directory)
+        parent, _ = self._open_folder(above, levels - 1)
+        try:
+            is_new = make_dir(name, self._config.dir_mode, self._umask, parent)
+            return os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent), is_new
+        finally:
+            os.close(parent)
+
+    def _create(self, folder: int) -> tuple[int, str | None]:
         """An empty file to write into: unnamed where that works (a killed process leaves nothing), else a temp file,
         locked as long as its writer lives."""
         if self._tmpfile:
-            return os.open(directory, O_TMPFILE | self._write_flags, self._config.file_mode), None
-        temp_path = os.path.join(directory, self._temp_name())
-        descriptor = os.open(temp_path, os.O_CREAT | os.O_EXCL | self._write_flags, self._config.file_mode)
+            return os.open(".", O_TMPFILE | self._write_flags, self._config.file_mode, dir_fd=folder), None
+        temp = temp_name()
+        flags = os.O_CREAT | os.O_EXCL | self._write_flags
+        descriptor = os.open(temp, flags, self._config.file_mode, dir_fd=folder)
         with contextlib.suppress(OSError):  # no locks here: then nobody will dare to remove it
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return descriptor, temp_path
+        return descriptor, temp
 
-    def _publish(self, descriptor: int, temp_path: str | None, path: str) -> BlockOutcome:
-        set_aside = None
+    def _publish(self, descriptor: int, temp: str | None, folder: int, path: str) -> BlockOutcome:
+        set_aside, name = None, os.path.basename(path)
         for _ in range(3):  # something in the way is moved; another repairer may race us, but not for ever
             try:
-                if temp_path is None:
-                    _link(descriptor, path)
+                if temp is None:
+                    link_unnamed(descriptor, name, folder)
                 elif self._named_link:  # replaces nothing: to a reader of the replaced file it would be an ESTALE
-                    os.link(temp_path, path)
+                    os.link(temp, name, src_dir_fd=folder, dst_dir_fd=folder)
                 else:
-                    os.rename(temp_path, path)
+                    os.rename(temp, name, src_dir_fd=folder, dst_dir_fd=folder)
                 return BlockOutcome(writer=self.instance_id, set_aside=set_aside)
             except OSError as error:
                 if error.errno not in (errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY):
                     raise
-                if self.exists(path):
+                if self._is_block(name, folder):
                     return BlockOutcome(skipped=True, set_aside=set_aside)
                 set_aside = self._set_aside(path, "size", None)
         return BlockOutcome(reason="EEXIST", set_aside=set_aside)
 
     # --- read ---
+
+    def read_blocks(
+        self, paths: Sequence[str], keys: Sequence[OffloadKey], views: Sequence[memoryview]
+    ) -> list[BlockOutcome]:
+        """`read_block` for each, in order."""
+        if not self.batch_reads:
+            return [self.read_block(*block) for block in zip(paths, keys, views, strict=True)]
+        pages = self._pages(len(paths))
+        used = _batch.read_blocks(list(paths), list(views), pages, PAGE_BYTES, self._read_flags)
+        outcomes = []
+        for page, used_seconds, path, key, view in zip(_each_page(pages), used, paths, keys, views, strict=False):
+            outcome = self._verified(page, key, view) if used_seconds >= 0 else None
+            if outcome is None or not outcome.ok:
+                outcome = self.read_block(path, key, view)
+            elif time.time() - used_seconds > RECENCY_SECONDS:
+                with contextlib.suppress(OSError):
+                    os.utime(path, follow_symlinks=False)
+            outcomes.append(outcome)
+        return outcomes
 
     def read_block(self, path: str, key: OffloadKey, view: memoryview) -> BlockOutcome:
         """Read the block of `key` into `view` (block_bytes long) and verify it. When the outcome is not ok, `view`
@@ -335,7 +310,7 @@ class BlockIO:
         """The outcome, and the file that was seen."""
         status: os.stat_result | None = None
         try:
-            descriptor = os.open(path, self._read_flags)
+            descriptor = open_no_links(path, self._read_flags)
             try:
                 status = os.fstat(descriptor)
                 outcome = self._read_open(descriptor, status, key, view)
@@ -350,7 +325,8 @@ class BlockIO:
             if isinstance(error, FileNotFoundError) or status is not None:
                 return outcome, status
         try:  # some kinds of file cannot even be opened: is that why?
-            status = os.stat(path, follow_symlinks=False)
+            with _folder_of(path) as folder:
+                status = os.stat(os.path.basename(path), dir_fd=folder, follow_symlinks=False)
         except OSError:
             return outcome, None
         return (outcome if stat.S_ISREG(status.st_mode) else BlockOutcome(reason="kind")), status
@@ -365,8 +341,11 @@ class BlockIO:
             return BlockOutcome()
         if status.st_size != self._sealed_bytes:
             return BlockOutcome(reason="size")
-        page = self._page()
-        _transfer(os.preadv, descriptor, [view, memoryview(page)], self._sealed_bytes)
+        page = self._pages(1)
+        _transfer(os.preadv, descriptor, [view, page[:PAGE_BYTES]], self._sealed_bytes)
+        return self._verified(page, key, view)
+
+    def _verified(self, page: memoryview, key: OffloadKey, view: memoryview) -> BlockOutcome:
         trailer = Trailer.unpack(page)
         if self._config.integrity != "off":
             if trailer is None or trailer.block_bytes != self.block_bytes:
@@ -383,60 +362,58 @@ class BlockIO:
 
     def _set_aside(self, path: str, reason: str, seen: os.stat_result | None) -> str:
         """Move a bad file to quarantine; "" when it cannot be moved, or is no longer the file that was `seen`."""
+        name = os.path.basename(path)
         try:
-            now = os.stat(path, follow_symlinks=False)
-            if seen is not None and (now.st_ino, now.st_dev) != (seen.st_ino, seen.st_dev):
-                return ""  # somebody repaired it meanwhile
-            if not stat.S_ISREG(now.st_mode):
-                reason = "kind"
-            make_dirs(self._quarantine_path, self._config.dir_mode, self._umask)
-            target = os.path.join(self._quarantine_path, f"{os.path.basename(path)}.{reason}.{os.urandom(4).hex()}")
-            os.rename(path, target)
+            with _folder_of(path) as folder:
+                now = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                if seen is not None and (now.st_ino, now.st_dev) != (seen.st_ino, seen.st_dev):
+                    return ""  # somebody repaired it meanwhile
+                if not stat.S_ISREG(now.st_mode):
+                    reason = "kind"
+                aside, _ = self._open_folder(self._quarantine_path, levels=1)
+                try:
+                    target = f"{name}.{reason}.{os.urandom(4).hex()}"
+                    os.rename(name, target, src_dir_fd=folder, dst_dir_fd=aside)
+                finally:
+                    os.close(aside)
         except OSError as error:
             logger.warning("cannot set aside %s (%s): %s", path, reason, error)
             return ""
         logger.warning("set aside %s: %s", path, reason)
-        return target
+        return os.path.join(self._quarantine_path, target)
 
-    def _temp_name(self) -> str:
-        return f".{os.uname().nodename}.{os.getpid()}.{os.urandom(8).hex()}.tmp"
-
-    def _page(self) -> mmap.mmap:
-        """This thread's page-aligned page for trailers."""
-        try:
-            return self._local.page  # type: ignore[no-any-return]
-        except AttributeError:
-            self._local.page = mmap.mmap(-1, PAGE_BYTES)
-            return self._local.page  # type: ignore[no-any-return]
+    def _pages(self, count: int) -> memoryview:
+        """This thread's page-aligned memory for at least `count` trailers."""
+        pages: memoryview | None = getattr(self._local, "pages", None)
+        if pages is None or len(pages) < count * PAGE_BYTES:
+            pages = self._local.pages = memoryview(mmap.mmap(-1, count * PAGE_BYTES))
+        return pages
 
 
-def read_trailer(path: str) -> Trailer | None:
-    """Who wrote a file, without its block; None without a trailer, or when it cannot be read."""
+def _each_page(pages: memoryview) -> Iterator[memoryview]:
+    return (pages[start : start + PAGE_BYTES] for start in range(0, len(pages), PAGE_BYTES))
+
+
+@contextlib.contextmanager
+def _folder_of(path: str) -> Iterator[int]:
+    folder = open_no_links(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            size = os.fstat(descriptor).st_size
-            return Trailer.unpack(os.pread(descriptor, PAGE_BYTES, size - PAGE_BYTES)) if size > PAGE_BYTES else None
-        finally:
-            os.close(descriptor)
-    except OSError:
-        return None
+        yield folder
+    finally:
+        os.close(folder)
 
 
-def make_dirs(directory: str, mode: int, umask: int = 0o777) -> bool:
-    """Create `directory` and its missing parents with exactly `mode`; folders that exist are left as they are.
+def make_dir(name: str, mode: int, umask: int = 0o777, folder: int | None = None) -> bool:
+    """Create a folder with exactly `mode`, below `folder` when it is given; one that exists is left as it is.
 
     Whether this call made it. `umask` only spares a chmod where it takes nothing from `mode`.
     """
     try:
-        os.mkdir(directory, mode)
+        os.mkdir(name, mode, dir_fd=folder)
     except FileExistsError:
         return False
-    except FileNotFoundError:
-        make_dirs(os.path.dirname(directory), mode, umask)
-        return make_dirs(directory, mode, umask)
     if umask & mode:
-        os.chmod(directory, mode)
+        os.chmod(name, mode, dir_fd=folder)
     return True
 
 
@@ -459,13 +436,8 @@ def _transfer(move: Callable[..., int], descriptor: int, buffers: Sequence[memor
         done = resume + moved
 
 
-def _link(descriptor: int, path: str) -> None:
-    # src_dir_fd is not used for an absolute source, but its presence makes Python call linkat(AT_SYMLINK_FOLLOW).
-    os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor, follow_symlinks=True)
-
-
 def _sync(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    descriptor = open_no_links(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
@@ -485,8 +457,3 @@ def _look_again(directory: str, base_path: str) -> bool:
         else:
             return True
     return False
-
-
-def _unlink_quietly(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)

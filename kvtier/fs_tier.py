@@ -9,7 +9,6 @@ algorithm: the root remembers both, and a process that would not share is told a
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import logging
@@ -19,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from kvtier import file_system
 from kvtier.base import (
     JobId,
     JobResult,
@@ -108,7 +108,7 @@ class FileSystemTierManager(SecondaryTierManager):
         seed = bytes.fromhex(none_hash_digest(self.none_hash))[:8]
         self.blockio = BlockIO(config, self.file_mapper.quarantine_path, seed)
         self.blockio.probe(self.file_mapper.base_path, aligned=_address(self._bytes) % PAGE_BYTES == 0)
-        self._misses_are_remembered = file_system_type(self.file_mapper.base_path) in ("nfs", "nfs4")
+        self._misses_are_remembered = file_system.type_at(self.file_mapper.base_path) in ("nfs", "nfs4")
         self._submitted: dict[JobId, _Submitted] = {}
         self._answers: Counter[LookupResult] = Counter()  # of this step
         self._batch_traceparent: str | None = None
@@ -210,9 +210,9 @@ class FileSystemTierManager(SecondaryTierManager):
         for slot in job.chunk_ids:
             if not 0 <= slot < self._slots:
                 raise SlotError(f"slot {slot} is out of range; the CPU tier has {self._slots} slots, numbered from 0")
-        # Small enough that nothing waits long behind a task, and that a job spreads over all threads.
-        threads = self.config.n_read_threads + self.config.n_write_threads
-        per_task = max(1, min(self.config.task_bytes_max // self.config.block_bytes, -(-len(job.keys) // threads)))
+        # Small enough that nothing waits long behind a task, and that a job spreads over all threads that are idle.
+        idle = max(1, self._pool.idle_threads())
+        per_task = max(1, min(self.config.task_bytes_max // self.config.block_bytes, -(-len(job.keys) // idle)))
         run = self._load_blocks if direction == "load" else self._store_blocks
         own_traceparent = child_traceparent(job.req_context.traceparent)
         admitted, refusal = self._admit(len(job.keys)) if direction == "store" else (len(job.keys), "")
@@ -326,35 +326,22 @@ class FileSystemTierManager(SecondaryTierManager):
         return self._bytes[slot * self.config.block_bytes : (slot + 1) * self.config.block_bytes]
 
     def _load_blocks(self, keys: Sequence[OffloadKey], slots: Sequence[int], _: str | None) -> list[BlockOutcome]:
-        path = self.file_mapper.get_file_name
-        return [self.blockio.read_block(path(k), k, self._slot(s)) for k, s in zip(keys, slots, strict=True)]
+        return self.blockio.read_blocks(*self._places(keys, slots))
 
-    def _store_blocks(
-        self, keys: Sequence[OffloadKey], slots: Sequence[int], traceparent: str | None
-    ) -> list[BlockOutcome]:
-        path, trace = self.file_mapper.get_file_name, traceparent or ""
-        return [self.blockio.write_block(path(k), k, self._slot(s), trace) for k, s in zip(keys, slots, strict=True)]
+    def _store_blocks(self, keys: Sequence[OffloadKey], slots: Sequence[int], trace: str | None) -> list[BlockOutcome]:
+        return self.blockio.write_blocks(*self._places(keys, slots), trace or "")
+
+    def _places(
+        self, keys: Sequence[OffloadKey], slots: Sequence[int]
+    ) -> tuple[list[str], Sequence[OffloadKey], list[memoryview]]:
+        """Paths, keys and memory of blocks."""
+        return [self.file_mapper.get_file_name(key) for key in keys], keys, [self._slot(slot) for slot in slots]
 
     def _probe(self, keys: Sequence[OffloadKey]) -> list[bool]:
         path, base = self.file_mapper.get_file_name, self.file_mapper.base_path
         if not self._misses_are_remembered:
             return [self.blockio.exists(path(key)) for key in keys]
         return [self.blockio.exists_everywhere(path(key), base) for key in keys]
-
-
-def file_system_type(path: str) -> str:
-    """The kernel's name for the file system at a path ("ext4", "nfs4", "fuse.glusterfs"); "" when it does not tell."""
-    device, found = os.stat(path).st_dev, ""
-    with (
-        contextlib.suppress(OSError),
-        open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines,
-    ):
-        for line in lines:
-            left, _, right = line.partition(" - ")
-            major, _, minor = left.split()[2].partition(":")
-            if os.makedev(int(major), int(minor)) == device:
-                found = right.split()[0]
-    return found
 
 
 def _address(view: memoryview) -> int:

@@ -43,7 +43,7 @@ class FileMapper:
     """
 
     def __init__(self, root_dir: str, run: RunConfig) -> None:
-        self.root_dir = os.path.abspath(root_dir)
+        self.root_dir = os.path.realpath(root_dir)  # links above the root are its owner's; below it none is followed
         self.run = run
         self.rank = 0 if run.parallel_agnostic else run.rank
         self.fields = _fields(run)

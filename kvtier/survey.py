@@ -18,10 +18,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from kvtier.blockio import BlockIO, BlockOutcome, read_trailer
+from kvtier.blockio import BlockIO, BlockOutcome
 from kvtier.config import PAGE_BYTES, ConfigError, FsTierConfig, RunConfig
 from kvtier.hashing import OffloadKey
 from kvtier.layout import RECORD_BYTES_MAX, FileMapper, check_root
+from kvtier.trailer import read_trailer
 
 _RANK_FOLDER = re.compile(r"_r(\d+)$")
 TEMP_SUFFIX = ".tmp"

@@ -165,6 +165,10 @@ class DualQueueThreadPool:
         """Bytes of one class that no thread has taken yet."""
         return self._queue.bytes[direction]
 
+    def idle_threads(self) -> int:
+        """Threads that wait for a task."""
+        return sum(self._queue.idle.values())
+
     def wait_idle(self, timeout_seconds: float | None = None) -> bool:
         """Block until no job is in flight; False when the time ran out."""
         with self._lock:

@@ -14,8 +14,9 @@ from typing import Any, BinaryIO, ClassVar
 
 from harness.adapters.kvtier import KvtierAdapter
 from harness.mutants.base import convicted_by
-from kvtier.blockio import BlockIO, BlockOutcome, make_dirs
+from kvtier.blockio import BlockIO, BlockOutcome
 from kvtier.config import FsTierConfig, RunConfig
+from kvtier.file_system import temp_name
 from kvtier.fs_tier import FileSystemTierManager
 from kvtier.hashing import OffloadKey
 
@@ -40,13 +41,13 @@ class _Plain(BlockIO):
 
     def probe(self, directory: str, aligned: bool = True) -> None:
         super().probe(directory, aligned=False)
-        self._tmpfile = False
+        self._tmpfile = self.batch_reads = self.batch_writes = False
 
     def write_block(self, path: str, key: OffloadKey, view: memoryview, traceparent: str = "") -> BlockOutcome:
         if self.exists(path):
             return BlockOutcome(skipped=True)
         try:
-            make_dirs(os.path.dirname(path), 0o755)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
             self._put(path, view)
         except OSError as error:
             return BlockOutcome(reason=type(error).__name__)
@@ -59,7 +60,7 @@ class _Plain(BlockIO):
         os.rename(temp, path)
 
     def _temp_for(self, path: str) -> str:
-        return os.path.join(os.path.dirname(path), self._temp_name())
+        return os.path.join(os.path.dirname(path), temp_name())
 
 
 def _in_pieces(file: BinaryIO, view: memoryview) -> None:

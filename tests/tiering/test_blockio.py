@@ -19,9 +19,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvtier.blockio import BlockIO, Trailer, _transfer
+from kvtier import file_system
+from kvtier.blockio import BlockIO, _transfer
 from kvtier.config import FsTierConfig, RootError
 from kvtier.hashing import OffloadKey
+from kvtier.trailer import Trailer
 
 BLOCK = 16384
 PAGE = 4096
@@ -43,19 +45,26 @@ def make_io(root: Path, **options: Any) -> BlockIO:
 
 def named(io: BlockIO) -> BlockIO:
     """The same, on a file system without unnamed files."""
-    io._tmpfile = False
+    io._tmpfile = io.batch_writes = False
     return io
 
 
-@pytest.fixture(params=["direct", "buffered", "buffered, temp files"])
+def one_by_one(io: BlockIO) -> BlockIO:
+    """The same, without the compiled twin."""
+    io.batch_reads = io.batch_writes = False
+    return io
+
+
+@pytest.fixture(params=["direct", "direct, batch", "buffered", "buffered, batch", "buffered, temp files"])
 def io(request: pytest.FixtureRequest, tmp_path: Path) -> BlockIO:
-    if request.param == "direct":
-        io = make_io(tmp_path)
-        if not io.direct:
-            pytest.skip(f"no O_DIRECT at {tmp_path}")
+    io = make_io(tmp_path, io="auto" if "direct" in request.param else "buffered")
+    if "direct" in request.param and not io.direct:
+        pytest.skip(f"no O_DIRECT at {tmp_path}")
+    if "batch" in request.param:
+        if not (io.batch_reads and io.batch_writes):
+            pytest.skip("kvtier/_batch.c is not compiled here, or has no unnamed files")
         return io
-    io = make_io(tmp_path, io="buffered")
-    return named(io) if "temp" in request.param else io
+    return one_by_one(named(io) if "temp" in request.param else io)
 
 
 @pytest.fixture
@@ -71,13 +80,13 @@ def no_descriptor_leaks() -> Iterator[None]:
 
 
 def put(io: BlockIO, path: str, data: bytes, key: OffloadKey = KEY) -> None:
-    outcome = io.write_block(path, key, buffer(data))
+    (outcome,) = io.write_blocks([path], [key], [buffer(data)])
     assert outcome.ok, outcome
 
 
 def load(io: BlockIO, path: str, key: OffloadKey = KEY) -> tuple[str | None, bytes]:
     view = buffer(b"\xee" * BLOCK)
-    outcome = io.read_block(path, key, view)
+    (outcome,) = io.read_blocks([path], [key], [view])
     return outcome.reason, bytes(view)
 
 
@@ -99,6 +108,20 @@ def test_outcome_names_the_writer_and_its_trace(io: BlockIO, path: str, tmp_path
     outcome = make_io(tmp_path).read_block(path, KEY, buffer())
     assert outcome.writer == io.instance_id
     assert outcome.traceparent == trace
+
+
+def test_no_link_is_followed_out_of_the_root(io: BlockIO, path: str, tmp_path: Path) -> None:
+    """A folder of the root turns out to be a link to one elsewhere, where a perfect block lies under the right name."""
+    elsewhere = tmp_path / "elsewhere"
+    put(io, path, DATA)
+    shutil.move(tmp_path / "abc", elsewhere)
+    os.symlink(elsewhere, tmp_path / "abc")
+    before = sorted(p.name for p in elsewhere.rglob("*"))
+    assert load(io, path)[0] == "ELOOP"
+    for target in (path, path.replace("block", "other"), path.replace("de_g0", "ff_g0")):
+        (outcome,) = io.write_blocks([target], [KEY], [buffer(DATA)])
+        assert outcome.reason in ("ELOOP", "ENOTDIR"), outcome
+    assert sorted(p.name for p in elsewhere.rglob("*")) == before
 
 
 def test_the_first_writer_wins(io: BlockIO, path: str) -> None:
@@ -206,6 +229,32 @@ def test_damage_is_a_miss_is_set_aside_and_is_repaired(io: BlockIO, path: str, t
     assert load(io, path) == (None, DATA)
 
 
+@given(st.lists(st.sampled_from([None, *DAMAGES]), min_size=1, max_size=5))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_many_at_once_are_as_each_alone(tmp_path: Path, states: list[str | None]) -> None:
+    """Whatever state its files are in, a batch ends as its blocks would one by one: outcomes, bytes and files."""
+    ends = []
+    for kind in ("batch", "one by one"):
+        root = tmp_path / f"{kind} {os.urandom(4).hex()}"
+        root.mkdir()
+        io = make_io(root) if kind == "batch" else one_by_one(make_io(root))
+        keys = [OffloadKey(bytes([n]) * 32 + bytes(4)) for n in range(len(states))]
+        paths = [str(root / "abc" / f"{n}_g0" / f"{n}.bin") for n in range(len(states))]
+        views = [buffer(bytes([n]) * BLOCK) for n in range(len(states))]
+        assert [o.skipped for o in io.write_blocks(paths, keys, views)] == [False] * len(states)
+        for path, state in zip(paths, states, strict=True):
+            if state is not None:
+                DAMAGES[state][0](path)
+        into = [buffer() for _ in states]
+        read = [(o.ok, o.reason, bool(o.set_aside)) for o in io.read_blocks(paths, keys, into)]
+        right = [bytes(a) == bytes(b) for a, b, (ok, *_) in zip(into, views, read, strict=True) if ok]
+        again = [(o.ok, o.skipped) for o in io.write_blocks(paths, keys, views)]
+        ends.append((read, right, again, [io.exists(path) for path in paths]))
+        assert all(right)
+        assert all(ends[-1][-1]), "the second store repairs"
+    assert ends[0] == ends[1]
+
+
 @pytest.mark.parametrize("damage", [d for d, (_, reason) in DAMAGES.items() if reason in ("size", "kind")])
 def test_a_store_repairs_what_is_no_block_at_sight(io: BlockIO, path: str, damage: str) -> None:
     put(io, path, DATA)
@@ -271,15 +320,17 @@ def test_a_no_is_asked_again_with_whatever_folders_are_missing(io: BlockIO, path
 def test_a_named_temp_file_replaces_nothing_where_links_work(tmp_path: Path, path: str) -> None:
     """Two writers that both found the block missing: the second keeps the first one's file, which readers have open."""
     io = named(make_io(tmp_path))
-    io._named_link = io._named_link_works(str(tmp_path))
+    io._named_link = file_system.named_links_work(str(tmp_path), 0o600)
     assert io._named_link
     put(io, path, DATA)
     inode = os.stat(path).st_ino
-    descriptor, temp_path = io._create(os.path.dirname(path))
-    assert temp_path
-    assert io._publish(descriptor, temp_path, path).skipped
+    folder = os.open(os.path.dirname(path), os.O_PATH)
+    descriptor, temp = io._create(folder)
+    assert temp
+    assert io._publish(descriptor, temp, folder, path).skipped
+    os.unlink(temp, dir_fd=folder)
     os.close(descriptor)
-    os.unlink(temp_path)
+    os.close(folder)
     assert os.stat(path).st_ino == inode
 
 
@@ -364,18 +415,19 @@ from kvtier.config import FsTierConfig
 root, tmpfile = sys.argv[1:]
 io = BlockIO(FsTierConfig(root_dir=root, block_bytes=16384), root + "/quarantine")
 io.probe(root)
-io._tmpfile = io._tmpfile and tmpfile == "unnamed"
+if tmpfile == "named":
+    io._tmpfile = io.batch_writes = False
 view = memoryview(mmap.mmap(-1, 16384))
 number = 0
 while True:
     key = number.to_bytes(32, "big") + bytes(4)
     view[:] = key[-8:-4] * 4096
-    outcome = io.write_block(f"{root}/{number % 4}/{number}.bin", key, view)
+    (outcome,) = io.write_blocks([f"{root}/{number % 4}/{number}.bin"], [key], [view])
     assert outcome.ok, outcome
     print(number, flush=True)
     number += 1
 """
-STEPS = ["openat", "pwritev", "linkat,rename,renameat2", "close"]
+STEPS = ["openat,openat2", "pwritev", "linkat,rename,renameat,renameat2", "close"]
 
 
 @pytest.mark.parametrize("kind", ["unnamed", "named"])
@@ -387,7 +439,7 @@ def test_sigkill_at_each_step_of_a_store(tmp_path: Path, kind: str, step: str) -
         pytest.skip("strace is not installed: cannot stop a writer at an exact system call")
     calls = "pwritev,pwritev2,pwrite64" if step == "pwritev" else step
     # Steps before the first store (imports, the probe) open and close many files; stores come after those.
-    for nth in (400, 405, 411) if step in ("openat", "close") else (2, 5, 9):
+    for nth in (400, 405, 411) if step in ("openat,openat2", "close") else (2, 5, 9):
         root = tmp_path / f"{nth}"
         root.mkdir()
         inject = [

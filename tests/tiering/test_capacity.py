@@ -263,12 +263,14 @@ def test_sweep_removes_what_dead_writers_left_and_only_that(tmp_path: Path, tier
 
 
 def test_a_living_writers_temp_file_is_locked(tmp_path: Path, tier: Tier) -> None:
-    tier.manager.blockio._tmpfile = False
+    tier.manager.blockio._tmpfile = tier.manager.blockio.batch_writes = False
     parent = tier.path(1).parent
     parent.mkdir(parents=True)
-    descriptor, temp_path = tier.manager.blockio._create(str(parent))
-    assert temp_path
-    os.utime(temp_path, (0, 0))
+    above = os.open(parent, os.O_PATH)
+    descriptor, temp = tier.manager.blockio._create(above)
+    os.close(above)
+    assert temp
+    os.utime(parent / temp, (0, 0))
     (folder,) = folders(str(tmp_path))
     assert sweep(folder) == 0
     os.close(descriptor)

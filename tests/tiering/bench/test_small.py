@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import xxhash
 
-from kvtier.blockio import BlockIO, Trailer
+from kvtier.blockio import BlockIO
 from kvtier.config import FsTierConfig, KVCacheGroup, RunConfig
 from kvtier.events import Event, FanOut, JobFinished, NullObserver, TaskFact
 from kvtier.hashing import BlockHash, OffloadKey, hash_function, hash_tokens, make_offload_key, none_hash
 from kvtier.layout import FileMapper
 from kvtier.lookup import AsyncLookupManager
 from kvtier.thread_pool import DualQueueThreadPool
+from kvtier.trailer import Trailer
 
 KIB, MIB = 1 << 10, 1 << 20
 TOKENS = list(range(100_000, 100_000 + 4096))

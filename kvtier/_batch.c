@@ -1,0 +1,185 @@
+/* The usual course of many blocks in one call, without Python's lock: an optional twin of what `blockio` does block by
+ * block. It decides nothing: a block that meets anything unusual is left as it was, reported as not done, and done again
+ * by `blockio`, which alone knows what errors mean. So an error here only takes back what was begun.
+ *
+ * Why it is there: each system call made from Python gives the lock away and takes it back, and with many threads that
+ * costs more than the call itself (docs/speed.md has the figures).
+ */
+#define PY_SSIZE_T_CLEAN
+#define _GNU_SOURCE
+#include <Python.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/openat2.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define NOT_DONE (-1)
+#define PUBLISHED 1
+#define THERE_ALREADY 2
+
+typedef struct {
+    const char *path;
+    Py_buffer view; /* the block */
+    char *page;     /* its trailer */
+    long long result;
+} Block;
+
+typedef struct {
+    size_t page_bytes;
+    int flags, file_mode, dir_mode;
+} How;
+
+static int open_no_links(const char *path, int flags) {
+    struct open_how how = {.flags = (unsigned)flags, .resolve = RESOLVE_NO_SYMLINKS};
+    return (int)syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
+}
+
+/* Reads block and trailer. The file's mtime in seconds, if it is a regular file of exactly that size. */
+static long long read_sealed(const Block *block, const How *how) {
+    struct iovec parts[2] = {{block->view.buf, (size_t)block->view.len}, {block->page, how->page_bytes}};
+    ssize_t total = block->view.len + (ssize_t)how->page_bytes;
+    struct stat status;
+    long long result = NOT_DONE;
+    int descriptor = open_no_links(block->path, how->flags);
+    if (descriptor < 0)
+        return NOT_DONE;
+    if (fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode) && status.st_size == total &&
+        preadv(descriptor, parts, 2, 0) == total)
+        result = (long long)status.st_mtime;
+    close(descriptor);
+    return result;
+}
+
+/* Writes block and trailer into an unnamed file of `folder`, then gives it its name. */
+static long long publish(const Block *block, const How *how, int folder, const char *name) {
+    struct iovec parts[2] = {{block->view.buf, (size_t)block->view.len}, {block->page, how->page_bytes}};
+    ssize_t total = block->view.len + (ssize_t)how->page_bytes;
+    char source[32];
+    long long result = NOT_DONE;
+    int descriptor = openat(folder, ".", O_TMPFILE | how->flags, (mode_t)how->file_mode);
+    if (descriptor < 0)
+        return NOT_DONE;
+    snprintf(source, sizeof source, "/proc/self/fd/%d", descriptor);
+    if (pwritev(descriptor, parts, 2, 0) == total &&
+        linkat(AT_FDCWD, source, folder, name, AT_SYMLINK_FOLLOW) == 0)
+        result = PUBLISHED;
+    if (close(descriptor) != 0 && result == PUBLISHED) { /* a quota may be found out late */
+        unlinkat(folder, name, 0);
+        result = NOT_DONE;
+    }
+    return result;
+}
+
+/* The same for a block whose folder's parent is there; the folder itself is made if it is missing. */
+static long long write_sealed(const Block *block, const How *how) {
+    char path[PATH_MAX];
+    struct stat status;
+    long long result = NOT_DONE;
+    size_t length = strlen(block->path);
+    if (length >= sizeof path)
+        return NOT_DONE;
+    memcpy(path, block->path, length + 1);
+    char *name = strrchr(path, '/');
+    if (!name)
+        return NOT_DONE;
+    *name++ = '\0';
+    char *leaf = strrchr(path, '/');
+    if (!leaf || leaf == path)
+        return NOT_DONE;
+    *leaf++ = '\0';
+    int parent = open_no_links(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (parent < 0)
+        return NOT_DONE;
+    int is_new = mkdirat(parent, leaf, (mode_t)how->dir_mode) == 0;
+    int folder = openat(parent, leaf, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    close(parent);
+    if (folder < 0)
+        return NOT_DONE;
+    if (is_new || fstatat(folder, name, &status, AT_SYMLINK_NOFOLLOW) != 0)
+        result = publish(block, how, folder, name);
+    else if (S_ISREG(status.st_mode) && status.st_size == block->view.len + (ssize_t)how->page_bytes)
+        result = THERE_ALREADY;
+    close(folder);
+    return result;
+}
+
+typedef long long (*Course)(const Block *, const How *);
+
+/* Takes `course` with every block: the list of results, or NULL with an exception set. */
+static PyObject *each(PyObject *paths, PyObject *views, Py_buffer *pages, const How *how, int access, Course course) {
+    Py_ssize_t count = PyList_GET_SIZE(paths), held = 0;
+    PyObject *list = NULL;
+    Block *blocks = NULL;
+    if (PyList_GET_SIZE(views) != count || pages->len < count * (Py_ssize_t)how->page_bytes)
+        PyErr_SetString(PyExc_ValueError, "there must be a view and a page for each path");
+    else if (!(blocks = PyMem_Calloc((size_t)count + 1, sizeof *blocks)))
+        PyErr_NoMemory();
+    else {
+        for (; held < count; held++) {
+            blocks[held].path = PyUnicode_AsUTF8(PyList_GET_ITEM(paths, held));
+            blocks[held].page = (char *)pages->buf + held * (Py_ssize_t)how->page_bytes;
+            if (!blocks[held].path || PyObject_GetBuffer(PyList_GET_ITEM(views, held), &blocks[held].view, access))
+                break;
+        }
+        if (held == count) {
+            Py_BEGIN_ALLOW_THREADS;
+            for (Py_ssize_t i = 0; i < count; i++)
+                blocks[i].result = course(&blocks[i], how);
+            Py_END_ALLOW_THREADS;
+            list = PyList_New(count);
+        }
+        for (Py_ssize_t i = 0; list && i < count; i++) {
+            PyObject *result = PyLong_FromLongLong(blocks[i].result);
+            if (result)
+                PyList_SET_ITEM(list, i, result);
+            else
+                Py_CLEAR(list);
+        }
+        while (held)
+            PyBuffer_Release(&blocks[--held].view);
+    }
+    PyMem_Free(blocks);
+    PyBuffer_Release(pages);
+    return list;
+}
+
+static PyObject *read_blocks(PyObject *module, PyObject *arguments) {
+    PyObject *paths, *views;
+    Py_buffer pages;
+    Py_ssize_t page_bytes;
+    How how = {0};
+    if (!PyArg_ParseTuple(arguments, "O!O!w*ni", &PyList_Type, &paths, &PyList_Type, &views, &pages, &page_bytes,
+                          &how.flags))
+        return NULL;
+    how.page_bytes = (size_t)page_bytes;
+    return each(paths, views, &pages, &how, PyBUF_WRITABLE, read_sealed);
+}
+
+static PyObject *write_blocks(PyObject *module, PyObject *arguments) {
+    PyObject *paths, *views;
+    Py_buffer pages;
+    Py_ssize_t page_bytes;
+    How how = {0};
+    if (!PyArg_ParseTuple(arguments, "O!O!y*niii", &PyList_Type, &paths, &PyList_Type, &views, &pages, &page_bytes,
+                          &how.flags, &how.file_mode, &how.dir_mode))
+        return NULL;
+    how.page_bytes = (size_t)page_bytes;
+    return each(paths, views, &pages, &how, PyBUF_SIMPLE, write_sealed);
+}
+
+static PyMethodDef methods[] = {
+    {"read_blocks", read_blocks, METH_VARARGS,
+     "read_blocks(paths, views, pages, page_bytes, flags) -> mtime of each in seconds, -1 where not done."},
+    {"write_blocks", write_blocks, METH_VARARGS,
+     "write_blocks(paths, views, pages, page_bytes, flags, file_mode, dir_mode) -> 1 published, 2 there already, -1 not "
+     "done."},
+    {NULL, NULL, 0, NULL}};
+
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_batch", NULL, 0, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__batch(void) { return PyModule_Create(&definition); }
