@@ -195,6 +195,7 @@ class FsTierConfig(_FromMapping):
     hash_algorithm: str = "sha256"
     seed_policy: str = "fixed"
     on_mismatch: str = "refuse"
+    on_untrusted_root: str = "warn"
     integrity: str = "verify"
     io: str = "auto"
     durability: str = "cache"
@@ -220,6 +221,7 @@ class FsTierConfig(_FromMapping):
         _check_choice(self, "hash_algorithm", HASH_ALGORITHMS)
         _check_choice(self, "seed_policy", SEED_POLICIES)
         _check_choice(self, "on_mismatch", MISMATCH_ACTIONS)
+        _check_choice(self, "on_untrusted_root", MISMATCH_ACTIONS)
         _check_choice(self, "integrity", INTEGRITY_LEVELS)
         _check_choice(self, "io", IO_POLICIES)
         _check_choice(self, "durability", DURABILITIES)

@@ -46,7 +46,7 @@ from kvtier.events import (
 )
 from kvtier.hashing import BlockHash, OffloadKey, none_hash_digest
 from kvtier.hashing import none_hash as derive_none_hash
-from kvtier.layout import FileMapper, open_root
+from kvtier.layout import FileMapper, check_trust, open_root
 from kvtier.lookup import AsyncLookupManager
 from kvtier.thread_pool import Cancelled, Completion, DualQueueThreadPool, Work
 
@@ -96,6 +96,7 @@ class FileSystemTierManager(SecondaryTierManager):
         self._slots = shape[0]
         self._bytes = primary_kv_view.cast("B")
         self._observer = observer or NullObserver()
+        check_trust(self.file_mapper, config.on_untrusted_root)
         open_root(
             self.file_mapper,
             hash_algorithm=config.hash_algorithm,

@@ -145,6 +145,24 @@ def open_root(
             raise RootError(problem)
 
 
+def check_trust(mapper: FileMapper, on_untrusted_root: str) -> None:
+    """See to it that only this user, root and a group can write in the root and in those of the mapper's folders that
+    are there: whoever else can is able to plant, replace and remove blocks. Raises RootError, or logs it ("warn")."""
+    for path in (mapper.root_dir, mapper.base_path, mapper.blocks_path):
+        try:
+            status = os.stat(path)
+        except OSError:
+            continue  # whether it can be used is another question
+        owner, anybody = status.st_uid, status.st_mode & stat.S_IWOTH
+        if owner in (os.geteuid(), 0) and not anybody:
+            continue
+        who = "everybody may write there" if anybody else f"it belongs to user {owner}, who may write there"
+        problem = f"{path} is not to be trusted: {who}, and so plant or remove blocks; change its owner or mode, or "
+        if on_untrusted_root == "refuse":
+            raise RootError(f"{problem}choose another root_dir")
+        logger.warning("%schoose another root_dir (on_untrusted_root is 'warn')", problem)
+
+
 def check_root(root_dir: str) -> None:
     """Raises RootError if there is no such directory: kvtier makes no root, since it may be a mount that is missing."""
     try:

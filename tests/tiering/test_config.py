@@ -48,6 +48,7 @@ CHOICES = [
     (FsTierConfig, "hash_algorithm", HASH_ALGORITHMS),
     (FsTierConfig, "seed_policy", SEED_POLICIES),
     (FsTierConfig, "on_mismatch", MISMATCH_ACTIONS),
+    (FsTierConfig, "on_untrusted_root", MISMATCH_ACTIONS),
     (FsTierConfig, "integrity", INTEGRITY_LEVELS),
     (FsTierConfig, "io", IO_POLICIES),
     (CpuTierConfig, "cache_policy", CACHE_POLICIES),

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from kvtier import layout
 from kvtier.config import ConfigError, KVCacheGroup, RootError, RunConfig
 from kvtier.hashing import BlockHash, OffloadKey, make_offload_key
-from kvtier.layout import FileMapper, open_root
+from kvtier.layout import FileMapper, check_trust, open_root
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GROUPS = (KVCacheGroup(16, ("model.layers.0.self_attn.attn", "model.layers.1.self_attn.attn")),)
@@ -433,6 +433,31 @@ def test_rubbish_is_refused_named_and_left_alone(
     assert len(caplog.records) == 1
     assert os.lstat(path)[:7] == before[:7]
     assert not [name for name in tree(tmp_path) if name.endswith(".tmp")]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a folder to another user needs root")
+@pytest.mark.parametrize("which", ["root_dir", "base_path", "blocks_path"])
+@pytest.mark.parametrize(
+    ("owner", "mode", "words"),
+    [(0, 0o700, None), (0, 0o2770, None), (0, 0o1777, "everybody may write"), (4711, 0o700, "belongs to user 4711")],
+)
+def test_who_else_may_write_is_told_or_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, which: str, owner: int, mode: int, words: str | None
+) -> None:
+    mapper = qwen(tmp_path)
+    open_as(mapper)
+    path = getattr(mapper, which)
+    os.chown(path, owner, 0)
+    os.chmod(path, mode)
+    check_trust(mapper, "warn")
+    if words is None:
+        check_trust(mapper, "refuse")
+        assert not caplog.records
+    else:
+        assert f"{path} is not to be trusted: " in caplog.text
+        assert words in caplog.text
+        with pytest.raises(RootError, match=words):
+            check_trust(mapper, "refuse")
 
 
 @pytest.mark.parametrize("which", ["base_path", "blocks_path", "quarantine_path"])
