@@ -21,7 +21,7 @@ from grafana_foundation_sdk.models import common
 from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from kvtier.metrics import GAUGES, MetricsObserver
+from kvtier.metrics import BUILD_INFO, GAUGES, INFO_LABELS, INFO_TEXT, MetricsObserver
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -800,9 +800,7 @@ def metric_rows() -> list[tuple[str, str, tuple[str, ...], str]]:
     nowhere: Any = _NoRegistry()
     MetricsObserver(nowhere, counter_type=_Described("counter", rows), histogram_type=_Described("histogram", rows))
     rows += [(f"kvtier_{name}", "gauge", ("tier", "class"), text) for name, text in GAUGES.values()]
-    info = ("version", "folder", "hash_algorithm", "none_hash", "block_bytes", "integrity", "io")
-    text = "1; who shares with whom, and how I/O is done. `none_hash` is the first 8 digits of the seed's digest."
-    return [*rows, ("kvtier_build_info", "gauge", info, text)]
+    return [*rows, (BUILD_INFO, "gauge", INFO_LABELS, INFO_TEXT)]
 
 
 def metrics_page() -> str:

@@ -74,6 +74,10 @@ GAUGES: Mapping[str, tuple[str, str]] = {
 }
 """What `gauges()` of the tiers say, in their words, and as which metrics; others become kvtier_<their word>."""
 
+BUILD_INFO = "kvtier_build_info"
+INFO_LABELS = ("version", "folder", "hash_algorithm", "none_hash", "block_bytes", "integrity", "io")
+INFO_TEXT = "1; who shares with whom, and how I/O is done. `none_hash` is the first 8 digits of the seed's digest."
+
 
 class MetricsObserver:
     """An `Observer` that counts. Happenings are pushed by events, the present state is pulled at scrape.
@@ -129,7 +133,7 @@ class MetricsObserver:
         self._copy_blocks = counter("copy_blocks", "Blocks copied between GPU and CPU.", "direction")
         self._copy_bytes = counter("copy_bytes", "Bytes copied between GPU and CPU.", "direction")
         self._copy_seconds = histogram("copy_seconds", "A copy between GPU and CPU.", "direction")
-        Info("kvtier_build", "Version and what must be equal to share.", registry=registry).info(
+        Info(BUILD_INFO.removesuffix("_info"), INFO_TEXT, registry=registry).info(
             {"version": __version__, **(info or {})}
         )
         registry.register(_StateCollector(sources if sources is not None else {}))

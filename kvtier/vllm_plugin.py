@@ -13,13 +13,14 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
+from kvtier import __version__
 from kvtier.base import LookupResult, ReqContext, ScheduleEndContext, TransferJob
 from kvtier.config import HASH_ALGORITHMS, ConfigError, FsTierConfig, KVCacheGroup, KvtierError, RunConfig
 from kvtier.events import FanOut
 from kvtier.fs_tier import FileSystemTierManager
 from kvtier.hashing import BlockHash, none_hash
 from kvtier.layout import check_root
-from kvtier.metrics import GAUGES, MetricsObserver
+from kvtier.metrics import BUILD_INFO, GAUGES, INFO_LABELS, INFO_TEXT, MetricsObserver
 
 PROVEN_VERSIONS = ("0.32.0", "0.33.0")
 _PROVEN = f"kvtier.vllm_plugin was proven with vLLM {' and '.join(PROVEN_VERSIONS)}"
@@ -219,7 +220,7 @@ class KvtierFileSystemTier(vllm_tiering.SecondaryTierManager):  # type: ignore[m
         return _Metrics({}).definitions
 
     def get_stats(self) -> Any:
-        return self._metrics.take()
+        return self._metrics.take({"version": __version__, **self._fs.info()} if self._fs is not None else None)
 
     # --- the root ---
 
@@ -278,6 +279,7 @@ class _Metrics:
         self.definitions: dict[str, Any] = {
             name: vllm_base.OffloadingGaugeMetadata(text, ("tier", "class")) for name, text in _GAUGES.items()
         }
+        self.definitions[BUILD_INFO] = vllm_base.OffloadingGaugeMetadata(INFO_TEXT, INFO_LABELS)
         self.stats = OffloadingConnectorStats()
         self._collectors: list[Any] = []
         registry: Any = self
@@ -286,8 +288,10 @@ class _Metrics:
     def register(self, collector: Any) -> None:
         self._collectors.append(collector)
 
-    def take(self) -> Any:
-        """What was counted since the last call, and the gauges as they are."""
+    def take(self, info: Mapping[str, str] | None) -> Any:
+        """What was counted since the last call, the gauges as they are, and `info` once the root is open."""
+        if info is not None:
+            self.stats.set_gauge(BUILD_INFO, 1, tuple(info[label] for label in INFO_LABELS))
         for family in (family for collector in self._collectors for family in collector.collect()):
             for sample in family.samples if family.name in _GAUGES else ():
                 self.stats.set_gauge(family.name, sample.value, (sample.labels["tier"], sample.labels["class"]))
