@@ -454,6 +454,8 @@ def dashboard(name: str) -> str:
     for variable in tree["templating"]["list"]:
         for key in [key for key in variable if key.startswith("auto")]:
             del variable[key]  # the SDK writes interval variables' options into every variable
+    for mark in tree["annotations"].get("list", ()):
+        del mark["placement"]  # would hide its switch in a menu, and the Grafana of compose.yaml does not know it
     return json.dumps(tree, indent=1, sort_keys=True) + "\n"
 
 
