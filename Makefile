@@ -53,7 +53,7 @@ load: $(INSTALLED) ## processes share one root under traffic (TRACE= ROOT_DIR= P
 	@$(BIN)/python -m harness run load $(LOAD_OPTIONS) $(ARGS)
 
 observe: $(INSTALLED) ## watch a load run: Prometheus, and Grafana and Tempo where containers run (ARGS="--seconds 60")
-	@$(BIN)/python -m harness.observe $(ARGS)
+	@$(BIN)/python -m harness observe $(ARGS)
 
 dashboards: $(INSTALLED) ## write dashboards/*.json, the rules for Kubernetes and docs/metrics.md again
 	$(BIN)/python dashboards/generate.py

@@ -110,7 +110,7 @@ def latency(history: History) -> Section | None:
     seconds = latencies(history)
     if not seconds:
         return None
-    figure = new_figure("milliseconds", "share that took at most so long")
+    figure = new_figure("milliseconds", "share of them")
     figure.update_xaxes(type="log")
     figure.update_yaxes(tickformat=".0%", range=[0, 1.02])
     for kind, name in LATENCY_NAMES.items():
@@ -153,7 +153,7 @@ def hit_ratio(history: History) -> Section | None:
         hits, refs = hits + request.hit_blocks, refs + len(request.blocks)
         points.append((request.finished_seconds - start, hits / refs if refs else 0.0))
     measured = points[-1][1]
-    figure = new_figure("seconds", "blocks that were hits, so far")
+    figure = new_figure("seconds", "hits so far")
     figure.update_yaxes(tickformat=".0%", range=[0, min(1.0, max(0.05, shared, measured) * 1.3)])
     hover = "%{y:.1%} after %{x:.2f} s"
     figure.add_scatter(

@@ -55,8 +55,9 @@ def _row(folder: Path, results: dict[str, Any]) -> str:
     rates = [totals.get(f"{direction}_mib_per_second") for direction in ("load", "store")]
     worst = totals.get("load_p99_seconds")
     cells = [
-        f"<td><a href='{escape(folder.name)}/report.html'>{escape(when)}</a></td>",
-        *(f"<td>{escape(str(results[name]))}</td>" for name in ("scenario", "tier")),
+        f"<td class='whole'><a href='{escape(folder.name)}/report.html'>{escape(when)}</a></td>",
+        f"<td>{escape(results['scenario'])}</td>",
+        f"<td class='long'>{escape(results['tier'])}</td>",
         f"<td class='badge {results['verdict']}'>{escape(verdict)}</td>",
         f"<td class='n'>{results['seed']}</td>",
         f"<td class='n'>{totals.get('requests', 0):,.0f}</td>",

@@ -126,7 +126,7 @@ def _question(checker: str) -> str:
 
 
 def _proves(scenario: str) -> str:
-    return next((s.proves.replace("\n", " ") for s in scenarios() if s.name == scenario), "")
+    return next((" ".join(s.text.split()) for s in scenarios() if s.name == scenario), "")
 
 
 def _findings(findings: list[str], value: str) -> str:
