@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import re
 import threading
+import time
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -289,18 +290,21 @@ class _StateCollector(Collector):
 
 class Patient:
     """A source that may hang or raise OSError, asked on a thread of its own: it says nothing when it is late, so that a
-    scrape still tells of everything else while a device hangs."""
+    scrape still tells of everything else while a device hangs. An answer holds for `keep_seconds`; with `seconds_max`
+    0 nobody ever waits, and the first call only asks."""
 
-    def __init__(self, ask: Gauges, seconds_max: float = SOURCE_SECONDS_MAX) -> None:
-        self._ask, self._seconds_max = ask, seconds_max
+    def __init__(self, ask: Gauges, seconds_max: float = SOURCE_SECONDS_MAX, keep_seconds: float = 0.0) -> None:
+        self._ask, self._seconds_max, self._keep_seconds = ask, seconds_max, keep_seconds
+        self._asked_seconds = 0.0
         self._answer: Mapping[str, float] = {}
         self._lock = threading.Lock()  # scrapes may come together
         self._thread: threading.Thread | None = None
 
     def __call__(self) -> Mapping[str, float]:
         with self._lock:
-            if self._thread is None or not self._thread.is_alive():
-                self._answer = {}
+            old = time.monotonic() - self._asked_seconds >= self._keep_seconds
+            if self._thread is None or (old and not self._thread.is_alive()):
+                self._answer, self._asked_seconds = {}, time.monotonic()
                 self._thread = threading.Thread(target=self._run, name="kvtier_source", daemon=True)
                 self._thread.start()
         self._thread.join(self._seconds_max)

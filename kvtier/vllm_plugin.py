@@ -20,7 +20,7 @@ from kvtier.events import FanOut
 from kvtier.fs_tier import FileSystemTierManager
 from kvtier.hashing import BlockHash, none_hash
 from kvtier.layout import check_root
-from kvtier.metrics import BUILD_INFO, GAUGES, INFO_LABELS, INFO_TEXT, MetricsObserver
+from kvtier.metrics import BUILD_INFO, GAUGES, INFO_LABELS, INFO_TEXT, MetricsObserver, Patient
 
 PROVEN_VERSIONS = ("0.32.0", "0.33.0")
 _PROVEN = f"kvtier.vllm_plugin was proven with vLLM {' and '.join(PROVEN_VERSIONS)}"
@@ -44,6 +44,8 @@ except ImportError as error:
 
 logger = logging.getLogger(__name__)
 
+SPACE_SECONDS = 10.0
+"""The root's file system is asked so often at most how much is free: the engine wants its gauges at every step."""
 _TRACE_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 # Of MetricsObserver's metrics, these count what in an engine vLLM's own manager does, and counts.
 _ENGINES_OWN = {
@@ -65,6 +67,8 @@ _GAUGES = {
             "running_oldest_seconds",
             "threads_busy",
             "jobs_in_flight",
+            "file_system_free_bytes",
+            "file_system_size_bytes",
         ),
     )
 }
@@ -149,6 +153,7 @@ class KvtierFileSystemTier(vllm_tiering.SecondaryTierManager):  # type: ignore[m
         self._run = run_config(offloading_spec)
         check_root(self._config.root_dir)
         self._fs: FileSystemTierManager | None = None
+        self._space: Patient | None = None
         self._contexts: dict[str, ReqContext] = {}
         self._metrics = _Metrics({tier_type: self._gauges})
         self._observer = FanOut(self._metrics.observer)
@@ -236,6 +241,7 @@ class KvtierFileSystemTier(vllm_tiering.SecondaryTierManager):  # type: ignore[m
             self._fs = FileSystemTierManager(
                 config, self._run, self._primary_kv_view, self._observer, self.tier_type, none_hash=none
             )
+            self._space = Patient(self._fs.space, seconds_max=0.0, keep_seconds=SPACE_SECONDS)
         return self._fs
 
     def _job(self, job: Any) -> TransferJob:
@@ -247,7 +253,7 @@ class KvtierFileSystemTier(vllm_tiering.SecondaryTierManager):  # type: ignore[m
         return self._contexts.get(req_context.req_id) or _translated(req_context)
 
     def _gauges(self) -> Mapping[str, float]:
-        return self._fs.gauges() if self._fs is not None else {}
+        return {**self._fs.gauges(), **self._space()} if self._fs is not None and self._space is not None else {}
 
 
 _LOOKUP_RESULTS = {result: vllm_base.LookupResult[result.name] for result in LookupResult}

@@ -398,6 +398,8 @@ run_job(tier, "store", keys(), range(SLOTS))
 run_job(tier, "load", keys(), range(SLOTS), job_id=2)
 look(tier, keys()[:1] + keys(1, group=1))
 tier.on_schedule_end(vllm.base.ScheduleEndContext((), ()))
+while "file_system_free_bytes" not in tier._gauges():
+    pass
 types, values = tier.get_stats().metric_sections()
 kinds = {name: type(metadata).__name__ for name, metadata in definitions.items()}
 answer = {
@@ -430,6 +432,8 @@ def test_metrics_go_to_the_engine_under_kvtiers_names(peer: Peer, tmp_path: Path
     assert len(values["kvtier_job_seconds"][f"{tier} load"]) == 1
     assert values["kvtier_queue_tasks"] == {f"{tier} load": 0, f"{tier} store": 0}
     assert values["kvtier_jobs_in_flight"] == {f"{tier} ": 0}
+    free, size = (values[f"kvtier_file_system_{what}_bytes"][f"{tier} "] for what in ("free", "size"))
+    assert 0 < free < size
 
 
 def test_an_engine_says_whose_blocks_it_shares_once_it_knows_its_seed(peer: Peer, tmp_path: Path) -> None:
