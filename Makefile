@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test lint format types cov load scenarios soak shared-volume power-loss install-vllm findings e2e-vllm observe dashboards mutants false-alarms bench bench-baseline bench-compare bench-gpu bench-docs clean
+.PHONY: help install test lint format types cov load scenarios soak shared-volume power-loss install-vllm findings e2e-vllm observe dashboards schemas mutants false-alarms bench bench-baseline bench-compare bench-gpu bench-docs clean
 
 help: ## print this list
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -53,10 +53,13 @@ load: $(INSTALLED) ## processes share one root under traffic (TRACE= ROOT_DIR= P
 	@$(BIN)/python -m harness run load $(LOAD_OPTIONS) $(ARGS)
 
 observe: $(INSTALLED) ## watch a load run: Prometheus, and Grafana and Tempo where containers run (ARGS="--seconds 60")
-	@$(BIN)/python -m harness.observe $(ARGS)
+	@$(BIN)/python -m harness observe $(ARGS)
 
 dashboards: $(INSTALLED) ## write dashboards/*.json, the rules for Kubernetes and docs/metrics.md again
 	$(BIN)/python dashboards/generate.py
+
+schemas: ## fetch the schemas that dashboards/ is tested against (needs npm; without them those tests are skipped)
+	dashboards/schemas.sh .schemas
 
 SCENARIOS = contract load sharing determinism starvation crash faults
 
@@ -117,5 +120,5 @@ bench-docs: $(INSTALLED) ## docs/benchmarks.md and its plots, from the results u
 	$(BIN)/python -m harness.bench plots
 
 clean: ## remove .venv and caches (not runs/)
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage .coverage.* htmlcov
+	rm -rf $(VENV) .schemas build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage .coverage.* htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

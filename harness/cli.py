@@ -13,6 +13,8 @@ import sys
 import time
 import tomllib
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,15 @@ from harness.adapters.base import PeerMissing
 from harness.conform import conform
 from harness.findings import findings
 from harness.mutants.commands import false_alarms, mutants
+from harness.observe import NoPrometheus, observe
 from harness.report import write_comparison, write_index, write_report
 from harness.report.compare import compare, difference_table, in_words, read_side
 from harness.run import EXIT_CODES, EXIT_INTERRUPTED, Results, judge, known_tiers
 from harness.scenarios import scenarios
 from harness.scenarios.base import Scenario, UsageError
-from harness.show import carry_out, say_results
+from harness.scenarios.load import SCENARIO as LOAD
+from harness.scenarios.load import LoadOptions
+from harness.show import carry_out, say_results, say_table
 
 EXIT_USAGE = 64
 
@@ -58,9 +63,20 @@ def _scenario_command(chosen: Scenario) -> click.Command:
         _say(results, Path(results.run_dir), as_json, console, Path(runs_dir) / "latest")
         sys.exit(results.exit_code)
 
+    params = [
+        *_params(chosen),
+        click.Option(["--json", "as_json"], is_flag=True, help="print results.json instead of a table; no progress"),
+        click.Option(["--quiet"], is_flag=True, help="no progress"),
+    ]
+    text = f"{chosen.title}\n\n{chosen.proves}"
+    return click.Command(chosen.name, params=params, callback=invoke, help=text, short_help=chosen.title)
+
+
+def _params(chosen: Scenario) -> list[click.Parameter]:
+    """The options of a scenario, and those of every run."""
     hints = typing.get_type_hints(chosen.options)
-    params: list[click.Parameter] = [_click_option(f, hints[f.name]) for f in dataclasses.fields(chosen.options)]
-    params += [
+    return [
+        *(_click_option(f, hints[f.name]) for f in dataclasses.fields(chosen.options)),
         click.Option(
             ["--options"],
             is_eager=True,
@@ -69,10 +85,7 @@ def _scenario_command(chosen: Scenario) -> click.Command:
             help="TOML file with options, at its top or in a table [NAME OF THE SCENARIO]; what is typed here wins",
         ),
         click.Option(["--runs-dir"], default="runs", show_default=True, help="where the run's folder is made"),
-        click.Option(["--json", "as_json"], is_flag=True, help="print results.json instead of a table; no progress"),
-        click.Option(["--quiet"], is_flag=True, help="no progress"),
     ]
-    return click.Command(chosen.name, params=params, callback=invoke, help=chosen.proves)
 
 
 def _read_options(context: click.Context, parameter: click.Parameter, path: str | None) -> None:
@@ -128,13 +141,35 @@ def _say(results: Results, run_dir: Path, as_json: bool, console: Console, folde
         say_results(results, console, (folder if folder.exists() else run_dir) / "report.html")
 
 
+def _observe_command() -> click.Command:
+    """`observe`, whose options are those of `run load`; the tier with the most to see is the default."""
+
+    def invoke(runs_dir: str, wait: bool | None, **values: Any) -> None:
+        options, console = LoadOptions(**values), Console(highlight=False)
+        results = observe(options, Path(runs_dir), console, sys.stdin.isatty() if wait is None else wait)
+        sys.exit(results.exit_code)
+
+    text = (
+        "Make a load run with Prometheus around it, and Grafana and Tempo where containers run; say what panels show."
+    )
+    wait = "keep the servers up until Enter (default: where somebody can press it)"
+    params = [*_params(LOAD), click.Option(["--wait/--no-wait"], default=None, help=wait)]
+    for param in params:
+        param.default = "kvtier-stack" if param.name == "tier" else param.default
+    return click.Command("observe", params=params, callback=invoke, help=text)
+
+
+cli.add_command(_observe_command())
+
+
 @cli.command()
 @click.argument("run_dir")
 @click.option("--json", "as_json", is_flag=True, help="print results.json instead of a table")
 def check(run_dir: str, as_json: bool) -> None:
     """Judge a recorded run again; starts no process."""
-    results = judge(Path(run_dir))
-    write_report(Path(run_dir))
+    with _written(Path(run_dir) / "report.html"):
+        results = judge(Path(run_dir))
+        write_report(Path(run_dir))
     _say(results, Path(run_dir), as_json, Console(highlight=False), Path(run_dir))
     sys.exit(EXIT_CODES[results.verdict])
 
@@ -143,9 +178,10 @@ def check(run_dir: str, as_json: bool) -> None:
 @click.argument("run_dir")
 def report(run_dir: str) -> None:
     """Make a run's report.html again from what it recorded, and the list of runs beside it."""
-    _judged(Path(run_dir))
-    click.echo(write_report(Path(run_dir)))
-    write_index(Path(run_dir).resolve().parent)
+    with _written(Path(run_dir) / "report.html"):
+        _judged(Path(run_dir))
+        click.echo(write_report(Path(run_dir)))
+        write_index(Path(run_dir).resolve().parent)
 
 
 @cli.command(name="compare")
@@ -161,7 +197,9 @@ def compare_runs(run_a: str, run_b: str, output: str | None, as_json: bool) -> N
         sides = {"a": a.results["run_dir"], "b": b.results["run_dir"]}
         print(json.dumps({**sides, "differences": [d.to_json() for d in differences]}, indent=1))
         return
-    page = write_comparison(a, b, differences, Path(output) if output else Path(run_b) / f"compare-{a.name}.html")
+    page = Path(output) if output else Path(run_b) / f"compare-{a.name}.html"
+    with _written(page):
+        write_comparison(a, b, differences, page)
     console = Console(highlight=False)
     head, *rows = difference_table(differences)
     table = Table(box=None, pad_edge=False)
@@ -169,9 +207,18 @@ def compare_runs(run_a: str, run_b: str, output: str | None, as_json: bool) -> N
         table.add_column(cell, justify="left" if number in (0, 3, 7) else "right")
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    say_table(table, console)
     console.print(in_words(differences), soft_wrap=True, markup=False)
     console.print(f"{page}", soft_wrap=True, markup=False)
+
+
+@contextmanager
+def _written(page: Path) -> Iterator[None]:
+    """Turns a page that cannot be written, or what it is made of that cannot be read, into a `UsageError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{str(page)!r} cannot be made: {error.strerror}: {str(error.filename)!r}") from error
 
 
 def _judged(run_dir: Path) -> Path:
@@ -187,14 +234,18 @@ def list_all(as_json: bool) -> None:
     """Scenarios, tiers, and what each scenario proves."""
     tiers = known_tiers()
     if as_json:
-        listed = [{"name": s.name, "checkers": s.checkers, "proves": " ".join(s.proves.split())} for s in scenarios()]
+        listed = [
+            {"name": s.name, "title": s.title, "checkers": s.checkers, "proves": " ".join(s.proves.split())}
+            for s in scenarios()
+        ]
         print(json.dumps({"scenarios": listed, "tiers": tiers}, indent=1))
         return
     console = Console(highlight=False)
     console.print("[bold]scenarios[/]")
     for item in scenarios():
-        console.print(f"  [bold]{item.name}[/]  checks {', '.join(item.checkers)}")
-        console.print("\n".join(f"    {line}" for line in item.proves.splitlines()), soft_wrap=True)
+        console.print(f"  [bold]{item.name}[/]: {escape(item.title)}", soft_wrap=True)
+        console.print(escape("\n".join(f"    {line}".rstrip() for line in item.proves.splitlines())), soft_wrap=True)
+        console.print(f"    Verdicts: {', '.join(item.checkers)}.\n", soft_wrap=True)
     console.print("[bold]tiers[/]")
     width = max(map(len, [*tiers, "module:Class"]))
     for name, what in {**tiers, "module:Class": "any Adapter of your own"}.items():
@@ -222,7 +273,7 @@ def watch(root_dir: str, seconds: float, every: float, metrics: tuple[str, ...])
             rate = f"{now.new_blocks / now.seconds:.1f} new/s" if now.seconds else "first look"
             print(
                 f"{now.blocks:,} blocks, {now.bytes / 2**20:,.0f} MiB, {rate}, {now.gone_blocks:,} gone, "
-                f"{len(now.writers)} writers, {now.verified:,} verified{hits}, {len(now.findings)} findings",
+                f"{len(now.writers)} writers, {now.verified:,} verified{hits}, findings: {len(now.findings)}",
                 flush=True,
             )
             if (left := deadline - time.monotonic()) <= 0:
@@ -248,7 +299,7 @@ def main(arguments: list[str] | None = None) -> typing.NoReturn:
         _complain(error.format_message() + hint, EXIT_USAGE)
     except click.ClickException as error:
         _complain(error.format_message(), EXIT_USAGE)
-    except PeerMissing as error:
+    except (PeerMissing, NoPrometheus) as error:
         _complain(f"skipped: {error}", EXIT_CODES["unknown"])
     except (KeyboardInterrupt, click.Abort):
         _complain("interrupted", EXIT_INTERRUPTED)

@@ -14,7 +14,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -25,7 +24,6 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import click
 import prometheus_client
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -36,9 +34,10 @@ from rich.table import Table
 
 from harness.history import Note, read_records
 from harness.launch import REPOSITORY, Child
-from harness.progress import Progress
-from harness.run import run as make_run
+from harness.report.figures import MIB, duration
+from harness.run import Results
 from harness.scenarios.load import SCENARIO, LoadOptions
+from harness.show import carry_out, say_results, say_table
 
 DASHBOARDS = REPOSITORY / "dashboards"
 SCRAPE_SECONDS = 0.25
@@ -151,7 +150,8 @@ class PanelValue(NamedTuple):
 
     dashboard: str
     panel: str
-    unit: str
+    unit: str  # of its values; a heatmap's are counts
+    legend: str
     expr: str
     lines: int
     last: float | None  # None: no line has any value, the panel is dead
@@ -172,25 +172,26 @@ def evaluate(
             continue
         for panel in json.loads(path.read_text())["panels"]:
             for target in panel.get("targets", ()):
-                expr = expand(target["expr"], end - start, variables)
-                found.append(_evaluate(prometheus, start, end, path.stem, panel, expr))
+                target = {**target, "expr": expand(target["expr"], end - start, variables)}
+                found.append(_evaluate(prometheus, start, end, path.stem, panel, target))
     return found
 
 
 def _evaluate(
-    prometheus: Prometheus, start: float, end: float, dashboard: str, panel: dict[str, Any], expr: str
+    prometheus: Prometheus, start: float, end: float, dashboard: str, panel: dict[str, Any], target: dict[str, Any]
 ) -> PanelValue:
     step = max(SCRAPE_SECONDS, (end - start) / 200)
-    unit = panel["fieldConfig"]["defaults"]["unit"]
+    unit = "none" if panel["type"] == "heatmap" else panel["fieldConfig"]["defaults"]["unit"]
+    query = (dashboard, panel["title"], unit, target["legendFormat"], target["expr"])
     try:
-        lines = prometheus.get("query_range", query=expr, start=start, end=end, step=step)["result"]
+        lines = prometheus.get("query_range", query=target["expr"], start=start, end=end, step=step)["result"]
     except QueryError as error:
-        return PanelValue(dashboard, panel["title"], unit, expr, 0, None, None, str(error))
+        return PanelValue(*query, 0, None, None, str(error))
     points = sorted((at, float(text)) for line in lines for at, text in line["values"])
     points = [(at, value) for at, value in points if math.isfinite(value)]
     last = points[-1][1] if points else None
     highest = max((value for _, value in points), default=None)
-    return PanelValue(dashboard, panel["title"], unit, expr, len(lines), last, highest, "")
+    return PanelValue(*query, len(lines), last, highest, "")
 
 
 def expand(expr: str, range_seconds: float, variables: Mapping[str, str]) -> str:
@@ -308,67 +309,87 @@ def free_port(preferred: int = 0) -> int:
     raise AssertionError("unreachable")
 
 
+def in_words(value: float | None, unit: str) -> str:
+    """A panel's value for a person; "nothing" where no line has one."""
+    if value is None:
+        return "nothing"
+    match unit:
+        case "s":
+            return duration(value)
+        case "percentunit" | "percent":
+            return f"{value * (100 if unit == 'percentunit' else 1):.1f} %"
+        case "bytes" | "Bps":
+            return f"{value / MIB:,.1f} MiB{'/s' if unit == 'Bps' else ''}"
+        case "ops":
+            return f"{value:,.4g}/s"
+        case _:
+            return f"{value:,.4g}" + {"none": "", "decmbytes": " MB"}.get(unit, f" {unit}")
+
+
 def show(values: Sequence[PanelValue], console: Console) -> None:
-    """A line per query: the panel, and what it shows at the end and at most."""
-    table = Table("dashboard", "panel", "lines", "last", "highest", "unit", box=None, padding=(0, 2, 0, 0))
+    """A line per query: its panel, what its lines are called, and what they show at the end and at most."""
+    table = Table("dashboard", "panel", "shows", "lines", "at last", "at most", box=None, padding=(0, 2, 0, 0))
+    seen: tuple[str, str] = ("", "")
     for value in values:
-        last, highest = ("-" if v is None else f"{v:.4g}" for v in (value.last, value.highest))
-        words = (value.dashboard, escape(value.panel), str(value.lines), last, highest, value.error or value.unit)
-        table.add_row(*words, style=None if value.lines and not value.error else "yellow")
-    console.print(table)
+        where = (value.dashboard if value.dashboard != seen[0] else "", value.panel if value[:2] != seen else "")
+        last, highest = (in_words(v, value.unit) for v in (value.last, value.highest))
+        words = (
+            *where,
+            value.legend.replace("{{", "<").replace("}}", ">"),
+            f"{value.lines}",
+            last,
+            value.error or highest,
+        )
+        table.add_row(*map(escape, words), style="yellow" if value.last is None or value.error else None)
+        seen = value[:2]
+    say_table(table, console)
+    dead = sorted({value.panel for value in values if value.last is None})
+    if dead:
+        console.print(
+            f"nothing to show in: {escape(', '.join(dead))} (a GPU and its node's exporters fill theirs)",
+            soft_wrap=True,
+        )
 
 
-@click.command()
-@click.option("--tier", default="kvtier-stack", show_default=True, help="the tier under load")
-@click.option("--processes", default=4, show_default=True, help="worker processes")
-@click.option("--seconds", default=30.0, show_default=True, help="how long the load runs")
-@click.option("--runs-dir", default="runs", show_default=True, help="where the run's folder is made")
-@click.option("--wait/--no-wait", default=None, help="keep the servers up until Enter (default: on a terminal)")
-def main(tier: str, processes: int, seconds: float, runs_dir: str, wait: bool | None) -> None:
-    """Watch a load run: Prometheus, Grafana and Tempo around it, then what every panel shows."""
-    console = Console(highlight=False)
-    runs = Path(runs_dir)
+def observe(options: LoadOptions, runs_dir: Path, console: Console, wait: bool) -> Results:
+    """Make a load run with Prometheus, and Grafana and Tempo where they start, around it; say what every panel shows.
+
+    With `wait` the servers stay up until Enter. Raises `NoPrometheus`, and what `run` raises.
+    """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvtier-observe-")))
-        try:
-            prometheus = stack.enter_context(Prometheus(folder, free_port(PROMETHEUS_PORT)))
-        except NoPrometheus as error:
-            raise click.ClickException(str(error)) from None
+        prometheus = stack.enter_context(Prometheus(folder, free_port(PROMETHEUS_PORT)))
         exporter = RunExporter(folder / "harness.json")
         stack.callback(exporter.close)
         prometheus.scrape(folder / "harness.json")
-        viewers = stack.enter_context(Viewers(prometheus.address, runs))
+        viewers = stack.enter_context(Viewers(prometheus.address, runs_dir))
         console.print(f"Prometheus  {prometheus.address}")
         if viewers.why_not:
-            console.print(f"Grafana, Tempo: not started, {escape(viewers.why_not)}; import dashboards/*.json by hand,")
-            console.print("  or set OTEL_EXPORTER_OTLP_ENDPOINT to a receiver of yours; spans go to the run's folder")
+            console.print(
+                f"Grafana and Tempo are not started: {escape(viewers.why_not)}. To see the dashboards, import "
+                f"dashboards/*.json into a Grafana of yours that reads {prometheus.address}; to see the traces, set "
+                "OTEL_EXPORTER_OTLP_ENDPOINT to your receiver, else they go to spans-*.jsonl in the run's folder.",
+                soft_wrap=True,
+            )
         else:
             os.environ.setdefault("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{OTLP_PORT}")
             console.print(f"Grafana     http://127.0.0.1:{GRAFANA_PORT}/d/kvtier-overview")
+
+        def on_start(run_dir: Path) -> None:
+            exporter.on_start(options, run_dir, "")
+            prometheus.scrape(run_dir / "file_sd.json")
+
         start = time.time()
-        options = LoadOptions(tier=tier, processes=processes, seconds=seconds)
-        with Progress(console) as progress:
-
-            def on_start(options: object, run_dir: Path, traffic: str) -> None:
-                exporter.on_start(options, run_dir, traffic)
-                prometheus.scrape(run_dir / "file_sd.json")
-
-            def on_tick(children: Sequence[Child]) -> None:
-                exporter.on_tick(children)
-                progress.tick(children)
-
-            results = make_run(SCENARIO, options, runs, on_start, on_tick, progress.stage)
+        results = carry_out(SCENARIO, options, runs_dir, console, False, on_start, exporter.on_tick)
         show(evaluate(prometheus, start, time.time(), {}), console)
         for problem in unhealthy_rules(prometheus):
-            console.print(f"[red]rule {escape(problem)}[/]")
+            console.print(f"[red]rule {escape(problem)}[/]", soft_wrap=True)
         firing = [alert for alert in prometheus.get("alerts")["alerts"] if alert["state"] == "firing"]
         for alert in firing:
-            console.print(f"[red]{alert['labels']['alertname']}[/]: {escape(alert['annotations']['summary'])}")
-        console.print(f"verdict {results.verdict}; {len(firing)} alerts; {escape(results.run_dir)}")
-        if wait if wait is not None else sys.stdin.isatty():
+            name, words = alert["labels"]["alertname"], alert["annotations"]
+            console.print(f"[red]{name}[/]: {escape(words['summary'])}. {escape(words['runbook'])}", soft_wrap=True)
+        console.print(f"{len(firing)} alert{'s' if len(firing) != 1 else ''} firing")
+        say_results(results, console, Path(results.run_dir) / "report.html")
+        if wait:
             console.input("Enter ends it all. ")
-    sys.exit(results.exit_code)
-
-
-if __name__ == "__main__":
-    main()
+    return results

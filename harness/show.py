@@ -5,11 +5,14 @@ It judges nothing: the words are the run's, it chooses how many of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
+from harness.launch import Child
 from harness.progress import Progress
 from harness.report import write_index, write_report
 from harness.run import Results, run
@@ -19,12 +22,24 @@ COLOURS = {"true": "green", "false": "red", "unknown": "yellow"}
 FINDINGS_SHOWN_MAX = 3
 LAST_WORDS_SHOWN_MAX = 3
 """Of so many dead processes; the report has all."""
+PLAIN_COLUMNS = 200
+"""Of tables that go to a file or a pipe."""
 
 
-def carry_out(chosen: Scenario, options: CommonOptions, runs_dir: Path, console: Console, quiet: bool) -> Results:
-    """Run a scenario with progress unless `quiet`, write its report, and put it on the list of runs."""
+def carry_out(
+    chosen: Scenario,
+    options: CommonOptions,
+    runs_dir: Path,
+    console: Console,
+    quiet: bool,
+    also_on_start: Callable[[Path], None] = lambda run_dir: None,
+    also_on_tick: Callable[[Sequence[Child]], None] = lambda children: None,
+) -> Results:
+    """Run a scenario with progress unless `quiet`, write its report, and put it on the list of runs. Who watches as
+    well is told of the run's folder, and of the workers again and again."""
 
     def on_start(options: CommonOptions, run_dir: Path, traffic: str) -> None:
+        also_on_start(run_dir)
         if not quiet:
             told = (options.read_threads, options.write_threads)
             threads = "splits of threads" if None in told else f"{told[0]}+{told[1]} threads"
@@ -36,7 +51,12 @@ def carry_out(chosen: Scenario, options: CommonOptions, runs_dir: Path, console:
             )
 
     with Progress(console, quiet) as progress:
-        results = run(chosen, options, runs_dir, on_start, progress.tick, progress.stage)
+
+        def on_tick(children: Sequence[Child]) -> None:
+            also_on_tick(children)
+            progress.tick(children)
+
+        results = run(chosen, options, runs_dir, on_start, on_tick, progress.stage)
         progress.stage("writing the report")
         write_report(Path(results.run_dir))
         write_index(runs_dir)
@@ -75,3 +95,9 @@ def say_verdicts(results: Results, console: Console) -> None:
         console.print(f"last words of process {label}:")
         console.print("\n".join(f"  {line}" for line in said.splitlines()), soft_wrap=True, markup=False)
     console.print(f"seed {results.seed}; again: {escape(results.command)}", soft_wrap=True)
+
+
+def say_table(table: Table, console: Console) -> None:
+    """A table; where no terminal says how wide it may be, each of its rows is a line."""
+    wide = console if console.is_terminal else Console(file=console.file, highlight=False, width=PLAIN_COLUMNS)
+    wide.print(table)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import re
 import threading
+import time
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -74,6 +75,10 @@ GAUGES: Mapping[str, tuple[str, str]] = {
 }
 """What `gauges()` of the tiers say, in their words, and as which metrics; others become kvtier_<their word>."""
 
+BUILD_INFO = "kvtier_build_info"
+INFO_LABELS = ("version", "folder", "hash_algorithm", "none_hash", "block_bytes", "integrity", "io")
+INFO_TEXT = "1; who shares with whom, and how I/O is done. `none_hash` is the first 8 digits of the seed's digest."
+
 
 class MetricsObserver:
     """An `Observer` that counts. Happenings are pushed by events, the present state is pulled at scrape.
@@ -129,7 +134,7 @@ class MetricsObserver:
         self._copy_blocks = counter("copy_blocks", "Blocks copied between GPU and CPU.", "direction")
         self._copy_bytes = counter("copy_bytes", "Bytes copied between GPU and CPU.", "direction")
         self._copy_seconds = histogram("copy_seconds", "A copy between GPU and CPU.", "direction")
-        Info("kvtier_build", "Version and what must be equal to share.", registry=registry).info(
+        Info(BUILD_INFO.removesuffix("_info"), INFO_TEXT, registry=registry).info(
             {"version": __version__, **(info or {})}
         )
         registry.register(_StateCollector(sources if sources is not None else {}))
@@ -285,18 +290,21 @@ class _StateCollector(Collector):
 
 class Patient:
     """A source that may hang or raise OSError, asked on a thread of its own: it says nothing when it is late, so that a
-    scrape still tells of everything else while a device hangs."""
+    scrape still tells of everything else while a device hangs. An answer holds for `keep_seconds`; with `seconds_max`
+    0 nobody ever waits, and the first call only asks."""
 
-    def __init__(self, ask: Gauges, seconds_max: float = SOURCE_SECONDS_MAX) -> None:
-        self._ask, self._seconds_max = ask, seconds_max
+    def __init__(self, ask: Gauges, seconds_max: float = SOURCE_SECONDS_MAX, keep_seconds: float = 0.0) -> None:
+        self._ask, self._seconds_max, self._keep_seconds = ask, seconds_max, keep_seconds
+        self._asked_seconds = 0.0
         self._answer: Mapping[str, float] = {}
         self._lock = threading.Lock()  # scrapes may come together
         self._thread: threading.Thread | None = None
 
     def __call__(self) -> Mapping[str, float]:
         with self._lock:
-            if self._thread is None or not self._thread.is_alive():
-                self._answer = {}
+            old = time.monotonic() - self._asked_seconds >= self._keep_seconds
+            if self._thread is None or (old and not self._thread.is_alive()):
+                self._answer, self._asked_seconds = {}, time.monotonic()
                 self._thread = threading.Thread(target=self._run, name="kvtier_source", daemon=True)
                 self._thread.start()
         self._thread.join(self._seconds_max)

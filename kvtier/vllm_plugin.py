@@ -13,13 +13,14 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
+from kvtier import __version__
 from kvtier.base import LookupResult, ReqContext, ScheduleEndContext, TransferJob
 from kvtier.config import HASH_ALGORITHMS, ConfigError, FsTierConfig, KVCacheGroup, KvtierError, RunConfig
 from kvtier.events import FanOut
 from kvtier.fs_tier import FileSystemTierManager
 from kvtier.hashing import BlockHash, none_hash
 from kvtier.layout import check_root
-from kvtier.metrics import GAUGES, MetricsObserver
+from kvtier.metrics import BUILD_INFO, GAUGES, INFO_LABELS, INFO_TEXT, MetricsObserver, Patient
 
 PROVEN_VERSIONS = ("0.32.0", "0.33.0")
 _PROVEN = f"kvtier.vllm_plugin was proven with vLLM {' and '.join(PROVEN_VERSIONS)}"
@@ -43,6 +44,8 @@ except ImportError as error:
 
 logger = logging.getLogger(__name__)
 
+SPACE_SECONDS = 10.0
+"""The root's file system is asked so often at most how much is free: the engine wants its gauges at every step."""
 _TRACE_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 # Of MetricsObserver's metrics, these count what in an engine vLLM's own manager does, and counts.
 _ENGINES_OWN = {
@@ -64,6 +67,8 @@ _GAUGES = {
             "running_oldest_seconds",
             "threads_busy",
             "jobs_in_flight",
+            "file_system_free_bytes",
+            "file_system_size_bytes",
         ),
     )
 }
@@ -148,6 +153,7 @@ class KvtierFileSystemTier(vllm_tiering.SecondaryTierManager):  # type: ignore[m
         self._run = run_config(offloading_spec)
         check_root(self._config.root_dir)
         self._fs: FileSystemTierManager | None = None
+        self._space: Patient | None = None
         self._contexts: dict[str, ReqContext] = {}
         self._metrics = _Metrics({tier_type: self._gauges})
         self._observer = FanOut(self._metrics.observer)
@@ -219,7 +225,7 @@ class KvtierFileSystemTier(vllm_tiering.SecondaryTierManager):  # type: ignore[m
         return _Metrics({}).definitions
 
     def get_stats(self) -> Any:
-        return self._metrics.take()
+        return self._metrics.take({"version": __version__, **self._fs.info()} if self._fs is not None else None)
 
     # --- the root ---
 
@@ -235,6 +241,7 @@ class KvtierFileSystemTier(vllm_tiering.SecondaryTierManager):  # type: ignore[m
             self._fs = FileSystemTierManager(
                 config, self._run, self._primary_kv_view, self._observer, self.tier_type, none_hash=none
             )
+            self._space = Patient(self._fs.space, seconds_max=0.0, keep_seconds=SPACE_SECONDS)
         return self._fs
 
     def _job(self, job: Any) -> TransferJob:
@@ -246,7 +253,7 @@ class KvtierFileSystemTier(vllm_tiering.SecondaryTierManager):  # type: ignore[m
         return self._contexts.get(req_context.req_id) or _translated(req_context)
 
     def _gauges(self) -> Mapping[str, float]:
-        return self._fs.gauges() if self._fs is not None else {}
+        return {**self._fs.gauges(), **self._space()} if self._fs is not None and self._space is not None else {}
 
 
 _LOOKUP_RESULTS = {result: vllm_base.LookupResult[result.name] for result in LookupResult}
@@ -278,6 +285,7 @@ class _Metrics:
         self.definitions: dict[str, Any] = {
             name: vllm_base.OffloadingGaugeMetadata(text, ("tier", "class")) for name, text in _GAUGES.items()
         }
+        self.definitions[BUILD_INFO] = vllm_base.OffloadingGaugeMetadata(INFO_TEXT, INFO_LABELS)
         self.stats = OffloadingConnectorStats()
         self._collectors: list[Any] = []
         registry: Any = self
@@ -286,8 +294,10 @@ class _Metrics:
     def register(self, collector: Any) -> None:
         self._collectors.append(collector)
 
-    def take(self) -> Any:
-        """What was counted since the last call, and the gauges as they are."""
+    def take(self, info: Mapping[str, str] | None) -> Any:
+        """What was counted since the last call, the gauges as they are, and `info` once the root is open."""
+        if info is not None:
+            self.stats.set_gauge(BUILD_INFO, 1, tuple(info[label] for label in INFO_LABELS))
         for family in (family for collector in self._collectors for family in collector.collect()):
             for sample in family.samples if family.name in _GAUGES else ():
                 self.stats.set_gauge(family.name, sample.value, (sample.labels["tier"], sample.labels["class"]))

@@ -57,7 +57,7 @@ def check(history: History) -> Verdict:
             findings.add(f"job {job_id} of process {process} is recorded {count} times")
     for note in history.notes:
         if note.kind == "error":
-            findings.add(f"process {note.process}: {note.text}")
+            findings.add(f"{f'process {note.process}' if note.process >= 0 else 'the harness'}: {note.text}")
         elif note.kind == "submitted":
             life = lives.at(note.process, note.monotonic_seconds)
             if not records[note.process, life.incarnation, note.detail["job_id"]]:

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from harness import content
-from harness.adapters.base import Finished
+from harness.drivers.flights import Flights
 from harness.history import Direction, Job, Name, Outcome, Request
 from harness.traffic import tokens_of
 from harness.worker import Worker
@@ -67,17 +66,8 @@ class Active:
         return next((i for i in range(len(self.keys)) if i not in self.verified), len(self.keys))
 
 
-class _Submitted(NamedTuple):
-    active: Active
-    direction: Direction
-    positions: list[int]
-    slots: list[int]
-    submitted_seconds: float
-    returned_seconds: float
-
-
 class Replay:
-    """The loop's state: requests waiting and in flight, jobs in flight, free slots and what each slot held last."""
+    """The loop's state: requests waiting and in flight, and which of their blocks each job in flight is for."""
 
     def __init__(
         self, worker: Worker, requests: Sequence[Sequence[object]], window: int, stall_seconds_max: float
@@ -89,21 +79,11 @@ class Replay:
         self.next = 0
         self.stalled = False
         self.active: list[Active] = []
-        self.jobs: dict[int, _Submitted] = {}
-        self.ended: dict[int, int] = {}  # results by job id, of jobs that ended
-        self.free = list(range(setup.slots))
-        self.held: list[bytes | None] = [None] * setup.slots
+        self.flights = Flights(worker)
+        self.jobs: dict[int, tuple[Active, list[int]]] = {}  # by job id: the request, and positions of its blocks
         self.keys: dict[int, bytes] = {}
-        self.blocks: dict[bytes, int] = {}
-        self.seeds: dict[int, int] = {}  # content seed -> block, so that a wrong block can be named
-        # Job ids stay unique over restarts of one process.
-        self.job_next = worker.instruction.incarnation << 32
-        flat = self.adapter.view.cast("B")
-        size = setup.block_bytes
-        self.slots = [flat[i * size : (i + 1) * size] for i in range(setup.slots)]
         self.job_blocks_max = max(1, setup.slots // 2)
-        counts = ("requests", "refs", "hits", "stores", "loads", "failed", "wrong", "stored_bytes", "loaded_bytes")
-        worker.counts.update(dict.fromkeys(counts, 0))
+        worker.counts.update(dict.fromkeys(("requests", "refs", "hits"), 0))
 
     def run(self, go_seconds: float, start_seconds_max: float | None) -> None:
         """Replay until every request is done, none may start any more, or the worker is told to stop."""
@@ -169,8 +149,7 @@ class Replay:
                 tokens = tokens_of(block, self.worker.setup.tokens_per_block)
                 (key,) = self.adapter.keys(tokens, keys[-1] if keys else None)
                 self.keys[block] = key
-                self.blocks[key] = block
-                self.seeds[content.seed_of(key)] = block
+                self.flights.know(block, key)
                 other = self.adapter.other_group(key)
                 for number, named in ((block, key), (-1 - block, other)):
                     if named is not None and (name := self.adapter.file_name(named)) is not None:
@@ -204,7 +183,7 @@ class Replay:
                     return moved
                 waiting = active.to_load or active.to_store
                 positions = waiting[: self.job_blocks_max]
-                if len(self.free) < len(positions):
+                if not self.flights.room(len(positions)):
                     return moved
                 del waiting[: len(positions)]
                 self._submit_job(active, direction, positions)
@@ -212,106 +191,26 @@ class Replay:
         return moved
 
     def _submit_job(self, active: Active, direction: Direction, positions: list[int]) -> None:
-        keys = [active.keys[i] for i in positions]
-        slots = [self.free.pop() for _ in positions]
-        for slot, key in zip(slots, keys, strict=True):
-            if direction == "store":
-                content.fill(self.slots[slot], key)
-            elif self.held[slot] == key:
-                content.poison(self.slots[slot])  # else a load that does nothing would look right
-        job_id = self.job_next
-        self.job_next += 1
-        detail = {"job_id": job_id, "request": active.plan.request, "direction": direction}
-        blocks = [active.plan.blocks[i] for i in positions]
-        self.worker.note("submitted", "", **detail, blocks=blocks)
-        submit = self.adapter.submit_load if direction == "load" else self.adapter.submit_store
-        submitted_seconds = time.monotonic()
-        submit(job_id, keys, slots, active.req_id)
-        job = _Submitted(active, direction, positions, slots, submitted_seconds, time.monotonic())
-        self.jobs[job_id] = job
+        blocks, keys = [active.plan.blocks[i] for i in positions], [active.keys[i] for i in positions]
+        job_id = self.flights.submit(active.plan.request, direction, blocks, keys, active.req_id)
+        self.jobs[job_id] = active, positions
         active.jobs.add(job_id)
 
     def _collect(self) -> bool:
-        finished = self.adapter.poll()
-        for result in finished:
-            self._end_job(result)
-        return bool(finished)
+        ended = self.flights.collect()
+        for _, job in ended:
+            self._end_job(job)
+        return bool(ended)
 
-    def _end_job(self, result: Finished) -> None:
-        now = time.monotonic()
-        job = self.jobs.pop(result.job_id, None)
-        if job is None:
-            results = self.ended.get(result.job_id, 0) + 1
-            self.ended[result.job_id] = results
-            self.worker.note("error", f"job {result.job_id} reported {results} results", job_id=result.job_id)
-            return
-        self.ended[result.job_id] = 1
-        active, counts = job.active, self.worker.counts
-        ok_keys, failed_keys = set(result.ok), set(result.failed)
-        ok, failed, wrong = [], [], []
-        for position, slot in zip(job.positions, job.slots, strict=True):
-            key, block = active.keys[position], active.plan.blocks[position]
-            how = None
-            if key in failed_keys:
-                failed.append(block)
-            if key in ok_keys:  # a block may be in both lists or in neither: `results` finds that
-                ok.append(block)
-                if job.direction == "load":
-                    how = content.judge(self.slots[slot], key, previous=self.held[slot], candidates=self.seeds)
-                    if how is None:
-                        active.verified.add(position)
-                    else:
-                        wrong.append((block, how))
-            if job.direction == "load" and (key not in ok_keys or how is not None):
-                active.to_store.append(position)  # the engine recomputes what did not come
-            self.held[slot] = key
-        active.to_store.sort()
-        active.jobs.discard(result.job_id)
-        self.free.extend(job.slots)
-        size = self.worker.setup.block_bytes
-        name = f"{job.direction}s"
-        counts[name] += len(ok)
-        counts["failed"] += len(failed)
-        counts["wrong"] += len(wrong)
-        counts["loaded_bytes" if job.direction == "load" else "stored_bytes"] += len(ok) * size
-        outcome: Outcome = "fail" if failed else "ok"
-        if strangers := len((ok_keys | failed_keys).difference(active.keys[i] for i in job.positions)):
-            self.worker.note("error", f"job {result.job_id} reported {strangers} blocks that it was not given")
-        self._write_job(result.job_id, job, now, outcome, ok, failed, 1, wrong, result.refused)
-
-    def _write_job(
-        self,
-        job_id: int,
-        job: _Submitted,
-        now: float,
-        outcome: Outcome,
-        ok: list[int],
-        failed: list[int],
-        results: int,
-        wrong: list[tuple[int, str]],
-        refused: int = 0,
-    ) -> None:
-        blocks = [job.active.plan.blocks[i] for i in job.positions]
-        self.worker.write(
-            Job(
-                self.process,
-                job_id,
-                job.active.plan.request,
-                job.direction,
-                blocks,
-                job.submitted_seconds,
-                job.returned_seconds,
-                now,
-                time.time(),
-                outcome,
-                ok,
-                failed,
-                results,
-                wrong,
-                len(ok) * self.worker.setup.block_bytes,
-                refused,
-            )
-        )
+    def _end_job(self, job: Job) -> None:
+        active, positions = self.jobs.pop(job.job_id)
+        active.jobs.discard(job.job_id)
+        if job.direction == "load":
+            right = set(job.ok).difference(block for block, _ in job.wrong)
+            came = {i for i in positions if active.plan.blocks[i] in right}
+            active.verified |= came
+            # The engine recomputes what did not come.
+            active.to_store = sorted([*active.to_store, *(i for i in positions if i not in came)])
 
     def _finish(self) -> bool:
         done = [active for active in self.active if active.done]
@@ -337,13 +236,9 @@ class Replay:
             self.adapter.drain()
         self._collect()
         self._finish()
-        now = time.monotonic()
-        for job_id, job in self.jobs.items():
-            self._write_job(job_id, job, now, "info", [], [], 0, [])
+        self.flights.end()
         for active in self.active:
             self._write_request(active, "info")
-        self.worker.pinned_slots = sum(len(job.slots) for job in self.jobs.values())
-        self.slots.clear()  # nothing may hold the view when the adapter closes
 
 
 def drive(

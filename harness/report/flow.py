@@ -38,7 +38,7 @@ CEILING_SHOWN_FACTOR = 2.5
 """A ceiling further than this above the traffic is told in words: drawn, it would press the traffic flat."""
 LATENCY_NAMES = {"load": "load jobs", "store": "store jobs", "request": "requests, from their intended start"}
 PROCESSES_SHOWN_MAX = 32
-NUMBERS_MAX = 12
+NUMBERS_MAX = 8
 """A matrix of more processes has no room for numbers in its cells."""
 
 
@@ -110,7 +110,7 @@ def latency(history: History) -> Section | None:
     seconds = latencies(history)
     if not seconds:
         return None
-    figure = new_figure("milliseconds", "share that took at most so long")
+    figure = new_figure("milliseconds", "share of them")
     figure.update_xaxes(type="log")
     figure.update_yaxes(tickformat=".0%", range=[0, 1.02])
     for kind, name in LATENCY_NAMES.items():
@@ -153,7 +153,7 @@ def hit_ratio(history: History) -> Section | None:
         hits, refs = hits + request.hit_blocks, refs + len(request.blocks)
         points.append((request.finished_seconds - start, hits / refs if refs else 0.0))
     measured = points[-1][1]
-    figure = new_figure("seconds", "blocks that were hits, so far")
+    figure = new_figure("seconds", "hits so far")
     figure.update_yaxes(tickformat=".0%", range=[0, min(1.0, max(0.05, shared, measured) * 1.3)])
     hover = "%{y:.1%} after %{x:.2f} s"
     figure.add_scatter(
@@ -209,9 +209,12 @@ def who_wrote(history: History) -> Section | None:
     figure.update_yaxes(autorange="reversed", showgrid=False, title_standoff=4, automargin=True)
     figure.update_xaxes(showgrid=False)
     if len(processes) <= NUMBERS_MAX:
-        for writer, row in zip(names, cells, strict=True):
-            for reader, cell in zip(processes, row, strict=True):
-                figure.add_annotation(x=f"process {reader}", y=writer, text=f"{cell:,}", showarrow=False)
+        numbers = [
+            {"x": f"process {reader}", "y": writer, "text": f"{cell:,}", "showarrow": False}
+            for writer, row in zip(names, cells, strict=True)
+            for reader, cell in zip(processes, row, strict=True)
+        ]
+        figure.update_layout(annotations=numbers)  # at once: plotly reads all of them again for each that is added
     total, foreign = sum(count.values()), sum(n for (w, r), n in count.items() if w not in (r, -1))
     table = [["written by", *(f"read by {p}" for p in processes)]]
     table += [[name, *(f"{cell:,}" for cell in row)] for name, row in zip(names, cells, strict=True)]

@@ -19,9 +19,9 @@ _HEAD = (
     "seed",
     "requests",
     "hits",
-    "loaded",
+    "loaded MiB/s",
     "stored",
-    "p99 of loads",
+    "load p99",
     "s",
 )
 
@@ -55,14 +55,15 @@ def _row(folder: Path, results: dict[str, Any]) -> str:
     rates = [totals.get(f"{direction}_mib_per_second") for direction in ("load", "store")]
     worst = totals.get("load_p99_seconds")
     cells = [
-        f"<td><a href='{escape(folder.name)}/report.html'>{escape(when)}</a></td>",
-        *(f"<td>{escape(str(results[name]))}</td>" for name in ("scenario", "tier")),
-        f"<td class='badge {results['verdict']}'>{escape(verdict)}</td>",
+        f"<td class='whole'><a href='{escape(folder.name)}/report.html'>{escape(when)}</a></td>",
+        f"<td>{escape(results['scenario'])}</td>",
+        f"<td class='long'>{escape(results['tier'])}</td>",
+        f"<td class='{results['verdict']}'><b>{escape(verdict)}</b></td>",
         f"<td class='n'>{results['seed']}</td>",
         f"<td class='n'>{totals.get('requests', 0):,.0f}</td>",
         f"<td class='n'>{hits}</td>",
-        *(f"<td class='n'>{f'{rate:,.0f} MiB/s' if rate else ''}</td>" for rate in rates),
-        f"<td class='n'>{duration(worst) if worst is not None else ''}</td>",
+        *(f"<td class='n'>{f'{rate:,.0f}' if rate else ''}</td>" for rate in rates),
+        f"<td class='n whole'>{duration(worst) if worst is not None else ''}</td>",
         f"<td class='n'>{results.get('seconds', 0):,.0f}</td>",
     ]
     return f"<tr>{''.join(cells)}</tr>"

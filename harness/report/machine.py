@@ -67,7 +67,7 @@ def noise(history: History) -> Section | None:
             late[note.process].append((note.monotonic_seconds - start, note.detail["late_seconds"] * 1000))
     if not late:
         return None
-    figure = new_figure("seconds", "ms late, worst of each second", height=280)
+    figure = new_figure("seconds", "ms late at worst", height=280)
     table: Table = [["process", "median of the worst, ms", "worst, ms"]]
     for process, points in sorted(late.items()):
         points.sort()

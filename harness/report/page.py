@@ -11,13 +11,15 @@ from typing import Any
 
 from harness.checkers import CHECKERS
 from harness.history import History
-from harness.report import flow, machine, schedule
+from harness.report import faults, flow, machine, schedule
 from harness.report.figures import Section, duration
 from harness.report.shell import section_html, write_page
 from harness.report.tables import flat, from_data, join, table_html, text
 from harness.scenarios import scenarios
 
 FINDINGS_SHOWN_MAX = 50
+DRAWN = {"faults"}
+"""Checkers whose tables a section of the page shows better."""
 WORDS = {"true": "holds", "false": "is broken", "unknown": "was not decided"}
 
 
@@ -52,6 +54,7 @@ def sections(history: History, results: Mapping[str, Any]) -> list[Section]:
     """All plots that this history has data for, in the order of the page."""
     data = {verdict["name"]: verdict["data"] for verdict in results["verdicts"]}
     made = (
+        faults.outcomes(history, (data.get("faults") or {}).get("faults") or {}),
         flow.hit_ratio(history),
         flow.who_wrote(history),
         flow.throughput(history, results.get("device") or {}),
@@ -95,11 +98,12 @@ def _verdicts(results: Mapping[str, Any]) -> str:
     items = []
     for verdict in results["verdicts"]:
         value = verdict["value"]
+        measured = "" if verdict["name"] in DRAWN else _measured(verdict["data"])
         items.append(
             f"<li class='is-{value}'><b>{escape(verdict['name'])}</b>"
             f"<span class='badge {value}'>{WORDS[value]}</span> "
             f"<span class='sub'>{escape(_question(verdict['name']))}</span><br>{escape(verdict['figure'])}"
-            f"{_findings(verdict['findings'], value)}{_measured(verdict['data'])}</li>"
+            f"{_findings(verdict['findings'], value)}{measured}</li>"
         )
     return f"<ul class='verdicts'>{''.join(items)}</ul>"
 
@@ -122,7 +126,7 @@ def _question(checker: str) -> str:
 
 
 def _proves(scenario: str) -> str:
-    return next((s.proves.replace("\n", " ") for s in scenarios() if s.name == scenario), "")
+    return next((" ".join(s.text.split()) for s in scenarios() if s.name == scenario), "")
 
 
 def _findings(findings: list[str], value: str) -> str:

@@ -33,6 +33,7 @@ pre{background:var(--soft);padding:.6rem .8rem;border-radius:.4rem;margin:.5rem 
 table{border-collapse:collapse;font-size:.9rem}
 td,th{padding:.28rem .9rem .28rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
 td,th{overflow-wrap:normal}th{color:var(--dim);font-weight:600;white-space:nowrap}td.n{text-align:right;font-variant-numeric:tabular-nums}.scroll{overflow-x:auto}
+td.whole{white-space:nowrap}td.long{min-width:8rem;overflow-wrap:anywhere}
 .badge{font-weight:600;white-space:nowrap}
 .true{color:var(--true)}.false{color:var(--false)}.unknown{color:var(--unknown)}
 .verdicts{list-style:none;margin:1rem 0;padding:0}

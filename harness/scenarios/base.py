@@ -137,15 +137,25 @@ class Context:
 class Scenario:
     """One scenario: its name, options class, what drives it, and the checkers that judge its history.
 
-    `proves` says in a paragraph what it shows and what it does not; `list` and the report print it.
+    `text` is its module's docstring: a sentence, then paragraphs on what is done, what it shows and what it does not.
     """
 
     name: str
-    proves: str
+    text: str
     options: type[CommonOptions]
     checkers: tuple[str, ...]
     prepare: Callable[[Any], Any]  # options -> what `run` needs; raises UsageError; touches nothing
     run: Callable[[Context, Any], None]
+
+    @property
+    def title(self) -> str:
+        """The first sentence; lists of scenarios print it."""
+        return " ".join(self.text.split("\n\n", 1)[0].split())
+
+    @property
+    def proves(self) -> str:
+        """The paragraphs after it; help texts and the report print them."""
+        return self.text.split("\n\n", 1)[1].strip()
 
 
 def check_root(root_dir: str) -> None:

@@ -1,8 +1,8 @@
 """One process asks the tier for each promise that its engine relies on, one after the other, on roots of their own.
 
-Proves that an instance keeps them by itself and beside a second instance in the same process: slots, keys, lookups,
-exactly one result per job, bytes, close. It does not prove anything about several processes, floods, crashes or faults,
-which the other scenarios do.
+Proves that an instance keeps its promises by itself and beside a second instance in the same process: slots, keys,
+lookups, exactly one result per job, bytes, close. It does not prove anything about several processes, floods, crashes
+or faults, which the other scenarios do.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _begun(context: Context) -> list[str]:
 
 SCENARIO = Scenario(
     name="contract",
-    proves=(__doc__ or "").split("\n\n", 1)[1].strip(),
+    text=__doc__ or "",
     options=ContractOptions,
     checkers=("contract",),
     prepare=prepare,

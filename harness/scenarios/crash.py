@@ -231,7 +231,7 @@ def _pulse(pid: int) -> int | None:
 
 SCENARIO = Scenario(
     name="crash",
-    proves=(__doc__ or "").split("\n\n", 1)[1].strip(),
+    text=__doc__ or "",
     options=CrashOptions,
     checkers=("recovery", "visibility", "integrity", "results", "determinism", "leftovers"),
     prepare=prepare,

@@ -299,7 +299,7 @@ def _created(log: Path, root: Path) -> list[str]:
 
 SCENARIO = Scenario(
     name="determinism",
-    proves=(__doc__ or "").split("\n\n", 1)[1].strip(),
+    text=__doc__ or "",
     options=DeterminismOptions,
     checkers=("matrix", "determinism", "integrity", "results", "leftovers"),
     prepare=prepare,

@@ -446,7 +446,7 @@ def _openings(scene: Scene, has_files: bool) -> None:
 
 SCENARIO = Scenario(
     name="faults",
-    proves=(__doc__ or "").split("\n\n", 1)[1].strip(),
+    text=__doc__ or "",
     options=FaultsOptions,
     checkers=("faults", "integrity", "results"),
     prepare=prepare,

@@ -103,7 +103,7 @@ def run(context: Context, traffic: Traffic) -> None:
 
 SCENARIO = Scenario(
     name="load",
-    proves=(__doc__ or "").split("\n\n", 1)[1].strip(),
+    text=__doc__ or "",
     options=LoadOptions,
     checkers=("sharing", "determinism", "starvation", "nonblocking", "integrity", "results", "leftovers"),
     prepare=prepare,

@@ -6,6 +6,7 @@ Any scenario runs on it unchanged, as far as it asks the context for its process
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,4 +61,4 @@ def placed(scenario: Scenario, volume: Volume) -> Scenario:
         finally:
             there.close()
 
-    return Scenario(scenario.name, scenario.proves, scenario.options, scenario.checkers, scenario.prepare, run)
+    return dataclasses.replace(scenario, run=run)

@@ -241,7 +241,7 @@ class _Outage:
 
 SCENARIO = Scenario(
     name="outage",
-    proves=(__doc__ or "").split("\n\n", 1)[1].strip(),
+    text=__doc__ or "",
     options=OutageOptions,
     checkers=("outage", "integrity", "results", "determinism", "leftovers"),
     prepare=prepare,

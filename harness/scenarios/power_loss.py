@@ -172,7 +172,7 @@ def _mounted(image: Path, mount_options: str, what: str) -> Iterator[Path]:
 
 SCENARIO = Scenario(
     name="power_loss",
-    proves=(__doc__ or "").split("\n\n", 1)[1].strip(),
+    text=__doc__ or "",
     options=PowerLossOptions,
     checkers=("power_loss", "integrity", "results"),
     prepare=prepare,

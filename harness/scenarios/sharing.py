@@ -106,7 +106,7 @@ def _round(crew: Crew, kind: str, number: int, blocks: int) -> list[Chain]:
 
 SCENARIO = Scenario(
     name="sharing",
-    proves=(__doc__ or "").split("\n\n", 1)[1].strip(),
+    text=__doc__ or "",
     options=SharingOptions,
     checkers=("sharing", "visibility", "integrity", "results", "determinism", "leftovers"),
     prepare=prepare,

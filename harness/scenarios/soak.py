@@ -67,7 +67,7 @@ def run(context: Context, plan: Plan) -> None:
 
 SCENARIO = Scenario(
     name="soak",
-    proves=(__doc__ or "").split("\n\n", 1)[1].strip(),
+    text=__doc__ or "",
     options=SoakOptions,
     checkers=("soak", "integrity", "results", "leftovers"),
     prepare=prepare,

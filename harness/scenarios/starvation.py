@@ -219,7 +219,7 @@ def _hang(context: Context, plan: Plan, fs: FaultFs, children: list[Child], numb
 
 SCENARIO = Scenario(
     name="starvation",
-    proves=(__doc__ or "").split("\n\n", 1)[1].strip(),
+    text=__doc__ or "",
     options=StarvationOptions,
     checkers=("starvation", "floods", "nonblocking", "integrity", "results", "leftovers"),
     prepare=prepare,

@@ -1,4 +1,7 @@
-"""dashboards/: what is committed is what is generated; panels say what they ask; alerts can fire and be silent."""
+"""dashboards/: what is committed is what is generated; panels say what they ask; alerts can fire and be silent.
+
+Grafana's and Kubernetes' own types are the schemas; `make schemas` fetches them, and no test does.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonschema import Draft7Validator
 
 pytestmark = pytest.mark.filterwarnings("ignore:Prefer using dashboardv2:DeprecationWarning")
 
@@ -24,8 +28,26 @@ VARIABLES = {"datasource", "job", "instance", "tier"}
 FOREIGN = ("DCGM_", "node_", "process_", "harness_")  # what others export
 
 
+SCHEMAS = ROOT / ".schemas"
+OF_PROMETHEUS = {"expr", "step", "titleFormat", "textFormat", "useValueForTime"}
+"""What Grafana's Prometheus source keeps in an annotation, which Grafana's own schema of annotations does not know."""
+PACKAGES = {"promtool": "prometheus", "kubectl": "kubernetes-client"}
+needs_schemas = pytest.mark.skipif(
+    not (SCHEMAS / "PrometheusRule.json").exists(),  # the last that is made
+    reason="DASHBOARDS AND MONITORS ARE NOT CHECKED AGAINST THEIR SCHEMAS: `make schemas` fetches them (needs npm)",
+)
+
+
 def needs(tool: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(shutil.which(tool) is None, reason=f"no {tool} here; apt-get install prometheus has it")
+    reason = f"no {tool} here; apt-get install {PACKAGES[tool]} has it"
+    return pytest.mark.skipif(shutil.which(tool) is None, reason=reason)
+
+
+def objections(schema: str, kind: str, value: object) -> list[str]:
+    """What the schema of `kind` says against a value."""
+    tree = json.loads((SCHEMAS / f"{schema}.json").read_text())
+    validator = Draft7Validator({**tree, "$ref": f"#/definitions/{kind}"})
+    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(value)]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +129,38 @@ def test_the_grafana_sdk_reads_them_back_unchanged() -> None:
         for variable in again["templating"]["list"]:
             for key in [key for key in variable if key.startswith("auto")]:
                 del variable[key]
+        for mark in again["annotations"].get("list", ()):
+            del mark["placement"]
         assert again == tree
+
+
+@needs_schemas
+@pytest.mark.parametrize("name", NAMES)
+def test_grafanas_schema_has_a_place_for_everything(name: str) -> None:
+    dashboard = load(name)
+    for mark in dashboard["annotations"].get("list", ()):
+        for key in OF_PROMETHEUS & set(mark):
+            del mark[key]
+    found = objections("dashboard", "Dashboard", dashboard)
+    for panel in panels(name):
+        found += objections("dashboard", "Panel", panel)
+        found += objections(panel["type"], "Options", panel["options"])
+        if custom := panel["fieldConfig"]["defaults"].get("custom"):
+            found += objections(panel["type"], "FieldConfig", custom)
+    assert found == []
+
+
+@needs_schemas
+def test_grafanas_schema_objects_to_what_is_wrong() -> None:
+    dashboard = load("overview")
+    panel = panels("overview")[0]
+    assert not objections("dashboard", "Dashboard", dashboard) + objections("dashboard", "Panel", panel)
+    panel["fieldConfig"]["defaults"]["unity"] = "ops"
+    panel["options"]["legend"]["displayMode"] = "flying"
+    assert objections("dashboard", "Dashboard", {**dashboard, "graphTooltip": "crosshair"})
+    assert objections("dashboard", "Dashboard", {**dashboard, "panels": [panel]})
+    assert objections("dashboard", "Panel", panel)
+    assert objections("timeseries", "Options", panel["options"])
 
 
 def test_slow_buckets_lead_to_traces() -> None:
@@ -174,11 +227,46 @@ def test_compose_listens_on_this_host_only_and_mounts_what_is_there() -> None:
     assert text.count("127.0.0.1") >= 5
 
 
+def kubernetes_objects() -> list[dict[str, Any]]:
+    """What the kustomization makes: the ConfigMap, then its resources."""
+    kustomization = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
+    (wanted,) = kustomization["configMapGenerator"]
+    config_map = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": wanted["name"], "labels": wanted["options"]["labels"]},
+        "data": {name: (FOLDER / name).read_text() for name in wanted["files"]},
+    }
+    return [config_map, *(yaml.safe_load((FOLDER / path).read_text()) for path in kustomization["resources"])]
+
+
+@needs_schemas
+def test_kubernetes_schemas_have_a_place_for_everything() -> None:
+    for resource in kubernetes_objects():
+        kind = resource["kind"]
+        assert objections(kind, f"I{kind}", resource) == [], kind
+        resource["spec" if "spec" in resource else "data"]["bogus"] = 1
+        assert objections(kind, f"I{kind}", resource), kind
+
+
+def test_dashboards_fit_into_a_config_map() -> None:
+    assert sum(map(len, kubernetes_objects()[0]["data"].values())) < 1 << 20, "Kubernetes takes no larger one"
+
+
+@needs("kubectl")
+def test_kustomize_makes_the_same() -> None:
+    done = subprocess.run(["kubectl", "kustomize", FOLDER], capture_output=True, text=True, check=True)
+
+    def by_kind(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return {resource["kind"]: resource for resource in objects}
+
+    assert by_kind(list(yaml.safe_load_all(done.stdout))) == by_kind(kubernetes_objects())
+
+
 def test_kubernetes_gets_monitors_rules_and_dashboards() -> None:
     kustomization = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
     resources = {}
-    for path in kustomization["resources"]:
-        resource = yaml.safe_load((FOLDER / path).read_text())
+    for resource in kubernetes_objects()[1:]:
         assert resource["apiVersion"] == "monitoring.coreos.com/v1"
         assert resource["metadata"]["name"] == "kvtier"
         resources[resource["kind"]] = resource["spec"]

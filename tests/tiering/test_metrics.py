@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import threading
 import urllib.request
@@ -186,6 +187,13 @@ def test_a_source_that_hangs_says_nothing_and_one_that_fails_neither() -> None:
     patient = Patient(hangs, seconds_max=10)
     assert patient() == {"free": 1.0}
     assert Patient(fails)() == {}
+
+
+@pytest.mark.parametrize(("keep_seconds", "asked"), [(0.0, [1.0, 2.0, 3.0]), (1e6, [1.0, 1.0, 1.0])])
+def test_an_answer_holds_as_long_as_it_is_said_to(keep_seconds: float, asked: list[float]) -> None:
+    numbers = itertools.count(1.0)
+    patient = Patient(lambda: {"free": next(numbers)}, seconds_max=10, keep_seconds=keep_seconds)
+    assert [patient()["free"] for _ in range(3)] == asked
 
 
 def test_slow_jobs_carry_their_trace_as_exemplar(registry: CollectorRegistry, observer: MetricsObserver) -> None:

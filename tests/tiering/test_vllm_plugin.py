@@ -18,6 +18,7 @@ import pytest
 
 from harness.adapters.base import PeerMissing
 from harness.adapters.vllm import VllmAdapter
+from kvtier import __version__
 from kvtier.config import HASH_ALGORITHMS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -391,11 +392,14 @@ def test_kv_events_where_engine_and_tier_enable_them(peer: Peer, tmp_path: Path)
 METRICS = """
 engine_starts()
 tier = kvtiers(question, memory(), spec())
+before = kvtiers(question, memory(), spec()).get_stats().metric_sections()[1].get("kvtier_build_info")
 definitions = plugin.KvtierFileSystemTier.build_metric_definitions({"root_dir": question})
 run_job(tier, "store", keys(), range(SLOTS))
 run_job(tier, "load", keys(), range(SLOTS), job_id=2)
 look(tier, keys()[:1] + keys(1, group=1))
 tier.on_schedule_end(vllm.base.ScheduleEndContext((), ()))
+while "file_system_free_bytes" not in tier._gauges():
+    pass
 types, values = tier.get_stats().metric_sections()
 kinds = {name: type(metadata).__name__ for name, metadata in definitions.items()}
 answer = {
@@ -405,6 +409,7 @@ answer = {
     "values": {name: {" ".join(labels): value for labels, value in series.items()} for name, series in values.items()},
     "gauges": sorted({family.name for one in tier._metrics._collectors for family in one.collect()}
                      - {name for name in types if types[name] == "gauge"} - {"kvtier_build"}),
+    "info": [before, definitions["kvtier_build_info"].labelnames, list(values["kvtier_build_info"].items())],
     "again": sorted(name for name in tier.get_stats().metric_sections()[1] if types[name] != "gauge"),
 }
 tier.shutdown()
@@ -427,6 +432,20 @@ def test_metrics_go_to_the_engine_under_kvtiers_names(peer: Peer, tmp_path: Path
     assert len(values["kvtier_job_seconds"][f"{tier} load"]) == 1
     assert values["kvtier_queue_tasks"] == {f"{tier} load": 0, f"{tier} store": 0}
     assert values["kvtier_jobs_in_flight"] == {f"{tier} ": 0}
+    free, size = (values[f"kvtier_file_system_{what}_bytes"][f"{tier} "] for what in ("free", "size"))
+    assert 0 < free < size
+
+
+def test_an_engine_says_whose_blocks_it_shares_once_it_knows_its_seed(peer: Peer, tmp_path: Path) -> None:
+    before, names, told = peer.ask(METRICS, str(tmp_path))["info"]
+    assert before is None
+    ((values, one),) = told
+    info = dict(zip(names, values, strict=True))
+    (record,) = tmp_path.rglob("kvtier.json")
+    assert one == 1
+    assert info["folder"] == record.parent.name
+    assert info["none_hash"] == json.loads(record.read_text())["none_hash_digest"][:8]
+    assert (info["version"], info["block_bytes"], info["io"]) == (__version__, str(BLOCK_BYTES), "direct")
 
 
 TRACES = """

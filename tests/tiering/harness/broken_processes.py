@@ -8,37 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.adapters.base import Finished, TierSetup, Verdict
+from harness.adapters.base import Finished, TierSetup
 from harness.adapters.memory import MemoryAdapter, _publish
-
-
-class OwnViewOnly(MemoryAdapter):
-    """Finds what this process stored, and nothing else."""
-
-    def __init__(self, setup: TierSetup) -> None:
-        super().__init__(setup)
-        self._mine: set[bytes] = set()
-
-    def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
-        super().submit_store(job_id, keys, slots, req_id)
-        self._mine.update(keys)
-
-    def lookup(self, keys: Sequence[bytes], req_id: str) -> list[Verdict]:
-        return ["hit" if key in self._mine else "miss" for key in keys]
-
-
-class MissForEver(MemoryAdapter):
-    """What was not there once is never there again, for this process."""
-
-    def __init__(self, setup: TierSetup) -> None:
-        super().__init__(setup)
-        self._missed: set[bytes] = set()
-
-    def lookup(self, keys: Sequence[bytes], req_id: str) -> list[Verdict]:
-        verdicts = super().lookup([key for key in keys if key not in self._missed], req_id)
-        found = dict(zip([key for key in keys if key not in self._missed], verdicts, strict=True))
-        self._missed.update(key for key, verdict in found.items() if verdict == "miss")
-        return [found.get(key, "miss") for key in keys]
 
 
 class InPlace(MemoryAdapter):

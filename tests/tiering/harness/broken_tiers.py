@@ -1,4 +1,5 @@
-"""Tiers that are wrong on purpose, each over the oracle, for tests that need a worker to meet them."""
+"""Tiers that are wrong on purpose, each over the oracle, for tests that need a worker to meet them; what a checker
+must convict by a finding of its own is in harness.mutants instead."""
 
 from __future__ import annotations
 
@@ -30,20 +31,6 @@ class NeverReports(MemoryAdapter):
 
     def poll(self) -> list[Finished]:
         return []
-
-
-class ReportsTwice(MemoryAdapter):
-    """Each result comes out twice."""
-
-    def poll(self) -> list[Finished]:
-        return [result for result in super().poll() for _ in range(2)]
-
-
-class LoadsNothing(MemoryAdapter):
-    """Loads are reported ok and leave the slots as they were."""
-
-    def submit_load(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
-        self._finished.append(Finished(job_id, keys, ()))
 
 
 class LoadsFail(MemoryAdapter):

@@ -141,6 +141,8 @@ def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         (["run", "load", "--runs-dir", "trace.jsonl/runs"], "cannot be made"),
         (["run", "load", "--colour", "blue"], "No such option"),
         (["run", "fly"], "No such command 'fly'"),
+        (["observe", "--processes", "0"], "--processes is 0; it must be at least 1"),
+        (["observe", "--seconds", "long"], "'long' is not a valid float"),
         (["run", "load", "--options", "nowhere.toml"], "--options: 'nowhere.toml' cannot be read"),
         (["run", "load", "--options", "bad.toml"], "--options: 'bad.toml' is not TOML"),
         (
@@ -222,5 +224,8 @@ def test_conform_runs_scenarios_on_a_tier_of_ones_own_and_compare_sets_two_runs_
     index = (tmp_path / "runs" / "index.html").read_text()
     assert index.index(load) < index.index(contract)
     assert say("compare", f"runs/{load}", f"runs/{load}").out.endswith(f"runs/{load}/compare-{load}.html\n")
+    said = say("compare", f"runs/{load}", f"runs/{load}", "--output", "nowhere/page.html")
+    assert (said.exit_code, len(said.err.splitlines())) == (64, 1)
+    assert "'nowhere/page.html' cannot be made: No such file or directory" in said.err
     differences = json.loads(say("compare", f"runs/{load}", f"runs/{load}", "--json").out)["differences"]
     assert {d["ratio"] for d in differences if d["ratio"] is not None} == {1.0}

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.history import Gauge, History, Note, encode
-from harness.report import figures, flow, machine, schedule, tables, write_index, write_report
+from harness.report import faults, figures, flow, machine, schedule, tables, write_index, write_report
 from harness.run import judge
 from tests.tiering.harness.checker_records import canary, good_history, job, note, start, stop, task
 
@@ -236,6 +236,43 @@ def test_a_tier_that_shows_no_schedule_gets_its_longest_job() -> None:
         lanes.setdefault(lane, []).append((base, base + width))
     for bars in lanes.values():
         assert all(before[1] <= after[0] + 1e-3 for before, after in pairwise(sorted(bars))), "bars hide each other"
+
+
+def test_the_table_of_faults_has_each_promise_once_and_says_what_was_broken(tmp_path: Path) -> None:
+    rows: dict[str, dict[str, Any]] = {
+        "eio_read": {"verdict": "false", "owed": {"no wrong byte": "yes", "counted": "by no reason"}, "hurt": 5},
+        "eio_write": {"verdict": "true", "owed": {"no block": "yes", "counted": "not shown"}, "hurt": 2},
+        "hostile_config": {"verdict": "true", "owed": {"told": "3 refused in words"}, "hurt": 0},
+        "disk_full": {"verdict": "skipped", "owed": {}, "hurt": 0, "why": "disk_full: no loop devices"},
+        "erofs": {"verdict": "unknown", "owed": {"before": "blocks 1 were not stored"}, "hurt": 0},
+    }
+    met = note("met", 2.0, text="eio_read", fault="eio_read", began_seconds=1.0, lifted_seconds=1.5)
+    section = faults.outcomes(History.of([met]), rows)
+    assert section is not None
+    (heat,) = section.figure.data
+    marks = dict(zip(heat.y, (dict(zip(heat.x, row, strict=True)) for row in heat.text), strict=True))
+    assert {mark for row in marks.values() for mark in row.values()} == {"✓", "✗", "?", ""}
+    assert marks["eio_read"] == {"no wrong byte": "✓", "counted": "✗", "no block": "", "told": ""}
+    assert (marks["eio_write"]["counted"], marks["hostile_config"]["told"]) == ("?", "✓")
+    assert set(marks["disk_full"].values()) | set(marks["erofs"].values()) == {""}
+    assert (
+        "4 faults came, with 5 promises: 3 kept; 1 broken: eio_read (counted); 1 not shown: eio_write" in section.answer
+    )
+    assert "Most was hurt by eio_read: 5 blocks" in section.answer
+    assert "Skipped: disk_full: no loop devices." in section.answer
+    by_fault = {row[0]: row[1:] for row in section.table[1:]}
+    assert by_fault["eio_read"] == [
+        "each third read fails", "false", "5", "500 ms", "no wrong byte", "counted: by no reason"
+    ]  # fmt: skip
+    assert faults.outcomes(History(), {}) is None
+
+
+def test_a_run_of_faults_shows_them_once(tmp_path: Path) -> None:
+    said = note("skipped", 2.0, text="disk_full: no loop devices", fault="disk_full")
+    history = History.of([start(0), said])
+    page = Page(write_report(run_folder(tmp_path / "run", history, options={"scenario": "faults"})))
+    assert page.text.count("a real disk is full, then has room again") == 1
+    assert list(page.plots["plot-0"]["data"][0]["y"]) == ["disk_full"]
 
 
 def test_cells_of_any_checker_become_tables() -> None:

@@ -20,6 +20,7 @@ from tests.tiering.harness.certain_trace import REQUESTS, write_certain_trace
 
 LOAD = scenario("load")
 BROKEN = "tests.tiering.harness.broken_tiers"
+MUTANTS = "harness.mutants.jobs"
 SMALL: dict[str, Any] = {"tier": "memory", "processes": 2, "seed": 5, "block_bytes": 4096, "slots": 64}
 
 
@@ -77,10 +78,15 @@ def test_judging_again_gives_the_same_verdicts(acquitted: tuple[Results, Path]) 
 
 
 @pytest.mark.parametrize(
-    ("tier", "name"), [("LoadsNothing", "integrity"), ("ReportsTwice", "results"), ("Leaks", "leftovers")]
+    ("tier", "name"),
+    [
+        (f"{MUTANTS}:ReturnsStaleSlots", "integrity"),
+        (f"{MUTANTS}:ReportsTwice", "results"),
+        (f"{BROKEN}:Leaks", "leftovers"),
+    ],
 )
 def test_a_broken_tier_is_convicted_by_the_checker_meant_for_it(tmp_path: Path, tier: str, name: str) -> None:
-    results, _ = load(tmp_path, tier=f"{BROKEN}:{tier}")
+    results, _ = load(tmp_path, tier=tier)
     assert (results.verdict, results.exit_code) == ("false", 1)
     (verdict,) = [v for v in results.verdicts if v["name"] == name]
     assert verdict["value"] == "false"

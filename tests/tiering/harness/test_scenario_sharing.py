@@ -14,6 +14,7 @@ from harness.scenarios.base import UsageError
 from harness.scenarios.sharing import SharingOptions, prepare
 
 BROKEN = "tests.tiering.harness.broken_processes"
+MUTANTS = "harness.mutants.jobs"
 
 
 def share(tmp_path: Path, tier: str, **changes: Any) -> Results:
@@ -39,16 +40,16 @@ def test_right_tiers_share(tmp_path: Path, tier: str) -> None:
 @pytest.mark.parametrize(
     ("tier", "checker", "words"),
     [
-        ("OwnViewOnly", "visibility", "is not there"),
-        ("MissForEver", "visibility", "is not there"),
-        ("InPlace", "integrity", "short"),
-        ("WritesLater", "visibility", "is not there"),
+        (f"{MUTANTS}:SeesItsOwnStoresOnly", "visibility", "is not there"),
+        (f"{MUTANTS}:CachesMissesForEver", "visibility", "is not there"),
+        (f"{BROKEN}:InPlace", "integrity", "short"),
+        (f"{BROKEN}:WritesLater", "visibility", "is not there"),
     ],
 )
 def test_a_tier_that_does_not_share_is_convicted_by_the_checker_meant_for_it(
     tmp_path: Path, tier: str, checker: str, words: str
 ) -> None:
-    results = share(tmp_path, f"{BROKEN}:{tier}")
+    results = share(tmp_path, tier)
     (verdict,) = [v for v in results.verdicts if v["name"] == checker]
     assert verdict["value"] == "false", results.verdicts
     assert any(words in finding for finding in verdict["findings"])

@@ -13,6 +13,7 @@ from harness.launch import Child, Workers
 from harness.worker import Instruction
 
 BROKEN = "tests.tiering.harness.broken_tiers"
+MUTANTS = "harness.mutants.jobs"
 REQUESTS = [[0.0, 0, [0, 1, 2]], [0.0, 1, [0, 1, 3]], [0.0, 2, [4]], [0.0, 3, [0, 1, 2]]]
 
 
@@ -75,7 +76,7 @@ def test_latency_counts_from_the_intended_start(tmp_path: Path) -> None:
 
 
 def test_a_load_that_leaves_the_slot_alone_is_wrong_not_right(tmp_path: Path) -> None:
-    history, _ = replay(tmp_path, f"{BROKEN}:LoadsNothing")
+    history, _ = replay(tmp_path, f"{MUTANTS}:ReturnsStaleSlots")
     loads = [j for j in history.jobs if j.direction == "load"]
     assert loads
     assert all(len(j.wrong) == len(j.blocks) for j in loads)
@@ -100,7 +101,7 @@ def test_a_job_without_result_is_info_and_keeps_its_slots(tmp_path: Path) -> Non
 
 
 def test_a_second_result_is_recorded(tmp_path: Path) -> None:
-    history, _ = replay(tmp_path, f"{BROKEN}:ReportsTwice")
+    history, _ = replay(tmp_path, f"{MUTANTS}:ReportsTwice")
     assert len(history.jobs) == 5
     errors = [n for n in history.notes if n.kind == "error"]
     assert sorted(n.detail["job_id"] for n in errors) == [0, 1, 2, 3, 4]
