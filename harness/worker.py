@@ -167,6 +167,7 @@ class Worker:
         if hasattr(self._driver, "before_tier"):  # what an application does before it makes its tier
             self._driver.before_tier(**instruction.arguments)
         tier = adapter_class(instruction.tier)
+        self._nones_before = sys.getrefcount(None)
         self._fds_before = self._me.num_fds()  # all that the tier opens from here on it must close
         self.adapter = tier(instruction.setup)
         self._sample_due = self._gauge_due = self._progress_due = 0.0
@@ -227,6 +228,7 @@ class Worker:
                 "fds": float(self._me.num_fds()),
                 "rss_bytes": float(self._me.memory_info().rss),
                 "threads": float(self._me.num_threads()),
+                "none_references_lost": float(self._nones_before - sys.getrefcount(None)),
                 "cpu_seconds": sum(self._me.cpu_times()[:2]),
             }
 

@@ -124,7 +124,7 @@ class BlockIO:
             self._write_flags |= O_DIRECT
         self._tmpfile = file_system.unnamed_files_work(directory, self._write_flags, self._config.file_mode)
         self._named_link = not self._tmpfile and file_system.named_links_work(directory, self._config.file_mode)
-        self.batch_reads = _batch is not None and directory.isascii()
+        self.batch_reads = self._config.compiled and _batch is not None and directory.isascii()
         modes_hold = not self._umask & (self._config.file_mode | self._config.dir_mode)
         self.batch_writes = self.batch_reads and self._tmpfile and modes_hold and not self._durable
         if not (direct and self._tmpfile):

@@ -198,6 +198,7 @@ class FsTierConfig(_FromMapping):
     on_untrusted_root: str = "warn"
     integrity: str = "verify"
     io: str = "auto"
+    compiled: bool = True
     durability: str = "cache"
     task_bytes_max: int = 1 << 20
     store_queue_bytes_max: int = 1 << 30
@@ -227,7 +228,8 @@ class FsTierConfig(_FromMapping):
         _check_choice(self, "durability", DURABILITIES)
         if isinstance(self.capacity, Mapping):
             object.__setattr__(self, "capacity", CapacityConfig.from_mapping(self.capacity))
-        _check_bool(self, "enable_kv_events")
+        for name in ("compiled", "enable_kv_events"):
+            _check_bool(self, name)
         _check_mode(self, "file_mode", 0o600, 0o777)
         _check_mode(self, "dir_mode", 0o700, 0o3777)  # setgid hands a group's folder on to what is made in it
 
