@@ -120,8 +120,9 @@ class BlockIO:
             raise RootError(f"io is 'direct', but {reason} at {directory}; use 'auto' or 'buffered'")
         self.direct = direct
         if direct:
-            self._read_flags |= O_DIRECT
             self._write_flags |= O_DIRECT
+            if self._config.io == "direct":
+                self._read_flags |= O_DIRECT
         self._tmpfile = file_system.unnamed_files_work(directory, self._write_flags, self._config.file_mode)
         self._named_link = not self._tmpfile and file_system.named_links_work(directory, self._config.file_mode)
         self.batch_reads = self._config.compiled and _batch is not None and directory.isascii()

@@ -194,7 +194,7 @@ class FileSystemTierManager(SecondaryTierManager):
             "none_hash": none_hash_digest(self.none_hash)[:8],
             "block_bytes": str(self.config.block_bytes),
             "integrity": self.config.integrity,
-            "io": "direct" if self.blockio.direct else "buffered",
+            "io": self.config.io if self.blockio.direct else "buffered",
         }
 
     def shutdown(self) -> None:

@@ -24,6 +24,7 @@ from harness.faults.rules import FaultUnavailable
 
 KIB, MIB = 1 << 10, 1 << 20
 JOB_BLOCKS = 16
+TIERS = ("kvtier", "kvtier-direct", "kvtier-buffered", "kvtier-pure", "vllm")
 LARGE_JOB_BLOCKS = 512
 PROBES_PER_SECOND = 50.0
 PLANT_SECONDS_MAX = 600.0
@@ -107,7 +108,7 @@ def throughput(bench: Bench) -> Iterator[Sample]:
     for block_bytes in bench.size.block_sizes:
         row, blocks = f"{block_bytes // KIB} KiB", bench.blocks(block_bytes)
         for number in range(bench.size.rounds):
-            for who in bench.turns(number, "kvtier", "kvtier-direct", "kvtier-buffered", "vllm"):
+            for who in bench.turns(number, *TIERS):
                 arguments = {"label": f"throughput {number}", "blocks": blocks, "job_blocks": JOB_BLOCKS}
                 root = bench.root()
                 for result in who.measure(

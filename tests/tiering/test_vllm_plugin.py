@@ -445,7 +445,7 @@ def test_an_engine_says_whose_blocks_it_shares_once_it_knows_its_seed(peer: Peer
     assert one == 1
     assert info["folder"] == record.parent.name
     assert info["none_hash"] == json.loads(record.read_text())["none_hash_digest"][:8]
-    assert (info["version"], info["block_bytes"], info["io"]) == (__version__, str(BLOCK_BYTES), "direct")
+    assert (info["version"], info["block_bytes"], info["io"]) == (__version__, str(BLOCK_BYTES), "auto")
 
 
 TRACES = """
