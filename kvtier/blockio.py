@@ -24,12 +24,13 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import xxhash
 
 from kvtier import file_system
 from kvtier.config import PAGE_BYTES, FsTierConfig, RootError
+from kvtier.events import CorruptReason
 from kvtier.file_system import O_DIRECT, O_TMPFILE, link_unnamed, temp_name, unlink_quietly
 from kvtier.hashing import OffloadKey
 from kvtier.no_links import open_no_links
@@ -51,8 +52,8 @@ def errno_name(error: OSError) -> str:
     return errno.errorcode.get(error.errno or errno.EIO, "EIO")
 
 
-CORRUPT_REASONS = ("kind", "size", "trailer", "key", "checksum")
-"""Why a file is not the block it should be; such a file is set aside."""
+SET_ASIDE_FOR = frozenset(get_args(CorruptReason)) - {"unverified"}
+"""Why a file is not the block it should be and is moved away; one without trailer may yet be right."""
 
 
 class BlockOutcome(NamedTuple):
@@ -299,7 +300,7 @@ class BlockIO:
         """Read the block of `key` into `view` (block_bytes long) and verify it. When the outcome is not ok, `view`
         holds rubbish; a file that is not the block it should be is moved to quarantine."""
         outcome, status = self._read(path, key, view)
-        if outcome.reason not in CORRUPT_REASONS:
+        if outcome.reason not in SET_ASIDE_FOR:
             return outcome
         return outcome._replace(set_aside=self._set_aside(path, outcome.reason, status))
 

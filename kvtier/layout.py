@@ -19,6 +19,7 @@ import time
 from typing import Any
 
 from kvtier.config import RootError, RunConfig
+from kvtier.file_system import O_TMPFILE, link_unnamed
 from kvtier.hashing import SEED_VARIABLE, BlockHash, OffloadKey, make_offload_key
 
 logger = logging.getLogger(__name__)
@@ -246,11 +247,10 @@ def _publish(path: str, text: bytes, mode: int) -> None:
 
 
 def _publish_unnamed(dir_fd: int, name: str, text: bytes, mode: int) -> None:
-    fd = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, mode, dir_fd=dir_fd)
+    fd = os.open(".", O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, mode, dir_fd=dir_fd)
     try:
         _fill(fd, text, mode)
-        # Only with a directory given does Python call linkat(), which follows the link that /proc shows.
-        os.link(f"/proc/self/fd/{fd}", name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=True)
+        link_unnamed(fd, name, dir_fd)
     finally:
         os.close(fd)
 

@@ -16,7 +16,16 @@ from harness.bench.stats import ratio, spread
 from harness.bench.targets import Values, by_line
 
 COLOURS = {"met": "green", "missed": "red", "unclear": "yellow", "unmeasured": "dim"}
-ORDER = ("kvtier", "kvtier-direct", "kvtier-buffered", "kvtier-pure", "vllm", "file per block", "device, 16 threads", "device, fio")
+ORDER = (
+    "kvtier",
+    "kvtier-direct",
+    "kvtier-buffered",
+    "kvtier-pure",
+    "vllm",
+    "file per block",
+    "device, 16 threads",
+    "device, fio",
+)
 
 
 def values_of(result: Mapping[str, Any]) -> tuple[Values, dict[tuple[str, str, str], str]]:
