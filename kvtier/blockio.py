@@ -300,7 +300,7 @@ class BlockIO:
         """Read the block of `key` into `view` (block_bytes long) and verify it. When the outcome is not ok, `view`
         holds rubbish; a file that is not the block it should be is moved to quarantine."""
         outcome, status = self._read(path, key, view)
-        if outcome.reason not in SET_ASIDE_FOR:
+        if outcome.reason is None or outcome.reason not in SET_ASIDE_FOR:
             return outcome
         return outcome._replace(set_aside=self._set_aside(path, outcome.reason, status))
 

@@ -184,10 +184,10 @@ class FsTierConfig(_FromMapping):
     `store_queue_bytes_max`, and stores that come while more than half of the CPU tier's slots wait to be stored, are
     refused at once, with a result that says so: a slow volume never takes all slots.
 
-    `io` "auto": stores go past the page cache where the file system can, so that no backlog of dirty pages delays loads;
-    loads go through it, so that what any process of this host has loaded lately comes from memory. "direct": both past
-    it, for hosts without memory to spare or blocks that are loaded once. "buffered": both through it. `compiled`: use
-    the compiled twin (`_batch`) where there is one.
+    `io` "auto": stores go past the page cache where the file system can, so that no backlog of dirty pages delays
+    loads; loads go through it, so that what any process of this host has loaded lately comes from memory. "direct":
+    both past it, for hosts without memory to spare or blocks that are loaded once. "buffered": both through it.
+    `compiled`: use the compiled twin (`_batch`) where there is one.
 
     `durability` "cache": after a power loss blocks may be missing (never wrong); "durable": a store that succeeded
     survives one. `capacity` bounds the root; without it the root grows until the disk is full.
