@@ -8,6 +8,7 @@
 #define PY_SSIZE_T_CLEAN
 #define _GNU_SOURCE
 #include <Python.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/openat2.h>
@@ -75,30 +76,40 @@ static long long publish(const Block *block, const How *how, int folder, const c
     return result;
 }
 
-/* The same for a block whose folder's parent is there; the folder itself is made if it is missing. */
+/* Cuts the last part off a path; NULL where there is none. */
+static char *cut(char *path) {
+    char *slash = strrchr(path, '/');
+    if (!slash || slash == path)
+        return NULL;
+    *slash = '\0';
+    return slash + 1;
+}
+
+/* Opens the folder `name` of a folder after making it, if need be; `is_new` says so. Closes the folder above. */
+static int enter(int above, const char *name, int mode, int *is_new) {
+    *is_new = mkdirat(above, name, (mode_t)mode) == 0;
+    int folder = openat(above, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    close(above);
+    return folder;
+}
+
+/* The same for a block below whose root at most the last two folders are missing. */
 static long long write_sealed(const Block *block, const How *how) {
-    char path[PATH_MAX];
+    const int flags = O_PATH | O_DIRECTORY | O_CLOEXEC;
+    char path[PATH_MAX], *name, *leaf, *first;
     struct stat status;
+    int is_new, folder, above;
     long long result = NOT_DONE;
     size_t length = strlen(block->path);
     if (length >= sizeof path)
         return NOT_DONE;
     memcpy(path, block->path, length + 1);
-    char *name = strrchr(path, '/');
-    if (!name)
+    if (!(name = cut(path)) || !(leaf = cut(path)))
         return NOT_DONE;
-    *name++ = '\0';
-    char *leaf = strrchr(path, '/');
-    if (!leaf || leaf == path)
-        return NOT_DONE;
-    *leaf++ = '\0';
-    int parent = open_no_links(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (parent < 0)
-        return NOT_DONE;
-    int is_new = mkdirat(parent, leaf, (mode_t)how->dir_mode) == 0;
-    int folder = openat(parent, leaf, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    close(parent);
-    if (folder < 0)
+    if ((above = open_no_links(path, flags)) < 0 && errno == ENOENT && (first = cut(path)) &&
+        (above = open_no_links(path, flags)) >= 0)
+        above = enter(above, first, how->dir_mode, &is_new);
+    if (above < 0 || (folder = enter(above, leaf, how->dir_mode, &is_new)) < 0)
         return NOT_DONE;
     if (is_new || fstatat(folder, name, &status, AT_SYMLINK_NOFOLLOW) != 0)
         result = publish(block, how, folder, name);
