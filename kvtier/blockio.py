@@ -205,6 +205,11 @@ class BlockIO:
                     _transfer(os.pwritev, descriptor, [view, page[:PAGE_BYTES]], self._sealed_bytes)
                     if self._durable:
                         os.fdatasync(descriptor)
+                    if temp is not None:
+                        # Before the link, not by the close: nfs-ganesha 4.2 and 4.3 die when a lock is forgotten while
+                        # its file is closed. No cleaner takes a file this young; if it went, the store is retried.
+                        with contextlib.suppress(OSError):
+                            fcntl.flock(descriptor, fcntl.LOCK_UN)
                     return self._settled(path, self._publish(descriptor, temp, folder, path))
                 finally:
                     os.close(descriptor)  # may fail itself, where a quota is found out late
@@ -246,7 +251,7 @@ class BlockIO:
 
     def _create(self, folder: int) -> tuple[int, str | None]:
         """An empty file to write into: unnamed where that works (a killed process leaves nothing), else a temp file,
-        locked as long as its writer lives."""
+        locked while it is written, as long as its writer lives."""
         if self._tmpfile:
             return os.open(".", O_TMPFILE | self._write_flags, self._config.file_mode, dir_fd=folder), None
         temp = temp_name()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 import shutil
@@ -332,6 +333,31 @@ def test_a_named_temp_file_replaces_nothing_where_links_work(tmp_path: Path, pat
     os.close(descriptor)
     os.close(folder)
     assert os.stat(path).st_ino == inode
+
+
+def test_a_named_temp_file_is_locked_while_it_is_written_and_no_longer_when_it_is_published(
+    tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Locked, so that no cleaner takes it from a living writer. Free again before its close, at which an NFS server
+    would have to forget lock and file at once."""
+    io = named(make_io(tmp_path))
+    free = {}
+
+    def asking(name: str, call: Any) -> Any:
+        def asked(*arguments: Any, **keywords: Any) -> Any:
+            (temp,) = Path(path).parent.glob(".*.tmp")
+            with open(temp) as file, contextlib.suppress(BlockingIOError):
+                free[name] = False
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                free[name] = True
+            return call(*arguments, **keywords)
+
+        return asked
+
+    for name in ("pwritev", "link", "rename"):
+        monkeypatch.setattr(os, name, asking(name, getattr(os, name)))
+    put(io, path, DATA)
+    assert free in ({"pwritev": False, "link": True}, {"pwritev": False, "rename": True})
 
 
 # --- partial transfers, full disks, races, deaths ---
