@@ -1,5 +1,6 @@
 """`python -m harness.shared_volume`: brings up hosts that share a volume, runs scenarios on them, and ends with a table
-of verdicts. `make shared-volume` calls it. What this machine cannot do is skipped, loudly.
+of verdicts. `make shared-volume` calls it. What this machine cannot do is skipped, loudly. A run in which the file
+system's server ended by itself is ended at once and unknown, whatever the checkers say of the rest.
 
 Exit code: the worst of all runs: 1 false, 2 unknown, 0 true. A file system that cannot be had here is unknown, unless
 --skip-is-well.
@@ -11,7 +12,7 @@ import json
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,9 @@ from rich.table import Table
 
 from harness.faults.rules import FaultUnavailable
 from harness.hosts import HOSTS
+from harness.hosts.base import Volume
 from harness.hosts.behaviour import measure
+from harness.launch import Child, WorkerFailed
 from harness.report import write_report
 from harness.run import EXIT_CODES
 from harness.run import run as make_run
@@ -49,6 +52,19 @@ class Line(NamedTuple):
     run_dir: str = ""
 
 
+class _ServerWatch:
+    """Ends a run, once, when the server has ended without being told to: tiers are not judged by what is not there."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self.death = ""
+
+    def __call__(self, children: Sequence[Child]) -> None:
+        if not self.death and (death := self._volume.server_death()):
+            self.death = death
+            raise WorkerFailed(death)
+
+
 def _run_all(name: str, chosen: list[str], given: dict[str, Any], runs_dir: Path, console: Console) -> Iterator[Line]:
     try:
         with HOSTS[name](runs_dir) as volume, tempfile.TemporaryDirectory(dir=runs_dir) as local:
@@ -63,7 +79,8 @@ def _run_all(name: str, chosen: list[str], given: dict[str, Any], runs_dir: Path
                 values = {**RUNS[what], **given, "root_dir": str(volume.seen_here)}
                 if what == "outage":
                     values["visible_seconds_max"] = volume.visible_seconds_max
-                results = make_run(placed(item, volume), item.options(**values), runs_dir)
+                watch = _ServerWatch(volume)
+                results = make_run(placed(item, volume), item.options(**values), runs_dir, on_tick=watch)
                 write_report(Path(results.run_dir))
                 (Path(results.run_dir) / "volume.json").write_text(json.dumps(facts, indent=1) + "\n")
                 bad = [v for v in results.verdicts if v["value"] != "true"]
@@ -72,7 +89,11 @@ def _run_all(name: str, chosen: list[str], given: dict[str, Any], runs_dir: Path
                     for finding in verdict["findings"][:5]:
                         console.print(f"    {escape(finding)}")
                 figure = results.reason or (bad or results.verdicts)[0]["figure"]
-                yield Line(volume.file_system, what, results.verdict, figure, results.run_dir)
+                yield Line(
+                    volume.file_system, what, "unknown" if watch.death else results.verdict, figure, results.run_dir
+                )
+                if watch.death:
+                    volume.restart_server(0.0)
     except FaultUnavailable as reason:
         yield Line(name, "all", "skipped", str(reason))
 

@@ -6,9 +6,11 @@ and `recovery_seconds_max` (option) after its end; after that end each process t
 that time, without a restart except after a loss of power; a process that was not switched off does not end. A block
 reported stored is found by the first question that is put after all is well again, from whichever host: only what a
 host without power had reported in its last moments may be missing, and is counted. And the bound of visibility: in the
-rounds for it (notes "soon") the first hit comes at most `visible_seconds_max` (option) after the reported store.
+rounds for it (notes "soon") the first hit comes at most `visible_seconds_max` (option) after the reported store. Where
+the tier says what its threads do (`Task` records, gauges "*_running_oldest_seconds"), a task that hung for longer than
+`HUNG_SECONDS_MIN` in an outage was to be seen in the gauges meanwhile, with at least `HUNG_SHARE_MIN` of its age.
 
-Not covered: wrong bytes (integrity), results (results), temp files (leftovers), how long a single call hangs.
+Not covered: wrong bytes (integrity), results (results), temp files (leftovers).
 
 unknown: a fault that met no job in flight on those that it hit, no fault at all, or no round for visibility.
 """
@@ -22,6 +24,8 @@ from typing import Any, NamedTuple
 from harness.checkers.base import Findings, Value, Verdict, milliseconds, some
 from harness.history import History, Job, Note
 
+HUNG_SECONDS_MIN = 2.0
+HUNG_SHARE_MIN = 0.5
 POWER_LOSS_WINDOW_SECONDS = 60.0
 """What a host reported stored so long before it lost power has long been written back."""
 
@@ -65,20 +69,24 @@ def check(history: History) -> Verdict:
             findings.add(f"process {stop.process} ended with exit code {stop.exit_code} although it kept its power")
     _questions(history, by_process, recovery_max, findings, counts)
     waited = _others_waited(history, outages)
+    hung = _hung(history, outages, findings)
     slowest = _visibility(history, findings)
     doubts += [] if slowest else ["nobody looked how soon a block is visible"]
     value: Value = "false" if findings else "unknown" if doubts else "true"
     soon = "; ".join(f"{kind}: {milliseconds(seconds)}" for kind, seconds in slowest.items())
     slow = milliseconds(max(recoveries.values(), default=0.0))
     longest = milliseconds(max(waited.values(), default=0.0))
+    hang = milliseconds(max(hung.values(), default=0.0))
     figure = (
         f"{'; '.join([*doubts, ''])}{len({o.text for o in outages})} outages, {counts['failed blocks']} blocks failed "
         f"in them, {counts['lost with the power']} of reported ones lost with the power; slowest recovery {slow}; "
-        f"others waited {longest} for a job at most; visible to the other host after {soon or 'nobody knows'}"
+        f"others waited {longest} for a job at most; longest hung call {hang}; "
+        f"visible to the other host after {soon or 'nobody knows'}"
     )
     data: dict[str, Any] = {
         "recovery_seconds": {name: _finite(seconds) for name, seconds in recoveries.items()},
         "others_waited_seconds": waited,
+        "hung_seconds": hung,
         "visible_seconds": {name: _finite(seconds) for name, seconds in slowest.items()},
         **counts,
     }
@@ -151,6 +159,29 @@ def _others_waited(history: History, outages: list[_Away]) -> dict[str, float]:
     return longest
 
 
+def _hung(history: History, outages: list[_Away], findings: Findings) -> dict[str, float]:
+    """By kind of outage, the longest that a task of those hit hung in it; each must have shown in the gauges."""
+    longest: dict[str, float] = {}
+    for outage in outages:
+        for task in (t for t in history.tasks if t.process == outage.process):
+            since, until = max(task.started_seconds, outage.since), min(task.finished_seconds, outage.until)
+            if until - since < HUNG_SECONDS_MIN:
+                continue
+            longest[outage.what] = max(until - since, longest.get(outage.what, 0.0))
+            name = f"{task.direction}_running_oldest_seconds"
+            shown = [
+                gauge.values.get(name, 0.0)
+                for gauge in history.gauges
+                if gauge.process == outage.process and since <= gauge.monotonic_seconds <= until
+            ]
+            if max(shown, default=0.0) < HUNG_SHARE_MIN * (until - since):
+                findings.add(
+                    f"a {task.direction} of process {outage.process} hung for {until - since:.1f} s in: {outage.text}; "
+                    f"its gauges told of {max(shown, default=0.0):.1f} s at most"
+                )
+    return longest
+
+
 def _questions(
     history: History,
     by_process: dict[int, list[_Away]],
@@ -203,7 +234,7 @@ def _lost_power(job: Job, at: float, by_process: dict[int, list[_Away]]) -> bool
 
 def _visibility(history: History, findings: Findings) -> dict[str, float]:
     """The longest time from a reported store to the other host's first hit, by whether it had asked before."""
-    bound = float(history.options.get("visible_seconds_max", 31.0))
+    bound = float(history.options.get("visible_seconds_max", 1.0))
     stored = {block: job for job in history.jobs if job.direction == "store" for block in job.ok}
     longest: dict[str, float] = {}
     for note in history.notes:

@@ -88,8 +88,8 @@ class Obey(Replay):
         application_seed: int | None = None,
     ) -> bool:
         """From the moment `at` store the chains of `store`, `window` of them at a time, and meanwhile find those of
-        `find`: asking `asks` times at most, or for `chase_seconds` if that is longer. Returns False when told to stop,
-        or when nothing moves."""
+        `find`: asking `asks` times at most, or for `chase_seconds` if that is longer. Says at once when the order's
+        first job is in flight ("begun"). Returns False when told to stop, or when nothing moves."""
         if application_seed is not None:
             seed_application(application_seed)
         stores = [self._request(Active, blocks) for blocks in store]
@@ -101,7 +101,7 @@ class Obey(Replay):
             want.asks_left, want.until_seconds = asks, now + chase_seconds
         self.active, waiting = [], finds
         stores.reverse()
-        moved_seconds, idle_seconds = now, IDLE_SECONDS_MIN
+        moved_seconds, idle_seconds, begun = now, IDLE_SECONDS_MIN, False
         while self.active or waiting or stores:
             now = time.monotonic()
             if self.worker.parent.stop.is_set():
@@ -116,6 +116,10 @@ class Obey(Replay):
             moved = self._look_up()
             self._write_answers()
             moved |= self._submit(now + PASS_SECONDS_MAX)
+            if self.jobs and not begun:
+                begun = True
+                self.worker.counts["begun"] = number
+                self.worker.parent.say("progress", counts=self.worker.counts, gauges={})
             self.adapter.step()
             moved |= self._collect()
             for active in self.active:

@@ -62,5 +62,9 @@ class Volume(ABC):
     seen_here: Path
 
     @abstractmethod
+    def server_death(self) -> str:
+        """How the server ended without being told to, in words; "" while it runs. Then nothing can be judged."""
+
+    @abstractmethod
     def restart_server(self, down_seconds: float) -> None:
         """Kill the server, and start it again after so long."""

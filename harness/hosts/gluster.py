@@ -127,6 +127,9 @@ class GlusterVolume(Volume):
         self.visible_seconds_max = 1.0
         self.cannot = {}
 
+    def server_death(self) -> str:
+        return self._server.death()
+
     def restart_server(self, down_seconds: float) -> None:
         self._server.kill()
         time.sleep(down_seconds)

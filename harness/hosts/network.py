@@ -134,6 +134,15 @@ class Daemon:
         if self._popen is not None:
             self._popen.kill()
             self._popen.wait()
+            self._popen = None
+
+    def death(self) -> str:
+        """How it ended by itself, in words; "" while it runs, and after `kill`."""
+        code = self._popen.poll() if self._popen is not None else None
+        if code is None:
+            return ""
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        return f"{self._what} ended by itself, {how}"
 
     def check(self) -> None:
         """Raise `FaultUnavailable` with its last words when it has ended."""

@@ -152,7 +152,10 @@ class NfsVolume(Volume):
         self.cannot = {
             "crash": "nobody here can stop a process of another kernel at a system call; outage kills kernels"
         }
-        self.visible_seconds_max = 31.0 if "lookupcache" not in mount_options else 1.0
+        self.visible_seconds_max = 1.0
+
+    def server_death(self) -> str:
+        return self._server.death()
 
     def restart_server(self, down_seconds: float) -> None:
         self._server.kill()

@@ -14,6 +14,7 @@ from harness.scenarios.base import Context
 
 ORDER_SECONDS_MAX = 60.0
 """A process that has not carried out an order by then hangs, and is recorded as an error."""
+BEGIN_SECONDS_MAX = 10.0
 RENDEZVOUS_SECONDS = 0.02
 """How far ahead the common moment of an order lies, so that all have heard of it."""
 
@@ -91,6 +92,14 @@ class Crew:
                 if not done(process):
                     text = f"process {process} did not carry out an order within {ORDER_SECONDS_MAX:g} s"
                     self.context.note(time.monotonic(), "error", text, process=process)
+
+    def await_begun(self, number: int, processes: Iterable[int]) -> None:
+        """Until each has a job of the order in flight, has ended, or for `BEGIN_SECONDS_MAX`: some orders take none."""
+        waiting = [self.members[p] for p in processes]
+        self.context.workers.until(
+            lambda: all(not child.alive or child.counts.get("begun", 0) >= number for child in waiting),
+            BEGIN_SECONDS_MAX,
+        )
 
     def do(self, orders: Mapping[int, Mapping[str, Any]], together: bool = False) -> None:
         """Order, and wait until it is done."""

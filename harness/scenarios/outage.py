@@ -28,7 +28,7 @@ from harness.seeds import stream
 
 SOON_ROUNDS = 4
 DELAY_SECONDS_MAX = 0.15
-"""A fault comes at a random moment within this time after the common start."""
+"""A fault comes at a random moment within this time after the last of those that it hits has a job in flight."""
 SERVER_DOWN_SECONDS = 2.0
 PAUSE_SECONDS = 0.3
 SHOWN_CHAINS = 6
@@ -47,7 +47,7 @@ class OutageOptions(CommonOptions):
     chains: int = option(32, "chains that a process stores or loads in a round", low=1)
     cut_seconds: float = option(8.0, "how long a host is cut off, or without power", low=0)
     recovery_seconds_max: float = option(30.0, "by when after the heal a process must work again", low=0)
-    visible_seconds_max: float = option(31.0, "by when another host must find what was reported stored", low=0)
+    visible_seconds_max: float = option(1.0, "by when another host must find what was reported stored", low=0)
 
 
 class Plan(NamedTuple):
@@ -130,7 +130,7 @@ class _Outage:
         read = [chain for p in self._all for chain in self._chains[p]]
         parts = {p: {"store": stored[p]} if what == "store" else {"find": read} for p in victims}
         number = self.crew.order(parts, together=True)
-        self._wait_a_moment()
+        self._wait_a_moment(number, victims)
         self._fault(victims, f"{host.name} is cut off while it {what}s", "cut")
         host.cut()
         last = self._go_on(others, stored)
@@ -147,7 +147,7 @@ class _Outage:
         others = [p for p in self._all if p not in victims]
         stored = {p: self._fresh() for p in self._all}
         number = self.crew.order({p: {"store": stored[p]} for p in victims}, together=True)
-        self._wait_a_moment()
+        self._wait_a_moment(number, victims)
         self._fault(victims, f"{host.name} loses power while it stores", "power")
         host.lose_power()
         self.crew.settle(number, victims)
@@ -162,7 +162,7 @@ class _Outage:
         """The server is killed while all store, and started again."""
         stored = {p: self._fresh() for p in self._all}
         number = self.crew.order({p: {"store": stored[p]} for p in self._all}, together=True)
-        self._wait_a_moment()
+        self._wait_a_moment(number, self._all)
         self._fault(self._all, f"the server is down for {SERVER_DOWN_SECONDS:g} s", "server")
         self.context.volume.restart_server(SERVER_DOWN_SECONDS)
         self._lifted(self._all, "the server is up again")
@@ -222,9 +222,10 @@ class _Outage:
     def _fresh(self) -> list[Chain]:
         return [self.crew.chain(self.options.blocks) for _ in range(self.options.chains)]
 
-    def _wait_a_moment(self) -> None:
-        seconds = self._random.uniform(0.03, DELAY_SECONDS_MAX)
-        self.context.workers.until(lambda: False, seconds)
+    def _wait_a_moment(self, number: int, processes: list[int] | range) -> None:
+        """Until all have jobs of the order in flight, and then for a random moment."""
+        self.crew.await_begun(number, processes)
+        self.context.workers.until(lambda: False, self._random.uniform(0.0, DELAY_SECONDS_MAX))
 
     def _fault(self, processes: list[int] | range, text: str, what: str) -> None:
         left = 1 + self.options.read_threads + self.options.write_threads

@@ -18,9 +18,10 @@ import pytest
 from harness.checkers import outage, power_loss
 from harness.checkers.base import Verdict
 from harness.faults import FaultUnavailable, is_mounted
-from harness.history import History, Job, Note
+from harness.history import Gauge, History, Job, Note, Task
 from harness.hosts import gluster_hosts, remote
 from harness.hosts.gluster import GlusterVolume
+from harness.hosts.network import Daemon
 
 BLOCKS = [1, 2]
 
@@ -209,6 +210,32 @@ def test_a_host_without_power_may_lose_what_it_had_just_reported_and_only_it() -
     assert verdict.value == "true", verdict
     assert verdict.data["lost with the power"] == 1
     assert judge(*power, IN_FLIGHT, WORKS_AGAIN, store(1, 9.0, 9.9), asked(1, 30.0, "mh")).value == "false"
+
+
+def test_a_call_that_hung_in_an_outage_was_to_be_seen_in_the_gauges() -> None:
+    hung = Task(0, 1, "store", "store", 4, 1, 0, 9.5, 9.6, 20.4)
+
+    def told(seconds: float) -> Gauge:
+        return Gauge(0, 19.9, {"store_running_oldest_seconds": seconds, "load_running_oldest_seconds": 60.0})
+
+    well = judge(*WELL, IN_FLIGHT, WORKS_AGAIN, hung, told(10.3))
+    assert well.value == "true", well
+    assert well.data["hung_seconds"] == {"cut": 10.0}
+    assert judge(*WELL, IN_FLIGHT, WORKS_AGAIN, hung, told(1.0)).value == "false"
+    assert judge(*WELL, IN_FLIGHT, WORKS_AGAIN, hung).value == "false"
+
+
+def test_a_server_that_ends_by_itself_is_told_from_one_that_was_killed(tmp_path: Path) -> None:
+    server = Daemon("the server", ["sh", "-c", "read line"], tmp_path / "log")
+    server.start()
+    server.kill()
+    assert server.death() == ""
+    deadly = Daemon("the server", ["sh", "-c", "kill -SEGV $$"], tmp_path / "log")
+    deadly.start()
+    deadline = time.monotonic() + 20
+    while not deadly.death():
+        assert time.monotonic() < deadline
+    assert deadly.death() == "the server ended by itself, by SIGSEGV"
 
 
 def test_an_outage_that_met_nothing_is_unknown() -> None:
