@@ -182,7 +182,8 @@ class FsTierConfig(_FromMapping):
     A store or load job is split into tasks of at most `task_bytes_max` (never less than one block), so that a job uses
     all idle threads and nothing waits behind more than one bounded task per thread. Stores beyond
     `store_queue_bytes_max`, and stores that come while more than half of the CPU tier's slots wait to be stored, are
-    refused at once, with a result that says so: a slow volume never takes all slots.
+    refused at once, with a result that says so: a slow volume never takes all slots. A lookup that has
+    waited for `hung_seconds` is a miss.
 
     `io` "auto": stores go past the page cache where the file system can, so that no backlog of dirty pages delays
     loads; loads go through it, so that what any process of this host has loaded lately comes from memory. "direct":
@@ -207,6 +208,7 @@ class FsTierConfig(_FromMapping):
     durability: str = "cache"
     task_bytes_max: int = 1 << 20
     store_queue_bytes_max: int = 1 << 30
+    hung_seconds: float = 10.0
     known_keys_max: int = 1 << 18
     enable_kv_events: bool = False
     capacity: CapacityConfig | None = None
@@ -224,6 +226,8 @@ class FsTierConfig(_FromMapping):
             _check_int(self, name, 1)
         _check_int(self, "store_queue_bytes_max", self.block_bytes)
         _check_int(self, "known_keys_max", 0)
+        if not isinstance(self.hung_seconds, (int, float)) or not self.hung_seconds > 0:
+            raise ConfigError(f"hung_seconds is {self.hung_seconds!r}; it takes a number above 0")
         _check_choice(self, "hash_algorithm", HASH_ALGORITHMS)
         _check_choice(self, "seed_policy", SEED_POLICIES)
         _check_choice(self, "on_mismatch", MISMATCH_ACTIONS)

@@ -114,7 +114,9 @@ class FileSystemTierManager(SecondaryTierManager):
         self._answers: Counter[LookupResult] = Counter()  # of this step
         self._batch_traceparent: str | None = None
         self._events: list[OffloadingEvent] = []
-        self._lookup = AsyncLookupManager(self._probe, config.known_keys_max, f"kvtier_{tier_type}_lookup")
+        self._lookup = AsyncLookupManager(
+            self._probe, config.known_keys_max, f"kvtier_{tier_type}_lookup", config.hung_seconds
+        )
         self._pool = DualQueueThreadPool(
             config.n_read_threads,
             config.n_write_threads,
@@ -177,7 +179,8 @@ class FileSystemTierManager(SecondaryTierManager):
         return events
 
     def gauges(self) -> Mapping[str, float]:
-        return {**self._pool.gauges(), "jobs_in_flight": len(self._submitted)}
+        lookup_seconds = self._lookup.oldest_seconds()
+        return {**self._pool.gauges(), "jobs_in_flight": len(self._submitted), "lookup_oldest_seconds": lookup_seconds}
 
     def space(self) -> Mapping[str, float]:
         """Free and all bytes of the root's file system. It asks that file system, so it may hang with it: for a thread

@@ -3,14 +3,17 @@ blocking. Called by the scheduler's thread; its own thread only runs `probe`.
 
 A positive answer is remembered after its request is gone (a vanished file costs one failed load, which corrects it). A
 negative answer holds for the requests that saw it; the next request asks again. Each question carries a generation, so
-that an answer overtaken by news (a store, a failed load) is dropped.
+that an answer overtaken by news (a store, a failed load) is dropped. While a batch is without an answer for longer
+than `hung_seconds`, the device has nothing: whoever waits or asks is told no, and nothing more is asked.
 """
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -47,9 +50,15 @@ class AsyncLookupManager:
     """
 
     def __init__(
-        self, probe: Callable[[Sequence[OffloadKey]], Sequence[bool]], known_keys_max: int, thread_name: str
+        self,
+        probe: Callable[[Sequence[OffloadKey]], Sequence[bool]],
+        known_keys_max: int,
+        thread_name: str,
+        hung_seconds: float = math.inf,
     ) -> None:
         self._probe = probe
+        self._hung_seconds = hung_seconds
+        self._sent_seconds: deque[float] = deque()  # of batches without an answer, in order
         self._known_keys_max = known_keys_max
         self._known: dict[OffloadKey, None] = {}
         self._verdicts: dict[OffloadKey, _Verdict] = {}
@@ -83,8 +92,20 @@ class AsyncLookupManager:
         self._drain()
         batch = [(key, g) for key, g in self._batch if (v := self._verdicts.get(key)) and v.generation == g]
         self._batch = []
-        if batch:
+        if self.oldest_seconds() > self._hung_seconds:
+            for verdict in self._verdicts.values():
+                if verdict.present is None:
+                    self._renew(verdict, False)
+        elif batch:
+            self._sent_seconds.append(time.monotonic())
             self._questions.put((batch, time.monotonic(), traceparent))
+
+    def oldest_seconds(self) -> float:
+        """How long the oldest batch has been without an answer; 0 when there is none."""
+        try:
+            return time.monotonic() - self._sent_seconds[0]
+        except IndexError:  # asked by a scrape just as the last one was answered
+            return 0.0
 
     def mark_present(self, keys: Iterable[OffloadKey]) -> None:
         """This process has just stored or loaded these blocks."""
@@ -132,6 +153,7 @@ class AsyncLookupManager:
     def _drain(self) -> None:
         while not self._answers.empty():  # this thread is the only taker
             batch, found, fact = self._answers.get_nowait()
+            self._sent_seconds.popleft()
             self._facts.append(fact)
             for (key, generation), present in zip(batch, found, strict=True):
                 verdict = self._verdicts.get(key)

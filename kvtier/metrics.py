@@ -64,6 +64,10 @@ GAUGES: Mapping[str, tuple[str, str]] = {
     "running_oldest_seconds": ("running_oldest_seconds", "Age of the oldest I/O in flight; 0 when there is none."),
     "threads_busy": ("threads_busy", "Threads at work, by the class that they prefer."),
     "jobs_in_flight": ("jobs_in_flight", "Jobs submitted and not yet reported."),
+    "lookup_oldest_seconds": (
+        "lookup_oldest_seconds",
+        "Age of the oldest lookup without an answer; 0 when none waits.",
+    ),
     "requests": ("requests", "Requests that the manager knows."),
     "slots_free": ("slots_free", "Slots of the CPU tier that hold nothing."),
     "slots_writing": ("slots_writing", "Slots being filled: their blocks are HIT_PENDING."),

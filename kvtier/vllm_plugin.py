@@ -67,6 +67,7 @@ _GAUGES = {
             "running_oldest_seconds",
             "threads_busy",
             "jobs_in_flight",
+            "lookup_oldest_seconds",
             "file_system_free_bytes",
             "file_system_size_bytes",
         ),

@@ -113,6 +113,23 @@ def test_an_answer_overtaken_by_news_is_dropped(disk: Disk, lookups: AsyncLookup
     assert lookups.lookup(A, "r1") is (news == "present")
 
 
+def test_while_the_device_hangs_whoever_asks_is_told_no_and_afterwards_it_is_asked_again(disk: Disk) -> None:
+    lookups = AsyncLookupManager(disk.probe, 100, "lookup", hung_seconds=0.01)
+    disk.present, _ = {A, B}, disk.go.clear()
+    assert settle(lookups, A, "r1") is False
+    assert settle(lookups, B, "r2") is False
+    assert disk.batches == [[A]], "the thread that hangs is asked nothing more"
+    assert lookups.oldest_seconds() > 0.01
+    disk.go.set()
+    assert disk.asked.acquire(timeout=30)
+    while lookups.oldest_seconds():
+        lookups.flush()
+    assert lookups.lookup(A, "r1") is False, "as it was told"
+    assert settle(lookups, A, "r3")
+    assert settle(lookups, B, "r4")
+    lookups.shutdown()
+
+
 def test_a_finished_request_leaves_nothing_behind(disk: Disk, lookups: AsyncLookupManager) -> None:
     for number in range(50):
         settle(lookups, OffloadKey(number.to_bytes(36, "big")), "r1")
