@@ -70,7 +70,7 @@ scenarios: $(INSTALLED) ## all scenarios but the long one, each with its verdict
 soak: $(INSTALLED) ## an hour in which nothing may grow (DURATION=3600 TIER=kvtier)
 	@$(BIN)/python -m harness run soak --seconds $(or $(DURATION),3600) $(if $(TIER),--tier $(TIER)) $(ARGS)
 
-shared-volume: $(INSTALLED) ## scenarios on two hosts that share a GlusterFS or NFS volume; root (FILE_SYSTEM=gluster TIER=kvtier SEED=)
+shared-volume: $(INSTALLED) ## scenarios on two hosts that share a GlusterFS, MooseFS or NFS volume; root (FILE_SYSTEM=gluster TIER=kvtier SEED=)
 	@$(BIN)/python -m harness.shared_volume $(if $(FILE_SYSTEM),--file-system $(FILE_SYSTEM)) $(if $(TIER),--tier $(TIER)) \
 	  $(if $(SEED),--seed $(SEED)) $(ARGS)
 

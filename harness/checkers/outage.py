@@ -8,7 +8,8 @@ reported stored is found by the first question that is put after all is well aga
 host without power had reported in its last moments may be missing, and is counted. And the bound of visibility: in the
 rounds for it (notes "soon") the first hit comes at most `visible_seconds_max` (option) after the reported store. Where
 the tier says what its threads do (`Task` records, gauges "*_running_oldest_seconds"), a task that hung for longer than
-`HUNG_SECONDS_MIN` in an outage was to be seen in the gauges meanwhile, with at least `HUNG_SHARE_MIN` of its age.
+`HUNG_SECONDS_MIN` in an outage was to be seen in the gauges meanwhile, with at least `HUNG_SHARE_MIN` of its age; and
+threads that were replaced because their calls hung ("*_threads_lost") are none any more when a process ends well.
 
 Not covered: wrong bytes (integrity), results (results), temp files (leftovers).
 
@@ -21,7 +22,7 @@ import math
 from collections import Counter, defaultdict
 from typing import Any, NamedTuple
 
-from harness.checkers.base import Findings, Value, Verdict, milliseconds, some
+from harness.checkers.base import Findings, Life, Lives, Value, Verdict, milliseconds, some
 from harness.history import History, Job, Note
 
 HUNG_SECONDS_MIN = 2.0
@@ -70,6 +71,7 @@ def check(history: History) -> Verdict:
     _questions(history, by_process, recovery_max, findings, counts)
     waited = _others_waited(history, outages)
     hung = _hung(history, outages, findings)
+    lost = _threads_lost(history, findings)
     slowest = _visibility(history, findings)
     doubts += [] if slowest else ["nobody looked how soon a block is visible"]
     value: Value = "false" if findings else "unknown" if doubts else "true"
@@ -80,13 +82,15 @@ def check(history: History) -> Verdict:
     figure = (
         f"{'; '.join([*doubts, ''])}{len({o.text for o in outages})} outages, {counts['failed blocks']} blocks failed "
         f"in them, {counts['lost with the power']} of reported ones lost with the power; slowest recovery {slow}; "
-        f"others waited {longest} for a job at most; longest hung call {hang}; "
+        f"others waited {longest} for a job at most; longest hung call {hang}, "
+        f"{lost:g} threads replaced at a time; "
         f"visible to the other host after {soon or 'nobody knows'}"
     )
     data: dict[str, Any] = {
         "recovery_seconds": {name: _finite(seconds) for name, seconds in recoveries.items()},
         "others_waited_seconds": waited,
         "hung_seconds": hung,
+        "threads_lost": lost,
         "visible_seconds": {name: _finite(seconds) for name, seconds in slowest.items()},
         **counts,
     }
@@ -180,6 +184,20 @@ def _hung(history: History, outages: list[_Away], findings: Findings) -> dict[st
                     f"its gauges told of {max(shown, default=0.0):.1f} s at most"
                 )
     return longest
+
+
+def _threads_lost(history: History, findings: Findings) -> float:
+    """The most at a time in one process; at its end there are none."""
+    lives, most = Lives(history), 0.0
+    last: dict[Life, float] = {}
+    for gauge in history.gauges:
+        lost = sum(gauge.values.get(f"{direction}_threads_lost", 0.0) for direction in ("load", "store"))
+        most = max(most, lost)
+        last[lives.at(gauge.process, gauge.monotonic_seconds)] = lost
+    for life, lost in last.items():
+        if lost and life.ended_well:
+            findings.add(f"process {life.process} ended with {lost:g} threads that had not come back from a hung call")
+    return most
 
 
 def _questions(

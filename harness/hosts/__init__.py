@@ -13,12 +13,14 @@ from pathlib import Path
 
 from harness.hosts.base import Host, Volume
 from harness.hosts.gluster import gluster_hosts
+from harness.hosts.moosefs import moosefs_hosts
 from harness.hosts.nfs import nfs_hosts
 
 HOSTS: dict[str, Callable[[Path], AbstractContextManager[Volume]]] = {
     "gluster": lambda writable: gluster_hosts(),  # its hosts share this machine's files
+    "moosefs": lambda writable: moosefs_hosts(),
     "nfs": nfs_hosts,
     "nfs-lookupcache-positive": functools.partial(nfs_hosts, mount_options="lookupcache=positive"),
 }
 
-__all__ = ["HOSTS", "Host", "Volume", "gluster_hosts", "nfs_hosts"]
+__all__ = ["HOSTS", "Host", "Volume", "gluster_hosts", "moosefs_hosts", "nfs_hosts"]

@@ -58,6 +58,7 @@ class Volume(ABC):
     visible_seconds_max: float
     cannot: Mapping[str, str]
     mount_options: str
+    sees_mounts: bool  # whether hosts see what is mounted on this machine later
     hosts: Sequence[Host]
     seen_here: Path
 

@@ -9,22 +9,19 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from harness.faults.mounts import is_mounted
 from harness.faults.rules import FaultUnavailable
 from harness.hosts.base import Host, Volume
-from harness.hosts.network import POLL_SECONDS, SERVER_ADDRESS, Daemon, Network, network
+from harness.hosts.fuse import FuseHost
+from harness.hosts.network import SERVER_ADDRESS, Daemon, network
 
 PORT = 24007
 PING_SECONDS_MAX = 4
 """A server that is silent for so long is given up: calls fail with ENOTCONN until it is heard again (stock: 42)."""
-READY_SECONDS_MAX = 30.0
-
 _SERVER = """
 volume posix
   type storage/posix
@@ -67,57 +64,6 @@ end-volume
 """
 
 
-class GlusterHost(Host):
-    """A network namespace and a mount; its kernel is the machine's, so losing power is the end of all that runs there,
-    the client with its caches included."""
-
-    def __init__(self, name: str, number: int | None, mount: Path, folder: Path, net: Network) -> None:
-        super().__init__(name, mount, folder)
-        self._number, self._net = number, net
-        self._namespace = net.server if number is None else net.add_namespace(number)
-        mount.mkdir()
-        self.client = Daemon(
-            f"the GlusterFS client of {self.name}",
-            self.command(["glusterfs", "-N", "-f", str(folder / "client.vol"), "-l", "-", str(mount)]),
-            folder / f"{self.name}.log",
-        )
-
-    def command(self, argv: Sequence[str]) -> list[str]:
-        return self._net.enter(self._namespace, argv)
-
-    def cut(self) -> None:
-        assert self._number is not None, "the server's own client cannot be cut off"
-        self._net.part(self._number)
-
-    def heal(self) -> None:
-        assert self._number is not None, "the server's own client cannot be cut off"
-        self._net.join(self._number)
-
-    def lose_power(self) -> None:
-        self.cut()  # first, so that no dying connection tells the server
-        self._net.end_all(self._namespace)
-        self.client.kill()
-        subprocess.run(["umount", "-l", str(self.mount)], check=True)
-
-    def power_on(self) -> None:
-        self.heal()
-        self.mount_volume()
-
-    def mount_volume(self) -> None:
-        """Start the client and wait until its mount answers."""
-        self.client.start()
-        deadline = time.monotonic() + READY_SECONDS_MAX
-        while True:
-            self.client.check()
-            if is_mounted(self.mount):
-                with contextlib.suppress(OSError):  # ENOTCONN while it looks for the server
-                    os.statvfs(self.mount)
-                    return
-            if time.monotonic() > deadline:
-                raise FaultUnavailable(f"the volume did not answer on {self.name} in {READY_SECONDS_MAX:g} s")
-            time.sleep(POLL_SECONDS)
-
-
 class GlusterVolume(Volume):
     file_system = "GlusterFS"
     mount_options = f"write-behind, md-cache; ping-timeout {PING_SECONDS_MAX} s"
@@ -125,7 +71,7 @@ class GlusterVolume(Volume):
     def __init__(self, server: Daemon, hosts: Sequence[Host], seen_here: Path) -> None:
         self._server, self.hosts, self.seen_here = server, hosts, seen_here
         self.visible_seconds_max = 1.0
-        self.cannot = {}
+        self.cannot, self.sees_mounts = {}, True
 
     def server_death(self) -> str:
         return self._server.death()
@@ -156,10 +102,12 @@ def gluster_hosts(hosts: int = 2) -> Iterator[GlusterVolume]:
             command = ["glusterfsd", "-N", "-f", str(folder / "server.vol"), "-l", "-"]
             server = Daemon("the GlusterFS server", net.enter(net.server, command), folder / "server.log")
             server.start()
-            clients: list[GlusterHost] = []
+            clients: list[FuseHost] = []
             try:
-                clients += [GlusterHost(name, n, mount, folder, net) for n, (name, mount) in enumerate(mounts.items())]
-                clients.append(GlusterHost("observer", None, observer, folder, net))
+                for number, (host_name, mount) in enumerate([*mounts.items(), ("observer", observer)]):
+                    words = ["glusterfs", "-N", "-f", str(folder / "client.vol"), "-l", "-", str(mount)]
+                    its_number = number if mount is not observer else None
+                    clients.append(FuseHost(host_name, its_number, mount, folder, net, "GlusterFS", words))
                 for host in clients:
                     host.mount_volume()
                 yield GlusterVolume(server, clients[:hosts], observer)

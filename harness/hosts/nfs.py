@@ -152,7 +152,7 @@ class NfsVolume(Volume):
         self.cannot = {
             "crash": "nobody here can stop a process of another kernel at a system call; outage kills kernels"
         }
-        self.visible_seconds_max = 1.0
+        self.visible_seconds_max, self.sees_mounts = 1.0, False
 
     def server_death(self) -> str:
         return self._server.death()

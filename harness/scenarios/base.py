@@ -90,6 +90,7 @@ class Context:
     root_dir: Path
     workers: Workers
     python: str  # the interpreter of the tier's workers
+    sees_mounts: bool = True  # whether workers see what is mounted here while they run
     _notes: HistoryWriter | None = None
 
     def setup(self, process: int, **changes: Any) -> TierSetup:

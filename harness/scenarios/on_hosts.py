@@ -54,7 +54,13 @@ def placed(scenario: Scenario, volume: Volume) -> Scenario:
 
     def run(context: Context, plan: Any) -> None:
         there = OnHosts(
-            context.options, context.run_dir, context.root_dir, context.workers, context.python, volume=volume
+            context.options,
+            context.run_dir,
+            context.root_dir,
+            context.workers,
+            context.python,
+            volume.sees_mounts,
+            volume=volume,
         )
         try:
             scenario.run(there, plan)

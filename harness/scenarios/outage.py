@@ -9,8 +9,10 @@ finished is stored again, and everybody asks once more.
 
 Proves for this file system and these mount options: the visibility bound; that nothing fails on the host that was not
 hit, and nothing but the jobs of that time on the one that was; that all get their results, and go on without a restart;
-that no late write reaches a published block. After a loss of power what that host had reported stored may be missing.
-It does not prove anything about a loss of power at the server, nor about locks and leases.
+that no late write reaches a published block. What hangs are the tier's own calls on the mount that is cut off: where
+it tells of them they show in its gauges, and threads that it replaced are none any more afterwards. After a loss of
+power what that host had reported stored may be missing. It does not prove anything about a loss of power at the server,
+nor about locks and leases.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ class OutageOptions(CommonOptions):
     blocks: int = option(4, "blocks of a chain", low=1)
     slots: int = option(320, "blocks that a process holds in memory at once", low=2)
     chains: int = option(32, "chains that a process stores or loads in a round", low=1)
-    cut_seconds: float = option(8.0, "how long a host is cut off, or without power", low=0)
+    cut_seconds: float = option(12.0, "how long a host is cut off, or without power", low=0)
     recovery_seconds_max: float = option(30.0, "by when after the heal a process must work again", low=0)
     visible_seconds_max: float = option(1.0, "by when another host must find what was reported stored", low=0)
 

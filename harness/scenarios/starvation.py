@@ -162,6 +162,8 @@ def _fault_fs(context: Context, plan: Plan) -> Iterator[FaultFs | None]:
     reason = ""
     if adapter_class(context.options.tier).runs_in_submit:
         reason = "the tier runs jobs inside submit, so that a slow or hung device is its caller's"
+    if not context.sees_mounts:
+        reason = "the workers run on hosts that do not see the fault file system"
     backing = Path(context.root_dir) / "slow"
     with contextlib.ExitStack() as stack:
         fs = None

@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,8 @@ import pytest
 from harness.checkers import outage, power_loss
 from harness.checkers.base import Verdict
 from harness.faults import FaultUnavailable, is_mounted
-from harness.history import Gauge, History, Job, Note, Task
-from harness.hosts import gluster_hosts, remote
-from harness.hosts.gluster import GlusterVolume
+from harness.history import Gauge, History, Job, Note, Start, Stop, Task
+from harness.hosts import Volume, gluster_hosts, moosefs_hosts, remote
 from harness.hosts.network import Daemon
 
 BLOCKS = [1, 2]
@@ -88,17 +88,20 @@ def test_an_interpreter_elsewhere_has_the_clock_of_this_machine(tmp_path: Path) 
 
 
 @contextlib.contextmanager
-def _hosts() -> Iterator[GlusterVolume]:
+def _hosts(bring_up: Callable[[], AbstractContextManager[Volume]] = gluster_hosts) -> Iterator[Volume]:
     with contextlib.ExitStack() as stack:
         try:
-            volume = stack.enter_context(gluster_hosts())
+            volume = stack.enter_context(bring_up())
         except FaultUnavailable as reason:
             pytest.skip(str(reason))
         yield volume
 
 
-def test_hosts_share_a_volume_have_a_network_of_their_own_and_leave_nothing() -> None:
-    with _hosts() as volume:
+@pytest.mark.parametrize("bring_up", [gluster_hosts, moosefs_hosts])
+def test_hosts_share_a_volume_have_a_network_of_their_own_and_leave_nothing(
+    bring_up: Callable[[], AbstractContextManager[Volume]],
+) -> None:
+    with _hosts(bring_up) as volume:
         first, second = volume.hosts
         (first.mount / "word").write_text("hello")
         told = subprocess.run(
@@ -116,6 +119,8 @@ def test_hosts_share_a_volume_have_a_network_of_their_own_and_leave_nothing() ->
         assert (second.mount / "word").read_text() == "hello"
         first.power_on()
         assert (first.mount / "word").read_text() == "hello"
+        volume.restart_server(0.0)
+        assert volume.server_death() == ""
         mounts = [host.mount for host in volume.hosts]
     assert not any(is_mounted(mount) or mount.exists() for mount in mounts)
     names = os.listdir("/run/netns") if Path("/run/netns").exists() else []
@@ -223,6 +228,15 @@ def test_a_call_that_hung_in_an_outage_was_to_be_seen_in_the_gauges() -> None:
     assert well.data["hung_seconds"] == {"cut": 10.0}
     assert judge(*WELL, IN_FLIGHT, WORKS_AGAIN, hung, told(1.0)).value == "false"
     assert judge(*WELL, IN_FLIGHT, WORKS_AGAIN, hung).value == "false"
+
+
+def test_a_thread_that_never_came_back_from_a_hung_call_is_found() -> None:
+    lives = [Start(0, 0, 1, "t", "d", 0.0, 0.0, {}), Stop(0, 0, 90.0, 0, 0, 0, [])]
+    hung = Gauge(0, 19.0, {"store_threads_lost": 2.0, "load_threads_lost": 1.0})
+    back = Gauge(0, 80.0, {"store_threads_lost": 0.0, "load_threads_lost": 0.0})
+    verdict = judge(*WELL, IN_FLIGHT, WORKS_AGAIN, *lives, hung, back)
+    assert (verdict.value, verdict.data["threads_lost"]) == ("true", 3)
+    assert judge(*WELL, IN_FLIGHT, WORKS_AGAIN, *lives, hung).value == "false"
 
 
 def test_a_server_that_ends_by_itself_is_told_from_one_that_was_killed(tmp_path: Path) -> None:
