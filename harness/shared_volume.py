@@ -3,7 +3,7 @@ of verdicts. `make shared-volume` calls it. What this machine cannot do is skipp
 system's server ended by itself is ended at once and unknown, whatever the checkers say of the rest.
 
 Exit code: the worst of all runs: 1 false, 2 unknown, 0 true. A file system that cannot be had here is unknown, unless
---skip-is-well.
+--skip-is-well; a scenario that a file system has no answer to anywhere (`Volume.cannot`) is left out, and says why.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "outage": {},
 }
 """The scenarios that run on hosts, with the options that they take there."""
-_COLOURS = {"true": "green", "false": "red", "unknown": "yellow", "skipped": "yellow"}
+_COLOURS = {"true": "green", "false": "red", "unknown": "yellow", "skipped": "yellow", "left out": "yellow"}
 
 
 class Line(NamedTuple):
@@ -72,7 +72,7 @@ def _run_all(name: str, chosen: list[str], given: dict[str, Any], runs_dir: Path
             facts |= measure(volume, Path(local)) if "outage" in chosen else {}
             for what in chosen:
                 if what in volume.cannot:
-                    yield Line(volume.file_system, what, "skipped", volume.cannot[what])
+                    yield Line(volume.file_system, what, "left out", volume.cannot[what])
                     continue
                 console.print(f"[bold]{what}[/] on {volume.file_system} ({escape(volume.mount_options)})")
                 item = scenario(what)
