@@ -63,6 +63,7 @@ GAUGES: Mapping[str, tuple[str, str]] = {
     "running": ("running_tasks", "Tasks on a thread: I/O in flight."),
     "running_oldest_seconds": ("running_oldest_seconds", "Age of the oldest I/O in flight; 0 when there is none."),
     "threads_busy": ("threads_busy", "Threads at work, by the class that they prefer."),
+    "threads_lost": ("threads_lost", "Threads whose I/O hangs, each with another in its place, by the same."),
     "jobs_in_flight": ("jobs_in_flight", "Jobs submitted and not yet reported."),
     "lookup_oldest_seconds": (
         "lookup_oldest_seconds",

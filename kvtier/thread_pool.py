@@ -5,18 +5,27 @@ waits, each read-priority thread that becomes free takes a load: whatever stores
 waits for at most ceil((d + 1) / n_read_threads) turns of those threads, and each turn is one task, bounded in bytes.
 The same holds for stores with the groups exchanged. docs/starvation-bound.md derives it.
 
+A thread whose task runs for longer than `hung_seconds` is lost: another of its group is started in its place, at most
+as many at a time as the group has threads. When the lost one comes back, it ends. Its job has no result until then, so
+that nobody uses the memory which a late transfer may still reach.
+
 Called by one thread; its own threads touch only the queues and what a task closes over. No I/O under the lock.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kvtier.events import Direction, TaskFact
+
+LOOKS = 8
+"""So many times in `hung_seconds` the pool looks for threads that are lost."""
 
 OTHER: Mapping[Direction, Direction] = {"load": "store", "store": "load"}
 
@@ -100,9 +109,15 @@ class DualQueueThreadPool:
     """
 
     def __init__(
-        self, n_read_threads: int, n_write_threads: int, store_queue_bytes_max: int, thread_name_prefix: str = "kvtier"
+        self,
+        n_read_threads: int,
+        n_write_threads: int,
+        store_queue_bytes_max: int,
+        thread_name_prefix: str = "kvtier",
+        hung_seconds: float = math.inf,
     ) -> None:
         assert min(n_read_threads, n_write_threads) >= 1, (n_read_threads, n_write_threads)
+        assert hung_seconds > 0, hung_seconds
         self._queue = DualQueue(n_read_threads, n_write_threads)
         self._store_queue_bytes_max = store_queue_bytes_max
         self._lock = threading.Lock()
@@ -116,13 +131,21 @@ class DualQueueThreadPool:
         self._running: dict[int, tuple[Direction, Direction, float]] = {}  # by thread: group, task's class, since when
         self._stopping = False
         self._finished: deque[Completion] = deque()
-        groups: Iterator[Direction] = (d for d, threads in self._queue.threads.items() for _ in range(threads))
-        self._threads = [
-            threading.Thread(target=self._work, args=(group, i), name=f"{thread_name_prefix}_{group}_{i}", daemon=True)
-            for i, group in enumerate(groups)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._hung_seconds, self._look_seconds = hung_seconds, hung_seconds / LOOKS
+        self._look_due_seconds = time.monotonic() + self._look_seconds
+        self._lost: dict[int, Direction] = {}  # threads that have been replaced and whose task still runs: their group
+        self._thread_name_prefix, self._numbers = thread_name_prefix, itertools.count()
+        self._threads: list[threading.Thread] = []
+        for group, threads in self._queue.threads.items():
+            for _ in range(threads):
+                self._start_thread(group)
+
+    def _start_thread(self, group: Direction) -> None:
+        number = next(self._numbers)
+        name = f"{self._thread_name_prefix}_{group}_{number}"
+        thread = threading.Thread(target=self._work, args=(group, number), name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def submit(self, job_id: int, direction: Direction, works: Sequence[Work]) -> None:
         """Enqueue a job and return at once. Exactly one `Completion` will follow, also for a job without tasks, of
@@ -155,11 +178,29 @@ class DualQueueThreadPool:
         return len(works)
 
     def get_finished(self) -> list[Completion]:
-        """Completions since the last call, in the order in which jobs ended. Takes no lock: one caller, atomic pops."""
+        """Completions since the last call, in the order in which jobs ended. Takes no lock (one caller, atomic pops),
+        except `LOOKS` times in `hung_seconds`, to look for lost threads."""
+        if time.monotonic() >= self._look_due_seconds:
+            self._replace_lost()
         finished = []
         while self._finished:
             finished.append(self._finished.popleft())
         return finished
+
+    def _replace_lost(self) -> None:
+        now = time.monotonic()
+        self._look_due_seconds = now + self._look_seconds
+        groups: list[Direction] = []
+        with self._lock:
+            for thread, (group, _, since) in self._running.items():
+                lost = sum(other == group for other in self._lost.values())
+                if thread not in self._lost and now - since > self._hung_seconds and lost < self._queue.threads[group]:
+                    self._lost[thread] = group
+                    groups.append(group)
+        if groups:
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
+        for group in groups:
+            self._start_thread(group)
 
     def queued_bytes(self, direction: Direction) -> int:
         """Bytes of one class that no thread has taken yet."""
@@ -176,7 +217,7 @@ class DualQueueThreadPool:
 
     def gauges(self) -> dict[str, float]:
         """Tasks and bytes queued, age of the oldest that waits, tasks running, age of the oldest that runs, by class;
-        busy threads by group."""
+        threads busy (lost ones too) and lost, by group."""
         now = time.monotonic()
         values: dict[str, float] = {}
         with self._lock:
@@ -188,6 +229,7 @@ class DualQueueThreadPool:
                 values[f"{direction}_running"] = len(running)
                 values[f"{direction}_running_oldest_seconds"] = now - min(running) if running else 0.0
                 values[f"{direction}_threads_busy"] = sum(group == direction for group, _, _ in self._running.values())
+                values[f"{direction}_threads_lost"] = sum(group == direction for group in self._lost.values())
         return values
 
     def shutdown(self) -> None:
@@ -213,6 +255,8 @@ class DualQueueThreadPool:
                 if task is not None:
                     del self._running[thread]
                     self._record(task, result)
+                    if self._lost.pop(thread, None):
+                        return  # another is there in its place
                 while (task := queue.pop(group)) is None:
                     if self._stopping:
                         return

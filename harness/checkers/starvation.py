@@ -14,7 +14,9 @@ Where the tier says how it scheduled (`Task` records), per process and its incar
 Within that, enqueue and start are stamped under the pool's lock and taken at their word; service and hand-over times
 are measured.
 Rules 3 to 5 are left out for a process that died, since what it ran last is not in the history, and for one that had a
-call hang for ever (a note "hang" on it), since then the longest service time says nothing; `floods` judges those.
+call hang for ever, since then the longest service time says nothing; `floods` judges those. Such a process has a note
+"hang" on it, or its tier says that it replaces threads that hang (gauges "*_threads_lost") and more threads of a group
+ran than it was told to have.
 
 Where the tier says nothing, only jobs are left, and a weaker comparison: while a class has jobs outstanding and none
 finishes, the other class may finish at most `JOB_FACTOR` * threads (`THREADS_LEAST` at least) * (blocks outstanding, or
@@ -150,7 +152,7 @@ def _check_tasks(history: History) -> Verdict:
         compared += process.judge_clock(jobs[life], max(passes[life], default=0.0))
         met += process.met()
         hung = any(n.kind == "hang" and n.detail.get("process") == life.process for n in history.notes)
-        if life.ended_well and not hung:
+        if life.ended_well and not hung and not process.replaced:
             judged_whole += 1
             handover = max(handover, process.judge_times(extremes))
     counts = {c: sum(t.direction == c for t in history.tasks) for c in CLASSES}
@@ -200,10 +202,13 @@ class _Process:
         self.canary = [
             n for n in history.notes if n.kind == "canary" and lives.at(n.process, n.monotonic_seconds) == life
         ]
+        more = any(len(self.threads[c]) > asked[c] > 0 for c in CLASSES)
+        self.replaced = False
         self._waiting: dict[Direction, list[Task]] = {"load": [], "store": []}
         for gauge in history.gauges:
             if lives.at(gauge.process, gauge.monotonic_seconds) != life:
                 continue
+            self.replaced |= more and "load_threads_lost" in gauge.values
             for direction in CLASSES:
                 if age := gauge.values.get(f"{direction}_oldest_seconds", 0.0):
                     now = gauge.monotonic_seconds

@@ -3,7 +3,8 @@
 Each thread split (1+1, 4+4, 16+16, 31+1, 1+31 read- and write-priority threads) is a process of its own, one after the
 other. In each, loads are flooded with stores and stores with loads, in jobs of 1, 16 and 512 blocks, in a closed loop
 always deeper than the threads; then a class is flooded with large jobs of its own, and what a single block waits behind
-them is reported. On a fault file system the same is done on a slow device, and while one call hangs for ever.
+them is reported. On a fault file system the same is done on a slow device, and while calls hang for ever: one, or as
+many as told, which may be as many as there are threads where the tier replaces those that hang.
 
 Proves for these floods: no thread takes the other class while its own waits, each class is served first in first out,
 no thread idles while a task waits, no task waits longer or is overtaken more often than the derived bound, and both
@@ -56,6 +57,9 @@ class StarvationOptions(CommonOptions):
         None, "write-priority threads, 0 too (default: five splits, or 4 where the other is given)", low=0
     )
     job_blocks: str = option(",".join(map(str, JOB_BLOCKS)), "blocks of the jobs of the floods, one flood each")
+    hung_calls: int = option(
+        1, "calls of each flood that hang for ever at once; more than 1 only for tiers that replace hung threads", low=1
+    )
     slots: int = option(0, "blocks that a process holds in memory at once (0: what the floods take)", low=0)
 
 
@@ -190,7 +194,7 @@ def _under_faults(context: Context, plan: Plan, fs: FaultFs, first: int) -> None
         fs.inject(delay)
         _await(context, children, "obeyed", number, plan.seconds)
         fs.lift()
-    if min(plan.under_faults) > 1:
+    if min(plan.under_faults) > 1 or context.options.hung_calls > 1:
         for flood in DIRECTIONS:
             number += 1
             _hang(context, plan, fs, children, number, flood)
@@ -201,17 +205,18 @@ def _under_faults(context: Context, plan: Plan, fs: FaultFs, first: int) -> None
 
 
 def _hang(context: Context, plan: Plan, fs: FaultFs, children: list[Child], number: int, flood: Direction) -> None:
+    calls: int = context.options.hung_calls
     # Long enough for what is submitted during the hang to come to its turn.
     _order(children, number, plan.seconds, Phase(other(flood), flood, 1), plan.under_faults, probes_min=8, rounds_min=3)
     _await(context, children, "started", number, 0.0)
-    fs.inject(Rule("read" if flood == "load" else "write", "hang", nth=1))
+    fs.inject(Rule("read" if flood == "load" else "write", "hang", times=calls))
     try:
-        fs.await_counts(lambda counts: counts["held"] >= 1, HANG_SECONDS_MAX)
+        fs.await_counts(lambda counts: counts["held"] >= calls, HANG_SECONDS_MAX)
     except TimeoutError:
-        context.note(time.monotonic(), "skipped", f"a hung call of a {flood}: none was made")
+        context.note(time.monotonic(), "skipped", f"{calls} hung calls of {flood}s: not so many were made")
     else:
         for child in children:
-            text = f"one call of a {flood} hangs"
+            text = f"one call of a {flood} hangs" if calls == 1 else f"{calls} calls of {flood}s hang"
             context.note(time.monotonic(), "hang", text, process=child.process)
     _await(context, children, "over", number, plan.seconds)
     context.note(time.monotonic(), "lifted", "the call goes on")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -154,6 +156,88 @@ def test_a_hung_class_does_not_stop_the_other(hung: Direction) -> None:
     assert finished[0].job_id == 2
     gate.open.set()
     pool.shutdown()
+
+
+class Pipe:
+    """Tasks that hang in a real read until as many bytes are written."""
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe()
+
+    def __call__(self) -> bytes:
+        return os.read(self.reader, 1)
+
+    def let_go(self, tasks: int) -> None:
+        os.write(self.writer, bytes(tasks))
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    pipe = Pipe()
+    yield pipe
+    os.close(pipe.reader)
+    os.close(pipe.writer)
+
+
+def collect(pool: DualQueueThreadPool, jobs: int) -> dict[int, tuple[Any, ...]]:
+    """Results by job, as soon as there are so many; what hangs is replaced meanwhile."""
+    results: dict[int, tuple[Any, ...]] = {}
+    deadline = time.monotonic() + 30
+    while len(results) < jobs:
+        results |= {c.job_id: c.results for c in pool.get_finished()}
+        assert time.monotonic() < deadline, results
+        threading.Event().wait(0.001)
+    return results
+
+
+def lost(pool: DualQueueThreadPool) -> tuple[float, float]:
+    gauges = pool.gauges()
+    return gauges["load_threads_lost"], gauges["store_threads_lost"]
+
+
+def threads_of(pool: DualQueueThreadPool) -> int:
+    return sum(thread.is_alive() for thread in pool._threads)
+
+
+@pytest.mark.parametrize("hung", DIRECTIONS)
+def test_calls_that_hang_on_all_threads_do_not_take_any_class_down(hung: Direction, pipe: Pipe) -> None:
+    pool = DualQueueThreadPool(2, 1, 1 << 30, hung_seconds=0.02)
+    pool.submit(1, hung, [(pipe, BLOCK)] * 3)
+    pool.submit(2, hung, [(lambda: "ran", BLOCK)] * 5)
+    pool.submit(3, OTHER[hung], [(lambda: "ran", BLOCK)] * 5)
+    assert collect(pool, 2) == {2: ("ran",) * 5, 3: ("ran",) * 5}, "and none for the job that hangs"
+    assert sum(lost(pool)) >= 1
+    assert pool.gauges()[f"{hung}_running_oldest_seconds"] > 0.02
+    pipe.let_go(3)
+    assert collect(pool, 1) == {1: (b"\0",) * 3}
+    pool.submit(4, hung, [(lambda: "ran", BLOCK)] * 9)
+    collect(pool, 1)
+    assert lost(pool) == (0, 0)
+    pool.shutdown()
+
+
+def test_no_more_threads_are_replaced_than_a_group_has_and_those_that_come_back_end(pipe: Pipe) -> None:
+    """Every thread and every replacement hangs: the pool has twice its threads and no more, and as many as at first
+    when all have come back."""
+    pool = DualQueueThreadPool(2, 1, 1 << 30, hung_seconds=0.02)
+    pool.submit(1, "load", [(pipe, BLOCK)] * 20)
+    deadline = time.monotonic() + 30
+    while pool.gauges()["load_running"] < 6:
+        assert pool.get_finished() == []
+        assert time.monotonic() < deadline
+    looks_end = time.monotonic() + 0.1  # five times what would lose another
+    while time.monotonic() < looks_end:
+        assert pool.get_finished() == []
+    assert (threads_of(pool), lost(pool), pool.gauges()["load_queue"]) == (6, (2, 1), 14)
+    pipe.let_go(20)
+    assert collect(pool, 1) == {1: (b"\0",) * 20}
+    while threads_of(pool) > 3:
+        assert time.monotonic() < deadline
+    assert lost(pool) == (0, 0)
+    pool.submit(2, "store", [(lambda: "ran", BLOCK)] * 9)
+    assert collect(pool, 1) == {2: ("ran",) * 9}
+    pool.shutdown()
+    assert threads_of(pool) == 0
 
 
 def test_a_large_job_uses_all_threads() -> None:

@@ -351,6 +351,25 @@ def test_a_process_that_died_is_judged_by_order_only() -> None:
     assert check(History.of([start(0), *RIGHT, stop(0, exit_code=-9)])).value == "false"
 
 
+def test_a_thread_that_was_replaced_is_not_idle_for_ever_after() -> None:
+    """Thread 0 hung, thread 2 took its place: only a tier that says it replaces threads is excused."""
+    rest = [
+        task("store", "store", 1, 1.0, 1.0, 2.0),
+        task("load", "load", 2, 5.0, 6.0, 6.5),
+        task("load", "load", 2, 6.1, 6.5, 7.0),
+        task("load", "load", 2, 6.2, 7.0, 7.5),
+    ]
+    records = [start(0), task("load", "load", 0, 0.5, 0.5, 5.5), *rest, stop(0)]
+    options = {"read_threads": 1, "write_threads": 1}
+    assert check(History.of(records, options=options)).value == "false"
+    excused = check(History.of([*records, Gauge(0, 3.0, {"load_threads_lost": 1.0})], options=options))
+    assert excused.value == "unknown", excused
+    told_two = check(
+        History.of([*records, Gauge(0, 3.0, {"load_threads_lost": 1.0})], options={**options, "read_threads": 2})
+    )
+    assert told_two.value == "false", told_two
+
+
 def test_incarnations_are_schedules_of_their_own() -> None:
     """The same thread numbers, before and after a restart; nothing is compared across."""
     again = [t._replace(**{f: getattr(t, f) + 50.0 for f in t._fields if f.endswith("_seconds")}) for t in RIGHT[:4]]
