@@ -44,7 +44,8 @@ except ImportError:  # not compiled here: everything goes block by block
 logger = logging.getLogger(__name__)
 
 RECENCY_SECONDS = 3600.0
-"""A load renews a file's mtime at most this often: recency for eviction at one call per block and hour."""
+"""A load renews a file's mtime at most this often: recency for eviction at one call per block and hour; more often
+where a root's blocks live for less than hours (`BlockIO.recency_seconds`)."""
 
 
 def errno_name(error: OSError) -> str:
@@ -94,6 +95,7 @@ class BlockIO:
         self._local = threading.local()
         self.direct = False
         self.batch_reads = self.batch_writes = False  # may `_batch` be used?
+        self.recency_seconds = RECENCY_SECONDS
 
     # --- what the file system can do ---
 
@@ -316,7 +318,7 @@ class BlockIO:
             try:
                 status = os.fstat(descriptor)
                 outcome = self._read_open(descriptor, status, key, view)
-                if outcome.ok and time.time() - status.st_mtime > RECENCY_SECONDS:
+                if outcome.ok and time.time() - status.st_mtime > self.recency_seconds:
                     with contextlib.suppress(OSError):
                         os.utime(descriptor)  # the mark of use that eviction goes by
                 return outcome, status

@@ -78,10 +78,12 @@ def test_the_least_recently_used_go_down_to_the_low_water_mark(tmp_path: Path, t
     capacity.step()
     assert present(tier, range(100)) == list(range(50, 100))
     (fact,) = capacity.take_facts()
-    assert (fact.reason, fact.bytes, sorted(fact.keys)) == ("max_bytes", 50 * FILE, sorted(map(key, range(50))))
-    assert fact.youngest_seconds == pytest.approx(100_000 - 49, abs=60)
-    assert capacity.admit(2, FILE) == 2
+    assert (fact.reason, fact.files, fact.bytes) == ("max_bytes", 50, 50 * FILE)
+    assert sorted(fact.keys) == sorted(map(key, range(50)))
+    assert sorted(fact.ages_seconds) == pytest.approx([100_000 - number for number in range(49, -1, -1)], abs=60)
     capacity.step()
+    assert capacity.gauges() == {"root_bytes": 50 * FILE, "root_files": 50}
+    assert capacity.admit(2, FILE) == 2
     assert capacity.take_facts() == [], "below the high water mark nothing goes"
 
 
@@ -174,15 +176,17 @@ def test_one_evicts_at_a_time_and_a_dead_one_loses_the_lease(tmp_path: Path, tie
         holder.communicate()
     capacity.step()
     assert len(present(tier, range(40))) == 9
-    assert capacity.used_bytes == 9 * FILE
+    capacity.step()
+    assert capacity.gauges()["root_bytes"] == 9 * FILE
 
 
 def test_many_writers_stay_at_the_limit(tmp_path: Path) -> None:
     """Writers at full speed, an evictor in each: the root stays about its limit, and stores go on."""
     limit = 512 * FILE
-    tiers = [Tier(tmp_path, capacity={"max_bytes": limit}) for _ in range(3)]
+    marks = {"high_water": 0.8, "low_water": 0.6}
+    tiers = [Tier(tmp_path, capacity={"max_bytes": limit, **marks}) for _ in range(3)]
     highest = stored = number = 0
-    while stored < 900:
+    while stored < 800:
         for tier in tiers:
             stored += tier.run("store", range(number, number + 20)) or (threading.Event().wait(0.01) and 0)
             number += 20
@@ -192,7 +196,7 @@ def test_many_writers_stay_at_the_limit(tmp_path: Path) -> None:
     for tier in tiers:
         tier.manager.shutdown()
         tier.manager.on_schedule_end(ScheduleEndContext())
-    assert limit / 2 < highest <= 1.2 * limit
+    assert limit / 2 < highest <= limit * (1 + 3 / 8 * 0.4) + len(tiers) * FILE, "the slack that three writers have"
     assert sum(e.blocks for tier in tiers for e in tier.events if isinstance(e, FilesEvicted)) >= stored - 512
 
 
@@ -256,7 +260,7 @@ def test_sweep_removes_what_dead_writers_left_and_only_that(tmp_path: Path, tier
     with open(parent / names["alive"], "r+b") as alive:
         fcntl.flock(alive, fcntl.LOCK_EX)
         (folder,) = folders(str(tmp_path))
-        assert sweep(folder) == 1
+        assert sum(sweep(folder)) == 1
     assert sorted(p.name for p in parent.iterdir()) == sorted(
         [names["alive"], names["young"], names["vllm"], tier.path(1).name]
     )
@@ -272,9 +276,9 @@ def test_a_living_writers_temp_file_is_locked(tmp_path: Path, tier: Tier) -> Non
     assert temp
     os.utime(parent / temp, (0, 0))
     (folder,) = folders(str(tmp_path))
-    assert sweep(folder) == 0
+    assert sum(sweep(folder)) == 0
     os.close(descriptor)
-    assert sweep(folder) == 1
+    assert sum(sweep(folder)) == 1
 
 
 @pytest.mark.parametrize(
