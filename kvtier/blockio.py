@@ -292,7 +292,7 @@ class BlockIO:
             outcome = self._verified(page, key, view) if used_seconds >= 0 else None
             if outcome is None or not outcome.ok:
                 outcome = self.read_block(path, key, view)
-            elif time.time() - used_seconds > RECENCY_SECONDS:
+            elif time.time() - used_seconds > self.recency_seconds:
                 with contextlib.suppress(OSError):
                     os.utime(path, follow_symlinks=False)
             outcomes.append(outcome)

@@ -28,16 +28,14 @@ from kvtier.blockio import RECENCY_SECONDS
 from kvtier.config import CapacityConfig, RootError
 from kvtier.events import FileEvictionReason
 from kvtier.hashing import OffloadKey
-from kvtier.survey import BlockFile, Folder, folders, scan
+from kvtier.removal import remove_block, sweep
+from kvtier.survey import BlockFile, Folder, folders
 
 logger = logging.getLogger(__name__)
 
 LEASE_NAME = ".kvtier-evictor"
 LEASE_BYTES_MAX = 128
 SAMPLE_BLOCKS = 10_000  # enough to know a folder's size to 1 %
-TEMP_AGE_SECONDS = 60.0  # a writer locks its temp file right after creating it: younger ones may not be locked yet
-QUARANTINE_FILES_MAX = 1000
-QUARANTINE_BYTES_MAX = 1 << 30
 PAUSE_SECONDS_MAX = 5.0
 PAUSE_SECONDS_MIN = 0.1
 PASS_SECONDS = 1.0  # how long a round evicts, or as long as it measured; then the root is measured anew
@@ -99,10 +97,11 @@ class Capacity:
     """
 
     def __init__(self, root_dir: str, config: CapacityConfig) -> None:
-        self.root_dir = os.path.abspath(root_dir)
+        self.root_dir = os.path.realpath(root_dir)
         self.config = config
         self.root: Root | None = None  # None before the first measurement
         self.excess_bytes = 0.0  # to go when last measured
+        self.swept_files = 0
         self._granted: Root | None = None  # the measurement that the budget comes from
         self._budget = 0.0
         self._pending = 0  # bytes admitted, and not known to be written
@@ -210,7 +209,7 @@ class Capacity:
         for folder, quota, cutoff in quotas:
             self._evict(folder, quota, cutoff, reason, hurry, deadline)
         if not quotas:
-            self._sweep_a_little()
+            self.sweep_for(SWEEP_SECONDS)
 
     def plan(self) -> Plan:
         """Measure, and say what a pass would take; nothing is removed. For people."""
@@ -227,7 +226,7 @@ class Capacity:
 
     @contextlib.contextmanager
     def _lease(self) -> Iterator[int | None]:
-        """The right to evict, for one round: a lock that dies with its holder, also across hosts; None: another has it."""
+        """The right to evict for a round: a lock that dies with its holder, also across hosts. None: another has it."""
         mode = os.stat(self.root_dir).st_mode & 0o666 | 0o600
         descriptor = os.open(self._lease_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -287,11 +286,12 @@ class Capacity:
         prefixes = folder.prefixes()
         self._random.shuffle(prefixes)  # another sample each time
         measured, seen = _Measured(folder), 0
-        for seen, prefix in enumerate(prefixes, 1):
+        for prefix in prefixes:
+            seen += 1
             measured.used += [(block.used_seconds, block.bytes) for block in folder.blocks([prefix])]
             if len(measured.used) >= SAMPLE_BLOCKS or self._stop:
                 break
-        scale = len(prefixes) / seen if seen else 0.0
+        scale = len(prefixes) / max(1, seen)
         measured.bytes, measured.files = scale * sum(size for _, size in measured.used), scale * len(measured.used)
         return measured
 
@@ -350,7 +350,7 @@ class Capacity:
         for prefix in self._round_from(folder):
             began = time.monotonic()
             for block in [b for b in folder.blocks([prefix]) if b.used_seconds <= cutoff]:
-                if freed < quota and _remove(self.root_dir, block):
+                if freed < quota and remove_block(self.root_dir, block):
                     freed += block.bytes
                     gone.append(block)
             self._position[folder.mapper.blocks_path] = prefix
@@ -371,44 +371,16 @@ class Capacity:
         start = bisect.bisect(prefixes, last)
         return prefixes[start:] + prefixes[:start]
 
-    def _sweep_a_little(self) -> None:
+    def sweep_for(self, seconds: float) -> None:
+        """Go on with a sweep, or begin one if the last is long ago, for about so long."""
         now = time.monotonic()
         if now - self._sweep_seconds > SWEEP_EVERY_SECONDS:
             self._sweep_seconds = now
             self._sweeping = (removed for folder in folders(self.root_dir) for removed in sweep(folder))
-        for _ in self._sweeping:
-            if time.monotonic() - now > SWEEP_SECONDS:
+        for removed in self._sweeping:
+            self.swept_files += removed
+            if time.monotonic() - now > seconds or self._stop:
                 break
-
-
-def sweep(folder: Folder) -> Iterator[int]:
-    """Remove temp files whose writer is dead (their lock is free), empty folders, and the oldest of a large quarantine;
-    yields now and then how many files went. vLLM's temp files carry no lock and are left alone."""
-    root_dir, old = folder.mapper.root_dir, time.time() - TEMP_AGE_SECONDS
-    for prefix in folder.prefixes():
-        removed = 0
-        for leaf in folder.leaves(prefix):
-            entries = scan(leaf)
-            if not entries:
-                _remove_empty(root_dir, leaf, old)
-            for entry in entries:
-                if entry.name.startswith(".") and entry.name.endswith(".tmp"):
-                    removed += _remove_unlocked(root_dir, entry.path, old)
-        _remove_empty(root_dir, prefix, old)
-        yield removed
-    yield _trim(folder)
-
-
-def _trim(folder: Folder) -> int:
-    """The newest of the quarantine stay, up to its limits."""
-    files, size, removed = 0, 0, 0
-    for path, status in sorted(folder.quarantined(), key=lambda item: item[1].st_mtime, reverse=True):
-        files, size = files + 1, size + status.st_size
-        if files > QUARANTINE_FILES_MAX or size > QUARANTINE_BYTES_MAX:
-            with contextlib.suppress(OSError), _opened(folder.mapper.root_dir, os.path.dirname(path)) as descriptor:
-                os.unlink(os.path.basename(path), dir_fd=descriptor)
-                removed += 1
-    return removed
 
 
 def _cutoff(used: list[tuple[float, int]], fraction: float) -> float:
@@ -419,51 +391,3 @@ def _cutoff(used: list[tuple[float, int]], fraction: float) -> float:
         if wanted <= 0:
             return used_seconds
     return time.time()
-
-
-@contextlib.contextmanager
-def _opened(root_dir: str, folder: str) -> Iterator[int]:
-    """A folder below the root, reached through no symbolic link: what is removed in it lies inside the root."""
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    descriptor = os.open(root_dir, flags)
-    try:
-        for name in os.path.relpath(folder, root_dir).split(os.sep):
-            inner = os.open(name, flags | os.O_NOFOLLOW, dir_fd=descriptor)
-            os.close(descriptor)
-            descriptor = inner
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _remove(root_dir: str, block: BlockFile) -> bool:
-    """Unlink a block unless it was used since it was listed; its folder goes with the last block."""
-    folder, name = os.path.split(block.path)
-    with contextlib.suppress(OSError), _opened(root_dir, folder) as descriptor:
-        if os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mtime == block.used_seconds:
-            os.unlink(name, dir_fd=descriptor)
-            _remove_empty(root_dir, folder)
-            return True
-    return False
-
-
-def _remove_empty(root_dir: str, folder: str, old_seconds: float = math.inf) -> None:
-    """Not one that was made or changed after `old_seconds`: somebody may be about to put a block there."""
-    parent, name = os.path.split(folder)
-    with contextlib.suppress(OSError), _opened(root_dir, parent) as descriptor:
-        if os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mtime < old_seconds:
-            os.rmdir(name, dir_fd=descriptor)  # refused while anything is in it
-
-
-def _remove_unlocked(root_dir: str, path: str, old_seconds: float) -> int:
-    folder, name = os.path.split(path)
-    with contextlib.suppress(OSError), _opened(root_dir, folder) as parent:
-        descriptor = os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
-        try:
-            if os.fstat(descriptor).st_mtime < old_seconds:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(name, dir_fd=parent)
-                return 1
-        finally:
-            os.close(descriptor)
-    return 0

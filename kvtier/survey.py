@@ -102,7 +102,7 @@ def folders(root_dir: str) -> Iterator[Folder]:
 def bases(root_dir: str) -> list[str]:
     """Every folder below a root that holds a readable `config.json`: one per run configuration. Raises RootError."""
     check_root(root_dir)
-    there = sorted(entry.path for entry in scan(os.path.abspath(root_dir)) if entry.is_dir(follow_symlinks=False))
+    there = sorted(entry.path for entry in scan(os.path.realpath(root_dir)) if entry.is_dir(follow_symlinks=False))
     return [path for path in there if _read_object(os.path.join(path, "config.json")) is not None]
 
 
