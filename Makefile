@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test lint format types cov load scenarios soak shared-volume power-loss install-vllm findings e2e-vllm observe dashboards schemas mutants false-alarms bench bench-baseline bench-compare bench-gpu bench-docs clean
+.PHONY: help install test lint format types cov load scenarios soak capacity shared-volume power-loss install-vllm findings e2e-vllm observe dashboards schemas mutants false-alarms bench bench-baseline bench-compare bench-gpu bench-docs clean
 
 help: ## print this list
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -69,6 +69,10 @@ scenarios: $(INSTALLED) ## all scenarios but the long one, each with its verdict
 
 soak: $(INSTALLED) ## an hour in which nothing may grow (DURATION=3600 TIER=kvtier)
 	@$(BIN)/python -m harness run soak --seconds $(or $(DURATION),3600) $(if $(TIER),--tier $(TIER)) $(ARGS)
+
+capacity: $(INSTALLED) ## ten minutes on a root that is always full (DURATION=600 WRITERS=8 EVICTORS=2 TIER=kvtier)
+	@$(BIN)/python -m harness run capacity --seconds $(or $(DURATION),600) --processes $(or $(WRITERS),8) \
+	  --evictors $(or $(EVICTORS),2) $(if $(TIER),--tier $(TIER)) $(ARGS)
 
 shared-volume: $(INSTALLED) ## scenarios on two hosts that share a GlusterFS or NFS volume; root (FILE_SYSTEM=gluster TIER=kvtier SEED=)
 	@$(BIN)/python -m harness.shared_volume $(if $(FILE_SYSTEM),--file-system $(FILE_SYSTEM)) $(if $(TIER),--tier $(TIER)) \

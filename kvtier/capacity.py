@@ -42,9 +42,14 @@ PASS_SECONDS = 1.0  # how long a round evicts, or as long as it measured; then t
 SWEEP_SECONDS = 0.25  # how long a round sweeps
 SWEEP_EVERY_SECONDS = 3600.0
 WRITERS = 8
+BUSY_SECONDS = 1.0  # since its last job, a process is busy: its thread for this is slow beside those of its jobs
+YIELD_SECONDS = 0.4  # a busy leader rests, so that others, if any are idle, come first
+PATIENCE_SECONDS = 0.2  # a busy process leads only when stores wait, and nobody has measured for so long
 PACE = 3.0  # an unhurried pass rests three times as long as it works
+GREW = 1.02  # beyond a sample's error
 RENEWALS = 8  # a block in use is marked so often on its way from the newest to the oldest, if not once an hour
 EVICTED_KEYS_MAX = 100_000
+BATCH_BLOCKS = 64
 AGES_MAX = 100
 FACTS_MAX = 10_000
 
@@ -71,11 +76,14 @@ class Evicted(NamedTuple):
 
 
 @dataclass
-class _Measured:
+class Measured:
+    """A folder, estimated from `sample`; `whole`: the sample is all there is."""
+
     folder: Folder
     bytes: float = 0.0
     files: float = 0.0
-    used: list[tuple[float, int]] = field(default_factory=list)  # (time of last use, bytes) of a sample
+    sample: list[BlockFile] = field(default_factory=list)
+    whole: bool = True
 
 
 class Plan(NamedTuple):
@@ -83,7 +91,7 @@ class Plan(NamedTuple):
 
     reason: FileEvictionReason
     hurry: bool  # no room is left: no rests
-    quotas: list[tuple[Folder, float, float]]  # folder, bytes, cutoff_seconds
+    quotas: list[tuple[Measured, float, float]]  # folder, bytes, cutoff_seconds
 
 
 class Capacity:
@@ -107,9 +115,15 @@ class Capacity:
         self._pending = 0  # bytes admitted, and not known to be written
         self._lease_path = os.path.join(self.root_dir, LEASE_NAME)
         self._told = b""  # what stood last in the lease's file
+        self._leading = False  # it was told here
+        self._heard_seconds = -math.inf
+        self.traffic_seconds = -math.inf  # when the last job came; the tier writes it
         self._random = random.Random(os.urandom(16))  # the application's own generator is left alone
+        self._refused = False  # since the last measurement
         self._wanted = False  # no room was left for a store
         self._draining = False  # above the high water mark, and since then not down to the low one
+        self._grew = False
+        self._hurry = False  # it grew although it was evicted from, and is not down to the low mark yet
         self._stop = False
         self._due = threading.Event()
         self._facts: deque[Evicted] = deque(maxlen=FACTS_MAX)
@@ -148,6 +162,7 @@ class Capacity:
         self._budget -= admitted * file_bytes
         self._pending += admitted * file_bytes
         if admitted < blocks:
+            self._refused = True
             self._due.set()
         return admitted
 
@@ -184,20 +199,36 @@ class Capacity:
                     logger.warning("capacity of %s: %s", self.root_dir, error)
                 pause, trouble = PAUSE_SECONDS_MAX, str(error)
             if not self._stop:
-                time.sleep(PAUSE_SECONDS_MIN)  # also when stores are refused all the time
-                self._due.wait(pause - PAUSE_SECONDS_MIN)
+                least = YIELD_SECONDS if self._leading and self._busy() else PAUSE_SECONDS_MIN
+                time.sleep(least)  # also when stores are refused all the time
+                self._due.wait(pause - least)
 
     def step(self) -> float:
         """One round: measure, evict if above the high water mark, sweep if it is time. Seconds until the next is due.
 
-        Who can see that another process has just measured, and that nothing has to go, leaves it at that.
+        One process leads: who sees that another has just measured leaves the rest to it.
         """
-        if not self._listen() or self._excess()[1] > 0:
+        if self._ought_to_lead():
             with self._lease() as lease:
                 if lease is None:
                     return PAUSE_SECONDS_MIN
+                self._leading = True
                 self._lead(lease)
         return self._pause()
+
+    def _ought_to_lead(self) -> bool:
+        now = time.monotonic()
+        if self._listen():
+            self._leading, self._heard_seconds = False, now
+            self._excess()
+            assert self.root is not None
+            # Stores wait here, which the leader does not know, and below the high water mark it does nothing.
+            return self._wanted and self.root.bytes <= (self.config.max_bytes or 0) * self.config.high_water
+        waited = now - self._heard_seconds > PATIENCE_SECONDS
+        return self._leading or not self._busy() or (waited and self._refused)
+
+    def _busy(self) -> bool:
+        return time.monotonic() - self.traffic_seconds < BUSY_SECONDS
 
     def _lead(self, lease: int) -> None:
         started = time.monotonic()
@@ -206,8 +237,8 @@ class Capacity:
         self._tell(lease)
         reason, hurry, quotas = self._plan(measured)
         deadline = finished + max(PASS_SECONDS, finished - started)
-        for folder, quota, cutoff in quotas:
-            self._evict(folder, quota, cutoff, reason, hurry, deadline)
+        for one, quota, cutoff in quotas:
+            self._evict(one, quota, cutoff, reason, hurry, deadline)
         if not quotas:
             self.sweep_for(SWEEP_SECONDS)
 
@@ -216,8 +247,8 @@ class Capacity:
         return self._plan(self._measure_all())
 
     def _pause(self) -> float:
-        if self._draining or self.root is None:
-            return PAUSE_SECONDS_MIN
+        if self._draining or self.root is None:  # others, if there are any without jobs, are to be first
+            return YIELD_SECONDS if self._busy() else PAUSE_SECONDS_MIN
         room = (self.config.max_bytes or self.root.bytes) * self.config.high_water - self.root.bytes
         due = room / self._growth / 2 if self._growth > 0 else PAUSE_SECONDS_MAX
         return min(PAUSE_SECONDS_MAX, max(PAUSE_SECONDS_MIN, due))
@@ -268,9 +299,9 @@ class Capacity:
 
     # --- measuring ---
 
-    def _measure_all(self) -> list[_Measured]:
+    def _measure_all(self) -> list[Measured]:
         measured = [self._measure(folder) for folder in folders(self.root_dir)]
-        oldest = min((used for one in measured for used, _ in one.used), default=time.time())
+        oldest = min((block.used_seconds for one in measured for block in one.sample), default=time.time())
         figures = sum(m.bytes for m in measured), sum(m.files for m in measured), max(0.0, time.time() - oldest)
         self._note(Root(*figures))
         return measured
@@ -278,21 +309,23 @@ class Capacity:
     def _note(self, root: Root) -> None:
         now = time.monotonic()
         if self.root is not None:
+            self._grew = root.bytes > GREW * self.root.bytes
             self._growth = max(0.0, (root.bytes - self.root.bytes) / max(1e-3, now - self._measured_seconds))
-        self.root, self._measured_seconds = root, now
+        self.root, self._measured_seconds, self._refused = root, now, False
 
-    def _measure(self, folder: Folder) -> _Measured:
+    def _measure(self, folder: Folder) -> Measured:
         """A folder's bytes and ages, from all of it when it is small, else from a sample of its first-level folders."""
         prefixes = folder.prefixes()
         self._random.shuffle(prefixes)  # another sample each time
-        measured, seen = _Measured(folder), 0
+        measured, seen = Measured(folder), 0
         for prefix in prefixes:
             seen += 1
-            measured.used += [(block.used_seconds, block.bytes) for block in folder.blocks([prefix])]
-            if len(measured.used) >= SAMPLE_BLOCKS or self._stop:
+            measured.sample += folder.blocks([prefix])
+            if len(measured.sample) >= SAMPLE_BLOCKS or self._stop:
                 break
         scale = len(prefixes) / max(1, seen)
-        measured.bytes, measured.files = scale * sum(size for _, size in measured.used), scale * len(measured.used)
+        measured.bytes, measured.files = scale * sum(b.bytes for b in measured.sample), scale * len(measured.sample)
+        measured.whole = seen == len(prefixes)
         return measured
 
     # --- what has to go ---
@@ -304,7 +337,7 @@ class Capacity:
         limit, least, used = self.config.max_bytes, self.config.min_free_bytes, self.root.bytes
         low, high = self.config.low_water, self.config.high_water
         reason: FileEvictionReason = "max_bytes"
-        excess, hurry = 0.0, self._wanted
+        excess, hurry = 0.0, self._wanted or self._hurry or (self._draining and self._grew)
         if limit is not None and used > limit * (low if self._wanted or self._draining else high):
             excess = used - limit * low
             hurry |= used > limit * (1 + high) / 2
@@ -314,15 +347,15 @@ class Capacity:
             if free < least / (low if self._draining else high) and least / low - free > excess:
                 reason, excess = "min_free_bytes", least / low - free
                 hurry |= free < least
-        self._draining, self.excess_bytes = excess > 0, excess
-        return reason, excess, hurry
+        self._draining, self._hurry, self.excess_bytes = excess > 0, hurry and excess > 0, excess
+        return reason, excess, self._hurry
 
-    def _plan(self, measured: list[_Measured]) -> Plan:
+    def _plan(self, measured: list[Measured]) -> Plan:
         reason, excess, hurry = self._excess()
-        quotas = [(m.folder, quota, _cutoff(m.used, quota / m.bytes)) for quota, m in self._quotas(measured, excess)]
+        quotas = [(m, quota, _cutoff(m.sample, quota / m.bytes)) for quota, m in self._quotas(measured, excess)]
         return Plan(reason, hurry, quotas)
 
-    def _quotas(self, measured: list[_Measured], excess: float) -> list[tuple[float, _Measured]]:
+    def _quotas(self, measured: list[Measured], excess: float) -> list[tuple[float, Measured]]:
         """How much each folder gives: those above an equal share first, down to a common level, so that no model can
         push the others out. `config.shares` (model name -> weight) makes shares unequal."""
         if excess <= 0:
@@ -342,18 +375,16 @@ class Capacity:
     # --- removing ---
 
     def _evict(
-        self, folder: Folder, quota: float, cutoff: float, reason: FileEvictionReason, hurry: bool, deadline: float
+        self, measured: Measured, quota: float, cutoff: float, reason: FileEvictionReason, hurry: bool, deadline: float
     ) -> None:
-        """Remove about `quota` bytes of a folder's blocks that were last used up to `cutoff`, or what `deadline` lets.
-        The next round goes on behind the place where this one stops."""
+        """Remove about `quota` bytes of a folder's blocks last used up to `cutoff`; `deadline` may end it earlier."""
         started, freed, gone = time.monotonic(), 0, list[BlockFile]()
-        for prefix in self._round_from(folder):
+        for blocks in self._old_blocks(measured, cutoff):
             began = time.monotonic()
-            for block in [b for b in folder.blocks([prefix]) if b.used_seconds <= cutoff]:
+            for block in blocks:
                 if freed < quota and remove_block(self.root_dir, block):
                     freed += block.bytes
                     gone.append(block)
-            self._position[folder.mapper.blocks_path] = prefix
             now = time.monotonic()
             if freed >= quota or now > deadline or self._stop:
                 break
@@ -364,12 +395,20 @@ class Capacity:
             ages = tuple(max(0.0, time.time() - b.used_seconds) for b in gone[:: -(-len(gone) // AGES_MAX)])
             self._facts.append(Evicted(reason, keys, len(gone), freed, ages, started, time.monotonic()))
 
-    def _round_from(self, folder: Folder) -> list[str]:
-        """All first-level folders, once, from behind the one where the last round stopped."""
-        prefixes = folder.prefixes()
+    def _old_blocks(self, measured: Measured, cutoff: float) -> Iterator[list[BlockFile]]:
+        """A little at a time: first those of the sample, the oldest before the others; then, a first-level folder after
+        the other, from behind the one where the last round stopped, all there are."""
+        old = sorted((b for b in measured.sample if b.used_seconds <= cutoff), key=lambda b: b.used_seconds)
+        for start in range(0, len(old), BATCH_BLOCKS):
+            yield old[start : start + BATCH_BLOCKS]
+        if measured.whole:
+            return
+        folder, prefixes = measured.folder, measured.folder.prefixes()
         last = self._position.get(folder.mapper.blocks_path) or self._random.choice(prefixes or [""])
         start = bisect.bisect(prefixes, last)
-        return prefixes[start:] + prefixes[:start]
+        for prefix in prefixes[start:] + prefixes[:start]:
+            self._position[folder.mapper.blocks_path] = prefix
+            yield [block for block in folder.blocks([prefix]) if block.used_seconds <= cutoff]
 
     def sweep_for(self, seconds: float) -> None:
         """Go on with a sweep, or begin one if the last is long ago, for about so long."""
@@ -383,11 +422,11 @@ class Capacity:
                 break
 
 
-def _cutoff(used: list[tuple[float, int]], fraction: float) -> float:
-    """The time of last use up to which blocks make up `fraction` of the sampled bytes."""
-    wanted = fraction * sum(size for _, size in used)
-    for used_seconds, size in sorted(used):
-        wanted -= size
+def _cutoff(sample: list[BlockFile], fraction: float) -> float:
+    """The time of last use up to which blocks make up `fraction` of the sample's bytes."""
+    wanted = fraction * sum(block.bytes for block in sample)
+    for block in sorted(sample, key=lambda block: block.used_seconds):
+        wanted -= block.bytes
         if wanted <= 0:
-            return used_seconds
+            return block.used_seconds
     return time.time()

@@ -135,7 +135,8 @@ def evict(
     check_root(root_dir)
     if dry_run:
         plan = capacity.plan()
-        for folder, quota, cutoff in plan.quotas:
+        for measured, quota, cutoff in plan.quotas:
+            folder = measured.folder
             what = {"model": folder.mapper.run.model_name, "rank": folder.mapper.rank, "bytes": round(quota)}
             unused = max(0.0, time.time() - cutoff)
             text = f"would evict about {size_text(quota)} of {what['model']}, rank {what['rank']}, not used for "

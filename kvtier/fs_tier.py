@@ -225,6 +225,8 @@ class FileSystemTierManager(SecondaryTierManager):
         per_task = max(1, min(self.config.task_bytes_max // self.config.block_bytes, -(-len(job.keys) // idle)))
         run = self._load_blocks if direction == "load" else self._store_blocks
         own_traceparent = child_traceparent(job.req_context.traceparent)
+        if self._capacity:
+            self._capacity.traffic_seconds = time.monotonic()
         admitted, refusal = self._admit(len(job.keys)) if direction == "store" else (len(job.keys), "")
         works: list[Work] = []
         for start in range(0, admitted, per_task):

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import math
 import os
 import shutil
 import time
@@ -19,6 +18,7 @@ TEMP_AGE_SECONDS = 60.0
 QUARANTINE_FILES_MAX = 1000
 QUARANTINE_BYTES_MAX = 1 << 30
 ATTEMPTS_MAX = 100
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def sweep(folder: Folder) -> Iterator[int]:
@@ -55,7 +55,7 @@ def remove_run(base: str) -> None:
     """Remove all that a run configuration has below its root: the blocks of every rank, what was set aside, and last
     the record that says what they were. Raises OSError when something stays."""
     root_dir = os.path.dirname(base)
-    descriptor = os.open(root_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(root_dir, _FOLDER)
     try:
         for path in (*ranks(base), base):
             for attempt in range(ATTEMPTS_MAX):
@@ -73,11 +73,10 @@ def remove_run(base: str) -> None:
 @contextlib.contextmanager
 def _opened(root_dir: str, folder: str) -> Iterator[int]:
     """A folder below the root, reached through no symbolic link: what is removed in it lies inside the root."""
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    descriptor = os.open(root_dir, flags)
+    descriptor = os.open(root_dir, _FOLDER)
     try:
         for name in os.path.relpath(folder, root_dir).split(os.sep):
-            inner = os.open(name, flags | os.O_NOFOLLOW, dir_fd=descriptor)
+            inner = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=descriptor)
             os.close(descriptor)
             descriptor = inner
         yield descriptor
@@ -87,16 +86,22 @@ def _opened(root_dir: str, folder: str) -> Iterator[int]:
 
 def remove_block(root_dir: str, block: BlockFile) -> bool:
     """Unlink a block unless it was used since it was listed; its folder goes with the last block."""
-    folder, name = os.path.split(block.path)
-    with contextlib.suppress(OSError), _opened(root_dir, folder) as descriptor:
-        if os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mtime == block.used_seconds:
-            os.unlink(name, dir_fd=descriptor)
-            _remove_empty(root_dir, folder)
-            return True
+    prefix, leaf, name = block.path.rsplit("/", 2)
+    with contextlib.suppress(OSError), _opened(root_dir, prefix) as above:
+        folder = os.open(leaf, _FOLDER | os.O_NOFOLLOW, dir_fd=above)
+        try:
+            if os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime != block.used_seconds:
+                return False
+            os.unlink(name, dir_fd=folder)
+        finally:
+            os.close(folder)
+        with contextlib.suppress(OSError):
+            os.rmdir(leaf, dir_fd=above)  # refused while anything is in it
+        return True
     return False
 
 
-def _remove_empty(root_dir: str, folder: str, old_seconds: float = math.inf) -> None:
+def _remove_empty(root_dir: str, folder: str, old_seconds: float) -> None:
     """Not one that was made or changed after `old_seconds`: somebody may be about to put a block there."""
     parent, name = os.path.split(folder)
     with contextlib.suppress(OSError), _opened(root_dir, parent) as descriptor:
