@@ -217,7 +217,7 @@ DEVICE = [
           [rates("kvtier_evicted_files_total{@}", "tier, reason"),
            rates("kvtier_evicted_then_wanted_blocks_total{@}", "tier", "wanted again")]),
     Panel("Age at eviction",
-          "Is the root large enough? For how long evicted blocks had not been used; minutes mean that it is small.", "s",
+          "Is the root large enough? For how long evicted blocks had not been used: minutes are too few.", "s",
           quantiles("kvtier_evicted_file_age_seconds", "tier")),
     Panel("Blocks published",
           "How many blocks have these processes put into the root since they began? (`kvtier inspect` counts files.)",

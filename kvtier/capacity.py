@@ -382,7 +382,7 @@ class Capacity:
         for blocks in self._old_blocks(measured, cutoff):
             began = time.monotonic()
             for block in blocks:
-                if freed < quota and remove_block(self.root_dir, block):
+                if freed < quota and remove_block(block):
                     freed += block.bytes
                     gone.append(block)
             now = time.monotonic()

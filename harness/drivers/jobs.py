@@ -30,7 +30,7 @@ class Question(NamedTuple):
 
 
 class Jobs:
-    """One adapter's jobs, and the requests that they are for. `announce` is `Flights`'; `name`: names are written down."""
+    """One adapter's jobs, and the requests that they are for. `announce` is `Flights`'; `name`: names go on record."""
 
     def __init__(self, worker: Worker, announce: bool = True, name: bool = True) -> None:
         self.worker, self.adapter, self._name = worker, worker.adapter, name

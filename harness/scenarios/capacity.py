@@ -165,7 +165,7 @@ def _kill(context: Context, child: Child, end_seconds: float) -> Child:
 
 SCENARIO = Scenario(
     name="capacity",
-    proves=(__doc__ or "").split("\n\n", 1)[1].strip(),
+    text=__doc__ or "",
     options=CapacityOptions,
     checkers=("capacity", "integrity", "results", "leftovers"),
     prepare=prepare,

@@ -462,7 +462,7 @@ def test_no_symbolic_link_leads_an_evictor_out_of_the_root(tmp_path: Path, tier:
     status = tier.path(3).stat()
     for number in (3, 7):  # also when the link is put there after the folder was listed
         block = BlockFile(str(tier.path(number)), key(number), FILE, tier.path(number).stat().st_mtime)
-        assert not remove_block(str(tmp_path), block)
+        assert not remove_block(block)
     assert sum(sweep(folder)) == 0
     Capacity(str(tmp_path), CapacityConfig(max_bytes=FILE, low_water=0.01)).step()
     assert sorted(os.listdir(outside / "leaf")) == sorted([*names, ".host.1.aa.tmp"])
