@@ -47,6 +47,10 @@ RECENCY_SECONDS = 3600.0
 """A load renews a file's mtime at most this often: recency for eviction at one call per block and hour; more often
 where a root's blocks live for less than hours (`BlockIO.recency_seconds`)."""
 
+FOLDER_GONE = (errno.ENOENT, errno.EPERM, errno.ESTALE)
+"""An evictor removed the folder when it became empty, so it has to be made again. EPERM is what ext4 says of a new file
+in a removed folder that is still open, ESTALE what NFS does."""
+
 
 def errno_name(error: OSError) -> str:
     """The symbol of an OSError ("ENOSPC"), for metrics and findings: a closed set."""
@@ -183,11 +187,9 @@ class BlockIO:
         for attempt in (1, 2, 3):
             try:
                 return self._write(path, key, view, traceparent)
-            except FileNotFoundError:  # an evictor removed the folder when it became empty: make it again
-                if attempt == 3:
-                    return BlockOutcome(reason="ENOENT")
             except OSError as error:
-                return BlockOutcome(reason=errno_name(error))
+                if attempt == 3 or error.errno not in FOLDER_GONE:
+                    return BlockOutcome(reason=errno_name(error))
         raise AssertionError("unreachable")
 
     def _write(self, path: str, key: OffloadKey, view: memoryview, traceparent: str) -> BlockOutcome:

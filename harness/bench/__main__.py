@@ -184,7 +184,7 @@ def eviction_command(files: int, folder: str, seconds: float, seed: int, out: st
     click.echo(f"p99 of a load with a pass {p99['with'] * 1e3:.2f} ms, without {p99['without'] * 1e3:.2f} ms: {shown}")
     click.echo(
         f"{files + eviction.LOADED_BLOCKS - found['left']:,} of {files:,} files went in {found['seconds']:.0f} s, "
-        f"{'to the end' if found['finished'] else 'cut short'}; {found['left_when_killed'] or 0:,} were left when the first "
+        f"{'to the end' if found['finished'] else 'cut short'}; {found['left_when_killed'] or 0:,} were left when an "
         f"evictor was killed; {found['left_but_older_than_the_cutoff']:,} older ones stayed; "
         f"the evictor took {found['evictor_rss_bytes'] / (1 << 20):.0f} MiB"
     )
