@@ -1,8 +1,8 @@
 """The trailer parser under a coverage-guided fuzzer: `make fuzz-trailer SECONDS=300`. Not collected by pytest.
 
-The fuzzer's bytes are a page, once as they are and once with the page's own checksum made right, since no search finds a
-64-bit hash by itself. Whatever the page holds, `unpack` must answer with a trailer that packs to the very same header, or
-with None, and never raise.
+The fuzzer's bytes are a page, once as they are and once with the page's own checksum made right, since no search finds
+a 64-bit hash by itself. Whatever the page holds, `unpack` must answer with a trailer that packs and unpacks to itself,
+or with None, and never raise.
 """
 
 from __future__ import annotations
