@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test lint format types cov load scenarios soak shared-volume power-loss install-vllm findings e2e-vllm observe dashboards schemas mutants false-alarms bench bench-baseline bench-compare bench-gpu bench-docs clean
+.PHONY: help install test lint format types cov load scenarios soak capacity shared-volume power-loss install-vllm findings e2e-vllm observe dashboards schemas mutants false-alarms bench bench-baseline bench-compare bench-gpu bench-docs bench-eviction fuzz-trailer clean
 
 help: ## print this list
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -70,6 +70,10 @@ scenarios: $(INSTALLED) ## all scenarios but the long one, each with its verdict
 soak: $(INSTALLED) ## an hour in which nothing may grow (DURATION=3600 TIER=kvtier)
 	@$(BIN)/python -m harness run soak --seconds $(or $(DURATION),3600) $(if $(TIER),--tier $(TIER)) $(ARGS)
 
+capacity: $(INSTALLED) ## ten minutes on a root that is always full (DURATION=600 WRITERS=8 EVICTORS=2 TIER=kvtier)
+	@$(BIN)/python -m harness run capacity --seconds $(or $(DURATION),600) --processes $(or $(WRITERS),8) \
+	  --evictors $(or $(EVICTORS),2) $(if $(TIER),--tier $(TIER)) $(ARGS)
+
 shared-volume: $(INSTALLED) ## scenarios on two hosts that share a GlusterFS, MooseFS or NFS volume; root (FILE_SYSTEM=gluster TIER=kvtier SEED=)
 	@$(BIN)/python -m harness.shared_volume $(if $(FILE_SYSTEM),--file-system $(FILE_SYSTEM)) $(if $(TIER),--tier $(TIER)) \
 	  $(if $(SEED),--seed $(SEED)) $(ARGS)
@@ -115,6 +119,12 @@ bench-baseline: $(INSTALLED) ## measure the baseline of this machine class, for 
 
 bench-gpu: ## the GPU path on a CUDA device; also runs with PYTHON= alone, without .venv
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest -m gpu tests/tiering -rs $(ARGS)
+
+bench-eviction: $(INSTALLED) ## what a pass over a full root of FILES files costs loads meanwhile (FILES=1000000 DIR=/tmp)
+	$(BIN)/python -m harness.bench eviction --files $(or $(FILES),1000000) $(if $(DIR),--dir "$(DIR)") $(ARGS)
+
+fuzz-trailer: $(INSTALLED) ## the trailer parser under a coverage-guided fuzzer, atheris (SECONDS=300)
+	@PYTHONPATH=. $(BIN)/python tests/tiering/fuzz_trailer.py -max_total_time=$(or $(SECONDS),300) -max_len=4200 $(ARGS)
 
 bench-docs: $(INSTALLED) ## docs/benchmarks.md and its plots, from the results under tests/tiering/baselines
 	$(BIN)/python -m harness.bench plots

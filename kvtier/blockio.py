@@ -44,7 +44,12 @@ except ImportError:  # not compiled here: everything goes block by block
 logger = logging.getLogger(__name__)
 
 RECENCY_SECONDS = 3600.0
-"""A load renews a file's mtime at most this often: recency for eviction at one call per block and hour."""
+"""A load renews a file's mtime at most this often: recency for eviction at one call per block and hour; more often
+where a root's blocks live for less than hours (`BlockIO.recency_seconds`)."""
+
+FOLDER_GONE = (errno.ENOENT, errno.EPERM, errno.ESTALE)
+"""An evictor removed the folder when it became empty, so it has to be made again. EPERM is what ext4 says of a new file
+in a removed folder that is still open, ESTALE what NFS does."""
 
 
 def errno_name(error: OSError) -> str:
@@ -94,6 +99,7 @@ class BlockIO:
         self._local = threading.local()
         self.direct = False
         self.batch_reads = self.batch_writes = False  # may `_batch` be used?
+        self.recency_seconds = RECENCY_SECONDS
 
     # --- what the file system can do ---
 
@@ -181,11 +187,9 @@ class BlockIO:
         for attempt in (1, 2, 3):
             try:
                 return self._write(path, key, view, traceparent)
-            except FileNotFoundError:  # an evictor removed the folder when it became empty: make it again
-                if attempt == 3:
-                    return BlockOutcome(reason="ENOENT")
             except OSError as error:
-                return BlockOutcome(reason=errno_name(error))
+                if attempt == 3 or error.errno not in FOLDER_GONE:
+                    return BlockOutcome(reason=errno_name(error))
         raise AssertionError("unreachable")
 
     def _write(self, path: str, key: OffloadKey, view: memoryview, traceparent: str) -> BlockOutcome:
@@ -295,7 +299,7 @@ class BlockIO:
             outcome = self._verified(page, key, view) if used_seconds >= 0 else None
             if outcome is None or not outcome.ok:
                 outcome = self.read_block(path, key, view)
-            elif time.time() - used_seconds > RECENCY_SECONDS:
+            elif time.time() - used_seconds > self.recency_seconds:
                 with contextlib.suppress(OSError):
                     os.utime(path, follow_symlinks=False)
             outcomes.append(outcome)
@@ -321,7 +325,7 @@ class BlockIO:
             try:
                 status = os.fstat(descriptor)
                 outcome = self._read_open(descriptor, status, key, view)
-                if outcome.ok and time.time() - status.st_mtime > RECENCY_SECONDS:
+                if outcome.ok and time.time() - status.st_mtime > self.recency_seconds:
                     with contextlib.suppress(OSError):
                         os.utime(descriptor)  # the mark of use that eviction goes by
                 return outcome, status

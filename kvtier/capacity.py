@@ -1,15 +1,16 @@
 """Keeps a root below its limits for months: evicts the least recently used blocks, a little at a time, and sweeps what
-dead writers left. Run by a thread of the tier, by `kvtier evict` in a sidecar, or by both: one evicts at a time.
+dead writers left. Run by a thread of the tier, by `kvtier evict` beside the engines, or by both: one evicts at a time.
 
-Recency is the file's mtime, which a load moves forward at most once an hour (blockio), so it survives restarts and
-costs no call per hit. Block hashes are uniform over the 4096 first-level folders: some of them are a fair sample of
-all, which makes measuring a root of millions of files cheap, and lets a pass stop and start anywhere.
+Recency is the file's mtime, which a load moves forward only when it has grown old (blockio), so it survives restarts
+and costs no call per hit. Block hashes are uniform over the 4096 first-level folders: some of them are a fair sample of
+all, which makes measuring a root of millions of files cheap, and lets a pass stop anywhere and go on later.
 
 Evicting a block that somebody loads costs that load at most a miss: an open file stays readable, a gone one is ENOENT.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import fcntl
 import logging
@@ -23,58 +24,112 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from kvtier.blockio import RECENCY_SECONDS
 from kvtier.config import CapacityConfig, RootError
+from kvtier.events import FileEvictionReason
 from kvtier.hashing import OffloadKey
+from kvtier.removal import remove_block, sweep
 from kvtier.survey import BlockFile, Folder, folders
 
 logger = logging.getLogger(__name__)
 
 LEASE_NAME = ".kvtier-evictor"
+LEASE_BYTES_MAX = 128
 SAMPLE_BLOCKS = 10_000  # enough to know a folder's size to 1 %
-TEMP_AGE_SECONDS = 60.0  # a writer locks its temp file right after creating it: younger ones may not be locked yet
-QUARANTINE_FILES_MAX = 1000
 PAUSE_SECONDS_MAX = 5.0
 PAUSE_SECONDS_MIN = 0.1
-BUDGET_SECONDS = 2.0
+PASS_SECONDS = 1.0  # how long a round evicts, or as long as it measured; then the root is measured anew
+SWEEP_SECONDS = 0.25  # how long a round sweeps
+SWEEP_EVERY_SECONDS = 3600.0
 WRITERS = 8
+BUSY_SECONDS = 1.0  # since its last job, a process is busy: its thread for this is slow beside those of its jobs
+YIELD_SECONDS = 0.4  # a busy leader rests, so that others, if any are idle, come first
+PATIENCE_SECONDS = 0.2  # a busy process leads only when stores wait, and nobody has measured for so long
 PACE = 3.0  # an unhurried pass rests three times as long as it works
+GREW = 1.02  # beyond a sample's error
+RENEWALS = 8  # a block in use is marked so often on its way from the newest to the oldest, if not once an hour
 EVICTED_KEYS_MAX = 100_000
+BATCH_BLOCKS = 64
+AGES_MAX = 100
+FACTS_MAX = 10_000
+
+
+class Root(NamedTuple):
+    """A root as measured; `oldest_seconds`: for how long its least recently used block has not been used."""
+
+    bytes: float
+    files: float
+    oldest_seconds: float
 
 
 class Evicted(NamedTuple):
-    """One pass over one folder: what went, why, and how long it had not been used."""
+    """What one round took from one folder; `ages_seconds` of up to `AGES_MAX` of the files, `keys` of up to
+    `EVICTED_KEYS_MAX`. Times: `time.monotonic()`; the lease was held all the while."""
 
-    reason: str  # "max_bytes" or "min_free_bytes"
+    reason: FileEvictionReason
     keys: tuple[OffloadKey, ...]
+    files: int
     bytes: int
-    youngest_seconds: float
+    ages_seconds: tuple[float, ...]
+    started_seconds: float
+    finished_seconds: float
 
 
 @dataclass
-class _Measured:
+class Measured:
+    """A folder, estimated from `sample`; `whole`: the sample is all there is."""
+
     folder: Folder
-    bytes: float
-    ages: list[tuple[float, int]] = field(default_factory=list)  # (used_seconds, bytes) of a sample
+    bytes: float = 0.0
+    files: float = 0.0
+    sample: list[BlockFile] = field(default_factory=list)
+    whole: bool = True
+
+
+class Plan(NamedTuple):
+    """What is to go: about `bytes` of each folder, of blocks last used up to `cutoff_seconds` (since the epoch)."""
+
+    reason: FileEvictionReason
+    hurry: bool  # no room is left: no rests
+    quotas: list[tuple[Measured, float, float]]  # folder, bytes, cutoff_seconds
 
 
 class Capacity:
     """Measures and evicts below `config.root_dir`. `step` does one round; any number of processes may call theirs.
 
-    After a measurement a process may store an eighth of the room that was left, within `BUDGET_SECONDS`; then it has to
-    measure again. So up to `WRITERS` processes exceed `max_bytes` by no more than the root grew in that time.
+    Whoever has the lease measures and tells the others, in the lease's file. Each measurement grants each process the
+    same: an eighth of the room that is left, or of what lies above the low water mark if that is less, less what it
+    still writes. So with up to `WRITERS` processes the blocks never exceed `max_bytes` by more than
+    `(1 - low_water) * max_bytes`, the error of a sample (1 %) and a block per process; with n times as many, by n times
+    as much.
     """
 
     def __init__(self, root_dir: str, config: CapacityConfig) -> None:
-        self.root_dir = root_dir
+        self.root_dir = os.path.realpath(root_dir)
         self.config = config
-        self.used_bytes = 0.0
-        self._budget = 0.0  # bytes that may be stored here before the next measurement; none before the first
-        self._lease_path = os.path.join(root_dir, LEASE_NAME)
+        self.root: Root | None = None  # None before the first measurement
+        self.excess_bytes = 0.0  # to go when last measured
+        self.swept_files = 0
+        self._granted: Root | None = None  # the measurement that the budget comes from
+        self._budget = 0.0
+        self._pending = 0  # bytes admitted, and not known to be written
+        self._lease_path = os.path.join(self.root_dir, LEASE_NAME)
+        self._told = b""  # what stood last in the lease's file
+        self._leading = False  # it was told here
+        self._heard_seconds = -math.inf
+        self.traffic_seconds = -math.inf  # when the last job came; the tier writes it
         self._random = random.Random(os.urandom(16))  # the application's own generator is left alone
-        self._wanted = False  # a store was refused since the last measurement
+        self._refused = False  # since the last measurement
+        self._wanted = False  # no room was left for a store
+        self._draining = False  # above the high water mark, and since then not down to the low one
+        self._grew = False
+        self._hurry = False  # it grew although it was evicted from, and is not down to the low mark yet
         self._stop = False
         self._due = threading.Event()
-        self._facts: deque[Evicted] = deque()
+        self._facts: deque[Evicted] = deque(maxlen=FACTS_MAX)
+        self._position: dict[str, str] = {}  # folder -> where the last round stopped
+        self._sweeping: Iterator[int] = iter(())
+        self._sweep_seconds = -math.inf
         self._measured_seconds = 0.0
         self._growth = 0.0  # bytes a second, between the last two measurements
         self._thread: threading.Thread | None = None
@@ -91,19 +146,29 @@ class Capacity:
         if self._thread is not None:
             self._thread.join()
 
+    # --- the scheduler's thread ---
+
     def admit(self, blocks: int, file_bytes: int) -> int:
-        """How many of `blocks` files may be stored now; they count as stored. A refusal brings the next round forward
-        and makes it evict. The last block may go over the budget, so that any limit lets something through."""
+        """How many of `blocks` files may be stored now; `settle` must follow. A refusal brings the next round forward.
+        The last block may go over the budget, so that any limit lets something through."""
         if self.config.max_bytes is None:
             return blocks
-        if time.monotonic() - self._measured_seconds > BUDGET_SECONDS:
-            self._budget = 0.0
+        if self.root is not None and self.root is not self._granted:
+            self._granted = self.root
+            room = self.config.max_bytes - max(self.root.bytes, self.config.max_bytes * self.config.low_water)
+            self._wanted = room / WRITERS < file_bytes
+            self._budget = room / WRITERS - self._pending
         admitted = max(0, min(blocks, math.ceil(self._budget / file_bytes)))
         self._budget -= admitted * file_bytes
+        self._pending += admitted * file_bytes
         if admitted < blocks:
-            self._wanted = True
+            self._refused = True
             self._due.set()
         return admitted
+
+    def settle(self, blocks: int, file_bytes: int) -> None:
+        """That many admitted blocks are written, or never will be."""
+        self._pending -= blocks * file_bytes
 
     def take_facts(self) -> list[Evicted]:
         """Evictions since the last call."""
@@ -112,84 +177,185 @@ class Capacity:
             facts.append(self._facts.popleft())
         return facts
 
+    def gauges(self) -> dict[str, float]:
+        """Empty before the first measurement."""
+        return {"root_bytes": self.root.bytes, "root_files": self.root.files} if self.root else {}
+
+    @property
+    def recency_seconds(self) -> float:
+        """How old a block's mark of use may become before a load renews it."""
+        return min(RECENCY_SECONDS, self.root.oldest_seconds / RENEWALS) if self.root else RECENCY_SECONDS
+
+    # --- rounds ---
+
     def _run(self) -> None:
+        trouble = ""
         while not self._stop:
             self._due.clear()
             try:
-                pause = self.step()
+                pause, trouble = self.step(), ""
             except (OSError, RootError) as error:  # the volume is away: what cannot be measured cannot be evicted
-                logger.warning("capacity of %s: %s", self.root_dir, error)
-                pause = PAUSE_SECONDS_MAX
+                if str(error) != trouble:
+                    logger.warning("capacity of %s: %s", self.root_dir, error)
+                pause, trouble = PAUSE_SECONDS_MAX, str(error)
             if not self._stop:
-                time.sleep(PAUSE_SECONDS_MIN)  # also when stores are refused all the time
-                self._due.wait(pause - PAUSE_SECONDS_MIN)
+                least = YIELD_SECONDS if self._leading and self._busy() else PAUSE_SECONDS_MIN
+                time.sleep(least)  # also when stores are refused all the time
+                self._due.wait(pause - least)
 
     def step(self) -> float:
-        """One round: measure, evict if above the high water mark. Seconds until the next one is due.
+        """One round: measure, evict if above the high water mark, sweep if it is time. Seconds until the next is due.
 
-        Nothing is done while another process has the lease.
+        One process leads: who sees that another has just measured leaves the rest to it.
         """
-        with self._lease() as lease:
-            if not lease:
-                return PAUSE_SECONDS_MIN
-            measured = [self._measure(folder) for folder in folders(self.root_dir)]
-            used = sum(m.bytes for m in measured)
-            now = time.monotonic()
-            if self._measured_seconds:
-                self._growth = max(0.0, (used - self.used_bytes) / (now - self._measured_seconds))
-            reason, excess = self._excess(used)
-            for quota, one in self._quotas(measured, excess):
-                used -= self._evict(one, quota, reason)
-            self.used_bytes, self._measured_seconds, self._wanted = used, time.monotonic(), False
-            if self.config.max_bytes is not None:
-                self._budget = (self.config.max_bytes - used) / WRITERS
-            room = (self.config.max_bytes or used) * self.config.high_water - used
-            due = room / self._growth / 2 if self._growth > 0 else PAUSE_SECONDS_MAX
-            return min(PAUSE_SECONDS_MAX, max(PAUSE_SECONDS_MIN, due))
+        if self._ought_to_lead():
+            with self._lease() as lease:
+                if lease is None:
+                    return PAUSE_SECONDS_MIN
+                self._leading = True
+                self._lead(lease)
+        return self._pause()
+
+    def _ought_to_lead(self) -> bool:
+        now = time.monotonic()
+        if self._listen():
+            self._leading, self._heard_seconds = False, now
+            self._excess()
+            assert self.root is not None
+            # Stores wait here, which the leader does not know, and below the high water mark it does nothing.
+            return self._wanted and self.root.bytes <= (self.config.max_bytes or 0) * self.config.high_water
+        waited = now - self._heard_seconds > PATIENCE_SECONDS
+        return self._leading or not self._busy() or (waited and self._refused)
+
+    def _busy(self) -> bool:
+        return time.monotonic() - self.traffic_seconds < BUSY_SECONDS
+
+    def _lead(self, lease: int) -> None:
+        started = time.monotonic()
+        measured = self._measure_all()
+        finished = time.monotonic()
+        self._tell(lease)
+        reason, hurry, quotas = self._plan(measured)
+        deadline = finished + max(PASS_SECONDS, finished - started)
+        for one, quota, cutoff in quotas:
+            self._evict(one, quota, cutoff, reason, hurry, deadline)
+        if not quotas:
+            self.sweep_for(SWEEP_SECONDS)
+
+    def plan(self) -> Plan:
+        """Measure, and say what a pass would take; nothing is removed. For people."""
+        return self._plan(self._measure_all())
+
+    def _pause(self) -> float:
+        if self._draining or self.root is None:  # others, if there are any without jobs, are to be first
+            return YIELD_SECONDS if self._busy() else PAUSE_SECONDS_MIN
+        room = (self.config.max_bytes or self.root.bytes) * self.config.high_water - self.root.bytes
+        due = room / self._growth / 2 if self._growth > 0 else PAUSE_SECONDS_MAX
+        return min(PAUSE_SECONDS_MAX, max(PAUSE_SECONDS_MIN, due))
+
+    # --- the lease, and what its file says ---
 
     @contextlib.contextmanager
-    def _lease(self) -> Iterator[bool]:
-        """The right to evict, for one round: a lock that dies with its holder, also across hosts."""
+    def _lease(self) -> Iterator[int | None]:
+        """The right to evict for a round: a lock that dies with its holder, also across hosts. None: another has it."""
+        mode = os.stat(self.root_dir).st_mode & 0o666 | 0o600
         descriptor = os.open(self._lease_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                yield False
+            except BlockingIOError:
+                yield None
             else:
-                yield True
+                if os.fstat(descriptor).st_size == 0:  # whoever may write to the root may have the lease
+                    os.fchmod(descriptor, mode)
+                yield descriptor
         finally:
             os.close(descriptor)
 
-    def _measure(self, folder: Folder) -> _Measured:
+    def _tell(self, lease: int) -> None:
+        assert self.root is not None
+        self._told = f"{os.urandom(8).hex()} {' '.join(f'{figure:.0f}' for figure in self.root)}\n".encode()
+        os.pwrite(lease, self._told.ljust(LEASE_BYTES_MAX), 0)
+
+    def _listen(self) -> bool:
+        """Whether another process has measured since the last call; then `root` is what it found."""
+        told = b""
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(self._lease_path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                told = os.read(descriptor, LEASE_BYTES_MAX).rstrip(b" ")
+            finally:
+                os.close(descriptor)
+        told, before = (told if told.endswith(b"\n") else self._told), self._told
+        self._told = told
+        if not before or told == before:  # at first nobody can say how old it is
+            return False
+        try:
+            found = Root(*map(float, told.split()[1:]))
+        except (ValueError, TypeError):
+            return False
+        self._note(found)
+        return True
+
+    # --- measuring ---
+
+    def _measure_all(self) -> list[Measured]:
+        measured = [self._measure(folder) for folder in folders(self.root_dir)]
+        oldest = min((block.used_seconds for one in measured for block in one.sample), default=time.time())
+        figures = sum(m.bytes for m in measured), sum(m.files for m in measured), max(0.0, time.time() - oldest)
+        self._note(Root(*figures))
+        return measured
+
+    def _note(self, root: Root) -> None:
+        now = time.monotonic()
+        if self.root is not None:
+            self._grew = root.bytes > GREW * self.root.bytes
+            self._growth = max(0.0, (root.bytes - self.root.bytes) / max(1e-3, now - self._measured_seconds))
+        self.root, self._measured_seconds, self._refused = root, now, False
+
+    def _measure(self, folder: Folder) -> Measured:
         """A folder's bytes and ages, from all of it when it is small, else from a sample of its first-level folders."""
         prefixes = folder.prefixes()
         self._random.shuffle(prefixes)  # another sample each time
-        measured, seen, total = _Measured(folder, 0.0), 0, 0
-        for count, prefix in enumerate(prefixes, 1):
-            for block in folder.blocks([prefix]):
-                measured.ages.append((block.used_seconds, block.bytes))
-                total += block.bytes
-            seen = count
-            if len(measured.ages) >= SAMPLE_BLOCKS or self._stop:
+        measured, seen = Measured(folder), 0
+        for prefix in prefixes:
+            seen += 1
+            measured.sample += folder.blocks([prefix])
+            if len(measured.sample) >= SAMPLE_BLOCKS or self._stop:
                 break
-        measured.bytes = total * len(prefixes) / seen if seen else 0.0
+        scale = len(prefixes) / max(1, seen)
+        measured.bytes, measured.files = scale * sum(b.bytes for b in measured.sample), scale * len(measured.sample)
+        measured.whole = seen == len(prefixes)
         return measured
 
-    def _excess(self, used: float) -> tuple[str, float]:
-        """Why and how many bytes must go; nothing below the high water mark, else down to the low one."""
-        limit, least = self.config.max_bytes, self.config.min_free_bytes
-        reason, excess = "max_bytes", 0.0
-        if limit is not None and used > limit * (self.config.low_water if self._wanted else self.config.high_water):
-            excess = used - limit * self.config.low_water
+    # --- what has to go ---
+
+    def _excess(self) -> tuple[FileEvictionReason, float, bool]:
+        """Why and how many bytes must go, and whether stores wait for it; nothing below the high water mark, else down
+        to the low one."""
+        assert self.root is not None
+        limit, least, used = self.config.max_bytes, self.config.min_free_bytes, self.root.bytes
+        low, high = self.config.low_water, self.config.high_water
+        reason: FileEvictionReason = "max_bytes"
+        excess, hurry = 0.0, self._wanted or self._hurry or (self._draining and self._grew)
+        if limit is not None and used > limit * (low if self._wanted or self._draining else high):
+            excess = used - limit * low
+            hurry |= used > limit * (1 + high) / 2
         if least is not None:
             status = os.statvfs(self.root_dir)
             free = status.f_bavail * status.f_frsize
-            if free < least and least / self.config.low_water - free > excess:
-                reason, excess = "min_free_bytes", least / self.config.low_water - free
-        return reason, excess
+            if free < least / (low if self._draining else high) and least / low - free > excess:
+                reason, excess = "min_free_bytes", least / low - free
+                hurry |= free < least
+        self._draining, self._hurry, self.excess_bytes = excess > 0, hurry and excess > 0, excess
+        return reason, excess, self._hurry
 
-    def _quotas(self, measured: list[_Measured], excess: float) -> list[tuple[float, _Measured]]:
+    def _plan(self, measured: list[Measured]) -> Plan:
+        reason, excess, hurry = self._excess()
+        quotas = [(m, quota, _cutoff(m.sample, quota / m.bytes)) for quota, m in self._quotas(measured, excess)]
+        return Plan(reason, hurry, quotas)
+
+    def _quotas(self, measured: list[Measured], excess: float) -> list[tuple[float, Measured]]:
         """How much each folder gives: those above an equal share first, down to a common level, so that no model can
         push the others out. `config.shares` (model name -> weight) makes shares unequal."""
         if excess <= 0:
@@ -206,78 +372,61 @@ class Capacity:
             total_weight -= weight[id(one)]
         return [(m.bytes - keep[id(m)], m) for m in measured if m.bytes > keep[id(m)]]
 
-    def _evict(self, measured: _Measured, quota: float, reason: str) -> float:
-        """Remove about `quota` bytes of the least recently used blocks of a folder; the bytes that went."""
-        cutoff = _cutoff(measured.ages, quota / measured.bytes)
-        freed, gone, youngest = 0.0, list[OffloadKey](), 0.0
-        prefixes = measured.folder.prefixes()
-        self._random.shuffle(prefixes)
-        for prefix in prefixes:
-            started = time.monotonic()
-            for block in [b for b in measured.folder.blocks([prefix]) if b.used_seconds <= cutoff]:
-                if freed < quota and _remove(block):
+    # --- removing ---
+
+    def _evict(
+        self, measured: Measured, quota: float, cutoff: float, reason: FileEvictionReason, hurry: bool, deadline: float
+    ) -> None:
+        """Remove about `quota` bytes of a folder's blocks last used up to `cutoff`; `deadline` may end it earlier."""
+        started, freed, gone = time.monotonic(), 0, list[BlockFile]()
+        for blocks in self._old_blocks(measured, cutoff):
+            began = time.monotonic()
+            for block in blocks:
+                if freed < quota and remove_block(block):
                     freed += block.bytes
-                    youngest = max(youngest, block.used_seconds)
-                    if len(gone) < EVICTED_KEYS_MAX:
-                        gone.append(block.key)
-            if freed >= quota or self._stop:
+                    gone.append(block)
+            now = time.monotonic()
+            if freed >= quota or now > deadline or self._stop:
                 break
-            if not self._wanted:  # nobody waits for the room
-                time.sleep(PACE * (time.monotonic() - started))
+            if not hurry:
+                time.sleep(PACE * (now - began))
         if gone:
-            self._facts.append(Evicted(reason, tuple(gone), round(freed), max(0.0, time.time() - youngest)))
-        return freed
+            keys = tuple(block.key for block in gone[:EVICTED_KEYS_MAX])
+            ages = tuple(max(0.0, time.time() - b.used_seconds) for b in gone[:: -(-len(gone) // AGES_MAX)])
+            self._facts.append(Evicted(reason, keys, len(gone), freed, ages, started, time.monotonic()))
+
+    def _old_blocks(self, measured: Measured, cutoff: float) -> Iterator[list[BlockFile]]:
+        """A little at a time: first those of the sample, the oldest before the others; then, a first-level folder after
+        the other, from behind the one where the last round stopped, all there are."""
+        old = sorted((b for b in measured.sample if b.used_seconds <= cutoff), key=lambda b: b.used_seconds)
+        for start in range(0, len(old), BATCH_BLOCKS):
+            yield old[start : start + BATCH_BLOCKS]
+        if measured.whole:
+            return
+        folder, prefixes = measured.folder, measured.folder.prefixes()
+        last = self._position.get(folder.mapper.blocks_path) or self._random.choice(prefixes or [""])
+        start = bisect.bisect(prefixes, last)
+        for prefix in prefixes[start:] + prefixes[:start]:
+            self._position[folder.mapper.blocks_path] = prefix
+            yield [block for block in folder.blocks([prefix]) if block.used_seconds <= cutoff]
+
+    def sweep_for(self, seconds: float) -> None:
+        """Go on with a sweep, or begin one if the last is long ago, for about so long."""
+        now = time.monotonic()
+        if now - self._sweep_seconds > SWEEP_EVERY_SECONDS:
+            self._sweep_seconds = now
+            self._sweeping = (removed for folder in folders(self.root_dir) for removed in sweep(folder))
+        for removed in self._sweeping:
+            self.swept_files += removed
+            if time.monotonic() - now > seconds or self._stop:
+                break
 
 
-def sweep(folder: Folder) -> int:
-    """Remove temp files whose writer is dead (their lock is free), empty folders, and the oldest of a large quarantine;
-    the number of files that went. vLLM's temp files carry no lock and are left alone."""
-    removed = 0
-    for path, status in folder.temps():
-        if os.path.basename(path).startswith(".") and time.time() - status.st_mtime > TEMP_AGE_SECONDS:
-            removed += _remove_unlocked(path)
-    aside = sorted(folder.quarantined(), key=_mtime)
-    for path in aside[: max(0, len(aside) - QUARANTINE_FILES_MAX)]:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-            removed += 1
-    return removed
-
-
-def _cutoff(ages: list[tuple[float, int]], fraction: float) -> float:
-    """The time of last use up to which blocks make up `fraction` of the sampled bytes."""
-    wanted = fraction * sum(size for _, size in ages)
-    for used_seconds, size in sorted(ages):
-        wanted -= size
+def _cutoff(sample: list[BlockFile], fraction: float) -> float:
+    """The time of last use up to which blocks make up `fraction` of the sample's bytes."""
+    wanted = fraction * sum(block.bytes for block in sample)
+    for block in sorted(sample, key=lambda block: block.used_seconds):
+        wanted -= block.bytes
         if wanted <= 0:
-            return used_seconds
+            return block.used_seconds
     return time.time()
-
-
-def _remove(block: BlockFile) -> bool:
-    """Unlink a block unless it was used since it was listed; its folder goes with the last block."""
-    with contextlib.suppress(OSError):
-        if os.stat(block.path, follow_symlinks=False).st_mtime == block.used_seconds:
-            os.unlink(block.path)
-            with contextlib.suppress(OSError):
-                os.rmdir(os.path.dirname(block.path))  # refused while anything is in it
-            return True
-    return False
-
-
-def _remove_unlocked(path: str) -> int:
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(path)
-            return 1
-        finally:
-            os.close(descriptor)
-    return 0
-
-
-def _mtime(path: str) -> float:
-    with contextlib.suppress(OSError):
-        return os.stat(path, follow_symlinks=False).st_mtime
-    return 0.0

@@ -1,9 +1,13 @@
-"""The command `kvtier`: look at a root, and check it, beside running engines. For people and for cron jobs."""
+"""The command `kvtier`: look at a root, check it, keep it small, beside running engines. For people and cron jobs."""
 
 from __future__ import annotations
 
 import json
+import math
+import os
+import re
 import sys
+import time
 from collections import Counter
 from typing import Any
 
@@ -12,21 +16,38 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from kvtier import __version__
-from kvtier.config import KvtierError
-from kvtier.survey import Folder, Summary, folders, summarise, verify
+from kvtier.capacity import Capacity, Evicted
+from kvtier.config import CapacityConfig, ConfigError, KvtierError
+from kvtier.layout import check_root
+from kvtier.removal import remove_run
+from kvtier.survey import Folder, Summary, bases, folders, summarise, verify
 
 EXIT_BAD_INPUT = 64  # as the harness: told apart from findings
+STUCK_SECONDS = 10.0  # `evict --once` gives up when for so long nothing goes
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGTP]?)(i?)B?", re.IGNORECASE)
 
 
 class _Group(click.Group):
-    """Turns kvtier's errors into one sentence and an exit code."""
+    """Turns every mistake of the user into one sentence and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KvtierError as error:
-            click.echo(f"kvtier: {error}", err=True)
+        except (KvtierError, click.UsageError) as error:
+            text = error.format_message() if isinstance(error, click.UsageError) else str(error)
+            click.echo(f"kvtier: {text}", err=True)
             sys.exit(EXIT_BAD_INPUT)
+
+
+def _size(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (match := _SIZE.fullmatch(text)):
+        raise ConfigError(
+            f"{param.opts[0]} is {text!r}; it takes a number, with or without a unit: 500000, 1.5TB, 10GiB"
+        )
+    number, unit, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** (" KMGTP".index(unit.upper()) if unit else 0))
 
 
 @click.group(cls=_Group)
@@ -37,8 +58,9 @@ def main() -> None:
 
 @main.command()
 @click.argument("root_dir")
+@click.option("--aside", is_flag=True, help="list the files that were set aside, too")
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object per folder")
-def inspect(root_dir: str, as_json: bool) -> None:
+def inspect(root_dir: str, aside: bool, as_json: bool) -> None:
     """Models, fingerprints, block counts, bytes, ages and writers below ROOT_DIR."""
     summaries = [summarise(folder) for folder in folders(root_dir)]
     if as_json:
@@ -47,6 +69,8 @@ def inspect(root_dir: str, as_json: bool) -> None:
         return
     for summary in summaries:
         click.echo(_as_text(summary))
+        for path, status in summary.folder.quarantined() if aside else ():
+            click.echo(f"    {path}: {size_text(status.st_size)}, {age_text(time.time() - status.st_mtime)} old")
     if not summaries:
         click.echo(f"no blocks below {root_dir}: no folder holds a config.json")
 
@@ -82,6 +106,138 @@ def verify_command(root_dir: str, fix: bool, as_json: bool) -> None:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(found.items())) or "no blocks"
         click.echo(f"{sum(found.values()):,} blocks: {counts}")
     sys.exit(1 if corrupt else 0)
+
+
+@main.command()
+@click.argument("root_dir")
+@click.option(
+    "--max-bytes", callback=_size, metavar="SIZE", help="the blocks below ROOT_DIR take no more: 500GB, 10GiB, ..."
+)
+@click.option("--min-free-bytes", callback=_size, metavar="SIZE", help="so much stays free in its file system")
+@click.option("--high-water", default=CapacityConfig.high_water, show_default=True, help="evict above this part of it")
+@click.option("--low-water", default=CapacityConfig.low_water, show_default=True, help="... down to this one")
+@click.option("--share", "shares", multiple=True, metavar="MODEL=WEIGHT", help="weights of models, 1 unless given")
+@click.option("--every", type=click.FloatRange(0.1), metavar="SECONDS", help="go on for ever, with such pauses")
+@click.option("--once", is_flag=True, help="until nothing has to go, then end: the default")
+@click.option("--dry-run", is_flag=True, help="only say what would go")
+@click.option("--json", "as_json", is_flag=True, help="print JSON objects, one per line")
+def evict(
+    root_dir: str, shares: tuple[str, ...], every: float | None, dry_run: bool, as_json: bool, **given: Any
+) -> None:
+    """Remove the least recently used blocks below ROOT_DIR until it is within its limits, and what dead writers left.
+
+    Safe while engines run, and beside other evictors: one of them works at a time. Exit code 0: the root is within its
+    limits; 1: it is not (with --dry-run: something would go); 2: unknown, since another evictor is always at work.
+    """
+    if given.pop("once") and every:
+        raise ConfigError("--once and --every are both given; choose one")
+    capacity = Capacity(root_dir, CapacityConfig(shares=_shares(shares), **given))
+    check_root(root_dir)
+    if dry_run:
+        plan = capacity.plan()
+        for measured, quota, cutoff in plan.quotas:
+            folder = measured.folder
+            what = {"model": folder.mapper.run.model_name, "rank": folder.mapper.rank, "bytes": round(quota)}
+            unused = max(0.0, time.time() - cutoff)
+            text = f"would evict about {size_text(quota)} of {what['model']}, rank {what['rank']}, not used for "
+            text += f"{age_text(unused)} ({plan.reason})"
+            click.echo(json.dumps({**what, "unused_seconds": unused, "reason": plan.reason}) if as_json else text)
+        if not (plan.quotas or as_json):
+            click.echo("nothing has to go")
+        sys.exit(1 if plan.quotas else 0)
+    while True:
+        evicted = _settle(capacity)
+        if not every:
+            capacity.sweep_for(math.inf)
+        _say_evicted(capacity, evicted, as_json)
+        if not every:
+            sys.exit(2 if capacity.root is None else 1 if capacity.excess_bytes > 0 else 0)
+        time.sleep(every)
+
+
+def _shares(texts: tuple[str, ...]) -> dict[str, float]:
+    shares = {}
+    for text in texts:
+        model, _, weight = text.rpartition("=")
+        try:
+            shares[model] = float(weight)
+        except ValueError:
+            model = ""
+        if not model:
+            raise ConfigError(f"--share is {text!r}; it takes MODEL=WEIGHT, such as org/model=2")
+    return shares
+
+
+def _settle(capacity: Capacity) -> list[Evicted]:
+    """Rounds until nothing has to go, or nothing goes."""
+    evicted: list[Evicted] = []
+    least, since = math.inf, time.monotonic()
+    while True:
+        pause = capacity.step()
+        evicted += (new := capacity.take_facts())
+        size = capacity.root.bytes if capacity.root else math.inf
+        now = time.monotonic()
+        if new or size < least:
+            least, since = size, now
+        if (capacity.root and capacity.excess_bytes <= 0) or now - since > STUCK_SECONDS:
+            return evicted
+        time.sleep(pause)
+
+
+def _say_evicted(capacity: Capacity, evicted: list[Evicted], as_json: bool) -> None:
+    root, swept = capacity.root, capacity.swept_files
+    capacity.swept_files = 0
+    files, size = sum(one.files for one in evicted), sum(one.bytes for one in evicted)
+    ages = [age for one in evicted for age in one.ages_seconds]
+    reasons = sorted({one.reason for one in evicted})
+    if as_json:
+        gone = {"evicted_files": files, "evicted_bytes": size, "reasons": reasons, "swept_files": swept}
+        gone |= {"least_age_seconds": min(ages, default=None)}
+        gone |= {"rounds": [(one.started_seconds, one.finished_seconds) for one in evicted]}  # time.monotonic()
+        left = root and {**root._asdict(), "excess_bytes": capacity.excess_bytes}
+        click.echo(json.dumps({**gone, "root": left}))
+        return
+    if files:
+        span = f"last used {age_text(min(ages))} to {age_text(max(ages))} ago"
+        click.echo(f"evicted {files:,} blocks, {size_text(size)}, {span} ({', '.join(reasons)})")
+    if swept:
+        click.echo(f"swept {swept:,} files that dead writers left, or beyond what quarantine may hold")
+    if root is None:
+        click.echo("another evictor has been at work all the time; nothing was done")
+    else:
+        over = f"; {size_text(capacity.excess_bytes)} too many" if capacity.excess_bytes > 0 else ""
+        click.echo(f"left: {root.files:,.0f} blocks, {size_text(root.bytes)}{over}")
+
+
+@main.command()
+@click.argument("root_dir")
+@click.argument("folder")
+@click.option("--yes", is_flag=True, help="do it; without it, only say what would go")
+def remove(root_dir: str, folder: str, yes: bool) -> None:
+    """Remove all blocks of one run configuration: FOLDER is its folder's name below ROOT_DIR, or the fingerprint in it.
+
+    No engine may be using it: what it has loaded stays right, but what it stores afterwards would belong to nobody.
+    """
+    known = {os.path.basename(base): base for base in bases(root_dir)}
+    chosen = [base for name, base in known.items() if folder in (name, name.rpartition("_")[2])]
+    if len(chosen) != 1:
+        raise ConfigError(
+            f"folder is {folder!r}; valid choices: {', '.join(known) or 'none, the root holds no blocks'}"
+        )
+    (base,) = chosen
+    for found in (found for found in folders(root_dir) if found.mapper.base_path == base):
+        click.echo(_as_text(summarise(found, trailers_max=0)))
+    if not yes:
+        click.echo(
+            f"nothing is removed; to remove it, for ever: kvtier remove {root_dir} {os.path.basename(base)} --yes"
+        )
+        return
+    try:
+        remove_run(base)
+    except OSError as error:
+        click.echo(f"kvtier: not all of {base} could be removed: {error}", err=True)
+        sys.exit(1)
+    click.echo(f"removed {base} and the blocks of its ranks")
 
 
 def size_text(size: float) -> str:

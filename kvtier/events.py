@@ -85,6 +85,7 @@ class TierAnswers(NamedTuple):
     hits: int
     misses: int
     retries: int
+    evicted: int = 0  # of the misses: blocks that this process had evicted not long ago, each counted once
 
 
 class BlockSetAside(NamedTuple):
@@ -96,14 +97,16 @@ class BlockSetAside(NamedTuple):
 
 
 class FilesEvicted(NamedTuple):
-    """This process evicted blocks from a root that had grown over a limit; `youngest_seconds`: the least time since one
-    of them was used."""
+    """This process evicted blocks from a root that had grown over a limit. Clock: `time.monotonic()`, seconds; it alone
+    evicted in between. Emitted at the end of a step, one per round and folder."""
 
     tier: str
-    reason: str  # a `FileEvictionReason`
+    reason: FileEvictionReason
     blocks: int
     bytes: int
-    youngest_seconds: float
+    ages_seconds: tuple[float, ...]  # of some of them: for how long they had not been used
+    started_seconds: float
+    finished_seconds: float
 
 
 class Lookup(NamedTuple):

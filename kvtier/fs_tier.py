@@ -31,7 +31,7 @@ from kvtier.base import (
     TransferJob,
 )
 from kvtier.blockio import BlockIO, BlockOutcome
-from kvtier.capacity import Capacity, Evicted
+from kvtier.capacity import EVICTED_KEYS_MAX, Capacity, Evicted
 from kvtier.config import PAGE_BYTES, ConfigError, FsTierConfig, RunConfig, SlotError
 from kvtier.events import (
     BlockSetAside,
@@ -112,6 +112,8 @@ class FileSystemTierManager(SecondaryTierManager):
         self._misses_are_remembered = file_system.type_at(self.file_mapper.base_path) in ("nfs", "nfs4")
         self._submitted: dict[JobId, _Submitted] = {}
         self._answers: Counter[LookupResult] = Counter()  # of this step
+        self._evicted: dict[OffloadKey, None] = {}  # by this process, the latest
+        self._missed_evicted = 0
         self._batch_traceparent: str | None = None
         self._events: list[OffloadingEvent] = []
         self._lookup = AsyncLookupManager(
@@ -142,6 +144,9 @@ class FileSystemTierManager(SecondaryTierManager):
         present = self._lookup.lookup(key, req_context.req_id)
         answer = LookupResult.RETRY if present is None else LookupResult.HIT if present else LookupResult.MISS
         self._answers[answer] += 1
+        if present is False and key in self._evicted:
+            del self._evicted[key]
+            self._missed_evicted += 1
         if present is None:
             self._batch_traceparent = req_context.traceparent
         return answer
@@ -153,10 +158,13 @@ class FileSystemTierManager(SecondaryTierManager):
             self._observer.on_event(LookupBatch(self.tier_type, *fact))
         for evicted in self._capacity.take_facts() if self._capacity else ():
             self._on_evicted(evicted)
+        if self._capacity:
+            self.blockio.recency_seconds = self._capacity.recency_seconds
         hits, misses, retries = (self._answers[answer] for answer in _ANSWERS)
         if hits or misses:  # who waits asks again in every step; that alone is no news
-            self._observer.on_event(TierAnswers(self.tier_type, hits, misses, retries))
+            self._observer.on_event(TierAnswers(self.tier_type, hits, misses, retries, self._missed_evicted))
             self._answers.clear()
+            self._missed_evicted = 0
 
     # --- jobs ---
 
@@ -180,8 +188,9 @@ class FileSystemTierManager(SecondaryTierManager):
         return events
 
     def gauges(self) -> Mapping[str, float]:
-        lookup_seconds = self._lookup.oldest_seconds()
-        return {**self._pool.gauges(), "jobs_in_flight": len(self._submitted), "lookup_oldest_seconds": lookup_seconds}
+        own = {"jobs_in_flight": len(self._submitted), "lookup_oldest_seconds": self._lookup.oldest_seconds()}
+        root = self._capacity.gauges() if self._capacity else {}
+        return {**self._pool.gauges(), **own, **root}
 
     def space(self) -> Mapping[str, float]:
         """Free and all bytes of the root's file system. It asks that file system, so it may hang with it: for a thread
@@ -220,6 +229,8 @@ class FileSystemTierManager(SecondaryTierManager):
         per_task = max(1, min(self.config.task_bytes_max // self.config.block_bytes, -(-len(job.keys) // idle)))
         run = self._load_blocks if direction == "load" else self._store_blocks
         own_traceparent = child_traceparent(job.req_context.traceparent)
+        if self._capacity:
+            self._capacity.traffic_seconds = time.monotonic()
         admitted, refusal = self._admit(len(job.keys)) if direction == "store" else (len(job.keys), "")
         works: list[Work] = []
         for start in range(0, admitted, per_task):
@@ -248,8 +259,11 @@ class FileSystemTierManager(SecondaryTierManager):
         self._lookup.mark_present(ok)
         if completion.direction == "load":
             self._lookup.mark_missing(failed)
-        elif completion.facts:
-            self._note_space(outcomes)
+        else:
+            if self._capacity:
+                self._capacity.settle(submitted.admitted, self.config.block_bytes + PAGE_BYTES)
+            if completion.facts:
+                self._note_space(outcomes)
         self._tell(submitted, completion, outcomes)
         return JobResult(
             completion.job_id,
@@ -319,9 +333,10 @@ class FileSystemTierManager(SecondaryTierManager):
 
     def _on_evicted(self, evicted: Evicted) -> None:
         self._lookup.mark_missing(evicted.keys)
-        self._observer.on_event(
-            FilesEvicted(self.tier_type, evicted.reason, len(evicted.keys), evicted.bytes, evicted.youngest_seconds)
-        )
+        self._evicted |= dict.fromkeys(evicted.keys)
+        while len(self._evicted) > EVICTED_KEYS_MAX:
+            del self._evicted[next(iter(self._evicted))]
+        self._observer.on_event(FilesEvicted(self.tier_type, evicted.reason, *evicted[2:]))
         if self.config.enable_kv_events:
             self._events.append(OffloadingEvent(evicted.keys, "STORAGE", True))
 

@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections import Counter as Counts
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any, get_args
@@ -48,6 +48,8 @@ REFUSAL_REASONS: tuple[str, ...] = get_args(RefusalReason)
 FAILURE_REASONS = CORRUPT_REASONS.union(REFUSAL_REASONS, ("shutdown", "replaced"), errno.errorcode.values())
 SECONDS_BUCKETS = tuple(float(f"{digit}e{power}") for power in range(-5, 2) for digit in (1, 2.5, 5))
 """10 us to 50 s, three a decade: a memory copy, a device, and a device that hangs stay apart."""
+AGE_BUCKETS = tuple(float(hours * 3600) for hours in (1 / 60, 1 / 12, 1 / 4, 1, 4, 12, 24, 72, 168, 336, 720, 2160))
+"""A minute to a quarter of a year."""
 
 SOURCE_SECONDS_MAX = 0.2
 """A scrape waits this long for a source that may hang."""
@@ -75,6 +77,8 @@ GAUGES: Mapping[str, tuple[str, str]] = {
     "slots_pinned": ("slots_pinned", "Slots that somebody reads."),
     "slots_evictable": ("slots_evictable", "Slots whose blocks nobody uses now."),
     "pending_oldest_seconds": ("pending_oldest_seconds", "For how long a block has been HIT_PENDING at most."),
+    "root_bytes": ("root_bytes", "Bytes of blocks under the root, as last measured, whose limit is kept here."),
+    "root_files": ("root_files", "Block files under the root, as last measured, whose limit is kept here."),
     "file_system_free_bytes": ("file_system_free_bytes", "Free in the root's file system; absent while it hangs."),
     "file_system_size_bytes": ("file_system_size_bytes", "Size of the root's file system; absent while it hangs."),
 }
@@ -107,8 +111,8 @@ class MetricsObserver:
         def counter(name: str, text: str, *labels: str) -> Any:
             return counter_type(f"kvtier_{name}", text, labels, registry=registry)
 
-        def histogram(name: str, text: str, *labels: str) -> Any:
-            return histogram_type(f"kvtier_{name}", text, labels, registry=registry, buckets=SECONDS_BUCKETS)
+        def histogram(name: str, text: str, *labels: str, buckets: Sequence[float] = SECONDS_BUCKETS) -> Any:
+            return histogram_type(f"kvtier_{name}", text, labels, registry=registry, buckets=buckets)
 
         way = ("tier", "direction")
         self._jobs = counter("jobs", "Jobs ended; partial: some blocks failed.", *way, "outcome")
@@ -135,6 +139,10 @@ class MetricsObserver:
         self._evicted = counter("evicted_blocks", "Blocks that left the CPU tier.", "reason")
         self._files_evicted = counter("evicted_files", "Blocks evicted from the root.", "tier", "reason")
         self._files_evicted_bytes = counter("evicted_file_bytes", "Bytes evicted from the root.", "tier", "reason")
+        age = "For how long evicted files had not been used, of up to 100 files a round."
+        self._evicted_age = histogram("evicted_file_age_seconds", age, "tier", buckets=AGE_BUCKETS)
+        again = "Misses of blocks that this process had evicted from the root not long ago."
+        self._evicted_wanted = counter("evicted_then_wanted_blocks", again, "tier")
         self._copies = counter("copies", "Copies between GPU and CPU ended.", "direction", "outcome")
         self._copy_blocks = counter("copy_blocks", "Blocks copied between GPU and CPU.", "direction")
         self._copy_bytes = counter("copy_bytes", "Bytes copied between GPU and CPU.", "direction")
@@ -171,6 +179,8 @@ class MetricsObserver:
                 self._promoted,
                 self._refused,
                 self._cascaded,
+                self._evicted_wanted,
+                self._evicted_age,
             ):
                 self._child(counter, tier)
             for reason in sorted(CORRUPT_REASONS):
@@ -242,6 +252,7 @@ class MetricsObserver:
     def _on_answers(self, event: TierAnswers) -> None:
         for outcome, blocks in (("hit", event.hits), ("miss", event.misses), ("retry", event.retries)):
             self._add(self._answers, blocks, event.tier, outcome)
+        self._add(self._evicted_wanted, event.evicted, event.tier)
 
     def _on_set_aside(self, event: BlockSetAside) -> None:
         reason = _known(event.reason, FAILURE_REASONS)
@@ -260,6 +271,9 @@ class MetricsObserver:
     def _on_files_evicted(self, event: FilesEvicted) -> None:
         self._add(self._files_evicted, event.blocks, event.tier, event.reason)
         self._add(self._files_evicted_bytes, event.bytes, event.tier, event.reason)
+        age = self._child(self._evicted_age, event.tier)
+        for seconds in event.ages_seconds:
+            age.observe(seconds)
 
     def _on_copy(self, event: CopyFinished) -> None:
         self._add(self._copies, 1, event.direction, "ok" if event.ok else "failed")

@@ -6,6 +6,7 @@ Everything is lazy and bounded in memory, so that a root of millions of files ca
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import mmap
@@ -24,7 +25,6 @@ from kvtier.hashing import OffloadKey
 from kvtier.layout import RECORD_BYTES_MAX, FileMapper, check_root
 from kvtier.trailer import read_trailer
 
-_RANK_FOLDER = re.compile(r"_r(\d+)$")
 TEMP_SUFFIX = ".tmp"
 
 
@@ -34,7 +34,7 @@ class BlockFile(NamedTuple):
     path: str
     key: OffloadKey
     bytes: int
-    used_seconds: float  # mtime: when it was written, or last loaded (to the hour)
+    used_seconds: float  # mtime: when it was written, or last loaded (to the hour at least)
 
 
 @dataclass
@@ -52,7 +52,11 @@ class Folder:
 
     def prefixes(self) -> list[str]:
         """The first-level folders, in order. Block hashes are uniform, so each holds a fair sample of the blocks."""
-        return sorted(entry.path for entry in _scan(self.mapper.blocks_path) if entry.is_dir(follow_symlinks=False))
+        return sorted(entry.path for entry in scan(self.mapper.blocks_path) if entry.is_dir(follow_symlinks=False))
+
+    def leaves(self, prefix: str) -> list[str]:
+        """The folders that hold the blocks below a first-level folder; no link to one is followed."""
+        return [entry.path for entry in scan(prefix) if entry.is_dir(follow_symlinks=False)]
 
     def blocks(self, prefixes: Iterable[str] | None = None) -> Iterator[BlockFile]:
         """Every regular file with a block's name, whatever its size; a file that vanishes meanwhile is passed over."""
@@ -68,8 +72,8 @@ class Folder:
 
     def _files(self, prefixes: Iterable[str]) -> Iterator[tuple[str, os.stat_result]]:
         for prefix in prefixes:
-            for leaf in _scan(prefix):
-                for entry in _scan(leaf.path):
+            for leaf in self.leaves(prefix):
+                for entry in scan(leaf):
                     try:
                         status = entry.stat(follow_symlinks=False)
                     except OSError:
@@ -77,30 +81,42 @@ class Folder:
                     if stat.S_ISREG(status.st_mode):
                         yield entry.path, status
 
-    def quarantined(self) -> list[str]:
+    def quarantined(self) -> list[tuple[str, os.stat_result]]:
         """Files set aside, by path."""
-        return sorted(entry.path for entry in _scan(self.mapper.quarantine_path))
+        found = []
+        for entry in scan(self.mapper.quarantine_path):
+            with contextlib.suppress(OSError):
+                found.append((entry.path, entry.stat(follow_symlinks=False)))
+        return sorted(found)
 
 
 def folders(root_dir: str) -> Iterator[Folder]:
     """Every rank folder below a root that belongs to a readable `config.json`. Raises RootError for a bad root."""
-    check_root(root_dir)
-    for base in sorted(entry.path for entry in _scan(root_dir) if entry.is_dir(follow_symlinks=False)):
-        fields = _read_object(os.path.join(base, "config.json"))
-        if fields is None:
-            continue
-        for entry in sorted(_scan(root_dir), key=lambda e: e.name):
-            rank = _RANK_FOLDER.search(entry.name)
-            if rank is None or entry.path != f"{base}{rank.group()}":
-                continue
-            mapper = _mapper(root_dir, fields, int(rank.group(1)))
+    for base in bases(root_dir):
+        for path in ranks(base):
+            mapper = _mapper(root_dir, _read_object(os.path.join(base, "config.json")), int(path.rpartition("_r")[2]))
             if mapper is not None and mapper.base_path == base:
                 yield Folder(mapper, _read_object(mapper.record_path))
 
 
-def _mapper(root_dir: str, fields: dict[str, Any], rank: int) -> FileMapper | None:
+def bases(root_dir: str) -> list[str]:
+    """Every folder below a root that holds a readable `config.json`: one per run configuration. Raises RootError."""
+    check_root(root_dir)
+    there = sorted(entry.path for entry in scan(os.path.realpath(root_dir)) if entry.is_dir(follow_symlinks=False))
+    return [path for path in there if _read_object(os.path.join(path, "config.json")) is not None]
+
+
+def ranks(base: str) -> list[str]:
+    """The folders that hold the blocks of a run configuration, one per rank."""
+    root_dir, name = os.path.split(base)
+    rank_of = re.compile(re.escape(name) + r"_r\d+")
+    there = [entry for entry in scan(root_dir) if rank_of.fullmatch(entry.name)]
+    return sorted(entry.path for entry in there if entry.is_dir(follow_symlinks=False))
+
+
+def _mapper(root_dir: str, fields: dict[str, Any] | None, rank: int) -> FileMapper | None:
     names = {f.name for f in dataclasses.fields(RunConfig)}
-    options = {"parallel_agnostic": True} | {name: value for name, value in fields.items() if name in names}
+    options = {"parallel_agnostic": True} | {name: value for name, value in (fields or {}).items() if name in names}
     try:
         return FileMapper(root_dir, RunConfig(**options, rank=rank))
     except (ConfigError, TypeError):
@@ -188,7 +204,8 @@ def _read_object(path: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _scan(path: str) -> list[os.DirEntry[str]]:
+def scan(path: str) -> list[os.DirEntry[str]]:
+    """What is in a folder; nothing when it cannot be read."""
     try:
         with os.scandir(path) as entries:
             return list(entries)

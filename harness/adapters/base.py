@@ -36,6 +36,7 @@ class TierSetup:
     model_name: str = "harness/model"
     process: int = 0
     run_dir: str = ""
+    max_bytes: int = 0  # what the blocks under root_dir may take, where the tier `keeps_limit`; 0: no limit
     serve_metrics: bool = False  # on 127.0.0.1, where the tier can
     trace_every: int = 0  # every n-th request leaves spans, where the tier can; 0: none
     options: dict[str, Any] = field(default_factory=dict)  # adapter's own keywords, passed through
@@ -54,6 +55,16 @@ class Finished(NamedTuple):
     refused: int = 0
 
 
+class Eviction(NamedTuple):
+    """This process removed blocks from the root, to keep its limit. Clock: `time.monotonic()`, seconds; in between no
+    other process may do so."""
+
+    started_seconds: float
+    finished_seconds: float
+    blocks: int
+    bytes: int
+
+
 class Naming(Protocol):
     """The part of an adapter that derives names of blocks; a tier may have it apart, in `adapters.NAMES`."""
 
@@ -69,6 +80,7 @@ class Adapter(ABC):
     exposes_schedule: ClassVar[bool] = False  # `tasks()` returns every task of every job
     runs_in_submit: ClassVar[bool] = False  # `submit_*` does the job: no queue, and a hung device hangs its caller
     exposes_files: ClassVar[bool] = False  # blocks are files under root_dir, `file_name` says which
+    keeps_limit: ClassVar[bool] = False  # `setup.max_bytes` is kept, `evictions()` tells how
     hash_algorithms: ClassVar[tuple[str, ...]] = ("sha256", "sha256_cbor", "xxhash", "xxhash_cbor")
     seed_policies: ClassVar[tuple[str, ...]] = ("fixed", "env", "random")
 
@@ -140,6 +152,10 @@ class Adapter(ABC):
 
     def tasks(self) -> list[Task]:
         """Scheduled tasks since the last call, where `exposes_schedule`."""
+        return []
+
+    def evictions(self) -> list[Eviction]:
+        """Evictions since the last call, where `keeps_limit`."""
         return []
 
     def counts(self) -> Mapping[str, float]:

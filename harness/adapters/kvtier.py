@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.adapters.base import Adapter, Finished, TierSetup, Verdict
+from harness.adapters.base import Adapter, Eviction, Finished, TierSetup, Verdict
 from harness.adapters.kvtier_names import KvtierNaming, run_config
 from harness.adapters.kvtier_watch import Watch
 from harness.history import Task
 from kvtier.base import JobResult, LookupResult, ReqContext, ScheduleEndContext, TransferJob
 from kvtier.config import CpuTierConfig, FsTierConfig, RunConfig
 from kvtier.cpu_tier import CPUOffloadingManager
-from kvtier.events import BlockSetAside, Event, FanOut, JobFinished
+from kvtier.events import BlockSetAside, Event, FanOut, FilesEvicted, JobFinished
 from kvtier.fs_tier import FileSystemTierManager
 from kvtier.hashing import OffloadKey
 from kvtier.manager import TieringOffloadingManager
@@ -34,10 +34,13 @@ class KvtierAdapter(Adapter):
     name = "kvtier"
     exposes_schedule = True
     exposes_files = True
+    keeps_limit = True
 
     def __init__(self, setup: TierSetup) -> None:
         super().__init__(setup)
         options = dict(setup.options)
+        if setup.max_bytes:
+            options["capacity"] = {"max_bytes": setup.max_bytes, **options.get("capacity", {})}
         extra = {name: options.pop(name) for name in ("cpu_chunks",) if name in options}
         config = FsTierConfig.from_mapping(
             {
@@ -53,6 +56,7 @@ class KvtierAdapter(Adapter):
         self._memory = mmap.mmap(-1, setup.slots * setup.block_bytes)
         self._view = memoryview(self._memory).cast("B", (setup.slots, setup.block_bytes))
         self._tasks: list[Task] = []
+        self._evictions: list[Eviction] = []
         self._counts: Counter[str] = Counter()
         self._refused: dict[int, int] = {}
         self._events = FanOut(self)
@@ -81,6 +85,8 @@ class KvtierAdapter(Adapter):
                 self._counts[f"failed {reason}"] += blocks
         elif isinstance(event, BlockSetAside):
             self._counts["set aside"] += 1
+        elif isinstance(event, FilesEvicted):
+            self._evictions.append(Eviction(event.started_seconds, event.finished_seconds, event.blocks, event.bytes))
 
     @property
     def view(self) -> memoryview:
@@ -168,6 +174,10 @@ class KvtierAdapter(Adapter):
         tasks, self._tasks = self._tasks, []
         return tasks
 
+    def evictions(self) -> list[Eviction]:
+        evictions, self._evictions = self._evictions, []
+        return evictions
+
     def counts(self) -> Mapping[str, float]:
         return dict(self._counts)
 
@@ -212,6 +222,7 @@ class KvtierStackAdapter(KvtierAdapter):
     """
 
     name = "kvtier-stack"
+    keeps_limit = False  # the root does; but blocks that stay in memory are not used in the root
 
     def _build(self, config: FsTierConfig, run: RunConfig, options: dict[str, Any]) -> FileSystemTierManager:
         chunks = options.pop("cpu_chunks", self.setup.slots)

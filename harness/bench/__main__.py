@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ import click
 from rich.console import Console
 
 from harness import environment
-from harness.bench import compare, plan
+from harness.bench import compare, eviction, plan
 from harness.bench.contest import CONTESTANTS, Contestant
 from harness.bench.disk import Disk, Unavailable, own_disk, plain_folder
 from harness.bench.show import print_tables, write_docs
@@ -161,6 +162,32 @@ def compare_command(folder: str, path: str | None, slower: float, metrics: tuple
         if trials > 1:
             console.print(f"{alarms} alarms, {unknown} unknown in {trials} runs, slowed {slower:g} times")
     sys.exit(1 if alarms else 2 if unknown else 0)
+
+
+@cli.command(name="eviction")
+@click.option(
+    "--files", default=100_000, show_default=True, help="of the root; 1,000,000 take 3 GB and minutes to make"
+)
+@click.option("--dir", "folder", default="/tmp", show_default=True, help="where the root is made, and removed")
+@click.option("--seconds", default=600.0, show_default=True, help="the pass is cut short after so long")
+@click.option("--seed", default=0, show_default=True, help="of ages and loads")
+@click.option("--out", type=click.Path(), help="write the JSON here")
+def eviction_command(files: int, folder: str, seconds: float, seed: int, out: str | None) -> None:
+    """What a pass of eviction over very many files costs those who load meanwhile."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix="bench-eviction-") as root_dir:
+        found = eviction.measure(Path(root_dir), files, seconds, seed)
+        result = {"command": _command(), "environment": environment.describe(Path(root_dir)), **found}
+    if out:
+        Path(out).write_text(json.dumps(result) + "\n")
+    ratio, p99 = found["p99_ratio"], found["p99_seconds"]
+    shown = f"{ratio.value:.3f} ({ratio.low:.3f} .. {ratio.high:.3f})" if ratio else "unknown"
+    click.echo(f"p99 of a load with a pass {p99['with'] * 1e3:.2f} ms, without {p99['without'] * 1e3:.2f} ms: {shown}")
+    click.echo(
+        f"{files + eviction.LOADED_BLOCKS - found['left']:,} of {files:,} files went in {found['seconds']:.0f} s, "
+        f"{'to the end' if found['finished'] else 'cut short'}; {found['left_when_killed'] or 0:,} were left when an "
+        f"evictor was killed; {found['left_but_older_than_the_cutoff']:,} older ones stayed; "
+        f"the evictor took {found['evictor_rss_bytes'] / (1 << 20):.0f} MiB"
+    )
 
 
 @cli.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from harness.checkers import (
+    capacity,
     contract,
     determinism,
     faults,
@@ -33,6 +34,7 @@ CHECKERS: Mapping[str, Callable[[History], Verdict]] = {
     "floods": floods.check,
     "faults": faults.check,
     "soak": soak.check,
+    "capacity": capacity.check,
     "visibility": visibility.check,
     "recovery": recovery.check,
     "matrix": matrix.check,

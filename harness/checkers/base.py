@@ -123,7 +123,7 @@ def some(values: Iterable[object], most: int = 5) -> str:
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
-_KNOWN_NAMES = ("config.json", "kvtier.json")
+_KNOWN_NAMES = ("config.json", "kvtier.json", ".kvtier-evictor")
 
 
 def is_bookkeeping(path: str) -> bool:

@@ -30,10 +30,10 @@ class Question(NamedTuple):
 
 
 class Jobs:
-    """One adapter's jobs, and the requests that they are for. `announce` is `Flights`'."""
+    """One adapter's jobs, and the requests that they are for. `announce` is `Flights`'; `name`: names go on record."""
 
-    def __init__(self, worker: Worker, announce: bool = True) -> None:
-        self.worker, self.adapter = worker, worker.adapter
+    def __init__(self, worker: Worker, announce: bool = True, name: bool = True) -> None:
+        self.worker, self.adapter, self._name = worker, worker.adapter, name
         self.quiet = False  # no look at this process, which takes descriptors
         self._flights = Flights(worker, announce)
         self._unstored: dict[int, set[int]] = {}
@@ -53,7 +53,7 @@ class Jobs:
         (key,) = self.adapter.keys(tokens_of(block, self.worker.setup.tokens_per_block))
         self._keys[block] = key
         self._flights.know(block, key)
-        if (name := self.adapter.file_name(key)) is not None:
+        if self._name and (name := self.adapter.file_name(key)) is not None:
             self.worker.write(Name(self.worker.process, block, name))
         return key
 

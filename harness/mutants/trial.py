@@ -30,6 +30,17 @@ SHORT: Mapping[str, Mapping[str, Any]] = {
     "contract": {},
     "faults": {"fault": ("damage_*", "stale_temps", "short_third_write")},
     "soak": {"seconds": 12.0, "pace": 20.0, "blocks": 128, "block_bytes": 4096},
+    "capacity": {
+        "seconds": 6.0,
+        "processes": 4,
+        "readers": 1,
+        "block_bytes": 4096,
+        "kept": 16,
+        "max_bytes": 2 << 20,
+        "turnovers": 0.5,
+        "slack": 0.4,  # four eighths of 0.7, a sample, and a block for each process
+        "tier_option": ('capacity={"high_water": 0.6, "low_water": 0.3}',),
+    },
     "starvation": {"seconds": 2.0, "job_blocks": "1,16", "read_threads": 2, "write_threads": 2},
 }
 """Options that make one run of a scenario take seconds; a scenario that is not here runs with its own defaults."""

@@ -8,7 +8,7 @@ from harness.scenarios.base import Scenario
 
 _MODULES = (
     *("contract", "load", "sharing", "determinism", "starvation"),
-    *("crash", "faults", "soak", "outage", "power_loss"),
+    *("crash", "faults", "soak", "capacity", "outage", "power_loss"),
 )
 
 

@@ -267,10 +267,11 @@ def test_kubernetes_gets_monitors_rules_and_dashboards() -> None:
     kustomization = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
     resources = {}
     for resource in kubernetes_objects()[1:]:
-        assert resource["apiVersion"] == "monitoring.coreos.com/v1"
+        wanted = "batch/v1" if resource["kind"] == "CronJob" else "monitoring.coreos.com/v1"
+        assert resource["apiVersion"] == wanted
         assert resource["metadata"]["name"] == "kvtier"
         resources[resource["kind"]] = resource["spec"]
-    assert resources.keys() == {"PodMonitor", "ServiceMonitor", "PrometheusRule"}
+    assert resources.keys() == {"PodMonitor", "ServiceMonitor", "PrometheusRule", "CronJob"}
     for kind, key in (("PodMonitor", "podMetricsEndpoints"), ("ServiceMonitor", "endpoints")):
         assert resources[kind]["selector"]["matchLabels"]
         assert all(endpoint["port"] == "metrics" for endpoint in resources[kind][key])
@@ -280,3 +281,23 @@ def test_kubernetes_gets_monitors_rules_and_dashboards() -> None:
     (config_map,) = kustomization["configMapGenerator"]
     assert sorted(config_map["files"]) == sorted(f"{name}.json" for name in NAMES)
     assert all((FOLDER / name).exists() for name in config_map["files"])
+
+
+def test_the_cron_job_evicts_as_the_command_line_understands_and_not_before_somebody_wants_it(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from kvtier.cli import main
+
+    job = yaml.safe_load((FOLDER / "kubernetes/cronjob.yaml").read_text())["spec"]
+    assert job["suspend"] is True
+    assert job["concurrencyPolicy"] == "Forbid"
+    pod = job["jobTemplate"]["spec"]["template"]
+    assert "app.kubernetes.io/part-of" not in pod["metadata"]["labels"], "it would be scraped"
+    (container,), (volume,) = pod["spec"]["containers"], pod["spec"]["volumes"]
+    (mount,) = container["volumeMounts"]
+    assert mount["name"] == volume["name"]
+    program, *arguments = container["command"]
+    assert program == "kvtier"
+    assert mount["mountPath"] in arguments
+    here = [str(tmp_path) if word == mount["mountPath"] else word for word in arguments]
+    assert CliRunner().invoke(main, here).exit_code == 0

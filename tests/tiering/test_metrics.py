@@ -17,7 +17,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.parser import text_string_to_metric_families
 
 from kvtier.base import ReqContext, TransferJob
-from kvtier.config import CpuTierConfig, FsTierConfig, RunConfig
+from kvtier.config import CapacityConfig, CpuTierConfig, FsTierConfig, RunConfig
 from kvtier.cpu_tier import CPUOffloadingManager
 from kvtier.events import (
     BlockSetAside,
@@ -98,7 +98,7 @@ def test_sharing_is_visible(registry: CollectorRegistry, observer: MetricsObserv
 def test_every_other_event_has_its_series(registry: CollectorRegistry, observer: MetricsObserver) -> None:
     for event in (
         LookupBatch("fs", 10, 4, 1.0, 1.5, 1.75),
-        TierAnswers("fs", 1, 2, 3),
+        TierAnswers("fs", 1, 2, 3, 1),
         RequestFinished("r1", 1.0, 2.0, None),
         BlockSetAside("fs", "size", "/quarantine/x"),
         BlockSetAside("fs", "size", ""),
@@ -106,7 +106,7 @@ def test_every_other_event_has_its_series(registry: CollectorRegistry, observer:
         Promotion("fs", "r1", 5, 6),
         Cascade("fs", "r1", 7),
         Eviction(8, "capacity"),
-        FilesEvicted("fs", "max_bytes", 11, 1100, 60.0),
+        FilesEvicted("fs", "max_bytes", 11, 1100, (60.0, 7200.0), 1.0, 2.0),
         CopyFinished("store", 1, 9, 900, 0.125, True),
         CopyFinished("store", 2, 9, 900, 0.125, False),
     ):
@@ -130,6 +130,8 @@ def test_every_other_event_has_its_series(registry: CollectorRegistry, observer:
         ("cascaded_blocks_total", ("tier", "fs")): 7,
         ("evicted_blocks_total", ("reason", "capacity")): 8,
         ("evicted_files_total", ("tier", "fs"), ("reason", "max_bytes")): 11,
+        ("evicted_file_age_seconds_sum", ("tier", "fs")): 7260,
+        ("evicted_then_wanted_blocks_total", ("tier", "fs")): 1,
         ("evicted_file_bytes_total", ("tier", "fs"), ("reason", "max_bytes")): 1100,
         ("copies_total", ("direction", "store"), ("outcome", "ok")): 1,
         ("copies_total", ("direction", "store"), ("outcome", "failed")): 1,
@@ -163,7 +165,10 @@ def test_registering_asks_no_source() -> None:
 
 def test_every_gauge_of_the_tiers_is_described(tmp_path: Path) -> None:
     cpu = CPUOffloadingManager(CpuTierConfig(2, 4096))
-    tier = FileSystemTierManager(FsTierConfig(str(tmp_path), 4096), RunConfig("m"), cpu.view)
+    config = FsTierConfig(str(tmp_path), 4096, capacity=CapacityConfig(min_free_bytes=1))
+    tier = FileSystemTierManager(config, RunConfig("m"), cpu.view)
+    while "root_bytes" not in tier.gauges():  # not measured yet
+        threading.Event().wait(0.001)
     said = {*tier.gauges(), *tier.space(), *TieringOffloadingManager(cpu, [tier]).gauges()}
     tier.shutdown()
     assert {word.removeprefix("load_").removeprefix("store_") for word in said} == set(GAUGES)

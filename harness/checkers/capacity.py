@@ -1,0 +1,179 @@
+"""Did a full root keep its limit, evict what had long not been used, and let everybody go on?
+
+Judged: each sample of the files' bytes, less what was stored while it was taken, against `max_bytes` and the `slack`;
+evictions of different processes, which must not overlap; failed loads, whose tier must give no other reason than that
+the file is gone; failed stores, which must have been refused; for each writer the longest time without a stored block
+(`GAP_SECONDS_MAX`, and ten times the latest wake-up of any process); and recency: a block that a reader loads again and
+again is lost only if at least half of the limit was stored since its last use. An exact order would demand the low
+water mark's part of it; half leaves room for marks of use that are renewed only now and then, and for samples.
+
+Not covered: bytes (integrity), which other blocks were evicted, several hosts.
+
+unknown: the tier keeps no limit, or the root was not full, was hardly turned over, or the readers loaded too little.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import Counter, defaultdict
+from itertools import accumulate, pairwise
+
+from harness.checkers.base import Findings, Value, Verdict, canary_seconds, milliseconds
+from harness.history import History, Job, Note
+
+GAP_SECONDS_MAX = 5.0
+FULL = 0.5
+RELOADS_MIN = 3
+_REASONS = frozenset({"failed ENOENT", "failed full", "failed refused", "failed backlog"})
+
+
+def check(history: History) -> Verdict:
+    """Judges `jobs`, the option values, and `notes` "sample", "evicted", "missed", "counts", "canary", "unfit"."""
+    findings, doubts = Findings(), [n.text for n in history.notes if n.kind == "unfit"]
+    if doubts:
+        return Verdict("capacity", "unknown", doubts[0], doubts, {})
+    limit = float(history.options.get("max_bytes") or 0)
+    stored = _Stored([job for job in history.jobs if job.direction == "store"])
+    samples = [note.detail for note in history.notes if note.kind == "sample"]
+    allowed = limit * (1 + float(history.options.get("slack") or 0))
+    highest = 0.0
+    for sample in samples:
+        least = sample["bytes"] - stored.between(sample["from_seconds"], sample["to_seconds"])
+        highest = max(highest, least)
+        if least > allowed:
+            findings.add(f"{least:,.0f} bytes under the root, {least / limit - 1:.1%} above the limit of {limit:,.0f}")
+    evictions = sorted((n for n in history.notes if n.kind == "evicted"), key=lambda n: n.detail["started_seconds"])
+    _judge_overlaps(evictions, findings)
+    _judge_failures(history, findings)
+    gap = _judge_gaps(history, findings)
+    reloads = _judge_recency(history, stored, limit, findings)
+    total, evicted = stored.total, sum(n.detail["bytes"] for n in evictions)
+    if highest < FULL * limit:
+        doubts.append(f"the root never held more than {highest:,.0f} bytes: its limit was not tried")
+    if total < (least := float(history.options.get("turnovers") or 0) * limit) or not evicted:
+        doubts.append(f"{total:,.0f} bytes were stored and {evicted:,} evicted, {least:,.0f} and some are needed")
+    if min(reloads.values(), default=0) < RELOADS_MIN:
+        doubts.append("some of the readers' blocks were not loaded again and again")
+    value: Value = "false" if findings else "unknown" if doubts else "true"
+    share = limit or 1.0
+    figure = (
+        f"at most {highest / share:.1%} of the limit in {len(samples)} samples, {allowed / share:.0%} allowed; stored "
+        f"{total / share:.1f} times the limit, evicted {evicted >> 20} MiB in {len(evictions)} rounds of "
+        f"{len({n.process for n in evictions})} processes; longest time without a store {milliseconds(gap)}; "
+        f"{sum(reloads.values())} loads of {len(reloads)} blocks in use; {findings.count} findings"
+    )
+    data = {
+        "highest_bytes": highest,
+        "allowed_bytes": allowed,
+        "stored_bytes": total,
+        "evicted_bytes": evicted,
+        "rounds_by_process": dict(Counter(str(n.process) for n in evictions)),
+        "longest_gap_seconds": gap,
+        "samples": [[s["to_seconds"], s["bytes"]] for s in samples],
+    }
+    return Verdict("capacity", value, figure, [*findings.list(), *doubts], data)
+
+
+class _Stored:
+    """Bytes that were stored by a time; a job's count from its submission, or, asked the other way, from its end."""
+
+    def __init__(self, jobs: list[Job]) -> None:
+        self.total = sum(job.bytes_ok for job in jobs)
+        self._begun = _sums([(job.submitted_seconds, job.bytes_ok) for job in jobs])
+        self._ended = _sums([(job.finished_seconds, job.bytes_ok) for job in jobs])
+
+    def between(self, start: float, end: float) -> float:
+        """At most: all jobs that were in flight at any time in between."""
+        return _upto(self._begun, end) - _upto(self._ended, start)
+
+
+_Sums = tuple[list[float], list[int]]
+
+
+def _sums(pairs: list[tuple[float, int]]) -> _Sums:
+    pairs.sort()
+    return [at for at, _ in pairs], [0, *accumulate(size for _, size in pairs)]
+
+
+def _upto(sums: _Sums, seconds: float) -> int:
+    times, totals = sums
+    return totals[bisect.bisect_right(times, seconds)]
+
+
+def _judge_overlaps(evictions: list[Note], findings: Findings) -> None:
+    latest: Note | None = None  # of all so far, the one that ended last
+    for one in evictions:
+        if latest is not None and latest.process != one.process:
+            both = (
+                min(latest.detail["finished_seconds"], one.detail["finished_seconds"]) - one.detail["started_seconds"]
+            )
+            if both > 0:
+                who = f"processes {latest.process} and {one.process}"
+                findings.add(f"{who} evicted at the same time for {milliseconds(both)}")
+        if latest is None or one.detail["finished_seconds"] > latest.detail["finished_seconds"]:
+            latest = one
+
+
+def _judge_failures(history: History, findings: Findings) -> None:
+    for job in history.jobs:
+        if job.direction == "store" and len(job.failed) > job.refused and job.outcome != "info":
+            findings.add(
+                f"job {job.job_id} of process {job.process} (store): {len(job.failed)} blocks failed, "
+                f"{job.refused} of them refused"
+            )
+    for note in history.notes:
+        if note.kind == "counts":
+            for name, count in note.detail["counts"].items():
+                if name.startswith("failed ") and name not in _REASONS:
+                    findings.add(f"process {note.process}: {count} blocks {name}, where they may only be gone")
+
+
+def _judge_gaps(history: History, findings: Findings) -> float:
+    """The longest time in which a writer stored nothing, between its first submission and its last."""
+    late = max((max(canary_seconds(history, p), default=0.0) for p in {s.process for s in history.starts}), default=0.0)
+    bound = GAP_SECONDS_MAX + 10 * late
+    writers = range(int(history.options.get("processes") or 0))
+    longest = 0.0
+    for process in writers:
+        mine = [job for job in history.jobs if job.process == process and job.direction == "store"]
+        if not mine:
+            findings.add(f"process {process} stored nothing")
+            continue
+        times = [min(job.submitted_seconds for job in mine), *sorted(job.finished_seconds for job in mine if job.ok)]
+        times.append(max(job.submitted_seconds for job in mine))
+        gap = max(b - a for a, b in pairwise(times))
+        longest = max(longest, gap)
+        if gap > bound:
+            findings.add(f"process {process} stored nothing for {milliseconds(gap)}; {milliseconds(bound)} are allowed")
+    return longest
+
+
+def _judge_recency(history: History, stored: _Stored, limit: float, findings: Findings) -> Counter[int]:
+    """Loads of each block that readers use again and again; those that were lost too early are findings."""
+    first = int(history.options.get("processes") or 0)
+    readers = range(first, first + int(history.options.get("readers") or 0))
+    used: dict[int, list[float]] = defaultdict(list)
+    lost: list[tuple[float, int]] = [
+        (n.monotonic_seconds, block) for n in history.notes if n.kind == "missed" for block in n.detail["blocks"]
+    ]
+    loads: Counter[int] = Counter()
+    for job in history.jobs:
+        if job.process not in readers:
+            continue
+        for block in job.ok:
+            used[block].append(job.submitted_seconds)
+            loads[block] += job.direction == "load"
+        if job.direction == "load":
+            lost += [(job.finished_seconds, block) for block in job.failed]
+    for times in used.values():
+        times.sort()
+    for at, block in lost:
+        before = [seconds for seconds in used.get(block, ()) if seconds <= at]
+        if before:
+            since = stored.between(before[-1], at)
+            if since < limit / 2:
+                findings.add(
+                    f"block {block} was lost, though only {since / limit:.0%} of the limit was stored since its "
+                    "last use"
+                )
+    return Counter({block: loads[block] for block in used})

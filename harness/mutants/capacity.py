@@ -1,0 +1,86 @@
+"""Tiers that keep a root's limit wrongly: kvtier with another `Capacity`. Workers load them; they import kvtier, since
+what they break lies inside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from typing import ClassVar
+
+from harness.adapters.base import TierSetup
+from harness.adapters.kvtier import KvtierAdapter
+from harness.mutants.base import convicted_by
+from kvtier import fs_tier
+from kvtier.capacity import Capacity, Measured
+from kvtier.survey import BlockFile
+
+
+class _OverCapacity(KvtierAdapter):
+    """kvtier with another `Capacity`, which its tier makes and starts by itself: it takes the name's place before."""
+
+    capacity: ClassVar[type[Capacity]]
+
+    def __init__(self, setup: TierSetup) -> None:
+        setattr(fs_tier, "Capacity", self.capacity)  # noqa: B010  # this process has no other tier
+        super().__init__(setup)
+
+
+class _LatestFirst(Capacity):
+    def _old_blocks(self, measured: Measured, cutoff: float) -> Iterator[list[BlockFile]]:
+        yield sorted(measured.sample, key=lambda block: block.used_seconds, reverse=True)
+
+
+@convicted_by("capacity", r"block \d+ was lost, though only \d+% of the limit was stored since", scenario="capacity")
+class EvictsTheLatestUsed(_OverCapacity):
+    """What was used last is evicted first."""
+
+    capacity = _LatestFirst
+
+
+class _Unlimited(Capacity):
+    def admit(self, blocks: int, file_bytes: int) -> int:
+        super().admit(blocks, file_bytes)
+        return blocks
+
+
+@convicted_by("capacity", r"above the limit of", scenario="capacity", max_bytes=2 << 20, slack=0.0, kept=8)
+class StoresWhateverComes(_OverCapacity):
+    """Stores are never refused, however far the root is over its limit: eviction may catch up or not."""
+
+    capacity = _Unlimited
+
+
+class _NoLease(Capacity):
+    @contextlib.contextmanager
+    def _lease(self) -> Iterator[int | None]:
+        descriptor = os.open(self._lease_path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _ought_to_lead(self) -> bool:
+        super()._ought_to_lead()
+        return True
+
+
+@convicted_by("capacity", r"evicted at the same time for", scenario="capacity")
+class IgnoresTheLease(_OverCapacity):
+    """Whoever wants to evict does so, whoever else is at it."""
+
+    capacity = _NoLease
+
+
+class _Idle(Capacity):
+    def _evict(self, *_: object) -> None:
+        time.sleep(0.01)
+
+
+@convicted_by("capacity", r"process \d+ stored nothing for", scenario="capacity", seconds=12.0)
+class NeverEvicts(_OverCapacity):
+    """The limit is kept by refusing stores alone, for ever."""
+
+    capacity = _Idle

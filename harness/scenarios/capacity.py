@@ -1,0 +1,173 @@
+"""A root that is always full: its limit holds, and nothing else suffers.
+
+Writers store new blocks at full speed, all below one root with a limit. Each now and then loads blocks that it stored a
+while ago, some of which are being evicted at that moment. Readers load the same few blocks again and again. Evictors
+are processes whose tier has no traffic. All of them may evict. Halfway an evictor is killed, and starts again. A walk
+over the root adds up the files all along.
+
+The slack: each of W writers may store what it was granted by the last measurement, an eighth of what lies between the
+low water mark (0.9 of the limit) and the limit, whatever the others do meanwhile: W/8 of 0.1. A measurement is a sample
+of 10,000 blocks, 1 % exact, so nearly always within 3 %. With 8 writers: 0.13 of the limit, which `--slack` is by
+default; other numbers of processes and tiers have others. What was stored while the files were added up is not counted
+against the tier.
+
+Proves for this time and root: the limit holds but for the slack, no wrong byte, loads fail only of blocks that are
+gone, no store fails unless refused, never two processes evict at the same time, a killed evictor blocks nobody, what is
+used again and again stays, and each writer goes on storing. It does not prove anything about several hosts, or about a
+root that others fill.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from harness.adapters import adapter_class
+from harness.checkers.base import is_bookkeeping
+from harness.launch import Child
+from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, option
+
+SAMPLE_SECONDS = 0.25
+KILL_SECONDS_MIN = 2.0
+"""In a shorter run nobody is killed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapacityOptions(CommonOptions):
+    """Options of `run capacity`."""
+
+    seconds: float = option(60.0, "how long stores are begun", low=1)
+    processes: int = option(8, "writer processes", low=1)
+    evictors: int = option(2, "processes that only evict", low=0)
+    readers: int = option(2, "processes that load the same blocks again and again", low=1)
+    block_bytes: int = option(64 << 10, "size of a block", low=4096, multiple_of=4096)
+    max_bytes: int = option(1 << 30, "the root's limit", low=1 << 20)
+    slack: float = option(0.13, "by what part of the limit it may be exceeded", low=0)
+    turnovers: float = option(1.5, "so many times the limit must have been stored, for a verdict", low=0)
+    kept: int = option(64, "blocks that a reader loads again and again", low=1)
+    job_blocks: int = option(8, "blocks of a job", low=1)
+    slots: int = option(64, "blocks that a process holds in memory at once", low=2)
+    read_threads: int = option(2, "read-priority threads of each process", low=1)
+    write_threads: int = option(2, "write-priority threads of each process", low=1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Nothing but words: each process numbers its own blocks."""
+
+    source: str
+
+
+class Sample(NamedTuple):
+    """Bytes of block files, added up from `from_seconds` to `to_seconds` (monotonic)."""
+
+    from_seconds: float
+    to_seconds: float
+    bytes: int
+    files: int
+
+
+class Sampler:
+    """Adds up the files under a root on a thread of its own, until `close`."""
+
+    def __init__(self, root_dir: Path) -> None:
+        self.samples: list[Sample] = []
+        self._root_dir = str(root_dir)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            started = time.monotonic()
+            sizes = list(_sizes(self._root_dir))
+            self.samples.append(Sample(started, time.monotonic(), sum(sizes), len(sizes)))
+            self._stop.wait(SAMPLE_SECONDS)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def _sizes(folder: str) -> Iterator[int]:
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:  # an evictor removed it when it was empty
+        return
+    for entry in entries:
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _sizes(entry.path)
+            elif not is_bookkeeping(entry.path):
+                yield entry.stat(follow_symlinks=False).st_size
+        except OSError:
+            continue
+
+
+def prepare(options: CapacityOptions) -> Plan:
+    if options.slots < 4 * options.job_blocks:
+        raise UsageError(f"--slots is {options.slots}; it must be at least {4 * options.job_blocks}, four times a job")
+    used_again = options.readers * options.kept * options.block_bytes
+    if 8 * used_again > options.max_bytes:
+        raise UsageError(
+            f"--max-bytes is {options.max_bytes}; it must be at least {8 * used_again}, 8 times all --kept"
+        )
+    roles = f"{options.processes} writers, {options.readers} readers, {options.evictors} evictors"
+    return Plan(f"{roles}, a limit of {options.max_bytes >> 20} MiB, for {options.seconds:g} s")
+
+
+def run(context: Context, plan: Plan) -> None:
+    options: CapacityOptions = context.options
+    if not adapter_class(options.tier).keeps_limit:
+        context.note(time.monotonic(), "unfit", f"{options.tier} keeps no limit")
+        return
+    recent = options.max_bytes // options.block_bytes // options.processes
+    roles = [("write", recent)] * options.processes + [("read", options.kept)] * options.readers
+    roles += [("evict", 0)] * options.evictors
+    children = [
+        context.start(process, "capacity", _arguments(options, role, blocks), max_bytes=options.max_bytes)
+        for process, (role, blocks) in enumerate(roles)
+    ]
+    context.workers.await_ready(children)
+    context.note(time.monotonic(), "fault", "blocks are evicted, so that loads may find nothing")
+    sampler = Sampler(context.root_dir)
+    began = context.workers.go(children)
+    context.note(began, "phase", "traffic starts", source=plan.source)
+    if options.evictors and options.seconds >= KILL_SECONDS_MIN:
+        context.workers.until(lambda: False, options.seconds / 2)
+        children[-1] = _kill(context, children[-1], began + options.seconds)
+    context.workers.wait(children)
+    sampler.close()
+    context.note(time.monotonic(), "phase", "traffic ended")
+    for sample in sampler.samples:
+        context.note(sample.to_seconds, "sample", "", **sample._asdict())
+
+
+def _arguments(options: CapacityOptions, role: str, blocks: int) -> dict[str, object]:
+    what = {"role": role, "blocks": blocks, "job_blocks": options.job_blocks}
+    return {**what, "seconds": options.seconds, "seed": options.seed}
+
+
+def _kill(context: Context, child: Child, end_seconds: float) -> Child:
+    context.note(time.monotonic(), "fault", f"process {child.process} is killed", process=child.process)
+    child.kill()
+    context.workers.wait([child])
+    again = context.workers.restart(child, seconds=max(0.0, end_seconds - time.monotonic()))
+    context.workers.await_ready([again])
+    context.workers.go([again])
+    return again
+
+
+SCENARIO = Scenario(
+    name="capacity",
+    text=__doc__ or "",
+    options=CapacityOptions,
+    checkers=("capacity", "integrity", "results", "leftovers"),
+    prepare=prepare,
+    run=run,
+)
