@@ -119,23 +119,35 @@ static long long write_sealed(const Block *block, const How *how) {
     return result;
 }
 
+/* The size of a regular file, whatever else is there or not is -1. */
+static long long size_of(const Block *block, const How *how) {
+    struct stat status;
+    (void)how;
+    return fstatat(AT_FDCWD, block->path, &status, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(status.st_mode)
+               ? (long long)status.st_size
+               : NOT_DONE;
+}
+
 typedef long long (*Course)(const Block *, const How *);
 
-/* Takes `course` with every block: the list of results, or NULL with an exception set. */
+/* Takes `course` with every block: the list of results, or NULL with an exception set. `views` and `pages` may be NULL. */
 static PyObject *each(PyObject *paths, PyObject *views, Py_buffer *pages, const How *how, int access, Course course) {
     Py_ssize_t count = PyList_GET_SIZE(paths), held = 0;
     PyObject *list = NULL;
     Block *blocks = NULL;
-    if (PyList_GET_SIZE(views) != count || pages->len < count * (Py_ssize_t)how->page_bytes)
+    if (views && (PyList_GET_SIZE(views) != count || pages->len < count * (Py_ssize_t)how->page_bytes))
         PyErr_SetString(PyExc_ValueError, "there must be a view and a page for each path");
     else if (!(blocks = PyMem_Calloc((size_t)count + 1, sizeof *blocks)))
         PyErr_NoMemory();
     else {
         for (; held < count; held++) {
             blocks[held].path = PyUnicode_AsUTF8(PyList_GET_ITEM(paths, held));
-            blocks[held].page = (char *)pages->buf + held * (Py_ssize_t)how->page_bytes;
-            if (!blocks[held].path || PyObject_GetBuffer(PyList_GET_ITEM(views, held), &blocks[held].view, access))
+            if (!blocks[held].path)
                 break;
+            if (views && PyObject_GetBuffer(PyList_GET_ITEM(views, held), &blocks[held].view, access))
+                break;
+            if (pages)
+                blocks[held].page = (char *)pages->buf + held * (Py_ssize_t)how->page_bytes;
         }
         if (held == count) {
             Py_BEGIN_ALLOW_THREADS;
@@ -155,7 +167,8 @@ static PyObject *each(PyObject *paths, PyObject *views, Py_buffer *pages, const 
             PyBuffer_Release(&blocks[--held].view);
     }
     PyMem_Free(blocks);
-    PyBuffer_Release(pages);
+    if (pages)
+        PyBuffer_Release(pages);
     return list;
 }
 
@@ -183,7 +196,17 @@ static PyObject *write_blocks(PyObject *module, PyObject *arguments) {
     return each(paths, views, &pages, &how, PyBUF_SIMPLE, write_sealed);
 }
 
+static PyObject *sizes(PyObject *module, PyObject *paths) {
+    const How how = {0};
+    if (!PyList_Check(paths)) {
+        PyErr_SetString(PyExc_TypeError, "a list of paths");
+        return NULL;
+    }
+    return each(paths, NULL, NULL, &how, 0, size_of);
+}
+
 static PyMethodDef methods[] = {
+    {"sizes", sizes, METH_O, "sizes(paths) -> bytes of each regular file, -1 for anything else."},
     {"read_blocks", read_blocks, METH_VARARGS,
      "read_blocks(paths, views, pages, page_bytes, flags) -> mtime of each in seconds, -1 where not done."},
     {"write_blocks", write_blocks, METH_VARARGS,

@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 
+def sizes(paths: list[str], /) -> Sequence[int]: ...
 def read_blocks(
     paths: list[str], views: list[memoryview], pages: memoryview, page_bytes: int, flags: int, /
 ) -> Sequence[int]: ...

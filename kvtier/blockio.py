@@ -144,6 +144,12 @@ class BlockIO:
         """Whether a block is there: a regular file of a right size. Anything else, and any error, is no block."""
         return self._is_block(path, None)
 
+    def exist(self, paths: Sequence[str]) -> list[bool]:
+        """`exists` for each, in order."""
+        if not self.batch_reads:
+            return [self.exists(path) for path in paths]
+        return [size in self._sizes for size in _batch.sizes(list(paths))]
+
     def _is_block(self, name: str, folder: int | None) -> bool:
         try:
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)

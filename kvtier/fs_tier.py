@@ -358,10 +358,10 @@ class FileSystemTierManager(SecondaryTierManager):
         return [self.file_mapper.get_file_name(key) for key in keys], keys, [self._slot(slot) for slot in slots]
 
     def _probe(self, keys: Sequence[OffloadKey]) -> list[bool]:
-        path, base = self.file_mapper.get_file_name, self.file_mapper.base_path
+        paths = [self.file_mapper.get_file_name(key) for key in keys]
         if not self._misses_are_remembered:
-            return [self.blockio.exists(path(key)) for key in keys]
-        return [self.blockio.exists_everywhere(path(key), base) for key in keys]
+            return self.blockio.exist(paths)
+        return [self.blockio.exists_everywhere(path, self.file_mapper.base_path) for path in paths]
 
 
 def _address(view: memoryview) -> int:

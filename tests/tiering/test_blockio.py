@@ -111,6 +111,25 @@ def test_outcome_names_the_writer_and_its_trace(io: BlockIO, path: str, tmp_path
     assert outcome.traceparent == trace
 
 
+def test_a_twin_that_is_called_wrongly_says_so(tmp_path: Path) -> None:
+    batch = pytest.importorskip("kvtier._batch", reason="kvtier/_batch.c is not compiled here")
+    page = memoryview(bytearray(PAGE))
+    for call in (
+        lambda: batch.sizes(("a tuple",)),
+        lambda: batch.sizes([1]),
+        lambda: batch.read_blocks(["/a", "/b"], [page], page, PAGE, os.O_RDONLY),
+        lambda: batch.read_blocks(["/a", "/b"], [page, page], page, PAGE, os.O_RDONLY),
+        lambda: batch.read_blocks(["/a"], [b"read-only"], page, PAGE, os.O_RDONLY),
+        lambda: batch.write_blocks(["/a"], [1], page, PAGE, os.O_WRONLY, 0o600, 0o700),
+    ):
+        with pytest.raises((TypeError, ValueError, BufferError)):
+            call()
+    assert batch.sizes([]) == []
+    assert batch.sizes([str(tmp_path), "/", str(tmp_path / ("x" * 3000))]) == [-1, -1, -1]
+    assert batch.write_blocks(["/" + "x" * 5000], [page], page, PAGE, os.O_WRONLY, 0o600, 0o700) == [-1]
+    assert batch.write_blocks(["nowhere"], [page], page, PAGE, os.O_WRONLY, 0o600, 0o700) == [-1]
+
+
 def test_no_link_is_followed_out_of_the_root(io: BlockIO, path: str, tmp_path: Path) -> None:
     """A folder of the root turns out to be a link to one elsewhere, where a perfect block lies under the right name."""
     elsewhere = tmp_path / "elsewhere"
@@ -246,11 +265,12 @@ def test_many_at_once_are_as_each_alone(tmp_path: Path, states: list[str | None]
         for path, state in zip(paths, states, strict=True):
             if state is not None:
                 DAMAGES[state][0](path)
+        there = io.exist(paths)
         into = [buffer() for _ in states]
         read = [(o.ok, o.reason, bool(o.set_aside)) for o in io.read_blocks(paths, keys, into)]
         right = [bytes(a) == bytes(b) for a, b, (ok, *_) in zip(into, views, read, strict=True) if ok]
         again = [(o.ok, o.skipped) for o in io.write_blocks(paths, keys, views)]
-        ends.append((read, right, again, [io.exists(path) for path in paths]))
+        ends.append((there, read, right, again, [io.exists(path) for path in paths]))
         assert all(right)
         assert all(ends[-1][-1]), "the second store repairs"
     assert ends[0] == ends[1]
