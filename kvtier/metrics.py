@@ -236,10 +236,14 @@ class MetricsObserver:
                 self._add(self._corrupt, blocks, event.tier, reason)
         trace = _exemplar(event.own_traceparent)
         self._child(self._job_latency, *way).observe(event.finished_seconds - event.submitted_seconds, trace)
-        wait, service = self._child(self._queue_wait, *way), self._child(self._service, *way)
-        for task in event.tasks:
-            wait.observe(task.started_seconds - task.enqueued_seconds, trace)
-            service.observe(task.finished_seconds - task.started_seconds, trace)
+        waits = sorted(task.started_seconds - task.enqueued_seconds for task in event.tasks)
+        services = sorted(task.finished_seconds - task.started_seconds for task in event.tasks)
+        for metric, seconds in ((self._queue_wait, waits), (self._service, services)):
+            child = self._child(metric, *way)
+            for one in seconds[:-1]:
+                child.observe(one)
+            for one in seconds[-1:]:  # an exemplar doubles the cost, and whoever looks for one looks for the slowest
+                child.observe(one, trace)
         for group, tasks in Counts(task.group for task in event.tasks).items():
             self._add(self._tasks, tasks, *way, group)
 
