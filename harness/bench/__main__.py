@@ -26,6 +26,8 @@ from harness.bench.targets import targets
 
 BASELINES = Path(__file__).resolve().parents[2] / "tests" / "tiering" / "baselines"
 COMPARE_DISK_BYTES = 1 << 30
+TABLE_COLUMNS = 200
+"""Of what goes into a file or a pipe: tables there are not cut to a terminal's width."""
 SIZES = {"full": plan.FULL, "quick": plan.QUICK, "smoke": plan.SMOKE}
 
 
@@ -56,7 +58,7 @@ def table(
     small: str | None,
 ) -> None:
     """Measure the large table: kvtier, the peer if installed, the device."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else TABLE_COLUMNS)
     result = measure(SIZES[size], sections, names, Path(folder), rounds, console)
     print_tables(result, console)
     if out:
@@ -139,7 +141,7 @@ def baseline(folder: str, runs: int, out: str | None) -> None:
 @click.option("--trials", default=1, show_default=True, help="so many runs, and how many of them raised an alarm")
 def compare_command(folder: str, path: str | None, slower: float, metrics: tuple[str, ...], trials: int) -> None:
     """Is it slower than the baseline? Exit code 0 no, 1 yes, 2 unknown."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else TABLE_COLUMNS)
     with _kvtier_on(Path(folder)) as (tier, disk, here):
         file = Path(path) if path else BASELINES / f"{machine_class(here)}.json"
         if not file.exists():
