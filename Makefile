@@ -16,7 +16,7 @@ help: ## print this list
 install: $(INSTALLED) ## make .venv from the project's files (PYTHON=python3, TORCH=torch==2.13.0); done once
 
 # torch comes first and alone: a dependency that merely asks for "torch" may pull gigabytes of another build.
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml kvtier/_batch.c
 	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here; name a Python >= 3.11: make install PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1), kvtier needs Python >= 3.11; name one: make install PYTHON=python3.12" >&2; exit 1; }
