@@ -191,6 +191,9 @@ class FsTierConfig(_FromMapping):
     both past it, for hosts without memory to spare or blocks that are loaded once. "buffered": both through it.
     `compiled`: use the compiled twin (`_batch`) where there is one.
 
+    `thread_nice`: by how much the priority of the tier's threads is below that of the process, for the sake of the
+    engine's own threads.
+
     `durability` "cache": after a power loss blocks may be missing (never wrong); "durable": a store that succeeded
     survives one. `capacity` bounds the root; without it the root grows until the disk is full.
     """
@@ -199,6 +202,7 @@ class FsTierConfig(_FromMapping):
     block_bytes: int
     n_read_threads: int = 16
     n_write_threads: int = 16
+    thread_nice: int = 5
     hash_algorithm: str = "sha256"
     seed_policy: str = "fixed"
     on_mismatch: str = "refuse"
@@ -226,7 +230,8 @@ class FsTierConfig(_FromMapping):
         for name in ("n_read_threads", "n_write_threads", "task_bytes_max"):
             _check_int(self, name, 1)
         _check_int(self, "store_queue_bytes_max", self.block_bytes)
-        _check_int(self, "known_keys_max", 0)
+        for name in ("known_keys_max", "thread_nice"):
+            _check_int(self, name, 0)
         if not isinstance(self.hung_seconds, (int, float)) or not self.hung_seconds > 0:
             raise ConfigError(f"hung_seconds is {self.hung_seconds!r}; it takes a number above 0")
         _check_choice(self, "hash_algorithm", HASH_ALGORITHMS)

@@ -125,6 +125,7 @@ class FileSystemTierManager(SecondaryTierManager):
             config.store_queue_bytes_max,
             f"kvtier_{tier_type}",
             config.hung_seconds,
+            config.thread_nice,
         )
         self._store_pause_seconds = 0.0  # the volume is full: how long stores are refused before one is tried again
         self._stores_resume_seconds = 0.0

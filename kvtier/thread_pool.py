@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import threading
 import time
 from collections import deque
@@ -105,7 +106,8 @@ class DualQueue:
 class DualQueueThreadPool:
     """Runs jobs of tasks on `n_read_threads` read-priority and `n_write_threads` write-priority threads (each >= 1).
 
-    Stores beyond `store_queue_bytes_max` queued bytes are refused; loads are bounded by the slots of their caller.
+    Stores beyond `store_queue_bytes_max` queued bytes are refused; loads are bounded by the slots of their caller. The
+    threads are nicer than the process by `thread_nice`: a core that an engine's own threads want is theirs.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class DualQueueThreadPool:
         store_queue_bytes_max: int,
         thread_name_prefix: str = "kvtier",
         hung_seconds: float = math.inf,
+        thread_nice: int = 0,
     ) -> None:
         assert min(n_read_threads, n_write_threads) >= 1, (n_read_threads, n_write_threads)
         assert hung_seconds > 0, hung_seconds
@@ -133,6 +136,7 @@ class DualQueueThreadPool:
         self._finished: deque[Completion] = deque()
         self._hung_seconds, self._look_seconds = hung_seconds, hung_seconds / LOOKS
         self._look_due_seconds = time.monotonic() + self._look_seconds
+        self._thread_nice = thread_nice
         self._lost: dict[int, Direction] = {}  # threads that have been replaced and whose task still runs: their group
         self._thread_name_prefix, self._numbers = thread_name_prefix, itertools.count()
         self._threads: list[threading.Thread] = []
@@ -247,6 +251,10 @@ class DualQueueThreadPool:
             thread.join()
 
     def _work(self, group: Direction, thread: int) -> None:
+        # Of this thread alone, on Linux. Copies from the page cache need no device: they would take every core.
+        os.setpriority(
+            os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + self._thread_nice
+        )
         queue, wake = self._queue, self._wake[group]
         task: Task | None = None
         result: Any = None

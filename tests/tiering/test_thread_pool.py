@@ -335,3 +335,14 @@ def test_blocked_threads_wake_for_work_that_arrives_one_by_one() -> None:
         pool.submit(job_id, DIRECTIONS[job_id % 2], [(lambda: None, BLOCK)])
         assert pool.wait_idle(30), f"hand-over {job_id} was lost"
     pool.shutdown()
+
+
+def test_threads_are_nicer_than_the_process_that_owns_them() -> None:
+    mine = os.getpriority(os.PRIO_PROCESS, 0)
+    pool = DualQueueThreadPool(2, 2, 1 << 20, thread_nice=3)
+    pool.submit(1, "load", [(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()), 1)] * 20)
+    assert pool.wait_idle(30)
+    (completion,) = pool.get_finished()
+    assert set(completion.results) == {min(19, mine + 3)}
+    assert os.getpriority(os.PRIO_PROCESS, threading.main_thread().native_id or 0) == mine
+    pool.shutdown()
