@@ -18,4 +18,5 @@ schema timeseries $raw/composable/timeseries/panelcfg/x/TimeSeriesPanelCfg_types
 schema stat $raw/composable/stat/panelcfg/x/StatPanelCfg_types.gen.d.ts '*'
 schema heatmap $raw/composable/heatmap/panelcfg/x/HeatmapPanelCfg_types.gen.d.ts '*'
 schema ConfigMap kubernetes-models/v1/ConfigMap.d.ts IConfigMap
+schema CronJob kubernetes-models/batch/v1/CronJob.d.ts ICronJob
 for kind in PodMonitor ServiceMonitor PrometheusRule; do schema $kind $operator/$kind.d.ts I$kind; done

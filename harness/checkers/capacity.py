@@ -9,7 +9,8 @@ water mark's part of it; half leaves room for marks of use that are renewed only
 
 Not covered: bytes (integrity), which other blocks were evicted, several hosts.
 
-unknown: the tier keeps no limit, or the root was not full, was hardly turned over, or the readers loaded too little.
+unknown: the tier keeps no limit or the run sets none, or the root was not full, was hardly turned over, or the readers
+loaded too little.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ _REASONS = frozenset({"failed ENOENT", "failed full", "failed refused", "failed 
 def check(history: History) -> Verdict:
     """Judges `jobs`, the option values, and `notes` "sample", "evicted", "missed", "counts", "canary", "unfit"."""
     findings, doubts = Findings(), [n.text for n in history.notes if n.kind == "unfit"]
+    limit = float(history.options.get("max_bytes") or 0)
+    if not limit:
+        doubts.append("the run sets no limit")
     if doubts:
         return Verdict("capacity", "unknown", doubts[0], doubts, {})
-    limit = float(history.options.get("max_bytes") or 0)
     stored = _Stored([job for job in history.jobs if job.direction == "store"])
     samples = [note.detail for note in history.notes if note.kind == "sample"]
     allowed = limit * (1 + float(history.options.get("slack") or 0))

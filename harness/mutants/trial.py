@@ -23,7 +23,7 @@ from harness.run import Results, run
 from harness.scenarios import scenario
 
 SHORT: Mapping[str, Mapping[str, Any]] = {
-    "load": {"processes": 2, "requests": 150, "speed": 0.0, "seconds": 5.0, "block_bytes": 16384, "slots": 64},
+    "load": {"processes": 2, "requests": 150, "speed": 0.0, "seconds": 5.0, "block_bytes": 16384, "slots": 512},
     "sharing": {"seconds": 1.0},
     "determinism": {"seconds": 0.5, "python": (sys.executable,)},
     "crash": {"seconds": 1.0},

@@ -116,12 +116,14 @@ def test_an_answer_overtaken_by_news_is_dropped(disk: Disk, lookups: AsyncLookup
 def test_while_the_device_hangs_whoever_asks_is_told_no_and_afterwards_it_is_asked_again(disk: Disk) -> None:
     lookups = AsyncLookupManager(disk.probe, 100, "lookup", hung_seconds=0.01)
     disk.present, _ = {A, B}, disk.go.clear()
+    assert lookups.lookup(A, "r1") is None
+    lookups.flush()
+    assert disk.asked.acquire(timeout=30), "from here on its thread hangs"
     assert settle(lookups, A, "r1") is False
     assert settle(lookups, B, "r2") is False
     assert disk.batches == [[A]], "the thread that hangs is asked nothing more"
     assert lookups.oldest_seconds() > 0.01
     disk.go.set()
-    assert disk.asked.acquire(timeout=30)
     while lookups.oldest_seconds():
         lookups.flush()
     assert lookups.lookup(A, "r1") is False, "as it was told"

@@ -26,7 +26,7 @@ from harness.history import History
 from harness.observe import DASHBOARDS, PanelValue, Prometheus, RunExporter, evaluate, unhealthy_rules
 from harness.run import EXIT_CODES, Results, run
 from harness.scenarios.load import SCENARIO, LoadOptions
-from kvtier.events import CopyFinished
+from kvtier.events import CopyFinished, FilesEvicted
 from kvtier.metrics import MetricsObserver, serve
 
 pytestmark = pytest.mark.skipif(
@@ -75,6 +75,21 @@ class _GpuNode(Collector):
         yield busy
 
 
+class _Evictor(Collector):
+    """A process that keeps the root small: the runs' roots have no limit. It evicts a file at every scrape."""
+
+    def __init__(self, observer: MetricsObserver) -> None:
+        self._observer = observer
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        now = time.monotonic()
+        self._observer.on_event(FilesEvicted("fs", "max_bytes", 1, 65536, (60.0,), now, now))
+        return iter(())
+
+
 class Watched:
     """The server, both runs, and the interval in which they went on."""
 
@@ -97,14 +112,15 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         prometheus = stack.enter_context(Prometheus(folder / "prometheus"))
         exporter = RunExporter(folder / "harness.json")
         stack.callback(exporter.close)
-        registry = CollectorRegistry()
-        registry.register(_GpuNode(MetricsObserver(registry)))
-        server, port = serve(registry)
-        stack.callback(server.server_close)
-        stack.callback(server.shutdown)
-        labels = {"job": "synthetic", "instance": "gpu-node"}
-        (folder / "gpu.json").write_text(json.dumps([{"targets": [f"127.0.0.1:{port}"], "labels": labels}]))
-        prometheus.scrape(folder / "harness.json", folder / "gpu.json")
+        for kind, job in ((_GpuNode, "synthetic"), (_Evictor, "kvtier")):
+            registry = CollectorRegistry()
+            registry.register(kind(MetricsObserver(registry)))
+            server, port = serve(registry)
+            stack.callback(server.server_close)
+            stack.callback(server.shutdown)
+            target = {"targets": [f"127.0.0.1:{port}"], "labels": {"job": job, "instance": kind.__name__}}
+            (folder / f"{job}.json").write_text(json.dumps([target]))
+        prometheus.scrape(folder / "harness.json", folder / "synthetic.json", folder / "kvtier.json")
 
         def on_start(chosen: object, run_dir: Path, traffic: str) -> None:
             exporter.on_start(chosen, run_dir, traffic)
