@@ -46,6 +46,7 @@ SHORT: Mapping[str, Mapping[str, Any]] = {
 """Options that make one run of a scenario take seconds; a scenario that is not here runs with its own defaults."""
 
 BEYOND: Mapping[tuple[str, str], str] = {
+    ("capacity", "memory"): "the oracle keeps no limit",
     ("faults", "memory"): "the oracle keeps no checksums and repairs nothing: it is right on a sound disk alone",
 }
 """(scenario, tier): why that tier does not claim what the scenario asks."""
