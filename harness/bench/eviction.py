@@ -126,6 +126,7 @@ def _pass(folder: Path, loads: Loads, limit: int, cutoff_seconds: float, seconds
     process, killed, running, rss = evictor(folder, limit), False, True, 0
     try:
         while process.poll() is None and time.monotonic() - began < seconds_max:
+            rss = max(rss, process.memory_info().rss)  # a small root may be done before the slice is
             process.send_signal(signal.SIGCONT if running else signal.SIGSTOP)
             slices.append(Slice(running, list(loads.during(SLICE_SECONDS))))
             rss = max(rss, process.memory_info().rss) if process.poll() is None else rss
