@@ -172,28 +172,25 @@ static PyObject *each(PyObject *paths, PyObject *views, Py_buffer *pages, const 
     return list;
 }
 
-static PyObject *read_blocks(PyObject *module, PyObject *arguments) {
+/* Parses the arguments of the two calls that move bytes; what `format` does not name stays 0. */
+static PyObject *move(PyObject *arguments, const char *format, int access, Course course) {
     PyObject *paths, *views;
     Py_buffer pages;
     Py_ssize_t page_bytes;
     How how = {0};
-    if (!PyArg_ParseTuple(arguments, "O!O!w*ni", &PyList_Type, &paths, &PyList_Type, &views, &pages, &page_bytes,
-                          &how.flags))
+    if (!PyArg_ParseTuple(arguments, format, &PyList_Type, &paths, &PyList_Type, &views, &pages, &page_bytes, &how.flags,
+                          &how.file_mode, &how.dir_mode))
         return NULL;
     how.page_bytes = (size_t)page_bytes;
-    return each(paths, views, &pages, &how, PyBUF_WRITABLE, read_sealed);
+    return each(paths, views, &pages, &how, access, course);
+}
+
+static PyObject *read_blocks(PyObject *module, PyObject *arguments) {
+    return move(arguments, "O!O!w*ni", PyBUF_WRITABLE, read_sealed);
 }
 
 static PyObject *write_blocks(PyObject *module, PyObject *arguments) {
-    PyObject *paths, *views;
-    Py_buffer pages;
-    Py_ssize_t page_bytes;
-    How how = {0};
-    if (!PyArg_ParseTuple(arguments, "O!O!y*niii", &PyList_Type, &paths, &PyList_Type, &views, &pages, &page_bytes,
-                          &how.flags, &how.file_mode, &how.dir_mode))
-        return NULL;
-    how.page_bytes = (size_t)page_bytes;
-    return each(paths, views, &pages, &how, PyBUF_SIMPLE, write_sealed);
+    return move(arguments, "O!O!y*niii", PyBUF_SIMPLE, write_sealed);
 }
 
 static PyObject *sizes(PyObject *module, PyObject *paths) {
