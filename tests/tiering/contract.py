@@ -115,7 +115,7 @@ class Driver:
             if answer is not LookupResult.RETRY:
                 return answer
             self.tier.on_schedule_end(ScheduleEndContext())
-            time.sleep(STEP_SECONDS)
+            time.sleep(STEP_SECONDS)  # an engine's step; nothing is judged by it
         raise AssertionError(f"RETRY for {STEPS_MAX} steps")
 
 
@@ -292,7 +292,7 @@ class TierContract:
             if len(seen) >= len(ids):
                 break
             driver.tier.on_schedule_end(ScheduleEndContext())
-            time.sleep(STEP_SECONDS)
+            time.sleep(STEP_SECONDS)  # an engine's step; nothing is judged by it
         driver.jobs.clear()
         assert sorted(seen) == sorted(ids)
         assert driver.finish() == {}

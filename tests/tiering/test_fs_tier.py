@@ -241,6 +241,34 @@ def test_refused_stores_report_at_once_and_harm_nothing(tmp_path: Path) -> None:
     tier.manager.shutdown()
 
 
+def test_a_job_is_split_over_idle_threads_and_a_busy_tier_gets_whole_tasks(tmp_path: Path) -> None:
+    seen, gate = Recorder(), threading.Event()
+    tier = Tier(tmp_path, seen, task_bytes_max=8 * BLOCK)
+    idle = tier.manager._pool.idle_threads
+    while idle() < 4:  # its threads are starting
+        os.sched_yield()
+    tier.store(range(8))
+    assert len(seen.jobs()[-1].tasks) == 4, "2 blocks for each thread"
+    read_blocks = tier.manager.blockio.read_blocks
+
+    def gated(*block: Any) -> Any:
+        assert gate.wait(30)
+        return read_blocks(*block)
+
+    tier.manager.blockio.read_blocks = gated  # type: ignore[method-assign]
+    while idle() < 4:
+        os.sched_yield()
+    first = tier.submit("load", range(4))
+    while idle():
+        os.sched_yield()
+    second = tier.submit("load", range(8), range(8, 16))
+    gate.set()
+    tier.manager.drain_jobs()
+    assert {result.job_id for result in tier.manager.get_finished_jobs()} == {first, second}
+    assert {job.job_id: len(job.tasks) for job in seen.jobs()[1:]} == {first: 4, second: 1}
+    tier.manager.shutdown()
+
+
 @pytest.mark.parametrize("slot", [-1, SLOTS, 10**9])
 @pytest.mark.parametrize("direction", ["load", "store"])
 def test_a_slot_out_of_range_is_refused_before_anything_happens(tier: Tier, direction: str, slot: int) -> None:

@@ -150,7 +150,7 @@ def until(satisfied: Callable[[], bool], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not satisfied():
         assert time.monotonic() < deadline, "what was waited for did not come"
-        time.sleep(0.05)
+        time.sleep(0.05)  # between looks, until the deadline
 
 
 def test_what_was_watched_was_judged_true(watched: Watched) -> None:

@@ -143,8 +143,10 @@ def test_failures_are_errors_with_their_reasons() -> None:
 
 def test_a_job_of_many_tasks_tells_a_bounded_number() -> None:
     event = job()
-    (span,) = spans_of(event._replace(tasks=event.tasks * (TASK_EVENTS_MAX + 5)))
+    slow = event.tasks[0]._replace(thread=77, finished_seconds=event.tasks[0].finished_seconds + 9)
+    (span,) = spans_of(event._replace(tasks=(*event.tasks[:1] * (TASK_EVENTS_MAX + 4), slow)))
     assert len(span.events) == TASK_EVENTS_MAX
+    assert "77" in str((span.events[-1].attributes or {})["kvtier.thread"]), "the slowest is among those that are told"
     assert span.attributes is not None
     assert span.attributes["kvtier.tasks"] == TASK_EVENTS_MAX + 5
 

@@ -66,7 +66,7 @@ def test_pool_hand_over_of_one_task(benchmark: Benchmark, pool: DualQueueThreadP
     def hand_over() -> int:
         pool.submit(1, "load", [(int, 1)])
         while not (done := pool.get_finished()):
-            time.sleep(0)
+            time.sleep(0)  # lets the pool's thread have the interpreter
         return len(done)
 
     assert benchmark(hand_over) == 1
@@ -87,7 +87,7 @@ def asked(manager: AsyncLookupManager, many: list[OffloadKey], request: str) -> 
     answers = [manager.lookup(key, request) for key in many]
     manager.flush()
     while None in answers:
-        time.sleep(0)
+        time.sleep(0)  # lets the lookup's thread have the interpreter
         if manager.lookup(many[-1], request) is not None:
             answers = [manager.lookup(key, request) for key in many]
     manager.cleanup(request)

@@ -194,7 +194,7 @@ class Mortal(MemoryAdapter):
     def submit_load(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
         super().submit_load(job_id, keys, slots, req_id)
         if len(keys) == 64:
-            time.sleep(3600)
+            time.sleep(3600)  # hangs, until it is ended
 
 
 def test_a_tier_that_dies_or_hangs_breaks_that_promise_and_is_asked_for_the_others(

@@ -371,7 +371,7 @@ except FaultUnavailable as reason:
     while left := [m for m in mounts if is_mounted(m) or os.path.exists(m)] + [p for p in [pid] if running(p)]:
         assert how == "killed", f"{left} left after the block"
         assert time.monotonic() < deadline, f"{left} left"
-        time.sleep(0.01)
+        time.sleep(0.01)  # between looks, until the deadline
     loops = subprocess.run(["losetup", "-l", "-n", "-O", "BACK-FILE"], capture_output=True, text=True).stdout
     assert str(Path(mounts[1]).parent) not in loops
 

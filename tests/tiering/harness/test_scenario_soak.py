@@ -56,6 +56,18 @@ def lived(*records: Any, files: list[str] | None = None) -> History:
     return History.of([start, *flat, *records, stop], files=files or [], options={"window": 1})
 
 
+@pytest.mark.parametrize("quantity", soak.LEAST)
+def test_whatever_grows_steadily_is_named(quantity: str) -> None:
+    rises = {"rss_bytes": 1 << 20}.get(quantity, 10)
+    history = lived()
+    grown = [g._replace(values=g.values | {quantity: rises * g.monotonic_seconds}) for g in history.gauges]
+    start = Start(0, 0, 1, "t", "d", 0.0, 0.0, {})
+    verdict = soak.check(History.of([start, *grown, *history.stops], files=[], options={"window": 1}))
+    assert verdict.value == "false"
+    assert f"{quantity} rises by" in verdict.findings[0]
+    assert soak.check(history).value == "true"
+
+
 def series(values: list[float]) -> list[tuple[float, float]]:
     return [(float(t), value) for t, value in enumerate(values)]
 
