@@ -72,10 +72,10 @@ CASES = (
     ),
     Case(
         "A block waits behind large jobs",
-        "A job is one task on one thread: what one block waits behind jobs of 512.",
+        "A job is one task on one thread: what one block waits behind jobs of 16 blocks, and of 512.",
         "starvation",
         ("floods", "starvation"),
-        ("--read-threads", "4", "--write-threads", "4", "--job-blocks", "512", "--seconds", "6"),
+        ("--read-threads", "4", "--write-threads", "4", "--job-blocks", "16,512", "--block-bytes", "65536"),
     ),
     Case(
         "Wrong bytes, wrong sizes and strange files",

@@ -1,8 +1,9 @@
 """The oracle: a tier too simple to be wrong, for showing that the harness acquits what is right. Never fast on purpose.
 
 One process alone would need a dict. Several share, so the dict is a folder: a block is a file named by its key, which
-has no name until it is whole. A process whose keys are chained from another seed than the folder's is refused. Every
-job runs inside `submit_*`, and the next `poll` reports it: no thread, no queue, nothing to race.
+has no name until it is whole, and ends with a digest of key and bytes. A process whose keys are chained from another
+seed than the folder's is refused. Every job runs inside `submit_*`, and the next `poll` reports it: no thread, no
+queue, nothing to race.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ class MemoryAdapter(Adapter):
         self._folder.mkdir(exist_ok=True)
         self._none_hash = hashlib.sha256(_seed(setup.seed_policy)).digest()
         record, digest = self._folder / "config.json", self.none_hash_digest().encode()
-        _publish(record, digest)
-        if (theirs := record.read_bytes()) != digest:
+        if not record.is_file() or record.stat().st_size != len(digest):
+            _publish(record, digest)
+        if (theirs := _content(record)) != digest:
             raise ValueError(f"the root's seed has the digest {theirs.decode()}, this process's {digest.decode()}")
 
     @property
@@ -62,6 +64,19 @@ class MemoryAdapter(Adapter):
     def file_name(self, key: bytes) -> str | None:
         return f"{FOLDER}/{key.hex()}.bin"
 
+    def _read(self, key: bytes) -> bytes:
+        """The block. Raises `OSError` unless it is there, of this key and whole."""
+        block = (content := _content(self._path(key)))[: self.setup.block_bytes]
+        if content != _seal(key, block):
+            raise OSError(f"{self._path(key)} does not hold its block")
+        return block
+
+    def _found(self, key: bytes) -> bool:
+        try:
+            return bool(self._read(key))
+        except OSError:
+            return False
+
     def _path(self, key: bytes) -> Path:
         return self._folder / f"{key.hex()}.bin"
 
@@ -70,20 +85,25 @@ class MemoryAdapter(Adapter):
         return memoryview(self._memory)[slot * size : (slot + 1) * size]
 
     def lookup(self, keys: Sequence[bytes], req_id: str) -> list[Verdict]:
-        return ["hit" if self._path(key).exists() else "miss" for key in keys]
+        return ["hit" if self._found(key) else "miss" for key in keys]
 
     def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        ok, failed = [], []
         for key, slot in zip(keys, slots, strict=True):
-            _publish(self._path(key), self._slot(slot))
-        self._finished.append(Finished(job_id, keys, ()))
+            try:
+                _publish(self._path(key), _seal(key, self._slot(slot)))
+                ok.append(key)
+            except OSError:
+                failed.append(key)
+        self._finished.append(Finished(job_id, ok, failed))
 
     def submit_load(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
         ok, failed = [], []
         for key, slot in zip(keys, slots, strict=True):
             try:
-                self._slot(slot)[:] = self._path(key).read_bytes()
+                self._slot(slot)[:] = self._read(key)
                 ok.append(key)
-            except (OSError, ValueError):  # gone, or not of a block's size
+            except OSError:
                 failed.append(key)
         self._finished.append(Finished(job_id, ok, failed))
 
@@ -110,17 +130,35 @@ def _seed(policy: str) -> bytes:
     return b"fixed" if policy == "fixed" else os.urandom(32)
 
 
-def _publish(path: Path, content: bytes | memoryview) -> None:
-    """Make the file appear whole, in place of anything but a file of this size."""
+def _seal(key: bytes, block: bytes | memoryview) -> bytes:
+    """The block and what shows that it is this key's, and whole."""
+    return bytes(block) + hashlib.sha256(key + block).digest()
+
+
+def _content(path: Path) -> bytes:
+    """Of a regular file; `OSError` for whatever else is there. A FIFO has no writer and must not be waited for."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise FileNotFoundError(path)
+        return file.read()
+
+
+def _publish(path: Path, content: bytes) -> None:
+    """Make the file appear whole, in place of anything but a file that is the same."""
     with contextlib.suppress(OSError):
-        if stat.S_ISREG((there := path.lstat()).st_mode) and there.st_size == len(content):
+        if _content(path) == content:
             return
     name = path.with_name(f"{os.urandom(16).hex()}.tmp")  # that nobody else can have
+    if path.is_dir() and not path.is_symlink():
+        path.rename(name.with_suffix(".dir"))
     try:
         file = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY)
     except OSError:  # a file system without unnamed files
-        name.write_bytes(content)
-        name.rename(path)
+        try:
+            name.write_bytes(content)
+            name.rename(path)
+        finally:
+            name.unlink(missing_ok=True)
         return
     with open(file, "wb") as unnamed:
         unnamed.write(content)

@@ -4,8 +4,11 @@ A phase is a flood of jobs of one class or of one size, kept deeper than the tie
 time, the next when the last has ended. Per phase:
 1. a probe of the other class must end before the flood does; none ended, while the flood finished at least
    `FLOOD_FACTOR` * threads jobs, is starvation, whatever the schedule says;
-2. while one call of the device hangs for ever (notes "hang" to "lifted"), jobs of both classes go on ending.
-A probe of the flood's own class waits its turn behind it: that head-of-line delay is reported, never judged.
+2. while one call of the device hangs for ever (notes "hang" to "lifted"), jobs of both classes go on ending;
+3. a probe of the other class waits for blocks, not for whole jobs (head of line): behind jobs that are `size` times
+   larger its mean wait may grow by the root of `size`, which is halfway, in factors, from not at all to in proportion.
+   Judged for sizes at least `SIZE_FACTOR_MIN` apart, both floods deeper than the threads.
+A probe of the flood's own class waits its turn behind it: that delay is reported, never judged.
 
 How long each class went without an end is reported too; `starvation` judges each wait.
 
@@ -19,13 +22,15 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from itertools import pairwise
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from harness.checkers.base import Findings, Value, Verdict, milliseconds
 from harness.history import History, Job, Note
 
 FLOOD_FACTOR = 4
+SIZE_FACTOR_MIN = 32
+"""Sizes that are nearer to each other would be told apart by noise."""
 
 
 def check(history: History) -> Verdict:
@@ -61,6 +66,7 @@ def check(history: History) -> Verdict:
             )
         elif not phase["probes_ended"]:
             doubts.append(f"{who}: none ended, and few of the flood ({phase['flood_ended']})")
+    _judge_head_of_line(phases, findings)
     hung = [_judge_hang(note, history, findings) for note in history.notes if note.kind == "hang"]
     crossed = [p for p in phases if p["probe"] != p["flood"]]
     skipped = [n.text for n in history.notes if n.kind == "skipped"]
@@ -80,12 +86,12 @@ def check(history: History) -> Verdict:
             f"({worst['split']} threads, {worst['probe']}s behind {worst['flood']} jobs of "
             f"{worst['flood_blocks']} blocks)"
         )
-    lines = _head_of_line(phases)
-    parts += [f"head of line: {line}" for line in lines.values()]
+    lines = _own_class(phases)
+    parts += [f"in its own class: {line}" for line in lines.values()]
     if hung:
         parts.append(f"{len(hung)} hung calls survived" if not findings else f"{len(hung)} hung calls")
     parts += [f"skipped: {text}" for text in skipped]
-    data = {"phases": phases, "head_of_line": lines, "hangs": hung, "skipped": skipped}
+    data = {"phases": phases, "own_class": lines, "hangs": hung, "skipped": skipped}
     return Verdict("floods", value, "; ".join(parts), [*findings.list(), *doubts], data)
 
 
@@ -100,6 +106,7 @@ def _measure(note: Note, probes: list[Job], flood: list[Job]) -> dict[str, Any]:
         "seconds": over - began,
         "probes_ended": len(through),
         "flood_ended": sum(j.results > 0 and j.finished_seconds <= over for j in flood),
+        "probe_mean_seconds": fmean(waits) if waits else None,
         "probe_median_seconds": median(waits) if waits else None,
         "probe_longest_seconds": max(waits, default=None),
         "longest_gap_seconds": max(b - a for a, b in pairwise(stamps)),
@@ -134,7 +141,31 @@ def _judge_hang(note: Note, history: History, findings: Findings) -> dict[str, A
     return {"process": process, "what": note.text, "seconds": seconds, "ended": ended}
 
 
-def _head_of_line(phases: list[dict[str, Any]]) -> dict[str, str]:
+def _judge_head_of_line(phases: list[dict[str, Any]], findings: Findings) -> None:
+    """Rule 3: the largest flood of a class, against the largest that is `SIZE_FACTOR_MIN` times smaller."""
+    alike: dict[tuple[int, str, str], list[dict[str, Any]]] = defaultdict(list)
+    for phase in phases:
+        if phase["probe"] != phase["flood"] and phase["deep"] and phase["probe_mean_seconds"]:
+            alike[phase["process"], phase["split"], phase["flood"]].append(phase)
+    for (process, split, flood), sizes in alike.items():
+        large = max(sizes, key=lambda p: p["flood_blocks"])
+        smaller = [p for p in sizes if p["flood_blocks"] * SIZE_FACTOR_MIN <= large["flood_blocks"]]
+        if not smaller:
+            continue
+        small = max(smaller, key=lambda p: p["flood_blocks"])
+        size = large["flood_blocks"] / small["flood_blocks"]
+        grown = large["probe_mean_seconds"] / small["probe_mean_seconds"]
+        if grown > math.sqrt(size):
+            findings.add(
+                f"process {process} ({split} threads): a 1-block {large['probe']} takes "
+                f"{milliseconds(large['probe_mean_seconds'])} (mean; up to "
+                f"{milliseconds(large['probe_longest_seconds'])}) behind {flood} jobs of {large['flood_blocks']} "
+                f"blocks, and {milliseconds(small['probe_mean_seconds'])} behind {flood} jobs of "
+                f"{small['flood_blocks']}: {grown:.0f} times, more than the root of {size:.0f}; it waits for whole jobs"
+            )
+
+
+def _own_class(phases: list[dict[str, Any]]) -> dict[str, str]:
     """What a one-block job waits behind large jobs of its own class, in words, by class: the worst split."""
     lines = {}
     for direction in ("load", "store"):

@@ -21,12 +21,13 @@ SETTLE_SECONDS_MAX = 10.0
 PREPARE_SECONDS_MAX = 30.0
 STORED_BASE = 1 << 16
 FRESH_BASE = 1 << 20
-FRESH_BLOCKS = 2048
-"""Stores take these blocks in turn. Once round, a tier may find that it has them: the flood goes on, the disk does not
-fill."""
+FRESH_BLOCKS_MIN = 2048
+FRESH_BYTES = 1 << 30
+"""Stores take so many blocks, or blocks of so many bytes, in turn. Once round, a tier may find that it has them: the
+flood goes on, the disk does not fill."""
 PROCESS_BLOCKS_MAX = 1 << 25
 """Ids of one process: those stored before the floods, then those that the floods store."""
-PROBES_MIN = 3
+PROBES_MIN = 9
 ROUNDS_MAX = 8
 PATIENCE_SECONDS = 10.0
 """A flood goes on until so many probes have ended, or so many rounds of its own jobs; but not longer than this."""
@@ -40,7 +41,8 @@ class Flood:
         self.jobs = Jobs(worker, announce=False)
         base = worker.process % 32 * PROCESS_BLOCKS_MAX
         self._stored = [base + STORED_BASE + i for i in range(stored_blocks)]
-        self._fresh = itertools.cycle(range(base + FRESH_BASE, base + FRESH_BASE + FRESH_BLOCKS))
+        fresh = max(FRESH_BLOCKS_MIN, FRESH_BYTES // worker.setup.block_bytes)
+        self._fresh = itertools.cycle(range(base + FRESH_BASE, base + FRESH_BASE + fresh))
         self._at = 0
         self._questions: list[Question] = []
         self._ended: dict[int, int] = {}

@@ -5,6 +5,7 @@ They import kvtier, since what they break lies inside it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -180,6 +181,23 @@ class LiesAboutItsSchedule(BothGroupsPreferLoads):
 
     def tasks(self) -> list[TaskRecord]:
         return [task._replace(enqueued_seconds=task.started_seconds) for task in super().tasks()]
+
+
+@convicted_by(
+    "floods",
+    r"it waits for whole jobs",
+    scenario="starvation",
+    seconds=8.0,
+    block_bytes=65536,
+    job_blocks="16,512",
+    read_threads=4,
+    write_threads=4,
+)
+class RunsAJobAsOneTask(KvtierAdapter):
+    """A job is one task, however large: a thread is gone for all its blocks."""
+
+    def _build(self, config: FsTierConfig, run: RunConfig, options: dict[str, Any]) -> FileSystemTierManager:
+        return super()._build(dataclasses.replace(config, task_bytes_max=1 << 40), run, options)
 
 
 class SameQueue(_OverQueue):

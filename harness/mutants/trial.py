@@ -47,7 +47,6 @@ SHORT: Mapping[str, Mapping[str, Any]] = {
 
 BEYOND: Mapping[tuple[str, str], str] = {
     ("capacity", "memory"): "the oracle keeps no limit",
-    ("faults", "memory"): "the oracle keeps no checksums and repairs nothing: it is right on a sound disk alone",
 }
 """(scenario, tier): why that tier does not claim what the scenario asks."""
 

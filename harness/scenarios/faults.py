@@ -362,9 +362,9 @@ def _with_a_stepped_clock(scene: Scene) -> None:
 def _on_the_fault_fs(scene: Scene, in_submit: bool) -> None:
     faults = scene.of("rule", "disconnect")
     if in_submit:
-        hung = [f for f in faults if any(rule.action == "hang" for rule in f.rules)]
-        scene.skip(hung, "the tier runs jobs inside submit, so that a call that hangs hangs its caller")
-        faults = [f for f in faults if f not in hung]
+        late = [f for f in faults if any(rule.action in ("hang", "delay") for rule in f.rules)]
+        scene.skip(late, "the tier runs jobs inside submit, so that what its calls wait for, its caller does")
+        faults = [f for f in faults if f not in late]
     if not faults:
         return
     try:

@@ -36,7 +36,24 @@ class StoresWait(MemoryAdapter):
             super().submit_store(*store)
 
 
-class AllOrNothing(MemoryAdapter):
+class LooksAtNames(MemoryAdapter):
+    """The base of those below, and no flaw: a lookup opens no file, so that only a load sees what is wrong with it."""
+
+    def _found(self, key: bytes) -> bool:
+        return self._path(key).exists()
+
+
+class KeepsNoChecksums(LooksAtNames):
+    """Any bytes of the right number are the block."""
+
+    def _read(self, key: bytes) -> bytes:
+        content = self._path(key).read_bytes()
+        if len(content) != self.setup.block_bytes + 32:
+            raise OSError("too short, or too long")
+        return content[: self.setup.block_bytes]
+
+
+class AllOrNothing(LooksAtNames):
     """One block that fails takes the whole load job with it."""
 
     def submit_load(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
@@ -46,7 +63,7 @@ class AllOrNothing(MemoryAdapter):
             self._finished[-1] = Finished(job_id, (), keys)
 
 
-class NeverForgives(MemoryAdapter):
+class NeverForgives(LooksAtNames):
     """A block that once failed to load is a miss for ever."""
 
     def __init__(self, setup: TierSetup) -> None:
@@ -62,7 +79,7 @@ class NeverForgives(MemoryAdapter):
         return ["miss" if key in self._given_up else verdict for key, verdict in zip(keys, found, strict=True)]
 
 
-class CountsNothingFailed(MemoryAdapter):
+class CountsNothingFailed(LooksAtNames):
     """Counts what it stores and loads, and no failure."""
 
     def __init__(self, setup: TierSetup) -> None:

@@ -97,9 +97,13 @@ def test_a_store_replaces_what_is_no_block(tmp_path: Path) -> None:
     path, link = (tmp_path / str(one.file_name(key)) for key in keys)
     path.write_bytes(b"short")
     link.symlink_to("nowhere")
+    assert one.lookup(keys, "r") == ["miss", "miss"]
     one.submit_store(0, keys, [0, 1], "r")
+    assert one.lookup(keys, "r") == ["hit", "hit"]
     assert {p.name for p in path.parent.iterdir()} == {path.name, link.name, "config.json"}
-    assert all(p.stat().st_size == BLOCK_BYTES and not p.is_symlink() for p in (path, link))
+    assert not link.is_symlink()
+    path.write_bytes(link.read_bytes())
+    assert one.lookup(keys, "r") == ["miss", "hit"], "a block planted under another's name"
 
 
 def test_tiers_are_found_by_name_or_refused_in_a_sentence() -> None:

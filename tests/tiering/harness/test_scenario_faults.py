@@ -46,12 +46,19 @@ def test_kvtier_keeps_what_it_owes_under_one_fault_of_each_kind(tmp_path: Path) 
 
 
 def test_a_tier_without_checksums_returns_wrong_bytes_and_is_told(tmp_path: Path) -> None:
-    results, table, findings = meet(tmp_path, "damage_bit_flip", "damage_truncate", tier="memory")
+    results, table, findings = meet(tmp_path, "damage_bit_flip", "damage_truncate", tier=f"{FLAWED}:KeepsNoChecksums")
     assert results.verdict == "false"
     assert table["damage_bit_flip"]["verdict"] == "false"
     assert any(f.startswith("damage_bit_flip") and "no wrong byte" in f for f in findings)
     assert table["damage_truncate"]["verdict"] == "true", "a short file it refuses"
     assert table["damage_truncate"]["owed"]["counted"] == "not shown"
+
+
+def test_the_oracle_keeps_it_too(tmp_path: Path) -> None:
+    faults = [name for name in ONE_OF_EACH_KIND if name != "hung_read"]  # it waits in its submits, and is not asked to
+    results, table, _ = meet(tmp_path, *faults, tier="memory")
+    assert results.verdict == "true", results.verdicts
+    assert table["damage_bit_flip"]["hurt"], "a fault that hurts nothing shows nothing"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from harness.checkers import floods
+from harness.checkers.base import Verdict
 from harness.history import History, Job, Note, Start
 from harness.run import Results, run
 from harness.scenarios import scenario
@@ -34,7 +35,7 @@ def test_kvtier_gets_through_floods_a_slow_device_and_a_hung_call(tmp_path: Path
     data = said(results, "floods")["data"]
     crossed = [p for p in data["phases"] if p["probe"] != p["flood"]]
     assert all(p["probes_ended"] for p in crossed)
-    assert "load" in data["head_of_line"]
+    assert "load" in data["own_class"]
     if not data["skipped"]:
         assert [hang["ended"]["load"] > 0 < hang["ended"]["store"] for hang in data["hangs"]] == [True, True]
 
@@ -106,6 +107,23 @@ def test_no_flood_no_verdict() -> None:
     shallow = history([*FLOOD, job(1000, 3, "store", 0.5, 9.5)], [])
     shallow.notes[0].detail["jobs_ahead"] = 2
     assert floods.check(shallow).value == "unknown", "never deeper than the two threads"
+
+
+def test_a_probe_whose_wait_grows_with_the_size_of_the_others_jobs_waits_for_whole_jobs() -> None:
+    def said(large_blocks: int, grown: float, jobs_ahead: int = 6) -> Verdict:
+        """A probe takes 1 s behind the small flood, and `grown` s behind the large one."""
+        both = history([*FLOOD, job(1000, 3, "store", 0.5, 1.5)], [])
+        moved = [job(j.job_id + 2000, 4, j.direction, j.submitted_seconds + 10, j.finished_seconds + 10) for j in FLOOD]
+        detail = {**both.notes[0].detail, "number": 2, "flood_blocks": large_blocks, "jobs_ahead": jobs_ahead}
+        phase = Note(0, 20.0, "flood", "", {**detail, "began_seconds": 10.0, "over_seconds": 20.0})
+        probe = job(3000, 5, "store", 10.5, 10.5 + grown)
+        return floods.check(History.of([*both.starts, *both.jobs, *both.notes, *moved, probe, phase]))
+
+    assert said(64, 9.0).value == "false"
+    assert "9 times, more than the root of 64; it waits for whole jobs" in said(64, 9.0).findings[0]
+    assert said(64, 7.0).value == "true", "less than the root of the size"
+    assert said(16, 9.0).value == "true", "sizes too near to each other"
+    assert said(64, 9.0, jobs_ahead=2).value == "true", "no flood: never deeper than the threads"
 
 
 def test_a_class_that_stands_still_while_a_call_hangs_is_named() -> None:
