@@ -66,7 +66,7 @@ class JobFinished(NamedTuple):
 
 
 class LookupBatch(NamedTuple):
-    """One batch of existence probes ran on the lookup thread. Clock: `time.monotonic()`, seconds."""
+    """One batch of existence probes ran on a lookup thread. Clock: `time.monotonic()`, seconds."""
 
     tier: str
     keys: int

@@ -1,6 +1,6 @@
 """`FileSystemTierManager`: blocks in files under one root that any number of processes and hosts share.
 
-Layout, block I/O, the thread pool and the lookup thread put together, and little else. The scheduler's thread calls
+Layout, block I/O, the thread pool and the lookups put together, and little else. The scheduler's thread calls
 it; no call but `drain_jobs` and `shutdown` waits for a device.
 
 Processes share blocks exactly when they derive the same `NONE_HASH` (the seed of the hash chain) and the same hash
@@ -53,7 +53,7 @@ from kvtier.thread_pool import Cancelled, Completion, DualQueueThreadPool, Work
 logger = logging.getLogger(__name__)
 
 LINKS_MAX = 8
-_ANSWERS = LookupResult.HIT, LookupResult.MISS, LookupResult.RETRY
+_ANSWER = {True: LookupResult.HIT, False: LookupResult.MISS, None: LookupResult.RETRY}
 NO_SPACE = ("ENOSPC", "EDQUOT")
 STORE_PAUSE_SECONDS_MAX = 30.0
 
@@ -111,10 +111,9 @@ class FileSystemTierManager(SecondaryTierManager):
         self.blockio.probe(self.file_mapper.base_path, aligned=_address(self._bytes) % PAGE_BYTES == 0)
         self._misses_are_remembered = file_system.type_at(self.file_mapper.base_path) in ("nfs", "nfs4")
         self._submitted: dict[JobId, _Submitted] = {}
-        self._answers: Counter[LookupResult] = Counter()  # of this step
+        self._answers: Counter[bool | None] = Counter()  # of this step
         self._evicted: dict[OffloadKey, None] = {}  # by this process, the latest
         self._missed_evicted = 0
-        self._batch_traceparent: str | None = None
         self._events: list[OffloadingEvent] = []
         self._lookup = AsyncLookupManager(
             self._probe, config.known_keys_max, f"kvtier_{tier_type}_lookup", config.hung_seconds
@@ -142,26 +141,22 @@ class FileSystemTierManager(SecondaryTierManager):
         self._lookup.cleanup(req_context.req_id)
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
-        present = self._lookup.lookup(key, req_context.req_id)
-        answer = LookupResult.RETRY if present is None else LookupResult.HIT if present else LookupResult.MISS
-        self._answers[answer] += 1
+        present = self._lookup.lookup(key, req_context.req_id, req_context.traceparent)
+        self._answers[present] += 1
         if present is False and key in self._evicted:
             del self._evicted[key]
             self._missed_evicted += 1
-        if present is None:
-            self._batch_traceparent = req_context.traceparent
-        return answer
+        return _ANSWER[present]
 
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
-        self._lookup.flush(self._batch_traceparent)
-        self._batch_traceparent = None
+        self._lookup.flush()
         for fact in self._lookup.take_facts():
             self._observer.on_event(LookupBatch(self.tier_type, *fact))
         for evicted in self._capacity.take_facts() if self._capacity else ():
             self._on_evicted(evicted)
         if self._capacity:
             self.blockio.recency_seconds = self._capacity.recency_seconds
-        hits, misses, retries = (self._answers[answer] for answer in _ANSWERS)
+        hits, misses, retries = (self._answers[present] for present in _ANSWER)
         if hits or misses:  # who waits asks again in every step; that alone is no news
             self._observer.on_event(TierAnswers(self.tier_type, hits, misses, retries, self._missed_evicted))
             self._answers.clear()

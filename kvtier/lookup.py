@@ -1,5 +1,5 @@
-"""`AsyncLookupManager`: existence of blocks, asked in one batch per step on a thread of its own, answered without
-blocking. Called by the scheduler's thread; its own thread only runs `probe`.
+"""`AsyncLookupManager`: existence of blocks, asked in batches on threads of its own, answered without blocking. Called
+by the scheduler's thread; its own threads only run `probe`.
 
 A positive answer is remembered after its request is gone (a vanished file costs one failed load, which corrects it). A
 negative answer holds for the requests that saw it; the next request asks again. Each question carries a generation, so
@@ -13,11 +13,17 @@ import math
 import queue
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from kvtier.hashing import OffloadKey
+
+THREADS = 2
+BATCH_KEYS_MAX = 256
+"""So many questions go out at once, also before the step is over: they are answered while the others are asked."""
+SPLIT_KEYS_MIN = 32
+"""A batch of fewer is not worth another thread's waking."""
 
 Question = tuple[OffloadKey, int]  # key, generation
 
@@ -37,14 +43,14 @@ class ProbeFact(NamedTuple):
 class _Verdict:
     __slots__ = ("generation", "present", "req_ids")
 
-    def __init__(self, generation: int) -> None:
-        self.generation = generation
+    def __init__(self) -> None:
+        self.generation = 0
         self.present: bool | None = None  # None: asked, not yet answered
         self.req_ids: set[str] = set()
 
 
 class AsyncLookupManager:
-    """`probe(keys)` answers, on the lookup thread, whether each block exists; it must not raise.
+    """`probe(keys)` answers, on a lookup thread, whether each block exists; it must not raise.
 
     At most `known_keys_max` positive answers are remembered, the oldest forgotten first.
     """
@@ -58,21 +64,26 @@ class AsyncLookupManager:
     ) -> None:
         self._probe = probe
         self._hung_seconds = hung_seconds
-        self._sent_seconds: deque[float] = deque()  # of batches without an answer, in order
+        self._sent_seconds: deque[float] = deque()  # of batches without an answer, the oldest first
         self._known_keys_max = known_keys_max
         self._known: dict[OffloadKey, None] = {}
         self._verdicts: dict[OffloadKey, _Verdict] = {}
-        self._keys_of: dict[str, set[OffloadKey]] = {}  # request -> keys it asked for
+        self._keys_of: defaultdict[str, list[OffloadKey]] = defaultdict(list)  # request -> keys it asked for
         self._generation = 0
         self._batch: list[Question] = []
+        self._traceparent: str | None = None
         self._questions: queue.SimpleQueue[tuple[list[Question], float, str | None] | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[list[Question], Sequence[bool], ProbeFact]] = queue.SimpleQueue()
         self._facts: list[ProbeFact] = []
-        self._thread = threading.Thread(target=self._work, name=thread_name, daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{thread_name}_{n}", daemon=True) for n in range(THREADS)
+        ]
+        for thread in self._threads:
+            thread.start()
 
-    def lookup(self, key: OffloadKey, req_id: str) -> bool | None:
-        """True, False, or None: the answer is on its way (it is asked for at the next `flush`)."""
+    def lookup(self, key: OffloadKey, req_id: str, traceparent: str | None = None) -> bool | None:
+        """True, False, or None: the answer is on its way (it is asked for at the next `flush` at the latest). The fact
+        of a batch bears the `traceparent` of its last question."""
         if not self._answers.empty():
             self._drain()
         verdict = self._verdicts.get(key)
@@ -80,15 +91,19 @@ class AsyncLookupManager:
             if key in self._known:
                 return True
             if verdict is None:
-                verdict = self._verdicts[key] = _Verdict(0)
+                verdict = self._verdicts[key] = _Verdict()
             self._renew(verdict, None)
             self._batch.append((key, verdict.generation))
-        verdict.req_ids.add(req_id)
-        self._keys_of.setdefault(req_id, set()).add(key)
+            self._traceparent = traceparent
+            if len(self._batch) == BATCH_KEYS_MAX:
+                self.flush()
+        if req_id not in verdict.req_ids:
+            verdict.req_ids.add(req_id)
+            self._keys_of[req_id].append(key)
         return verdict.present
 
-    def flush(self, traceparent: str | None = None) -> None:
-        """The step is over: send its questions as one batch, whose fact will bear `traceparent`."""
+    def flush(self) -> None:
+        """The step is over: send its questions, split over the threads."""
         self._drain()
         batch = [(key, g) for key, g in self._batch if (v := self._verdicts.get(key)) and v.generation == g]
         self._batch = []
@@ -96,9 +111,12 @@ class AsyncLookupManager:
             for verdict in self._verdicts.values():
                 if verdict.present is None:
                     self._renew(verdict, False)
-        elif batch:
-            self._sent_seconds.append(time.monotonic())
-            self._questions.put((batch, time.monotonic(), traceparent))
+            return
+        size = max(SPLIT_KEYS_MIN, -(-len(batch) // THREADS))
+        for start in range(0, len(batch), size):
+            now = time.monotonic()
+            self._sent_seconds.append(now)
+            self._questions.put((batch[start : start + size], now, self._traceparent))
 
     def oldest_seconds(self) -> float:
         """How long the oldest batch has been without an answer; 0 when there is none."""
@@ -136,9 +154,11 @@ class AsyncLookupManager:
         return facts
 
     def shutdown(self) -> None:
-        """Ends the thread after the batch at hand."""
-        self._questions.put(None)
-        self._thread.join()
+        """Ends the threads after the batches at hand."""
+        for _ in self._threads:
+            self._questions.put(None)
+        for thread in self._threads:
+            thread.join()
 
     def _renew(self, verdict: _Verdict, present: bool | None) -> None:
         self._generation += 1
@@ -153,7 +173,7 @@ class AsyncLookupManager:
     def _drain(self) -> None:
         while not self._answers.empty():  # this thread is the only taker
             batch, found, fact = self._answers.get_nowait()
-            self._sent_seconds.popleft()
+            self._sent_seconds.remove(fact.sent_seconds)
             self._facts.append(fact)
             for (key, generation), present in zip(batch, found, strict=True):
                 verdict = self._verdicts.get(key)
