@@ -398,28 +398,30 @@ def _timed(into: list[float]) -> Any:
     into.append(time.perf_counter() - started)
 
 
-def scale(adapter: Adapter, go: Go, label: str, seconds: float, processes: int, job_blocks: int) -> dict[str, Any]:
-    """One of several processes on one root: two jobs of each class in flight for `seconds`; loads are of what its
+def scale(
+    adapter: Adapter, go: Go, label: str, seconds: float, processes: int, jobs: int, job_blocks: int
+) -> dict[str, Any]:
+    """One of several processes on one root: `jobs` of each class in flight for `seconds`; loads are of what its
     neighbour stored before. Bytes moved in the window, and the longest wait of a job, by class."""
     driver, me = Driver(adapter), adapter.setup.process
-    quarter = driver.slots // 4
-    mine = keys_of(f"{label} {me} first", 2 * quarter)
+    half = driver.slots // 2
+    mine = keys_of(f"{label} {me} first", half)
     driver.fill(mine)
-    driver.run("store", mine, range(2 * quarter), job_blocks)
-    theirs = keys_of(f"{label} {(me + 1) % processes} first", 2 * quarter)
+    driver.run("store", mine, range(half), job_blocks)
+    theirs = keys_of(f"{label} {(me + 1) % processes} first", half)
     _sync(adapter.setup.root_dir)
     go()
     started = time.perf_counter()
     sent: dict[int, tuple[str, float, int]] = {}
     moved = {"store": 0, "load": 0}
     waits = {"store": 0.0, "load": 0.0}
-    free = {"store": [0, 1], "load": [2, 3]}  # quarters of the slots
+    free = {"store": list(range(jobs)), "load": list(range(jobs, 2 * jobs))}  # places for a job's blocks
     turn = 0
     while (now := time.perf_counter()) - started < seconds:
-        for direction, quarters in free.items():
-            while quarters:
-                place = quarters.pop()
-                slots = range(place * quarter, place * quarter + job_blocks)
+        for direction, places in free.items():
+            while places:
+                place = places.pop()
+                slots = range(place * job_blocks, (place + 1) * job_blocks)
                 if direction == "store":
                     keys = keys_of(f"{label} {me} more", job_blocks, turn * job_blocks)
                     turn += 1

@@ -26,6 +26,10 @@ KIB, MIB = 1 << 10, 1 << 20
 JOB_BLOCKS = 16
 TIERS = ("kvtier", "kvtier-direct", "kvtier-buffered", "kvtier-pure", "vllm")
 LARGE_JOB_BLOCKS = 512
+SCALE_JOBS = 32
+"""Jobs of each class in flight, over all processes together."""
+SCALE_SLOTS = 4
+"""Slots for each block of a class in flight: a tier may refuse stores that would fill half of its slots."""
 PROBES_PER_SECOND = 50.0
 PLANT_SECONDS_MAX = 600.0
 
@@ -258,18 +262,20 @@ def stalled(bench: Bench) -> Iterator[Sample]:
 
 
 def scale(bench: Bench) -> Iterator[Sample]:
-    """1 to 16 processes on one root, both classes at once: the total, and the longest wait of a job of each class."""
-    seconds, slots = bench.size.scale_seconds, 4 * 4 * JOB_BLOCKS
+    """1 to 16 processes on one root, both classes at once: the total, and the longest wait of a job of each class. All
+    processes together have as many jobs in flight, however many they are: the totals differ by nothing else."""
+    seconds = bench.size.scale_seconds
     for number in range(bench.size.flood_rounds):
         for processes in bench.size.process_counts:
             for who in bench.turns(number, "kvtier", "vllm"):
-                arguments = {"label": f"scale {number}", "seconds": seconds, "processes": processes}
+                jobs = SCALE_JOBS // processes
+                arguments = {"label": f"scale {number}", "seconds": seconds, "processes": processes, "jobs": jobs}
                 results = who.measure(
                     "scale",
                     bench.root(),
                     arguments={**arguments, "job_blocks": JOB_BLOCKS},
                     block_bytes=256 * KIB,
-                    slots=slots,
+                    slots=SCALE_SLOTS * jobs * JOB_BLOCKS,
                     processes=processes,
                 )
                 if not results:

@@ -57,7 +57,7 @@ def test_a_tier_that_fails_has_no_figure_but_a_reason(tmp_path: Path, kvtier: Co
 
 def test_a_measurement_that_does_not_end_is_ended(tmp_path: Path, kvtier: Contestant) -> None:
     kvtier.gaps.clear()
-    endless = {"label": "x", "seconds": 600.0, "processes": 1, "job_blocks": 1}
+    endless = {"label": "x", "seconds": 600.0, "processes": 1, "jobs": 1, "job_blocks": 1}
     assert kvtier.measure("scale", tmp_path, arguments=endless, block_bytes=4096, slots=16, seconds_max=1.0) == []
     assert "did not end within 1 s" in kvtier.gaps[0]
 
