@@ -39,6 +39,7 @@ class TierSetup:
     max_bytes: int = 0  # what the blocks under root_dir may take, where the tier `keeps_limit`; 0: no limit
     serve_metrics: bool = False  # on 127.0.0.1, where the tier can
     trace_every: int = 0  # every n-th request leaves spans, where the tier can; 0: none
+    watch_windows: float = 0.0  # metrics and spans in every other window of so many seconds; 0: all the time
     options: dict[str, Any] = field(default_factory=dict)  # adapter's own keywords, passed through
 
     def to_json(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ changes nothing about the tier.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import threading
 import time
@@ -19,7 +20,7 @@ from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from harness.adapters.base import TierSetup
-from kvtier.events import FanOut, RequestFinished
+from kvtier.events import Event, FanOut, JobFinished, RequestFinished
 from kvtier.metrics import Gauges, MetricsObserver, serve
 
 LAST_SCRAPE_SECONDS_MAX = 3.0
@@ -41,13 +42,17 @@ class Watch:
         self._every = setup.trace_every
         self._requests = 0
         self._scrapes = _Scrapes()
+        self._windows = Windows(setup.watch_windows) if setup.watch_windows else None
+        watchers = events if self._windows is None else self._windows.watchers
+        if self._windows is not None:
+            events.add(self._windows)
         self._registry: CollectorRegistry | None = None
         self._spans = None
         if setup.serve_metrics:
             self._registry = CollectorRegistry()
             self._registry.register(self._scrapes)
             ProcessCollector(registry=self._registry)
-            events.add(MetricsObserver(self._registry, sources, info))
+            watchers.add(MetricsObserver(self._registry, sources, info))
             self._server, port = serve(self._registry)
             self.address = f"127.0.0.1:{port}"
         if self._every:
@@ -57,11 +62,11 @@ class Watch:
             instance = {"service.instance.id": f"process-{setup.process}"}
             self._spans = tracing.setup({**attributes, **instance}, self._run_dir)
             if self._spans is not None:
-                events.add(self._spans)
+                watchers.add(self._spans)
 
     def traceparent(self, req_id: str) -> str | None:
         """A new request's trace context. Its ids derive from the run and the request, so that anybody can find it."""
-        if self._spans is None:
+        if self._spans is None or not (self._windows is None or self._windows.watched()):
             return None
         self._requests += 1
         sampled = self._requests % self._every == 0
@@ -76,6 +81,8 @@ class Watch:
 
     def close(self) -> None:
         """Wait for a last scrape if somebody scrapes; keep the final figures; stop serving; flush the spans."""
+        if self._windows is not None:
+            (self._run_dir / f"windows-{os.getpid()}.json").write_text(json.dumps(self._windows.rows))
         if self._registry is not None:
             self._scrapes.await_last(LAST_SCRAPE_SECONDS_MAX)
             path = self._run_dir / f"metrics-{os.getpid()}.openmetrics"
@@ -84,6 +91,36 @@ class Watch:
             self._server.server_close()
         if self._spans is not None:
             self._spans.shutdown()
+
+
+class Windows:
+    """Hands events on to `watchers` in every other window of `seconds`, the same ones in all processes of a machine.
+
+    `rows`: of each window that is over, whether it was watched, how long it really was, the processor time of this
+    process in it, and the blocks that its jobs moved.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.watchers = FanOut()
+        self.rows: list[tuple[bool, float, float, int]] = []
+        self._seconds, self._blocks = seconds, 0
+        self._number, self._began, self._cpu = self._now()
+
+    def _now(self) -> tuple[int, float, float]:
+        now = time.monotonic()
+        return int(now // self._seconds), now, time.process_time()
+
+    def watched(self) -> bool:
+        return int(time.monotonic() // self._seconds) % 2 == 0
+
+    def on_event(self, event: Event) -> None:
+        number, now, cpu = self._now()
+        if number != self._number:
+            self.rows.append((self._number % 2 == 0, now - self._began, cpu - self._cpu, self._blocks))
+            self._number, self._began, self._cpu, self._blocks = number, now, cpu, 0
+        self._blocks += event.blocks_ok if isinstance(event, JobFinished) else 0
+        if number % 2 == 0:
+            self.watchers.on_event(event)
 
 
 class _Scrapes(Collector):

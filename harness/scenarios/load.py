@@ -11,6 +11,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, option
 from harness.traffic import PlannedRequest, TraceError, TraceRequest, plan, read_trace, synthetic_trace
@@ -37,7 +38,9 @@ class LoadOptions(CommonOptions):
     window: int = option(4, "requests in flight per process", low=1)
     stall_seconds: float = option(30.0, "a process in which nothing moves for so long is given up", low=0.1)
     trace_every: int = option(10, "write spans of every n-th request of a process; 0: of none", low=0)
-    unobserved: bool = option(False, "serve no /metrics and write no spans")
+    watch_windows: float = option(
+        0.0, "watch in every other window of so many seconds, to see what watching costs; 0: all the time", low=0
+    )
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,12 @@ def run(context: Context, traffic: Traffic) -> None:
         requests = [[request.start_seconds, request.request, list(request.trace.hash_ids)] for request in mine]
         arguments = {"requests": requests, "window": options.window, "start_seconds_max": limit}
         arguments["stall_seconds_max"] = options.stall_seconds
-        every, serve = (0, False) if options.unobserved else (options.trace_every, True)
-        children.append(context.start(process, "replay", arguments, serve_metrics=serve, trace_every=every))
+        watch: dict[str, Any] = {
+            "serve_metrics": True,
+            "trace_every": options.trace_every,
+            "watch_windows": options.watch_windows,
+        }
+        children.append(context.start(process, "replay", arguments, **watch))
     context.workers.await_ready(children)
     go_seconds = context.workers.go(children)
     context.note(go_seconds, "phase", "traffic starts", source=traffic.source)

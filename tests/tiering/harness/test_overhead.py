@@ -1,27 +1,53 @@
-"""harness.overhead: how a ratio and its spread come out of pairs of runs."""
+"""harness.overhead: how a ratio and its spread come out of windows that were watched and not watched in turn."""
 
 from __future__ import annotations
 
+import json
+import math
+from pathlib import Path
+
 import pytest
 
-from harness.overhead import spread
+from harness.overhead import Window, contrasts, spread
+from harness.run import run
+from harness.scenarios.load import SCENARIO, LoadOptions
 
 
-def test_equal_pairs_cost_nothing_and_have_no_spread() -> None:
-    assert spread([(5.0, 5.0)] * 4) == pytest.approx((1.0, 1.0, 1.0))
+def windows(*blocks: int, watched_first: bool = False) -> list[Window]:
+    """One process's windows of a second, and half a processor second, each."""
+    return [Window((number % 2 == 0) == watched_first, 1.0, 0.5, count) for number, count in enumerate(blocks)]
+
+
+def test_a_watched_window_is_held_against_both_its_neighbours() -> None:
+    ((by_wall, by_cpu),) = contrasts(windows(7, 7, 100, 90, 100, 7))
+    assert [math.exp(by_wall), math.exp(by_cpu)] == pytest.approx([0.9, 0.9])
+    ((by_wall, _),) = contrasts(windows(7, 7, 100, 90, 81, 7))
+    assert math.exp(by_wall) == pytest.approx(1.0), "a machine that becomes slower all the time costs nobody anything"
+
+
+def test_windows_of_the_beginning_and_the_end_and_empty_ones_do_not_count() -> None:
+    assert contrasts(windows(100, 90, 100, 90)) == []
+    assert contrasts(windows(7, 7, 100, 90, 0, 90, 100, 90, 100, 7))[1:] == []
 
 
 def test_the_ratio_is_the_geometric_mean_within_its_interval() -> None:
-    found = spread([(50.0, 100.0), (200.0, 100.0), (98.0, 100.0), (96.0, 100.0)])
+    found = spread([math.log(ratio) for ratio in (0.5, 2.0, 0.98, 0.96)])
     assert found.ratio == pytest.approx((0.5 * 2.0 * 0.98 * 0.96) ** 0.25)
-    assert found.low < found.ratio < found.high
-    assert found.low >= 0.5
-    assert found.high <= 2.0
+    assert 0.5 <= found.low < found.ratio < found.high <= 2.0
+    assert spread([0.0] * 4) == pytest.approx((1.0, 1.0, 1.0))
 
 
-def test_a_difference_larger_than_the_noise_is_told_from_none() -> None:
-    noise = (0.99, 1.01, 1.0, 0.995, 1.005, 1.0)
-    slower = spread([(0.9 * n, 1.0) for n in noise])
-    assert slower.high < 0.95
-    same = spread([(n, 1.0) for n in noise])
-    assert same.low <= 1.0 <= same.high
+def test_a_run_is_watched_in_every_other_window(tmp_path: Path) -> None:
+    options = LoadOptions(
+        processes=1, requests=150, block_bytes=16384, seconds=0.0, speed=0.0, trace_every=1, watch_windows=0.05
+    )
+    results = run(SCENARIO, options, tmp_path)
+    (file,) = Path(results.run_dir).glob("windows-*.json")
+    rows = [Window(*row) for row in json.loads(file.read_text())]
+    assert {row.watched for row in rows} == {True, False}
+    (page,) = Path(results.run_dir).glob("metrics-*.openmetrics")
+    counted = sum(
+        float(line.split()[1]) for line in page.read_text().splitlines() if line.startswith("kvtier_blocks_total{")
+    )
+    moved = {watched: sum(row.blocks for row in rows if row.watched == watched) for watched in (True, False)}
+    assert moved[True] <= counted < sum(moved.values()), "blocks moved unwatched are in no metric"
