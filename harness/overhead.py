@@ -2,7 +2,7 @@
 
 `python -m harness.overhead`. Blocks should lie in memory (`--root-dir /dev/shm/...`), where nothing hides the cost. In
 watched windows every process is scraped once, as a server would do each second. A window is compared with the mean of
-its two neighbours, half a second away, so that what the machine does meanwhile cancels out. It says a ratio with its
+its two neighbours, a second away, so that what the machine does meanwhile cancels out. It says a ratio with its
 spread and judges nothing.
 """
 
@@ -28,7 +28,7 @@ from harness.run import run
 from harness.scenarios.load import SCENARIO, LoadOptions
 
 RESAMPLES = 4000
-WINDOW_SECONDS = 0.5
+WINDOW_SECONDS = 1.0
 """Long beside a job, of whose time a part may lie in the window before; short beside what else a machine does."""
 
 
@@ -112,7 +112,7 @@ def measure(options: LoadOptions, runs_dir: Path, scraper: _Scraper) -> list[tup
 @click.command()
 @click.option("--runs", default=16, show_default=True, help="load runs")
 @click.option("--processes", default=2, show_default=True, help="worker processes")
-@click.option("--requests", default=1600, show_default=True, help="requests of a run")
+@click.option("--requests", default=2400, show_default=True, help="requests of a run")
 @click.option("--block-bytes", default=256 << 10, show_default=True, help="size of a block")
 @click.option("--root-dir", default=None, help="folder for the blocks (default: the run's)")
 @click.option("--trace-every", default=10, show_default=True, help="every n-th request leaves spans")
