@@ -31,7 +31,10 @@ class Start(NamedTuple):
 
 
 class Request(NamedTuple):
-    """One request of the traffic: its blocks in order, and how many leading ones came out of the cache, verified."""
+    """One request of the traffic: its blocks in order, and how many leading ones came out of the cache, verified.
+
+    `short_of_room`: the tier had blocks of it and no memory to bring them to, where the tier tells.
+    """
 
     process: int
     request: int
@@ -42,6 +45,7 @@ class Request(NamedTuple):
     finished_seconds: float
     wall_seconds: float
     outcome: Outcome
+    short_of_room: bool = False
 
 
 class Job(NamedTuple):

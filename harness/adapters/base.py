@@ -139,6 +139,10 @@ class Adapter(ABC):
     def request_finished(self, req_id: str) -> None:
         """The request needs nothing more."""
 
+    def short_of_room(self, req_id: str) -> bool:
+        """Whether blocks of the request, which is not finished, were there and no slot to bring them to was free."""
+        return False
+
     @abstractmethod
     def drain(self) -> None:
         """Block until nothing is in flight; results come out of the next `poll`."""

@@ -15,7 +15,7 @@ from harness.history import Task
 from kvtier.base import JobResult, LookupResult, ReqContext, ScheduleEndContext, TransferJob
 from kvtier.config import CpuTierConfig, FsTierConfig, RunConfig
 from kvtier.cpu_tier import CPUOffloadingManager
-from kvtier.events import BlockSetAside, Event, FanOut, FilesEvicted, JobFinished
+from kvtier.events import BlockSetAside, Event, FanOut, FilesEvicted, JobFinished, Promotion
 from kvtier.fs_tier import FileSystemTierManager
 from kvtier.hashing import OffloadKey
 from kvtier.manager import TieringOffloadingManager
@@ -233,9 +233,18 @@ class KvtierStackAdapter(KvtierAdapter):
         tier.refusals = self._refused
         self._manager = TieringOffloadingManager(primary, [tier], self._events)
         self._pinned: dict[str, dict[bytes, int]] = {}
+        self._short_of_room: set[str] = set()
         self._done: list[Finished] = []
         self._storing: dict[int, Sequence[bytes]] = {}
         return tier
+
+    def on_event(self, event: Event) -> None:
+        super().on_event(event)
+        if isinstance(event, Promotion) and event.refused:
+            self._short_of_room.add(event.req_id)
+
+    def short_of_room(self, req_id: str) -> bool:
+        return req_id in self._short_of_room
 
     def request_started(self, req_id: str) -> None:
         self._manager.on_new_request(self._request(req_id))
@@ -297,6 +306,7 @@ class KvtierStackAdapter(KvtierAdapter):
         if unused := self._pinned.pop(req_id):
             self._manager.complete_load(tuple(map(OffloadKey, unused)), request)
         self._manager.on_request_finished(request)
+        self._short_of_room.discard(req_id)
 
     def tasks(self) -> list[Task]:
         """The tier's jobs are the manager's, not those that the worker submitted: they are numbered apart."""

@@ -6,13 +6,14 @@ and did not is *lost*, and is put down to the first missing block of its request
 - in flight: no store of that block had finished when the request looked it up (concurrent duplicates are honest work);
 - not stored: no store of it ever succeeded (refused, failed, or the process died);
 - load failed: a load of it in this request failed, so it was recomputed;
+- no room: the tier says that it had blocks of this request and no memory to bring them to;
 - unexplained: it was there, and was not found.
 
 true: hits that only another process can have made possible, no more hits than the shared oracle has, and the
 unexplained losses are less than half of what sharing could add to private caches.
 false: more hits than the shared oracle; or at least that half lost without explanation.
-unknown: nothing to share in this traffic, no second process, nothing stored, or no hit although every loss is
-explained.
+unknown: nothing to share in this traffic, no second process, nothing stored, at least that half lost for want of room,
+or no hit although every loss is explained.
 
 Not covered: whether hit blocks held the right bytes (integrity), how fast sharing is, a root that was filled before the
 run (state `warm_root` in the run's options, and the upper bound is not judged), tiers that evict.
@@ -27,7 +28,7 @@ from harness.checkers.base import Findings, Value, Verdict, percent, some
 from harness.history import History, Request
 from harness.traffic import oracle_hit_ratio
 
-REASONS = ("in flight", "not stored", "load failed", "unexplained")
+REASONS = ("in flight", "not stored", "load failed", "no room", "unexplained")
 
 
 def check(history: History) -> Verdict:
@@ -69,6 +70,8 @@ def check(history: History) -> Verdict:
         value, why = "unknown", "no process was dealt a block that another had; "
     elif lost["unexplained"] * 2 >= gain:
         value, why = "false", f"{lost['unexplained']} references missed blocks that had been stored before; "
+    elif lost["no room"] * 2 >= gain:
+        value, why = "unknown", f"the tier had no room for {lost['no room']} references to blocks that were there; "
     elif not foreign:
         value, why = "unknown", "no hit that needed another process, though each miss is explained; "
     else:
@@ -124,6 +127,8 @@ def _losses(history: History, requests: list[Request]) -> tuple[Counter[str], li
             reason = "not stored"
         elif stored_at[first] > request.started_seconds:
             reason = "in flight"
+        elif request.short_of_room:
+            reason = "no room"
         else:
             reason = "unexplained"
             examples.append(

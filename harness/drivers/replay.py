@@ -215,8 +215,8 @@ class Replay:
     def _finish(self) -> bool:
         done = [active for active in self.active if active.done]
         for active in done:
-            self.adapter.request_finished(active.req_id)
             self._write_request(active, "ok")
+            self.adapter.request_finished(active.req_id)
         if done:
             self.active = [active for active in self.active if not active.done]
         return bool(done)
@@ -224,7 +224,8 @@ class Replay:
     def _write_request(self, active: Active, outcome: Outcome) -> None:
         plan, hit_blocks = active.plan, active.hit_blocks()
         times = (active.intended_seconds, active.started_seconds, time.monotonic(), time.time())
-        self.worker.write(Request(self.process, plan.request, plan.blocks, hit_blocks, *times, outcome))
+        short = self.adapter.short_of_room(active.req_id)
+        self.worker.write(Request(self.process, plan.request, plan.blocks, hit_blocks, *times, outcome, short))
         counts = self.worker.counts
         counts["requests"] += 1
         counts["refs"] += len(plan.blocks)

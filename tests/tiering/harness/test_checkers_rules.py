@@ -370,6 +370,18 @@ def test_sharing_puts_duplicates_in_flight_down_to_themselves() -> None:
     assert verdict.data["hit_blocks"] + sum(lost.values()) == verdict.data["shared_hit_blocks"]
 
 
+def test_sharing_cannot_be_shown_where_the_tier_has_no_room() -> None:
+    history = replay(2, False)
+    history.requests[:] = [request._replace(short_of_room=True) for request in history.requests]
+    verdict = judge("sharing", history)
+    assert verdict.value == "unknown"
+    assert verdict.data["lost"]["no room"] > 0 == verdict.data["lost"]["unexplained"]
+    assert "no room" in verdict.figure
+    few = replay(2, True)
+    few.requests[150] = few.requests[150]._replace(short_of_room=True, hit_blocks=0)
+    assert judge("sharing", few).value == "true", "a few do not matter"
+
+
 def test_sharing_says_when_seeds_differ() -> None:
     history = replay(2, False)
     history.starts[1] = start(1, digest="another")
@@ -409,12 +421,8 @@ def test_sharing_knows_failed_loads_and_refused_stores() -> None:
     history = good_history()
     history.requests[2] = history.requests[2]._replace(hit_blocks=3)
     change_job(history, 3, ok=[0, 1, 2], failed=[3], outcome="fail")
-    assert judge("sharing", history).data["lost"] == {
-        "in flight": 0,
-        "not stored": 0,
-        "load failed": 1,
-        "unexplained": 0,
-    }
+    lost = judge("sharing", history).data["lost"]
+    assert lost["load failed"] == sum(lost.values()) == 1
     change_job(history, 3, blocks=[0, 1, 2], failed=[], outcome="ok")
     assert judge("sharing", history).data["lost"]["unexplained"] == 1
     change_job(history, 2, ok=[], failed=[3], outcome="fail")
