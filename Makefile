@@ -78,7 +78,7 @@ shared-volume: $(INSTALLED) ## scenarios on two hosts that share a GlusterFS, Mo
 	@$(BIN)/python -m harness.shared_volume $(if $(FILE_SYSTEM),--file-system $(FILE_SYSTEM)) $(if $(TIER),--tier $(TIER)) \
 	  $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-power-loss: $(INSTALLED) ## what is there after the power failed in mid-store, on ext4 and XFS; root (SEED=)
+power-loss: $(INSTALLED) ## what is there after the power failed in mid-store, on ext4 and XFS; root (SEED= ARGS="--failures snapshot")
 	@$(BIN)/python -m harness run power_loss $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 install-vllm: .venv-vllm/.installed ## the real vLLM tier as a peer, in a venv of its own (PYTHON=python3)

@@ -30,6 +30,7 @@ CONTESTANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "kvtier": ("kvtier", _KVTIER),
     "kvtier-direct": ("kvtier", {**_KVTIER, "io": "direct"}),
     "kvtier-buffered": ("kvtier", {**_KVTIER, "io": "buffered"}),
+    "kvtier-durable": ("kvtier", {**_KVTIER, "durability": "durable"}),
     "kvtier-pure": ("kvtier", {**_KVTIER, "compiled": False}),
     "vllm": ("vllm", {"raise_none_refcount": True}),
     "raw": ("raw", {}),

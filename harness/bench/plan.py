@@ -142,6 +142,21 @@ def _ceilings(bench: Bench, row: str, block_bytes: int, blocks: int, number: int
         yield Sample("throughput", row, "warm", "MiB/s", "memcpy", number, result["mib_per_second"])
 
 
+def durability(bench: Bench) -> Iterator[Sample]:
+    """What it costs a store to wait until the device has the block: the same tier with and without, in turns."""
+    for block_bytes in (size for size in bench.size.block_sizes if size <= MIB):
+        row, blocks = f"{block_bytes // KIB} KiB", bench.blocks(block_bytes)
+        for number in range(bench.size.rounds):
+            for who in bench.turns(number, "kvtier", "kvtier-durable"):
+                arguments = {"label": f"durability {number}", "blocks": blocks, "job_blocks": JOB_BLOCKS}
+                root = bench.root()
+                for result in who.measure(
+                    "throughput", root, arguments=arguments, block_bytes=block_bytes, slots=2 * blocks
+                ):
+                    value = result["store"]["mib_per_second"]
+                    yield Sample("durability", row, "store", "MiB/s", who.name, number, value)
+
+
 def idle(bench: Bench) -> Iterator[Sample]:
     """One block at a time on an idle tier."""
     for number in range(bench.size.rounds):
@@ -323,6 +338,7 @@ def root_size(bench: Bench) -> Iterator[Sample]:
 
 SECTIONS: dict[str, Section] = {
     "throughput": throughput,
+    "durability": durability,
     "idle": idle,
     "single": single_job,
     "floods": floods,

@@ -20,12 +20,15 @@ ORDER = (
     "kvtier",
     "kvtier-direct",
     "kvtier-buffered",
+    "kvtier-durable",
     "kvtier-pure",
     "vllm",
     "file per block",
     "device, 16 threads",
     "device, fio",
 )
+RATIOS = (("kvtier", "vllm"), ("kvtier-durable", "kvtier"))
+"""Whose figures stand over whose, in lines that have both."""
 
 
 def values_of(result: Mapping[str, Any]) -> tuple[Values, dict[tuple[str, str, str], str]]:
@@ -35,15 +38,15 @@ def values_of(result: Mapping[str, Any]) -> tuple[Values, dict[tuple[str, str, s
 
 
 def rows(result: Mapping[str, Any]) -> list[list[str]]:
-    """Section, row, metric, then each contestant's median and spread, and the ratio kvtier / vllm with its interval."""
+    """Section, row, metric, then each contestant's median and spread, and the `RATIOS` with their intervals."""
     values, units = values_of(result)
     names = contestants(values)
-    lines = [["section", "row", "metric", *names, "kvtier / vllm"]]
+    lines = [["section", "row", "metric", *names, *(f"{ours} / {theirs}" for ours, theirs in RATIOS)]]
     for line, by_name in values.items():
         cells = [line[0], line[1], f"{line[2]}, {units[line]}" if units[line] else line[2]]
         cells += [figure(by_name[name]) if by_name.get(name) else "" for name in names]
-        pair = ratio(by_name.get("kvtier", []), by_name.get("vllm", []))
-        cells.append("" if pair.value != pair.value else f"{pair.value:.3g} [{pair.low:.3g}, {pair.high:.3g}]")
+        pairs = [ratio(by_name.get(ours, []), by_name.get(theirs, [])) for ours, theirs in RATIOS]
+        cells += ["" if p.value != p.value else f"{p.value:.3g} [{p.low:.3g}, {p.high:.3g}]" for p in pairs]
         lines.append(cells)
     return lines
 

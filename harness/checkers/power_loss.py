@@ -26,11 +26,12 @@ def check(history: History) -> Verdict:
         stores = [j for j in history.jobs if j.process == case["writer"] and j.direction == "store"]
         loads = [j for j in history.jobs if j.process == case["reader"] and j.direction == "load"]
         reported = {b for j in stores if j.finished_seconds < failed_seconds for b in j.ok}
-        in_the_middle += any(j.submitted_seconds < case["cloned_seconds"] < j.finished_seconds for j in stores)
+        in_the_middle += any(j.submitted_seconds < case["found_seconds"] < j.finished_seconds for j in stores)
         wrong = {b for j in loads for b, _ in j.wrong}
         right = {b for j in loads for b in j.ok} - wrong
         damaged = {b for j in loads for b in j.failed}
         row = {
+            "failure": case["failure"],
             "file_system": case["file_system"],
             "way": case["way"],
             "reported": len(reported),

@@ -12,6 +12,13 @@ from pathlib import Path
 from typing import ClassVar
 
 
+def write_program(path: Path, command: Sequence[str]) -> str:
+    """A program at `path` that is `command` with whatever arguments it is given; returns its path as text."""
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
 class Host(ABC):
     """One host of a volume. `mount`: the volume's folder *as a process on this host names it*."""
 
@@ -24,10 +31,7 @@ class Host(ABC):
 
     def python(self, interpreter: str = sys.executable) -> str:
         """A program that behaves as `interpreter` does, but runs on this host: what workers are started with."""
-        script = self._folder / f"python-{self.name}"
-        script.write_text(f'#!/bin/sh\nexec {shlex.join(self.command([interpreter]))} "$@"\n')
-        script.chmod(0o755)
-        return str(script)
+        return write_program(self._folder / f"python-{self.name}", self.command([interpreter]))
 
     @abstractmethod
     def cut(self) -> None:

@@ -1,13 +1,16 @@
 """The power fails while blocks are being stored: what was reported stored, what is there afterwards, and is it right?
 
 For each file system (ext4 with ordered and with writeback data, XFS) and each way to store (direct and buffered, with
-and without waiting for the device) a process stores on a file system in an image; in the middle of it the image is
-cloned at one instant, as a disk would be found after its power had failed; another process opens the clone and asks for
-everything.
+and without waiting for the device) a process stores on a file system in an image, and the power fails in the middle of
+it. "snapshot": the image is cloned at one instant, as a disk would be found after its power had failed. "kernel": the
+process runs under a kernel of its own (user-mode-linux) whose disk the image is, and that kernel is ended by SIGKILL;
+what the process had reported until then is what counts. In both, another process then opens what the disk holds, and
+asks for everything.
 
 Proves for these file systems on a device that keeps what it was given, in the order it was given: no block that is
-served is wrong, and with `durability=durable` none that was reported stored is missing. It does not prove anything
-about devices that lie about their caches or tear what they write, nor about the loss of power of a file server.
+served is wrong, and with `durability=durable` none that was reported stored is missing. The kernel that dies is Linux
+6.1 or what its package brings, the one that is cloned under is this machine's. It does not prove anything about devices
+that lie about their caches or tear what they write, nor about the loss of power of a file server.
 """
 
 from __future__ import annotations
@@ -18,16 +21,19 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from harness.faults.mounts import require_root, run_command, undertaken
 from harness.faults.rules import FaultUnavailable
+from harness.hosts.kernel import Kernel, add_control, require_kernels
+from harness.hosts.network import Network, network
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, option
 from harness.scenarios.crew import Chain, Crew
 from harness.seeds import stream
+from harness.worker import Instruction
 
 FICLONE = 0x40049409
 IMAGE_BYTES = 400 << 20
@@ -40,8 +46,8 @@ FILE_SYSTEMS: dict[str, tuple[list[str], str]] = {
 WAYS: dict[str, dict[str, str]] = {
     "direct": {"io": "direct", "durability": "cache"},
     "buffered": {"io": "buffered", "durability": "cache"},
-    "direct, durable": {"io": "direct", "durability": "durable"},
-    "buffered, durable": {"io": "buffered", "durability": "durable"},
+    "direct durable": {"io": "direct", "durability": "durable"},
+    "buffered durable": {"io": "buffered", "durability": "durable"},
 }
 """Ways to store, as options of the tier."""
 
@@ -51,58 +57,91 @@ class PowerLossOptions(CommonOptions):
     """Options of `run power_loss`."""
 
     seconds: float = option(2.0, "how long is stored before the power fails, in each case", low=0.1)
-    processes: int = option(24, "processes in all: one that stores and one that finds, in each case", low=2)
+    processes: int = option(48, "processes in all: one that stores and one that finds, in each case", low=2)
     block_bytes: int = option(256 << 10, "size of a block", low=4096, multiple_of=4096)
     blocks: int = option(4, "blocks of a chain", low=1)
     slots: int = option(64, "blocks that a process holds in memory at once", low=2)
     file_systems: str = option(",".join(FILE_SYSTEMS), "file systems, between commas")
+    ways: str = option(",".join(WAYS), "ways to store, between commas")
+    failures: str = option("snapshot,kernel", "how the power fails, between commas")
 
 
 class Plan(NamedTuple):
-    """The file systems of this run."""
+    """The file systems of this run, the ways to store, and how the power fails."""
 
     file_systems: list[str]
+    ways: list[str]
+    failures: list[str]
     source: str
 
 
 def prepare(options: PowerLossOptions) -> Plan:
-    chosen = [name.strip() for name in options.file_systems.split(",")]
-    if unknown := set(chosen) - set(FILE_SYSTEMS):
-        raise UsageError(f"--file-systems has {', '.join(sorted(unknown))}; valid choices: {', '.join(FILE_SYSTEMS)}")
+    file_systems = _chosen("--file-systems", options.file_systems, FILE_SYSTEMS)
+    ways = _chosen("--ways", options.ways, WAYS)
+    failures = _chosen("--failures", options.failures, FAILURES)
     if os.geteuid() != 0:
         raise UsageError("power_loss mounts images and takes root")
-    return Plan(chosen, f"{len(chosen)} file systems, {len(WAYS)} ways to store")
+    source = f"{len(file_systems)} file systems, {len(ways)} ways to store, power fails by {' and '.join(failures)}"
+    return Plan(file_systems, ways, failures, source)
+
+
+def _chosen(name: str, text: str, valid: Iterable[str]) -> list[str]:
+    chosen = [word.strip() for word in text.split(",")]
+    if unknown := set(chosen) - set(valid):
+        raise UsageError(f"{name} has {', '.join(sorted(unknown))}; valid choices: {', '.join(valid)}")
+    return chosen
 
 
 def run(context: Context, plan: Plan) -> None:
     """Every way on every file system, one after the other."""
-    random = stream(context.options.seed or 0, "power_loss")
     crew = Crew(context)
     number = 0
-    try:
-        with _cloning_disk() as disk:
-            for name in plan.file_systems:
-                for way in WAYS:
-                    _case(context, crew, disk, number, name, way, random.uniform(0.0, 0.3))
-                    number += 1
-    except FaultUnavailable as reason:
-        context.note(time.monotonic(), "skip", str(reason))
+    for failure in plan.failures:
+        random = stream(context.options.seed or 0, "power_loss", failure)
+        try:
+            with FAILURES[failure](context) as machine:
+                for name in plan.file_systems:
+                    for way in plan.ways:
+                        _case(context, crew, machine, number, name, way, random.uniform(0.0, 0.3))
+                        number += 1
+        except FaultUnavailable as reason:
+            context.note(time.monotonic(), "skip", f"power that fails by {failure}: {reason}")
+
+
+class _Failed(NamedTuple):
+    """A failure of the power: what had been reported before `failed_seconds` counts, what began after `found_seconds`
+    cannot be in the image that is `found`."""
+
+    failed_seconds: float
+    found_seconds: float
+    found: Path
+
+
+class _Machine(Protocol):
+    """Where the storing process runs, and whose power fails; images lie in `disk`."""
+
+    failure: str
+    disk: Path
+
+    def on(self, image: Path, file_system: str) -> contextlib.AbstractContextManager[tuple[Path, str]]:
+        """Powered on with the image's file system mounted: its folder, and the interpreter of processes there."""
+
+    def fail(self, image: Path, order: int, crew: Crew, writer: int, moment_seconds: float) -> _Failed:
+        """Fail at a moment after the writer was given this order."""
 
 
 def _case(
-    context: Context, crew: Crew, disk: Path, number: int, file_system: str, way: str, moment_seconds: float
+    context: Context, crew: Crew, machine: _Machine, number: int, file_system: str, way: str, moment_seconds: float
 ) -> None:
     options: PowerLossOptions = context.options
     writer, reader = 2 * number, 2 * number + 1
-    image, clone = disk / f"{number}.img", disk / f"{number}.clone"
-    mkfs, mount_options = FILE_SYSTEMS[file_system]
+    image = machine.disk / f"{number}.img"
     with open(image, "wb") as file:
         file.truncate(IMAGE_BYTES)
-    run_command(file_system, *mkfs, str(image))
+    run_command(file_system, *FILE_SYSTEMS[file_system][0], str(image))
     chains: list[Chain] = []
-    with _mounted(image, mount_options, file_system) as folder:
-        os.sync()
-        _start(context, crew, writer, folder, way)
+    with machine.on(image, file_system) as (folder, python):
+        _start(context, crew, writer, folder, way, python)
         until = time.monotonic() + options.seconds + moment_seconds
         stored_max = IMAGE_BYTES // 2
         while time.monotonic() < until and len(chains) * options.blocks * options.block_bytes < stored_max:
@@ -111,32 +150,118 @@ def _case(
             order = crew.order({writer: {"store": fresh}})
             if time.monotonic() < until:
                 crew.settle(order, [writer])
+        context.workers.until(lambda: False, max(0.0, until - time.monotonic()))  # the disk is half full, or it is time
         last = [crew.chain(options.blocks) for _ in range(options.slots // options.blocks // 2)]
         order = crew.order({writer: {"store": last}}, together=True)
-        context.workers.until(lambda: False, moment_seconds / 10 + 0.02)  # the power fails while these are on their way
-        failed_seconds = time.monotonic()
-        _clone(image, clone)
-        cloned_seconds = time.monotonic()
+        failed = machine.fail(image, order, crew, writer, moment_seconds)
         crew.settle(order, [writer])
         crew.end([writer])
-    case = {"file_system": file_system, "way": way, "writer": writer, "reader": reader}
-    case |= {"durable": WAYS[way]["durability"] == "durable", "cloned_seconds": cloned_seconds}
-    context.note(failed_seconds, "power", f"{file_system}, {way}", **case)
-    context.note(failed_seconds, "fault", f"the power fails on {file_system}, {way}", process=-1)
-    with _mounted(clone, mount_options, file_system) as folder:
-        _start(context, crew, reader, folder, way)
+    what = f"{file_system}, {way}, by {machine.failure}"
+    case = {"failure": machine.failure, "file_system": file_system, "way": way, "writer": writer, "reader": reader}
+    case |= {"durable": WAYS[way]["durability"] == "durable", "found_seconds": failed.found_seconds}
+    context.note(failed.failed_seconds, "power", what, **case)
+    with _mounted(failed.found, file_system) as folder:
+        _start(context, crew, reader, folder, way, context.python)
         crew.do({reader: {"find": [*chains, *last]}})
         crew.end([reader])
     image.unlink()
-    clone.unlink()
+    if failed.found != image:
+        failed.found.unlink()
 
 
-def _start(context: Context, crew: Crew, process: int, folder: Path, way: str) -> None:
-    tier_options = {**context.options.tier_options(), **WAYS[way]}
-    child = context.start(process, "obey", {}, root_dir=str(folder), options=tier_options)
+def _start(context: Context, crew: Crew, process: int, folder: Path, way: str, python: str) -> None:
+    options = {**context.options.tier_options(), **WAYS[way]}
+    # A kernel of its own has another working directory.
+    setup = context.setup(process, root_dir=str(folder), options=options, run_dir=str(context.run_dir.resolve()))
+    child = context.workers.start(Instruction(context.options.tier, setup, {}, "obey"), None, python)
     context.workers.await_ready([child])
     context.workers.go([child])
     crew.members[process] = child
+
+
+class _Cloned:
+    """This machine, which goes on: what is found is a clone."""
+
+    failure = "snapshot"
+
+    def __init__(self, context: Context, disk: Path) -> None:
+        self.disk = disk
+        self._context = context
+
+    @contextlib.contextmanager
+    def on(self, image: Path, file_system: str) -> Iterator[tuple[Path, str]]:
+        with _mounted(image, file_system) as folder:
+            run_command(file_system, "sync", "-f", str(folder))
+            yield folder, self._context.python
+
+    def fail(self, image: Path, order: int, crew: Crew, writer: int, moment_seconds: float) -> _Failed:
+        self._context.workers.until(lambda: False, moment_seconds / 10 + 0.02)  # while the order's stores are under way
+        failed_seconds = time.monotonic()
+        self._context.note(failed_seconds, "fault", "the disk is cloned", process=-1)
+        _clone(image, clone := image.with_suffix(".clone"))
+        return _Failed(failed_seconds, time.monotonic(), clone)
+
+
+@contextlib.contextmanager
+def _by_snapshot(context: Context) -> Iterator[_Machine]:
+    with _cloning_disk() as disk:
+        yield _Cloned(context, disk)
+
+
+class _OwnKernel:
+    """A kernel that is killed: what is found is its disk. What its last process wrote into its history was reported."""
+
+    failure = "kernel"
+
+    def __init__(self, context: Context, disk: Path, net: Network) -> None:
+        self.disk = disk
+        self._context, self._net = context, net
+
+    @contextlib.contextmanager
+    def on(self, image: Path, file_system: str) -> Iterator[tuple[Path, str]]:
+        folder = Path("/mnt/disk")
+        kind, mount_options = file_system.split()[0], FILE_SYSTEMS[file_system][1]
+        lines = (
+            # As on a host with much memory, nobody writes back because there is too much to write back.
+            f"echo {IMAGE_BYTES} > /proc/sys/vm/dirty_background_bytes; echo {IMAGE_BYTES} > /proc/sys/vm/dirty_bytes\n"
+            f"mknod /run/disk b 98 0; mkdir {folder}\nmount -t {kind} -o {mount_options} /run/disk {folder} || exit 1"
+        )
+        writable = self._context.run_dir.resolve()
+        self._kernel = Kernel(0, self.disk, self._net, writable, lines, [f"ubd0={image}"])
+        try:
+            self._kernel.boot()
+            self._kernel.await_ready()
+            yield folder, self._kernel.python(self._context.python)
+        finally:
+            self._kernel.kill()
+
+    def fail(self, image: Path, order: int, crew: Crew, writer: int, moment_seconds: float) -> _Failed:
+        crew.await_begun(order, [writer])  # its calls are slow, and it is told over a network
+        self._context.workers.until(lambda: False, moment_seconds / 10)
+        self._context.note(time.monotonic(), "fault", "the kernel is killed", process=writer)
+        self._kernel.kill()
+        crew.members[writer].kill()  # what ran it from here, and would notice in some seconds
+        now = time.monotonic()
+        return _Failed(now, now, image)
+
+
+@contextlib.contextmanager
+def _by_kernel(context: Context) -> Iterator[_Machine]:
+    require_kernels("a kernel of its own")
+    require_root("a kernel of its own")
+    with contextlib.ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="power-loss-", ignore_cleanup_errors=True))
+        net = stack.enter_context(network(Path(name)))
+        add_control(net, [0])
+        (disk := Path(name, "disk")).mkdir()
+        yield _OwnKernel(context, disk, net)
+
+
+FAILURES: dict[str, Callable[[Context], contextlib.AbstractContextManager[_Machine]]] = {
+    "snapshot": _by_snapshot,
+    "kernel": _by_kernel,
+}
+"""How the power fails."""
 
 
 def _clone(image: Path, clone: Path) -> None:
@@ -161,11 +286,11 @@ def _cloning_disk() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _mounted(image: Path, mount_options: str, what: str) -> Iterator[Path]:
+def _mounted(image: Path, file_system: str) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="mounted-", dir=image.parent.parent))
     commands: Any = (["umount", "-l", str(folder)], ["rmdir", str(folder)])
     with undertaken(*commands):
-        run_command(what, "mount", "-o", f"loop,{mount_options}", str(image), str(folder))
+        run_command(file_system, "mount", "-o", f"loop,{FILE_SYSTEMS[file_system][1]}", str(image), str(folder))
         yield folder
         subprocess.run(["umount", str(folder)], check=False)
 

@@ -11,6 +11,7 @@ from harness.bench.compare import METRICS, chunk
 from harness.bench.contest import Contestant, in_turn
 from harness.bench.disk import Disk, plain_folder
 from harness.bench.plan import SECTIONS, SMOKE, Bench
+from harness.bench.show import rows
 from harness.bench.targets import targets
 
 
@@ -46,6 +47,20 @@ def test_a_section_yields_its_figures(bench: Bench, section: str, figures: set[s
     assert {sample.metric for sample in samples if sample.contestant == "kvtier"} == figures
     assert all(sample.value > 0 for sample in samples)
     assert {target.outcome for target in targets(samples)} <= {"met", "missed", "unclear", "unmeasured"}
+
+
+def test_durability_is_told_as_a_share_of_the_same_tier_without_it(tmp_path: Path, kvtier: Contestant) -> None:
+    durable = Contestant("kvtier-durable")
+    with plain_folder(tmp_path) as disk:
+        samples = list(SECTIONS["durability"](Bench(SMOKE, disk, [kvtier, durable], tmp_path)))
+    durable.close()
+    assert durable.gaps == []
+    head, row = rows({"samples": samples})
+    shown = dict(zip(head, row, strict=True))
+    assert (shown["row"], shown["metric"]) == ("64 KiB", "store, MiB/s")
+    by_name = {sample.contestant: sample.value for sample in samples}
+    share = by_name["kvtier-durable"] / by_name["kvtier"]
+    assert shown["kvtier-durable / kvtier"].startswith(f"{share:.3g} ")
 
 
 def test_a_tier_that_fails_has_no_figure_but_a_reason(tmp_path: Path, kvtier: Contestant) -> None:

@@ -258,7 +258,8 @@ def test_an_outage_that_met_nothing_is_unknown() -> None:
 
 
 def _after_power(load: Job | None, durable: bool) -> Verdict:
-    case = {"file_system": "ext4", "way": "direct", "writer": 0, "reader": 1, "durable": durable, "cloned_seconds": 2.1}
+    case = {"failure": "snapshot", "file_system": "ext4", "way": "direct", "writer": 0, "reader": 1}
+    case |= {"durable": durable, "found_seconds": 2.1}
     jobs = [store(0, 1.0, 1.5), store(0, 1.9, 2.5, [3])]
     power = Note(-1, 2.0, "power", "ext4, direct", case)
     return power_loss.check(History.of([power, *jobs, *([load] if load else [])]))
