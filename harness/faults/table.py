@@ -43,6 +43,8 @@ OWED: dict[str, str] = {
 _LOAD = ("no wrong byte", "one result", "reported", "others unharmed", "counted")
 _STORE = ("no block", "one result", "reported", "others unharmed", "counted", "no litter")
 _BOTH = (*_STORE, "no wrong byte")
+_HALF = {"path": "*[02468ace].bin"}
+"""Half of the blocks, by their names: the kernel asks again by itself after ESTALE, so each second call would not do."""
 
 
 class Fault(NamedTuple):
@@ -82,8 +84,6 @@ _OF_RULES = [
     _rule("eacces_create", "no file may be made", "store", _STORE, Rule("create mkdir", "EACCES")),
     _rule("erofs", "suddenly read-only", "store", _STORE, Rule("create write mkdir rename", "EROFS")),
     _rule("eexist_rename", "each second rename: name taken", "store", _STORE, Rule("rename", "EEXIST", every=2)),
-    _rule("estale_rename", "each second rename: stale handle", "store", _STORE, Rule("rename", "ESTALE", every=2)),
-    _rule("estale_open", "each second open: stale handle", "load", _LOAD, Rule("open", "ESTALE", every=2)),
     _rule(
         "reply_lost",
         "renames and links are done and then reported failed, as when a network file system's reply is lost",
@@ -162,6 +162,20 @@ _OF_RULES = [
     ),
 ]
 
+_OF_A_LOST_SERVER = [
+    _rule(f"{error.lower()}_{what}", f"{error}: {text}", hits, owes, Rule(operations, error, **which))
+    for error in ("ESTALE", "EREMOTEIO", "ENOTCONN", "ESHUTDOWN")
+    for what, text, hits, owes, operations, which in (
+        ("probe", "every probe of half of the blocks fails", "lookup", _LOAD, "getattr", _HALF),
+        ("open", "half of the blocks cannot be opened", "load", _LOAD, "open", _HALF),
+        ("read", "half of the blocks cannot be read", "load", _LOAD, "read", _HALF),
+        ("write", "each second write fails", "store", _STORE, "write", {"every": 2}),
+        ("publish", "half of the blocks cannot get their names", "store", _STORE, "rename link", _HALF),
+        ("all", "every call fails", "load", _BOTH, "*", {}),
+    )
+]
+"""What clients of network file systems say of a server that is away, or of a file that another host has replaced."""
+
 _OF_THE_SYSTEM = [
     Fault("disconnected", "disconnect", "the file system's server dies and comes back", ("store", "load"), _BOTH,
           reasons=("ENOTCONN", "ECONNABORTED", "EIO")),
@@ -205,7 +219,7 @@ _OF_DAMAGE = [
     for name, damage in DAMAGES.items()
 ]  # fmt: skip
 
-FAULTS: dict[str, Fault] = {f.name: f for f in [*_OF_RULES, *_OF_THE_SYSTEM, *_OF_SYSTEM_CALLS, *_OF_DAMAGE]}
+FAULTS: dict[str, Fault] = {f.name: f for f in [*_OF_RULES, *_OF_A_LOST_SERVER, *_OF_THE_SYSTEM, *_OF_SYSTEM_CALLS, *_OF_DAMAGE]}
 """All faults by name. Scenarios give the rules and damages their own seed (`dataclasses.replace(rule, seed=...)`)."""
 
 
