@@ -5,6 +5,7 @@ Pure data: the mechanisms live beside it (`mounts`, `processes`, `damage`), and 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from harness.faults.damage import DAMAGES
@@ -43,8 +44,8 @@ OWED: dict[str, str] = {
 _LOAD = ("no wrong byte", "one result", "reported", "others unharmed", "counted")
 _STORE = ("no block", "one result", "reported", "others unharmed", "counted", "no litter")
 _BOTH = (*_STORE, "no wrong byte")
-_HALF = {"path": "*[02468ace].bin"}
-"""Half of the blocks, by their names: the kernel asks again by itself after ESTALE, so each second call would not do."""
+_HALF = "*[02468ace].bin"
+"""Half of the blocks, by their names: the kernel asks again by itself after ESTALE, which would hide each second."""
 
 
 class Fault(NamedTuple):
@@ -162,17 +163,18 @@ _OF_RULES = [
     ),
 ]
 
+_LOST: dict[str, tuple[str, Stage, tuple[str, ...], Rule]] = {
+    "probe": ("every probe of half of the blocks fails", "lookup", _LOAD, Rule("getattr", "EIO", path=_HALF)),
+    "open": ("half of the blocks cannot be opened", "load", _LOAD, Rule("open", "EIO", path=_HALF)),
+    "read": ("half of the blocks cannot be read", "load", _LOAD, Rule("read", "EIO", path=_HALF)),
+    "write": ("each second write fails", "store", _STORE, Rule("write", "EIO", every=2)),
+    "publish": ("half of the blocks cannot get their names", "store", _STORE, Rule("rename link", "EIO", path=_HALF)),
+    "all": ("every call fails", "load", _BOTH, Rule("*", "EIO")),
+}
 _OF_A_LOST_SERVER = [
-    _rule(f"{error.lower()}_{what}", f"{error}: {text}", hits, owes, Rule(operations, error, **which))
+    _rule(f"{error.lower()}_{name}", f"{error}: {what}", hits, owes, replace(rule, action=error))
     for error in ("ESTALE", "EREMOTEIO", "ENOTCONN", "ESHUTDOWN")
-    for what, text, hits, owes, operations, which in (
-        ("probe", "every probe of half of the blocks fails", "lookup", _LOAD, "getattr", _HALF),
-        ("open", "half of the blocks cannot be opened", "load", _LOAD, "open", _HALF),
-        ("read", "half of the blocks cannot be read", "load", _LOAD, "read", _HALF),
-        ("write", "each second write fails", "store", _STORE, "write", {"every": 2}),
-        ("publish", "half of the blocks cannot get their names", "store", _STORE, "rename link", _HALF),
-        ("all", "every call fails", "load", _BOTH, "*", {}),
-    )
+    for name, (what, hits, owes, rule) in _LOST.items()
 ]
 """What clients of network file systems say of a server that is away, or of a file that another host has replaced."""
 
@@ -219,7 +221,8 @@ _OF_DAMAGE = [
     for name, damage in DAMAGES.items()
 ]  # fmt: skip
 
-FAULTS: dict[str, Fault] = {f.name: f for f in [*_OF_RULES, *_OF_A_LOST_SERVER, *_OF_THE_SYSTEM, *_OF_SYSTEM_CALLS, *_OF_DAMAGE]}
+_ALL = [*_OF_RULES, *_OF_A_LOST_SERVER, *_OF_THE_SYSTEM, *_OF_SYSTEM_CALLS, *_OF_DAMAGE]
+FAULTS: dict[str, Fault] = {fault.name: fault for fault in _ALL}
 """All faults by name. Scenarios give the rules and damages their own seed (`dataclasses.replace(rule, seed=...)`)."""
 
 
