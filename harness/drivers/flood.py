@@ -27,6 +27,9 @@ FRESH_BYTES = 1 << 30
 flood goes on, the disk does not fill."""
 PROCESS_BLOCKS_MAX = 1 << 25
 """Ids of one process: those stored before the floods, then those that the floods store."""
+STRANGERS = 512
+"""Blocks that nobody stores, looked up in turn where a device may hang: what a tier remembers asks no device."""
+STRANGER = -1  # their tag
 PROBES_MIN = 9
 ROUNDS_MAX = 8
 PATIENCE_SECONDS = 10.0
@@ -43,6 +46,7 @@ class Flood:
         self._stored = [base + STORED_BASE + i for i in range(stored_blocks)]
         fresh = max(FRESH_BLOCKS_MIN, FRESH_BYTES // worker.setup.block_bytes)
         self._fresh = itertools.cycle(range(base + FRESH_BASE, base + FRESH_BASE + fresh))
+        self._strangers = itertools.cycle(range(base + FRESH_BASE - STRANGERS, base + FRESH_BASE))
         self._at = 0
         self._questions: list[Question] = []
         self._ended: dict[int, int] = {}
@@ -70,7 +74,7 @@ class Flood:
     ) -> None:
         """Flood for so long, and until so many probes and rounds of the flood have ended. Probes have the tag
         2 * number + 1, the flood's jobs 2 * number. With `recovery_seconds_max` only those count that succeed after
-        that time, and they are waited for so long."""
+        that time, and they are waited for so long; and all the while somebody asks for a block that is not there."""
         patience = PATIENCE_SECONDS if recovery_seconds_max is None else recovery_seconds_max
         self._ended, self._answer_seconds, counts_anew = {2 * number: 0, 2 * number + 1: 0}, 0.0, False
         depths: list[int] = []
@@ -91,6 +95,8 @@ class Flood:
             if not self._under_way(2 * number + 1):
                 depths.append(self._under_way(2 * number))
                 self._begin(2 * number + 1, probe, 1)
+            if recovery_seconds_max is not None and not self._under_way(STRANGER):
+                self._questions.append(self.jobs.ask(STRANGER, [next(self._strangers)]))
             self._pass(failed_too=recovery_seconds_max is None)
         over = time.monotonic()
         self.worker.counts["over"] = number
