@@ -62,6 +62,15 @@ class Root(NamedTuple):
     oldest_seconds: float
 
 
+class Room(NamedTuple):
+    """Bytes that may come until a root is at its low and high water marks (negative: beyond them), and those that
+    stores may add: up to the limit, but not more than lie between it and the low water mark."""
+
+    low: float
+    high: float
+    stores: float
+
+
 class Evicted(NamedTuple):
     """What one round took from one folder; `ages_seconds` of up to `AGES_MAX` of the files, `keys` of up to
     `EVICTED_KEYS_MAX`. Times: `time.monotonic()`; the lease was held all the while."""
@@ -101,7 +110,7 @@ class Capacity:
     same: an eighth of the room that is left, or of what lies above the low water mark if that is less, less what it
     still writes. So with up to `WRITERS` processes the blocks never exceed `max_bytes` by more than
     `(1 - low_water) * max_bytes`, the error of a sample (1 %) and a block per process; with n times as many, by n times
-    as much.
+    as much. The same holds for `min_free_bytes`, whose marks lie at `min_free_bytes / water`, as far as blocks go.
     """
 
     def __init__(self, root_dir: str, config: CapacityConfig) -> None:
@@ -110,6 +119,8 @@ class Capacity:
         self.root: Root | None = None  # None before the first measurement
         self.excess_bytes = 0.0  # to go when last measured
         self.swept_files = 0
+        self._room = Room(0.0, 0.0, 0.0)  # when last measured
+        self._reason: FileEvictionReason = "max_bytes"
         self._granted: Root | None = None  # the measurement that the budget comes from
         self._budget = 0.0
         self._pending = 0  # bytes admitted, and not known to be written
@@ -151,13 +162,10 @@ class Capacity:
     def admit(self, blocks: int, file_bytes: int) -> int:
         """How many of `blocks` files may be stored now; `settle` must follow. A refusal brings the next round forward.
         The last block may go over the budget, so that any limit lets something through."""
-        if self.config.max_bytes is None:
-            return blocks
         if self.root is not None and self.root is not self._granted:
             self._granted = self.root
-            room = self.config.max_bytes - max(self.root.bytes, self.config.max_bytes * self.config.low_water)
-            self._wanted = room / WRITERS < file_bytes
-            self._budget = room / WRITERS - self._pending
+            share = self._room.stores / WRITERS
+            self._wanted, self._budget = share < file_bytes, share - self._pending
         admitted = max(0, min(blocks, math.ceil(self._budget / file_bytes)))
         self._budget -= admitted * file_bytes
         self._pending += admitted * file_bytes
@@ -220,10 +228,8 @@ class Capacity:
         now = time.monotonic()
         if self._listen():
             self._leading, self._heard_seconds = False, now
-            self._excess()
-            assert self.root is not None
             # Stores wait here, which the leader does not know, and below the high water mark it does nothing.
-            return self._wanted and self.root.bytes <= (self.config.max_bytes or 0) * self.config.high_water
+            return self._wanted and self._room.high >= 0
         waited = now - self._heard_seconds > PATIENCE_SECONDS
         return self._leading or not self._busy() or (waited and self._refused)
 
@@ -249,8 +255,7 @@ class Capacity:
     def _pause(self) -> float:
         if self._draining or self.root is None:  # others, if there are any without jobs, are to be first
             return YIELD_SECONDS if self._busy() else PAUSE_SECONDS_MIN
-        room = (self.config.max_bytes or self.root.bytes) * self.config.high_water - self.root.bytes
-        due = room / self._growth / 2 if self._growth > 0 else PAUSE_SECONDS_MAX
+        due = self._room.high / self._growth / 2 if self._growth > 0 else PAUSE_SECONDS_MAX
         return min(PAUSE_SECONDS_MAX, max(PAUSE_SECONDS_MIN, due))
 
     # --- the lease, and what its file says ---
@@ -307,10 +312,24 @@ class Capacity:
         return measured
 
     def _note(self, root: Root) -> None:
-        now = time.monotonic()
+        """What a measurement means: how much room there is, how much must go, and whether stores wait for it. Nothing
+        goes below the high water mark, unless stores wait; else down to the low one."""
+        now, rooms = time.monotonic(), dict[FileEvictionReason, Room]()
+        used, low, high = root.bytes, self.config.low_water, self.config.high_water
+        if (limit := self.config.max_bytes) is not None:
+            rooms["max_bytes"] = Room(limit * low - used, limit * high - used, limit - max(used, limit * low))
+        if (least := self.config.min_free_bytes) is not None:
+            status = os.statvfs(self.root_dir)
+            free = status.f_bavail * status.f_frsize
+            rooms["min_free_bytes"] = Room(free - least / low, free - least / high, min(free, least / low) - least)
+        room = Room(*map(min, zip(*rooms.values(), strict=True)))
         if self.root is not None:
-            self._grew = root.bytes > GREW * self.root.bytes
-            self._growth = max(0.0, (root.bytes - self.root.bytes) / max(1e-3, now - self._measured_seconds))
+            self._grew = used > GREW * self.root.bytes
+            self._growth = max(0.0, (self._room.high - room.high) / max(1e-3, now - self._measured_seconds))
+        self._room, self._reason = room, min(rooms, key=lambda reason: rooms[reason].low)
+        hurry = self._wanted or self._hurry or (self._draining and self._grew) or room.high + room.stores < 0
+        self._draining = (room.low if self._wanted or self._draining else room.high) < 0
+        self._hurry, self.excess_bytes = hurry and self._draining, -room.low if self._draining else 0.0
         self.root, self._measured_seconds, self._refused = root, now, False
 
     def _measure(self, folder: Folder) -> Measured:
@@ -330,30 +349,9 @@ class Capacity:
 
     # --- what has to go ---
 
-    def _excess(self) -> tuple[FileEvictionReason, float, bool]:
-        """Why and how many bytes must go, and whether stores wait for it; nothing below the high water mark, else down
-        to the low one."""
-        assert self.root is not None
-        limit, least, used = self.config.max_bytes, self.config.min_free_bytes, self.root.bytes
-        low, high = self.config.low_water, self.config.high_water
-        reason: FileEvictionReason = "max_bytes"
-        excess, hurry = 0.0, self._wanted or self._hurry or (self._draining and self._grew)
-        if limit is not None and used > limit * (low if self._wanted or self._draining else high):
-            excess = used - limit * low
-            hurry |= used > limit * (1 + high) / 2
-        if least is not None:
-            status = os.statvfs(self.root_dir)
-            free = status.f_bavail * status.f_frsize
-            if free < least / (low if self._draining else high) and least / low - free > excess:
-                reason, excess = "min_free_bytes", least / low - free
-                hurry |= free < least
-        self._draining, self._hurry, self.excess_bytes = excess > 0, hurry and excess > 0, excess
-        return reason, excess, self._hurry
-
     def _plan(self, measured: list[Measured]) -> Plan:
-        reason, excess, hurry = self._excess()
-        quotas = [(m, quota, _cutoff(m.sample, quota / m.bytes)) for quota, m in self._quotas(measured, excess)]
-        return Plan(reason, hurry, quotas)
+        quotas = self._quotas(measured, self.excess_bytes)
+        return Plan(self._reason, self._hurry, [(m, quota, _cutoff(m.sample, quota / m.bytes)) for quota, m in quotas])
 
     def _quotas(self, measured: list[Measured], excess: float) -> list[tuple[float, Measured]]:
         """How much each folder gives: those above an equal share first, down to a common level, so that no model can

@@ -150,8 +150,8 @@ class RunConfig(_FromMapping):
 class CapacityConfig(_FromMapping):
     """How large a root may grow: `max_bytes` of blocks and/or `min_free_bytes` on its file system.
 
-    Eviction begins above `high_water` of the limit and ends at `low_water`. `shares` gives models (by name) a weight
-    other than 1: a model loses blocks only while it holds more than its share.
+    Eviction begins above `high_water` of the limit and ends at `low_water`; stores beyond the limit are refused.
+    `shares` gives models (by name) a weight other than 1: a model loses blocks only while it holds more than its share.
     """
 
     max_bytes: int | None = None

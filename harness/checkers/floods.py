@@ -4,7 +4,12 @@ A phase is a flood of jobs of one class or of one size, kept deeper than the tie
 time, the next when the last has ended. Per phase:
 1. a probe of the other class must end before the flood does; none ended, while the flood finished at least
    `FLOOD_FACTOR` * threads jobs, is starvation, whatever the schedule says;
-2. while one call of the device hangs for ever (notes "hang" to "lifted"), jobs of both classes go on ending;
+2. while one call of the device hangs for ever (notes "hang" to "lifted"), jobs of both classes go on ending. Where the
+   process's host is cut off from its volume (detail "cut"), no call of either class can end well, and instead:
+   no lookup waits for its answer longer than `hung_seconds_max` (option); no task waits for longer behind fewer hung
+   tasks of its own class than it has threads, which were then held by the other class; where the tier tells of lost
+   threads (gauges "*_threads_lost") it tells of some so long after a task hangs at most, never of more than there are
+   threads, and of none at the end; the jobs end after the heal, and then both classes succeed, in the same process;
 3. a probe of the other class waits for blocks, not for whole jobs (head of line): behind jobs that are `size` times
    larger its mean wait may grow by the root of `size`, which is halfway, in factors, from not at all to in proportion.
    Judged for sizes at least `SIZE_FACTOR_MIN` apart, both floods deeper than the threads.
@@ -26,9 +31,10 @@ from statistics import fmean, median
 from typing import Any
 
 from harness.checkers.base import Findings, Value, Verdict, milliseconds
-from harness.history import History, Job, Note
+from harness.history import Direction, History, Job, Note
 
 FLOOD_FACTOR = 4
+CLASSES: tuple[Direction, Direction] = ("load", "store")
 SIZE_FACTOR_MIN = 32
 """Sizes that are nearer to each other would be told apart by noise."""
 
@@ -67,7 +73,10 @@ def check(history: History) -> Verdict:
         elif not phase["probes_ended"]:
             doubts.append(f"{who}: none ended, and few of the flood ({phase['flood_ended']})")
     _judge_head_of_line(phases, findings)
-    hung = [_judge_hang(note, history, findings) for note in history.notes if note.kind == "hang"]
+    hangs = [note for note in history.notes if note.kind == "hang"]
+    cuts = [_judge_cut(note, history, findings) for note in hangs if note.detail.get("cut")]
+    hung = [_judge_hang(note, history, findings) for note in hangs if not note.detail.get("cut")]
+    cut_off = {(cut["process"], cut["number"]) for cut in cuts}
     crossed = [p for p in phases if p["probe"] != p["flood"]]
     skipped = [n.text for n in history.notes if n.kind == "skipped"]
     value: Value = "false" if findings else "unknown" if doubts else "true"
@@ -76,7 +85,8 @@ def check(history: History) -> Verdict:
         value, why = "unknown", "no phase in which one class flooded the other; "
     elif not findings and not any(p["deep"] for p in crossed):
         value, why = "unknown", "no flood was deeper than the threads; "
-    worst = max(crossed, key=lambda p: p["longest_gap_seconds"], default=None)
+    undisturbed = (p for p in crossed if (p["process"], p["number"]) not in cut_off)
+    worst = max(undisturbed, key=lambda p: p["longest_gap_seconds"], default=None)
     deep = sum(p["deep"] for p in crossed)
     through = f"{sum(p['probes_ended'] for p in crossed)} probes through {len(crossed)} floods"
     parts = [f"{why}{through}, {deep} of them of more jobs than threads as a rule"]
@@ -90,8 +100,15 @@ def check(history: History) -> Verdict:
     parts += [f"in its own class: {line}" for line in lines.values()]
     if hung:
         parts.append(f"{len(hung)} hung calls survived" if not findings else f"{len(hung)} hung calls")
+    if cuts:
+        slowest = {name: milliseconds(max(cut[name] for cut in cuts)) for name in ("answer_seconds", "again_seconds")}
+        parts.append(
+            f"{len(cuts)} processes were cut off in a flood: {max(cut['threads_lost'] for cut in cuts):g} threads of a "
+            f"class replaced at a time, answers to lookups in {slowest['answer_seconds']} at most, both classes again "
+            f"{slowest['again_seconds']} after the heal"
+        )
     parts += [f"skipped: {text}" for text in skipped]
-    data = {"phases": phases, "own_class": lines, "hangs": hung, "skipped": skipped}
+    data = {"phases": phases, "own_class": lines, "hangs": hung, "cuts": cuts, "skipped": skipped}
     return Verdict("floods", value, "; ".join(parts), [*findings.list(), *doubts], data)
 
 
@@ -128,7 +145,7 @@ def _judge_hang(note: Note, history: History, findings: Findings) -> dict[str, A
     threads = int(detail.get("read_threads") or 0) + int(detail.get("write_threads") or 0)
     mine = [j for j in history.jobs if j.process == process and j.results]
     meanwhile = [j for j in mine if note.monotonic_seconds < j.finished_seconds < lifted]
-    ended = {direction: sum(j.direction == direction for j in meanwhile) for direction in ("load", "store")}
+    ended = {direction: sum(j.direction == direction for j in meanwhile) for direction in CLASSES}
     begun = {j.direction for j in meanwhile if j.submitted_seconds > note.monotonic_seconds}
     seconds = lifted - note.monotonic_seconds
     for direction, count in ended.items():
@@ -139,6 +156,72 @@ def _judge_hang(note: Note, history: History, findings: Findings) -> dict[str, A
                 f"{milliseconds(seconds)}, and {count} of those before"
             )
     return {"process": process, "what": note.text, "seconds": seconds, "ended": ended}
+
+
+def _judge_cut(note: Note, history: History, findings: Findings) -> dict[str, Any]:
+    """Rule 2 for a process whose host was cut off."""
+    process, number, since = note.detail["process"], note.detail["number"], note.monotonic_seconds
+    bound = float(history.options.get("hung_seconds_max", 15.0))
+    heals = [n.monotonic_seconds for n in history.notes if n.kind == "lifted" and n.monotonic_seconds > since]
+    until, who = min(heals, default=math.inf), f"process {process}, while {note.text}"
+    phases = [n.detail for n in history.notes if n.process == process and n.kind == "flood"]
+    phase = next((p for p in phases if p["number"] == number), {"answer_seconds": math.inf, "settled": False})
+    if phase["answer_seconds"] > bound:
+        findings.add(f"{who}: a lookup had no answer for {milliseconds(phase['answer_seconds'])}")
+    if not phase["settled"]:
+        findings.add(f"{who}: not all of its jobs had ended by the end of the phase")
+    detail = next((s.detail for s in history.starts if s.process == process), {})
+    threads = {"load": int(detail.get("read_threads") or 0), "store": int(detail.get("write_threads") or 0)}
+    tasks = [t for t in history.tasks if t.process == process and t.finished_seconds > since]
+    gauges = [g for g in history.gauges if g.process == process]
+    told = any("load_threads_lost" in g.values for g in gauges)
+    for task in tasks:
+        came, began = max(task.enqueued_seconds, since), max(task.started_seconds, since)
+        if min(task.started_seconds, until) - came > bound:
+            hung = sum(
+                t.direction == task.direction and t.started_seconds <= came + bound < t.finished_seconds for t in tasks
+            )
+            if hung < threads[task.direction]:
+                findings.add(
+                    f"{who}: a {task.direction} waited {milliseconds(min(task.started_seconds, until) - came)} for a "
+                    f"thread, with {hung} hung {task.direction}s for {threads[task.direction]} threads of its class"
+                )
+        if told and min(task.finished_seconds, until) - began > bound:
+            name = f"{task.group}_threads_lost"
+            if not any(began <= g.monotonic_seconds <= began + bound and g.values.get(name) for g in gauges):
+                findings.add(
+                    f"{who}: a {task.direction} hung, and its thread was not replaced in {milliseconds(bound)}"
+                )
+    lost = {c: [g.values.get(f"{c}_threads_lost", 0.0) for g in gauges] or [0.0] for c in CLASSES}
+    again = {
+        c: min(
+            (
+                j.finished_seconds - until
+                for j in history.jobs
+                if j.process == process and j.direction == c and j.outcome == "ok" and j.submitted_seconds > until
+            ),
+            default=math.inf,
+        )
+        for c in CLASSES
+    }
+    for direction in CLASSES:
+        if max(lost[direction]) > threads[direction]:
+            findings.add(f"{who}: {max(lost[direction]):g} threads were lost at a time, of {threads[direction]}")
+        if lost[direction][-1]:
+            findings.add(f"{who}: {lost[direction][-1]:g} threads of {direction}s had not come back at the end")
+        if math.isinf(again[direction]):
+            findings.add(f"{who}: no {direction} of a job begun after the heal succeeded")
+    if any(stop.process == process and stop.exit_code for stop in history.stops):
+        findings.add(f"{who}: it did not survive it")
+    return {
+        "process": process,
+        "number": number,
+        "what": note.text,
+        "seconds": until - since,
+        "answer_seconds": phase["answer_seconds"],
+        "threads_lost": max(*lost["load"], *lost["store"]),
+        "again_seconds": max(again.values()),
+    }
 
 
 def _judge_head_of_line(phases: list[dict[str, Any]], findings: Findings) -> None:

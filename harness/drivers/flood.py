@@ -27,6 +27,9 @@ FRESH_BYTES = 1 << 30
 flood goes on, the disk does not fill."""
 PROCESS_BLOCKS_MAX = 1 << 25
 """Ids of one process: those stored before the floods, then those that the floods store."""
+STRANGERS = 512
+"""Blocks that nobody stores, looked up in turn where a device may hang: what a tier remembers asks no device."""
+STRANGER = -1  # their tag
 PROBES_MIN = 9
 ROUNDS_MAX = 8
 PATIENCE_SECONDS = 10.0
@@ -43,9 +46,11 @@ class Flood:
         self._stored = [base + STORED_BASE + i for i in range(stored_blocks)]
         fresh = max(FRESH_BLOCKS_MIN, FRESH_BYTES // worker.setup.block_bytes)
         self._fresh = itertools.cycle(range(base + FRESH_BASE, base + FRESH_BASE + fresh))
+        self._strangers = itertools.cycle(range(base + FRESH_BASE - STRANGERS, base + FRESH_BASE))
         self._at = 0
         self._questions: list[Question] = []
         self._ended: dict[int, int] = {}
+        self._answer_seconds = 0.0
 
     def prepare(self) -> None:
         """Store what will be loaded. A tier whose stores do not come through has nothing to load, and says so."""
@@ -65,10 +70,13 @@ class Flood:
         flood_jobs: int,
         probes_min: int = PROBES_MIN,
         rounds_min: int = 0,
+        recovery_seconds_max: float | None = None,
     ) -> None:
         """Flood for so long, and until so many probes and rounds of the flood have ended. Probes have the tag
-        2 * number + 1, the flood's jobs 2 * number."""
-        self._ended = {2 * number: 0, 2 * number + 1: 0}
+        2 * number + 1, the flood's jobs 2 * number. With `recovery_seconds_max` only those count that succeed after
+        that time, and they are waited for so long; and all the while somebody asks for a block that is not there."""
+        patience = PATIENCE_SECONDS if recovery_seconds_max is None else recovery_seconds_max
+        self._ended, self._answer_seconds, counts_anew = {2 * number: 0, 2 * number + 1: 0}, 0.0, False
         depths: list[int] = []
         while self._top_up(2 * number, flood, flood_blocks, flood_jobs):
             self._pass()  # what ended meanwhile is replaced later
@@ -79,23 +87,29 @@ class Flood:
             now = time.monotonic()
             rounds = self._ended[2 * number] / flood_jobs
             enough = rounds >= ROUNDS_MAX or (rounds >= rounds_min and self._ended[2 * number + 1] >= probes_min)
-            if now > began + seconds and (enough or now > began + seconds + PATIENCE_SECONDS):
+            if now > began + seconds and recovery_seconds_max is not None and not counts_anew:
+                counts_anew, enough, self._ended = True, False, dict.fromkeys(self._ended, 0)
+            if now > began + seconds and (enough or now > began + seconds + patience):
                 break
             self._top_up(2 * number, flood, flood_blocks, flood_jobs)
             if not self._under_way(2 * number + 1):
                 depths.append(self._under_way(2 * number))
                 self._begin(2 * number + 1, probe, 1)
-            self._pass()
+            if recovery_seconds_max is not None and not self._under_way(STRANGER):
+                self._questions.append(self.jobs.ask(STRANGER, [next(self._strangers)]))
+            self._pass(failed_too=recovery_seconds_max is None)
         over = time.monotonic()
         self.worker.counts["over"] = number
         self.worker.parent.say("progress", counts=self.worker.counts, gauges={})
         for question in self._questions:
+            self._answer_seconds = max(self._answer_seconds, over - question.asked_seconds)
             self.jobs.adapter.request_finished(question.req_id)
         self._questions.clear()
         settled = self.jobs.until(lambda: not self.jobs.flying, SETTLE_SECONDS_MAX)
         detail: dict[str, Any] = {"number": number, "probe": probe, "flood": flood, "flood_blocks": flood_blocks}
         detail |= {"began_seconds": began, "over_seconds": over, "settled": settled}
         detail |= {"jobs_ahead": sorted(depths)[len(depths) // 2] if depths else 0}
+        detail |= {"answer_seconds": self._answer_seconds}
         self.worker.note("flood", "", **detail)
 
     def _under_way(self, tag: int) -> int:
@@ -113,13 +127,13 @@ class Flood:
             budget -= flood_blocks
         return False
 
-    def _pass(self) -> None:
+    def _pass(self, failed_too: bool = True) -> None:
         self.jobs.adapter.step()
         asked = len(self._questions)
         self._questions[:] = [q for q in self._questions if not self._ready(q)]
         ended = self.jobs.collect()
         for _, record in ended:
-            if record.request in self._ended:
+            if record.request in self._ended and (failed_too or record.outcome == "ok"):
                 self._ended[record.request] += 1
         if not ended and len(self._questions) == asked:
             time.sleep(IDLE_SECONDS_MIN)
@@ -140,7 +154,12 @@ class Flood:
 
     def _ready(self, question: Question) -> bool:
         """Load it if all is answered; one whose slots others took meanwhile waits for them."""
-        if not self.jobs.answered(question) or not self.jobs.room(len(question.blocks)):
+        was_open = "retry" in question.verdicts
+        if not self.jobs.answered(question):
+            return False
+        if was_open:
+            self._answer_seconds = max(self._answer_seconds, time.monotonic() - question.asked_seconds)
+        if not self.jobs.room(len(question.blocks)):
             return False
         self.jobs.load(question)
         return True

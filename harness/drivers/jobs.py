@@ -20,13 +20,14 @@ IDLE_SECONDS_MAX = 0.002
 
 
 class Question(NamedTuple):
-    """Blocks being looked up for a load: the verdicts so far."""
+    """Blocks being looked up for a load: the verdicts so far. Clock: `time.monotonic()`."""
 
     tag: int
     blocks: list[int]
     keys: list[bytes]
     req_id: str
     verdicts: list[str]
+    asked_seconds: float
 
 
 class Jobs:
@@ -68,7 +69,8 @@ class Jobs:
     def ask(self, tag: int, blocks: list[int]) -> Question:
         """Begin to look these blocks up, as a new request; `answered` goes on with it."""
         keys, req_id = self.keys(blocks), self._request(tag)
-        return Question(tag, blocks, keys, req_id, self.adapter.lookup(keys, req_id))  # type: ignore[arg-type]
+        now = time.monotonic()
+        return Question(tag, blocks, keys, req_id, [*self.adapter.lookup(keys, req_id)], now)
 
     def answered(self, question: Question) -> bool:
         """Ask again for what was not answered; whether nothing is open any more. After each a `step` is due."""

@@ -5,6 +5,7 @@ Pure data: the mechanisms live beside it (`mounts`, `processes`, `damage`), and 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from harness.faults.damage import DAMAGES
@@ -43,6 +44,8 @@ OWED: dict[str, str] = {
 _LOAD = ("no wrong byte", "one result", "reported", "others unharmed", "counted")
 _STORE = ("no block", "one result", "reported", "others unharmed", "counted", "no litter")
 _BOTH = (*_STORE, "no wrong byte")
+_HALF = "*[02468ace].bin"
+"""Half of the blocks, by their names: the kernel asks again by itself after ESTALE, which would hide each second."""
 
 
 class Fault(NamedTuple):
@@ -82,8 +85,6 @@ _OF_RULES = [
     _rule("eacces_create", "no file may be made", "store", _STORE, Rule("create mkdir", "EACCES")),
     _rule("erofs", "suddenly read-only", "store", _STORE, Rule("create write mkdir rename", "EROFS")),
     _rule("eexist_rename", "each second rename: name taken", "store", _STORE, Rule("rename", "EEXIST", every=2)),
-    _rule("estale_rename", "each second rename: stale handle", "store", _STORE, Rule("rename", "ESTALE", every=2)),
-    _rule("estale_open", "each second open: stale handle", "load", _LOAD, Rule("open", "ESTALE", every=2)),
     _rule(
         "reply_lost",
         "renames and links are done and then reported failed, as when a network file system's reply is lost",
@@ -162,6 +163,21 @@ _OF_RULES = [
     ),
 ]
 
+_LOST: dict[str, tuple[str, Stage, tuple[str, ...], Rule]] = {
+    "probe": ("every probe of half of the blocks fails", "lookup", _LOAD, Rule("getattr", "EIO", path=_HALF)),
+    "open": ("half of the blocks cannot be opened", "load", _LOAD, Rule("open", "EIO", path=_HALF)),
+    "read": ("half of the blocks cannot be read", "load", _LOAD, Rule("read", "EIO", path=_HALF)),
+    "write": ("each second write fails", "store", _STORE, Rule("write", "EIO", every=2)),
+    "publish": ("half of the blocks cannot get their names", "store", _STORE, Rule("rename link", "EIO", path=_HALF)),
+    "all": ("every call fails", "load", _BOTH, Rule("*", "EIO")),
+}
+_OF_A_LOST_SERVER = [
+    _rule(f"{error.lower()}_{name}", f"{error}: {what}", hits, owes, replace(rule, action=error))
+    for error in ("ESTALE", "EREMOTEIO", "ENOTCONN", "ESHUTDOWN")
+    for name, (what, hits, owes, rule) in _LOST.items()
+]
+"""What clients of network file systems say of a server that is away, or of a file that another host has replaced."""
+
 _OF_THE_SYSTEM = [
     Fault("disconnected", "disconnect", "the file system's server dies and comes back", ("store", "load"), _BOTH,
           reasons=("ENOTCONN", "ECONNABORTED", "EIO")),
@@ -205,7 +221,8 @@ _OF_DAMAGE = [
     for name, damage in DAMAGES.items()
 ]  # fmt: skip
 
-FAULTS: dict[str, Fault] = {f.name: f for f in [*_OF_RULES, *_OF_THE_SYSTEM, *_OF_SYSTEM_CALLS, *_OF_DAMAGE]}
+_ALL = [*_OF_RULES, *_OF_A_LOST_SERVER, *_OF_THE_SYSTEM, *_OF_SYSTEM_CALLS, *_OF_DAMAGE]
+FAULTS: dict[str, Fault] = {fault.name: fault for fault in _ALL}
 """All faults by name. Scenarios give the rules and damages their own seed (`dataclasses.replace(rule, seed=...)`)."""
 
 

@@ -4,12 +4,17 @@ Each thread split (1+1, 4+4, 16+16, 31+1, 1+31 read- and write-priority threads)
 other. In each, loads are flooded with stores and stores with loads, in jobs of 1, 16 and 512 blocks, in a closed loop
 always deeper than the threads; then a class is flooded with large jobs of its own, and what a single block waits behind
 them is reported. On a fault file system the same is done on a slow device, and while calls hang for ever: one, or as
-many as told, which may be as many as there are threads where the tier replaces those that hang.
+many as told, which may be as many as there are threads where the tier replaces those that hang. On hosts that share a
+volume it is no single call: in a flood of each class a host is really cut off from the volume, and healed, so that all
+calls of its processes hang or fail, of both classes, while those of the other host go on.
 
 Proves for these floods: no thread takes the other class while its own waits, each class is served first in first out,
 no thread idles while a task waits, no task waits longer or is overtaken more often than the derived bound, and both
-classes go on while a call hangs. Where the tier does not say how it schedules: each class gets through each flood. It
-does not prove fairness between jobs of one class, nor anything about sharing, crashes or other faults.
+classes go on while a call hangs. On a host that is cut off nothing can go on; what must hold there is that lookups are
+answered in time, that hung threads are replaced in time, so that no class waits for threads which hang in the other's
+jobs, and that after the heal every job ends and both classes succeed again, without a restart. Where the tier does not
+say how it schedules: each class gets through each flood. It does not prove fairness between jobs of one class, nor
+anything about sharing, crashes or other faults.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ from harness.faults import FaultFs, FaultUnavailable, Rule
 from harness.history import Direction
 from harness.launch import Child
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, option
+from harness.scenarios.on_hosts import OnHosts
 
 SPLITS = ((1, 1), (4, 4), (16, 16), (31, 1), (1, 31))
 SPLIT_UNDER_FAULTS = (4, 4)
@@ -40,6 +46,9 @@ PHASE_GRACE_SECONDS = 60.0
 HANG_SECONDS_MAX = 5.0
 DELAY_SECONDS = 0.005
 UNDER_FAULTS = 4  # floods on the fault file system: two slow ones, two with a hung call
+HEAL_SECONDS = 1.0
+"""A flood on a host that was cut off goes on for so long at least after the heal."""
+RECOVERY_SECONDS_MAX = 30.0
 DIRECTIONS: tuple[Direction, Direction] = ("load", "store")
 
 
@@ -59,6 +68,10 @@ class StarvationOptions(CommonOptions):
     job_blocks: str = option(",".join(map(str, JOB_BLOCKS)), "blocks of the jobs of the floods, one flood each")
     hung_calls: int = option(
         1, "calls of each flood that hang for ever at once; more than 1 only for tiers that replace hung threads", low=1
+    )
+    cut_seconds: float = option(24.0, "how long a host is cut off in each of two floods, where there are hosts", low=0)
+    hung_seconds_max: float = option(
+        15.0, "by when a lookup on a device that hangs must be answered, and a hung thread replaced", low=0
     )
     slots: int = option(0, "blocks that a process holds in memory at once (0: what the floods take)", low=0)
 
@@ -91,6 +104,9 @@ def prepare(options: StarvationOptions) -> Plan:
         sizes = ()
     if not sizes or min(sizes) < 1:
         raise UsageError(f"--job-blocks is {options.job_blocks!r}; it takes numbers of at least 1 between commas")
+    if not options.cut_seconds > options.hung_seconds_max:
+        least = f"above --hung-seconds-max, which is {options.hung_seconds_max:g}"
+        raise UsageError(f"--cut-seconds is {options.cut_seconds:g}; it must be {least}")
     crossed = [Phase(other(flood), flood, size) for size in sizes for flood in DIRECTIONS]
     own = [Phase(flood, flood, max(sizes)) for flood in DIRECTIONS if max(sizes) > 1]
     under_faults = SPLIT_UNDER_FAULTS if splits == SPLITS else splits[0]
@@ -122,6 +138,8 @@ def run(context: Context, plan: Plan) -> None:
     with _fault_fs(context, plan) as fs:
         if fs is not None:
             _under_faults(context, plan, fs, len(plan.floods) * options.processes)
+    if isinstance(context, OnHosts) and not adapter_class(options.tier).runs_in_submit:
+        _cut_off(context, plan, (len(plan.floods) + 1) * options.processes)
 
 
 def _start(
@@ -140,7 +158,7 @@ def _start(
 
 
 def _order(
-    children: list[Child], number: int, seconds: float, phase: Phase, split: tuple[int, int], **least: int
+    children: list[Child], number: int, seconds: float, phase: Phase, split: tuple[int, int], **least: float
 ) -> None:
     order = {"number": number, "seconds": seconds, "probe": phase.probe, "flood": phase.flood, **least}
     order |= {"flood_blocks": phase.blocks, "flood_jobs": flood_jobs(sum(split), phase.blocks)}
@@ -194,7 +212,9 @@ def _under_faults(context: Context, plan: Plan, fs: FaultFs, first: int) -> None
         fs.inject(delay)
         _await(context, children, "obeyed", number, plan.seconds)
         fs.lift()
-    if min(plan.under_faults) > 1 or context.options.hung_calls > 1:
+    if isinstance(context, OnHosts):
+        pass  # a host that is cut off is the real thing
+    elif min(plan.under_faults) > 1 or context.options.hung_calls > 1:
         for flood in DIRECTIONS:
             number += 1
             _hang(context, plan, fs, children, number, flood)
@@ -222,6 +242,31 @@ def _hang(context: Context, plan: Plan, fs: FaultFs, children: list[Child], numb
     context.note(time.monotonic(), "lifted", "the call goes on")
     fs.lift()
     _await(context, children, "obeyed", number, plan.seconds)
+
+
+def _cut_off(context: OnHosts, plan: Plan, first: int) -> None:
+    """In a flood of each class one host after the other is cut off from the volume and healed."""
+    options: StarvationOptions = context.options
+    children = _start(context, first, plan.under_faults, (Phase("load", "store", 1),), str(context.root_dir))
+    for number, flood in enumerate(DIRECTIONS, 1):
+        host = context.host(first + number - 1)
+        seconds = options.cut_seconds + HEAL_SECONDS
+        least = {"probes_min": 1, "rounds_min": 1, "recovery_seconds_max": RECOVERY_SECONDS_MAX}
+        _order(children, number, seconds, Phase(other(flood), flood, 1), plan.under_faults, **least)
+        _await(context, children, "started", number, 0.0)
+        host.cut()
+        for child in children:
+            cut = context.host(child.process) is host
+            about: dict[str, Any] = {"process": child.process, "cut": cut, "number": number}
+            text = f"{host.name} is cut off in a flood of {flood}s"
+            context.note(time.monotonic(), "hang", text, **about)
+            if cut:  # whose temp files it could not remove
+                context.note(time.monotonic(), "fault", text, files_left_max=sum(plan.under_faults), **about)
+        context.workers.until(lambda: False, options.cut_seconds)
+        host.heal()
+        context.note(time.monotonic(), "lifted", f"{host.name} is on the network again")
+        _await(context, children, "obeyed", number, seconds + RECOVERY_SECONDS_MAX)
+    _end(context, children)
 
 
 SCENARIO = Scenario(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import mmap
@@ -186,24 +187,53 @@ def test_one_evicts_at_a_time_and_a_dead_one_loses_the_lease(tmp_path: Path, tie
     assert capacity.gauges()["root_bytes"] == 9 * FILE
 
 
-def test_many_writers_stay_at_the_limit(tmp_path: Path) -> None:
+@contextlib.contextmanager
+def small_disk(folder: Path, size_bytes: int) -> Iterator[None]:
+    """A file system of its own in `folder`."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_bytes},mode=700", "none", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize(("option", "band"), [("max_bytes", 1 - 0.6), ("min_free_bytes", 1 / 0.6 - 1)])
+def test_many_writers_stay_at_the_limit(tmp_path: Path, option: str, band: float) -> None:
     """Writers at full speed, an evictor in each: the root stays about its limit, and stores go on."""
-    limit = 512 * FILE
-    marks = {"high_water": 0.8, "low_water": 0.6}
-    tiers = [Tier(tmp_path, capacity={"max_bytes": limit, **marks}) for _ in range(3)]
+    limit = 512 * FILE  # of blocks, and of what they leave free on the disk
+    options = {option: limit, "high_water": 0.8, "low_water": 0.6}
     highest = stored = number = 0
-    while stored < 800:
+    with small_disk(tmp_path, 2 * limit) if option == "min_free_bytes" else contextlib.nullcontext():
+        tiers = [Tier(tmp_path, capacity=options) for _ in range(3)]
+        while stored < 800:
+            for tier in tiers:
+                stored += tier.run("store", range(number, number + 20)) or (threading.Event().wait(0.01) and 0)
+                number += 20
+                tier.manager.on_schedule_end(ScheduleEndContext())
+            (folder,) = folders(str(tmp_path))
+            highest = max(highest, sum(block.bytes for block in folder.blocks()))
         for tier in tiers:
-            stored += tier.run("store", range(number, number + 20)) or (threading.Event().wait(0.01) and 0)
-            number += 20
+            tier.manager.shutdown()
             tier.manager.on_schedule_end(ScheduleEndContext())
-        (folder,) = folders(str(tmp_path))
-        highest = max(highest, sum(block.bytes for block in folder.blocks()))
-    for tier in tiers:
-        tier.manager.shutdown()
-        tier.manager.on_schedule_end(ScheduleEndContext())
-    assert limit / 2 < highest <= limit * (1 + 3 / 8 * 0.4) + len(tiers) * FILE, "the slack that three writers have"
-    assert sum(e.blocks for tier in tiers for e in tier.events if isinstance(e, FilesEvicted)) >= stored - 512
+    assert limit / 2 < highest <= limit * (1 + 3 / 8 * band) + len(tiers) * FILE, "the slack that three writers have"
+    evicted = [event for tier in tiers for event in tier.events if isinstance(event, FilesEvicted)]
+    assert sum(event.blocks for event in evicted) >= stored - 512
+    assert {event.reason for event in evicted} == {option}
+
+
+def test_of_two_limits_the_narrower_holds(tmp_path: Path, tier: Tier) -> None:
+    tier.run("store", range(10))
+    free = os.statvfs(tmp_path)
+    wide, narrow = 1000 * FILE, free.f_bavail * free.f_frsize
+    capacity = Capacity(str(tmp_path), CapacityConfig(max_bytes=wide))
+    capacity.step()
+    assert capacity.admit(5, FILE) == 5
+    capacity = Capacity(str(tmp_path), CapacityConfig(max_bytes=wide, min_free_bytes=2 * narrow))
+    capacity.step()
+    assert capacity.admit(5, FILE) == 0
+    assert {fact.reason for fact in capacity.take_facts()} == {"min_free_bytes"}
 
 
 def test_a_full_root_refuses_stores_and_serves_loads(tmp_path: Path, tier: Tier) -> None:
@@ -216,10 +246,8 @@ def test_a_full_root_refuses_stores_and_serves_loads(tmp_path: Path, tier: Tier)
     full.manager.shutdown()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
 def test_a_full_disk_pauses_stores_and_they_recover(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", tmp_path], check=True)
-    try:
+    with small_disk(tmp_path, 512 << 10):
         tier = Tier(tmp_path)
         stored = tier.run("store", range(100))
         assert 0 < stored < 100
@@ -235,14 +263,10 @@ def test_a_full_disk_pauses_stores_and_they_recover(tmp_path: Path, caplog: pyte
             "stores pause, loads go on",
             "stores go on",
         ]
-    finally:
-        subprocess.run(["umount", tmp_path], check=True)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
 def test_free_space_is_kept(tmp_path: Path) -> None:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", tmp_path], check=True)
-    try:
+    with small_disk(tmp_path, 2 << 20):
         tier = Tier(tmp_path)
         tier.run("store", range(60))
         Capacity(str(tmp_path), CapacityConfig(min_free_bytes=1800 << 10)).step()
@@ -250,8 +274,6 @@ def test_free_space_is_kept(tmp_path: Path) -> None:
         assert status.f_bavail * status.f_frsize >= 1800 << 10
         assert present(tier, range(60)), "not more than needed"
         tier.manager.shutdown()
-    finally:
-        subprocess.run(["umount", tmp_path], check=True)
 
 
 def test_sweep_removes_what_dead_writers_left_and_only_that(tmp_path: Path, tier: Tier) -> None:

@@ -20,6 +20,7 @@ ONE_OF_EACH_KIND = (
     *("damage_bit_flip", "damage_directory", "damage_swap", "stale_temps", "fd_limit", "file_size_limit"),
     *("enospc_third_write", "killed_at_link", "disk_full", "read_only", "clock_stepped", "hostile_config"),
     *("eio_write", "short_read", "lost_write", "vanished", "hung_read", "no_direct_io", "disconnected"),
+    *("estale_publish", "enotconn_all"),
 )
 SHORT: dict[str, Any] = {"seed": 4, "block_bytes": 16 << 10, "slots": 64, "config_every": 24}
 

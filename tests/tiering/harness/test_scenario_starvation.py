@@ -10,7 +10,7 @@ import pytest
 
 from harness.checkers import floods
 from harness.checkers.base import Verdict
-from harness.history import History, Job, Note, Start
+from harness.history import Gauge, History, Job, Note, Start, Stop, Task
 from harness.run import Results, run
 from harness.scenarios import scenario
 from harness.scenarios.base import UsageError
@@ -72,6 +72,8 @@ def test_by_default_every_split_meets_every_flood_and_threads_given_by_hand_repl
     assert list(prepare(StarvationOptions(write_threads=0)).floods) == [(4, 0)]
     with pytest.raises(UsageError, match="--job-blocks is '1,x'"):
         prepare(StarvationOptions(job_blocks="1,x"))
+    with pytest.raises(UsageError, match="--cut-seconds is 15; it must be above --hung-seconds-max"):
+        prepare(StarvationOptions(cut_seconds=15.0))
 
 
 # --- histories made by hand ---
@@ -133,3 +135,55 @@ def test_a_class_that_stands_still_while_a_call_hangs_is_named() -> None:
     stopped = floods.check(history([*FLOOD, probes[0], probes[2]], hang))
     assert stopped.value == "false"
     assert "no store submitted meanwhile ended" in stopped.findings[0]
+
+
+def cut_off(
+    hung: list[Task] | None = None,
+    lost: tuple[float, ...] = (0, 1, 0),
+    after: tuple[str, ...] = ("load", "store"),
+    exit_code: int = 0,
+    **detail: Any,
+) -> Verdict:
+    """Its host is cut off from 2 to 8 s; a load hangs, its thread is lost at 3 s, and is back in the end."""
+    about = {"process": 0, "cut": True, "number": 1}
+    cut = [Note(-1, 2.0, "hang", "host0 is cut off", about), Note(-1, 8.0, "lifted", "", {})]
+    jobs = [job(1000, 3, "store", 0.0, 0.5), *(job(2000 + i, 2, c, 8.5, 9.0) for i, c in enumerate(after))]
+    made = history([*FLOOD[:10], *jobs], cut)
+    made.notes[0].detail.update({"answer_seconds": 1.0, **detail})
+    made.options["hung_seconds_max"] = 2.0
+    for record in [task("load", 1.0, 1.9, 8.1)] if hung is None else hung:
+        made.add(record)
+    for seconds, count in zip((1.0, 3.0, 9.0), lost, strict=True):
+        made.add(Gauge(0, seconds, {"load_threads_lost": count, "store_threads_lost": 0.0}))
+    made.add(Stop(0, 0, 10.0, exit_code, 0, 0, []))
+    return floods.check(made)
+
+
+def task(direction: Any, came: float, began: float, ended: float) -> Task:
+    return Task(0, 1, direction, "load", 0, 1, 0, came, began, ended)
+
+
+@pytest.mark.parametrize(
+    ("changes", "finding"),
+    [
+        ({"answer_seconds": 3.0}, "a lookup had no answer for 3.00 s"),
+        ({"settled": False}, "not all of its jobs had ended"),
+        ({"lost": (0, 0, 0)}, "a load hung, and its thread was not replaced in 2.00 s"),
+        ({"lost": (0, 2, 0)}, "2 threads were lost at a time, of 1"),
+        ({"lost": (0, 1, 1)}, "1 threads of loads had not come back at the end"),
+        ({"after": ("load",)}, "no store of a job begun after the heal succeeded"),
+        ({"exit_code": 70}, "it did not survive it"),
+        (
+            {"hung": [task("load", 1.0, 1.9, 8.1), task("store", 2.5, 7.0, 8.1)]},
+            "a store waited 4.50 s for a thread, with 0 hung stores for 1 threads of its class",
+        ),
+    ],
+)
+def test_a_host_that_is_cut_off_holds_no_class_longer_than_told(changes: dict[str, Any], finding: str) -> None:
+    well = cut_off()
+    assert (well.value, well.data["cuts"][0]["again_seconds"]) == ("true", 1.0), well
+    behind_its_own = [task("load", 1.0, 1.9, 8.1), task("load", 2.5, 7.0, 8.1)]
+    assert cut_off(behind_its_own).value == "true"
+    bad = cut_off(**changes)
+    assert bad.value == "false"
+    assert finding in bad.findings[0]
