@@ -136,6 +136,13 @@ class Parent:
         except BrokenPipeError:
             self.stop.set()
 
+    def heard(self, name: str) -> bool:
+        """Whether a message that has `name` has come; others before it are dropped."""
+        while not self._said.empty():
+            if name in self._said.get():
+                return True
+        return False
+
     def hear(self, name: str) -> Any:
         """Wait for a message that has `name`, and return its value; None when told to stop instead. Others in between
         are dropped."""

@@ -71,26 +71,31 @@ class Flood:
         probes_min: int = PROBES_MIN,
         rounds_min: int = 0,
         recovery_seconds_max: float | None = None,
+        counts_when_told: bool = False,
     ) -> None:
         """Flood for so long, and until so many probes and rounds of the flood have ended. Probes have the tag
-        2 * number + 1, the flood's jobs 2 * number. With `recovery_seconds_max` only those count that succeed after
-        that time, and they are waited for so long; and all the while somebody asks for a block that is not there."""
+        2 * number + 1, the flood's jobs 2 * number. With `counts_when_told` only those count that end after a "count"
+        was heard. With `recovery_seconds_max` only those that succeed after that time, and they are waited for so long;
+        and all the while somebody asks for a block that is not there."""
         patience = PATIENCE_SECONDS if recovery_seconds_max is None else recovery_seconds_max
-        self._ended, self._answer_seconds, counts_anew = {2 * number: 0, 2 * number + 1: 0}, 0.0, False
+        self._ended, self._answer_seconds = {2 * number: 0, 2 * number + 1: 0}, 0.0
         depths: list[int] = []
         while self._top_up(2 * number, flood, flood_blocks, flood_jobs):
             self._pass()  # what ended meanwhile is replaced later
         self.worker.counts["started"] = number
         self.worker.parent.say("progress", counts=self.worker.counts, gauges={})
         began = now = time.monotonic()
+        counts_since = None if counts_when_told or recovery_seconds_max is not None else began
         while not self.worker.parent.stop.is_set():
             now = time.monotonic()
-            rounds = self._ended[2 * number] / flood_jobs
-            enough = rounds >= ROUNDS_MAX or (rounds >= rounds_min and self._ended[2 * number + 1] >= probes_min)
-            if now > began + seconds and recovery_seconds_max is not None and not counts_anew:
-                counts_anew, enough, self._ended = True, False, dict.fromkeys(self._ended, 0)
-            if now > began + seconds and (enough or now > began + seconds + patience):
-                break
+            if counts_since is None:
+                if self.worker.parent.heard("count") if counts_when_told else now > began + seconds:
+                    counts_since, self._ended = now, dict.fromkeys(self._ended, 0)
+            elif now > began + seconds:
+                rounds = self._ended[2 * number] / flood_jobs
+                enough = rounds >= ROUNDS_MAX or (rounds >= rounds_min and self._ended[2 * number + 1] >= probes_min)
+                if enough or now > max(began + seconds, counts_since) + patience:
+                    break
             self._top_up(2 * number, flood, flood_blocks, flood_jobs)
             if not self._under_way(2 * number + 1):
                 depths.append(self._under_way(2 * number))

@@ -227,7 +227,8 @@ def _under_faults(context: Context, plan: Plan, fs: FaultFs, first: int) -> None
 def _hang(context: Context, plan: Plan, fs: FaultFs, children: list[Child], number: int, flood: Direction) -> None:
     calls: int = context.options.hung_calls
     # Long enough for what is submitted during the hang to come to its turn.
-    _order(children, number, plan.seconds, Phase(other(flood), flood, 1), plan.under_faults, probes_min=8, rounds_min=3)
+    least = {"probes_min": 8, "rounds_min": 3, "counts_when_told": True}
+    _order(children, number, plan.seconds, Phase(other(flood), flood, 1), plan.under_faults, **least)
     _await(context, children, "started", number, 0.0)
     fs.inject(Rule("read" if flood == "load" else "write", "hang", times=calls))
     try:
@@ -238,6 +239,8 @@ def _hang(context: Context, plan: Plan, fs: FaultFs, children: list[Child], numb
         for child in children:
             text = f"one call of a {flood} hangs" if calls == 1 else f"{calls} calls of {flood}s hang"
             context.note(time.monotonic(), "hang", text, process=child.process)
+    for child in children:
+        child.send(count=True)
     _await(context, children, "over", number, plan.seconds)
     context.note(time.monotonic(), "lifted", "the call goes on")
     fs.lift()

@@ -38,6 +38,8 @@ def test_kvtier_gets_through_floods_a_slow_device_and_a_hung_call(tmp_path: Path
     assert "load" in data["own_class"]
     if not data["skipped"]:
         assert [hang["ended"]["load"] > 0 < hang["ended"]["store"] for hang in data["hangs"]] == [True, True]
+        for hang, probe in zip(data["hangs"], ("store", "load"), strict=True):
+            assert hang["ended"][probe] >= 8, "the call hangs until so many have got through, however late it began"
 
 
 @pytest.mark.slow
