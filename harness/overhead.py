@@ -1,9 +1,9 @@
 """What watching costs: a load run, as fast as it goes, that is watched in every other window of time.
 
 `python -m harness.overhead`. Blocks should lie in memory (`--root-dir /dev/shm/...`), where nothing hides the cost. In
-watched windows every process is scraped once, as a server would do each second. A window is compared with the mean of
-its two neighbours, a second away, so that what the machine does meanwhile cancels out. It says a ratio with its
-spread and judges nothing.
+every watched second every process is scraped once, as a server would do. A window is compared with the mean of its two
+neighbours, half a second away, so that what the machine does meanwhile cancels out; and in work, not in blocks, since a
+stored block costs more than a loaded one. It says a ratio with its spread and judges nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from harness.run import run
 from harness.scenarios.load import SCENARIO, LoadOptions
 
 RESAMPLES = 4000
-WINDOW_SECONDS = 1.0
+WINDOW_SECONDS = 0.5
 """Long beside a job, of whose time a part may lie in the window before; short beside what else a machine does."""
 
 
@@ -38,7 +38,8 @@ class Window(NamedTuple):
     watched: bool
     seconds: float
     cpu_seconds: float
-    blocks: int
+    stored: int
+    loaded: int
 
 
 class Spread(NamedTuple):
@@ -60,16 +61,28 @@ def spread(logs: Sequence[float], seed: int = 0) -> Spread:
     return Spread(math.exp(statistics.fmean(logs)), math.exp(low), math.exp(high))
 
 
-def contrasts(windows: Sequence[Window]) -> list[tuple[float, float]]:
-    """Of each watched window between two unwatched ones: ln of its blocks a second, and of its blocks a processor
-    second, over the mean of its neighbours'. Windows in which the process began, ended or moved nothing do not count.
+def prices(windows: Sequence[Window]) -> tuple[float, float]:
+    """Processor seconds of a stored and of a loaded block, by least squares over the unwatched windows."""
+    rows = [(w.stored, w.loaded, w.cpu_seconds) for w in windows if not w.watched]
+    ss, sl, ll = (sum(row[i] * row[j] for row in rows) for i, j in ((0, 0), (0, 1), (1, 1)))
+    sc, lc = (sum(row[i] * row[2] for row in rows) for i in (0, 1))
+    if (determinant := ss * ll - sl * sl) <= 0:  # all windows moved the same mixture: blocks are blocks
+        return 1.0, 1.0
+    stored, loaded = (sc * ll - lc * sl) / determinant, (lc * ss - sc * sl) / determinant
+    return max(stored, 0.0), max(loaded, 0.0)
+
+
+def contrasts(windows: Sequence[Window], price: tuple[float, float]) -> list[tuple[float, float]]:
+    """Of each watched window between two unwatched ones: ln of its work a second, and of its work a processor second,
+    over the mean of its neighbours'. Windows in which the process began, ended or did nothing do not count.
     """
     found = []
     for before, here, after in zip(windows[1:-1], windows[2:-1], windows[3:-1], strict=False):
         three = (before, here, after)
-        if (before.watched, here.watched, after.watched) == (False, True, False) and all(w.blocks for w in three):
-            by_wall = [math.log(w.blocks / w.seconds) for w in three]
-            by_cpu = [math.log(w.blocks / w.cpu_seconds) for w in three]
+        work = [price[0] * w.stored + price[1] * w.loaded for w in three]
+        if (before.watched, here.watched, after.watched) == (False, True, False) and all(work):
+            by_wall = [math.log(done / w.seconds) for w, done in zip(three, work, strict=True)]
+            by_cpu = [math.log(done / w.cpu_seconds) for w, done in zip(three, work, strict=True)]
             found.append((by_wall[1] - (by_wall[0] + by_wall[2]) / 2, by_cpu[1] - (by_cpu[0] + by_cpu[2]) / 2))
     return found
 
@@ -87,7 +100,7 @@ class _Scraper:
         self._path = run_dir / "file_sd.json"
 
     def _run(self) -> None:
-        period = 2 * WINDOW_SECONDS
+        period = 4 * WINDOW_SECONDS  # of watched windows every other one: one scrape in a watched second
         while not self._stop.wait(period - (time.monotonic() - WINDOW_SECONDS / 4) % period):
             with suppress(OSError, ValueError):
                 for group in json.loads(self._path.read_text()) if self._path else ():
@@ -99,20 +112,20 @@ class _Scraper:
         self._thread.join()
 
 
-def measure(options: LoadOptions, runs_dir: Path, scraper: _Scraper) -> list[tuple[float, float]]:
-    """Make one run, and contrast the windows of each of its processes."""
+def measure(options: LoadOptions, runs_dir: Path, scraper: _Scraper) -> list[list[Window]]:
+    """Make one run; the windows of each of its processes."""
     results = run(SCENARIO, options, runs_dir, scraper.on_start)
     if results.verdict == "false":
         findings = [finding for verdict in results.verdicts for finding in verdict["findings"]]
         raise click.ClickException(f"a run was judged false, so its rate says nothing: {'; '.join(findings[:3])}")
     files = Path(results.run_dir).glob("windows-*.json")
-    return [one for file in files for one in contrasts([Window(*row) for row in json.loads(file.read_text())])]
+    return [[Window(*row) for row in json.loads(file.read_text())] for file in files]
 
 
 @click.command()
-@click.option("--runs", default=16, show_default=True, help="load runs")
+@click.option("--runs", default=10, show_default=True, help="load runs")
 @click.option("--processes", default=2, show_default=True, help="worker processes")
-@click.option("--requests", default=2400, show_default=True, help="requests of a run")
+@click.option("--requests", default=5000, show_default=True, help="requests of a run")
 @click.option("--block-bytes", default=256 << 10, show_default=True, help="size of a block")
 @click.option("--root-dir", default=None, help="folder for the blocks (default: the run's)")
 @click.option("--trace-every", default=10, show_default=True, help="every n-th request leaves spans")
@@ -122,7 +135,7 @@ def main(
 ) -> None:
     """Measure the cost of metrics and tracing together."""
     console = Console(highlight=False)
-    found: list[tuple[float, float]] = []
+    measured: list[list[Window]] = []
     scraper = _Scraper()
     with tempfile.TemporaryDirectory(prefix="kvtier-overhead-") as folder:
         for number in range(runs):
@@ -138,17 +151,20 @@ def main(
                 seed=seed + number,
             )
             mine = measure(options, Path(folder), scraper)
-            found += mine
-            console.print(f"run {number + 1} of {runs}: {len(mine)} watched windows between unwatched ones")
+            measured += mine
+            console.print(f"run {number + 1} of {runs}: {sum(map(len, mine))} windows")
     scraper.close()
+    price = prices([window for process in measured for window in process])
+    found = [one for process in measured for one in contrasts(process, price)]
     if not found:
         raise click.ClickException("the runs were too short for three windows; more --requests are needed")
     by_wall, by_cpu = (spread([pair[i] for pair in found]) for i in (0, 1))
     console.print(
         f"watched / unwatched, {len(found)} windows of {WINDOW_SECONDS} s of {processes} processes, blocks of "
         f"{block_bytes >> 10} KiB, every {trace_every}th request traced:\n"
-        f"  blocks per second              {by_wall}\n"
-        f"  blocks per processor second    {by_cpu}",
+        f"  work per second              {by_wall}\n"
+        f"  work per processor second    {by_cpu}\n"
+        f"  (a stored block costs {price[0] * 1e6:.0f} processor us, a loaded one {price[1] * 1e6:.0f})",
         soft_wrap=True,
     )
 

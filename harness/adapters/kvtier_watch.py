@@ -97,13 +97,13 @@ class Windows:
     """Hands events on to `watchers` in every other window of `seconds`, the same ones in all processes of a machine.
 
     `rows`: of each window that is over, whether it was watched, how long it really was, the processor time of this
-    process in it, and the blocks that its jobs moved.
+    process in it, and the blocks that its jobs stored and loaded.
     """
 
     def __init__(self, seconds: float) -> None:
         self.watchers = FanOut()
-        self.rows: list[tuple[bool, float, float, int]] = []
-        self._seconds, self._blocks = seconds, 0
+        self.rows: list[tuple[bool, float, float, int, int]] = []
+        self._seconds, self._blocks = seconds, {"store": 0, "load": 0}
         self._number, self._began, self._cpu = self._now()
 
     def _now(self) -> tuple[int, float, float]:
@@ -116,9 +116,11 @@ class Windows:
     def on_event(self, event: Event) -> None:
         number, now, cpu = self._now()
         if number != self._number:
-            self.rows.append((self._number % 2 == 0, now - self._began, cpu - self._cpu, self._blocks))
-            self._number, self._began, self._cpu, self._blocks = number, now, cpu, 0
-        self._blocks += event.blocks_ok if isinstance(event, JobFinished) else 0
+            moved = self._blocks["store"], self._blocks["load"]
+            self.rows.append((self._number % 2 == 0, now - self._began, cpu - self._cpu, *moved))
+            self._number, self._began, self._cpu, self._blocks = number, now, cpu, dict.fromkeys(self._blocks, 0)
+        if isinstance(event, JobFinished):
+            self._blocks[event.direction] += event.blocks_ok
         if number % 2 == 0:
             self.watchers.on_event(event)
 

@@ -8,26 +8,36 @@ from pathlib import Path
 
 import pytest
 
-from harness.overhead import Window, contrasts, spread
+from harness.overhead import Window, contrasts, prices, spread
 from harness.run import run
 from harness.scenarios.load import SCENARIO, LoadOptions
 
 
 def windows(*blocks: int, watched_first: bool = False) -> list[Window]:
     """One process's windows of a second, and half a processor second, each."""
-    return [Window((number % 2 == 0) == watched_first, 1.0, 0.5, count) for number, count in enumerate(blocks)]
+    return [Window((number % 2 == 0) == watched_first, 1.0, 0.5, count, 0) for number, count in enumerate(blocks)]
 
 
 def test_a_watched_window_is_held_against_both_its_neighbours() -> None:
-    ((by_wall, by_cpu),) = contrasts(windows(7, 7, 100, 90, 100, 7))
+    ((by_wall, by_cpu),) = contrasts(windows(7, 7, 100, 90, 100, 7), (1.0, 1.0))
     assert [math.exp(by_wall), math.exp(by_cpu)] == pytest.approx([0.9, 0.9])
-    ((by_wall, _),) = contrasts(windows(7, 7, 100, 90, 81, 7))
+    ((by_wall, _),) = contrasts(windows(7, 7, 100, 90, 81, 7), (1.0, 1.0))
     assert math.exp(by_wall) == pytest.approx(1.0), "a machine that becomes slower all the time costs nobody anything"
 
 
 def test_windows_of_the_beginning_and_the_end_and_empty_ones_do_not_count() -> None:
-    assert contrasts(windows(100, 90, 100, 90)) == []
-    assert contrasts(windows(7, 7, 100, 90, 0, 90, 100, 90, 100, 7))[1:] == []
+    assert contrasts(windows(100, 90, 100, 90), (1.0, 1.0)) == []
+    assert contrasts(windows(7, 7, 100, 90, 0, 90, 100, 90, 100, 7), (1.0, 1.0))[1:] == []
+
+
+def test_a_window_of_cheap_blocks_has_done_no_more_than_one_of_few_dear_ones() -> None:
+    mixtures = ((10, 100), (30, 20), (25, 50), (5, 200), (40, 10), (20, 60), (12, 90))
+    mine = [Window(n % 2 == 1, 1.0, (3 * mix[0] + mix[1]) / 1000, *mix) for n, mix in enumerate(mixtures)]
+    price = prices(mine)
+    assert price == pytest.approx((3e-3, 1e-3))
+    assert [by_cpu for _, by_cpu in contrasts(mine, price)] == pytest.approx([0.0] * len(contrasts(mine, price)))
+    assert len(contrasts(mine, price)) == 1
+    assert prices([Window(False, 1.0, 0.5, 10, 20)] * 3) == (1.0, 1.0), "one mixture tells no two prices"
 
 
 def test_the_ratio_is_the_geometric_mean_within_its_interval() -> None:
@@ -49,5 +59,7 @@ def test_a_run_is_watched_in_every_other_window(tmp_path: Path) -> None:
     counted = sum(
         float(line.split()[1]) for line in page.read_text().splitlines() if line.startswith("kvtier_blocks_total{")
     )
-    moved = {watched: sum(row.blocks for row in rows if row.watched == watched) for watched in (True, False)}
+    moved = {
+        watched: sum(row.stored + row.loaded for row in rows if row.watched == watched) for watched in (True, False)
+    }
     assert moved[True] <= counted < sum(moved.values()), "blocks moved unwatched are in no metric"
