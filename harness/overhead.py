@@ -150,15 +150,14 @@ def main(
                 speed=0.0,
                 seed=seed + number,
             )
-            mine = measure(options, Path(folder), scraper)
-            measured += mine
-            console.print(f"run {number + 1} of {runs}: {sum(map(len, mine))} windows")
+            measured += measure(options, Path(folder), scraper)
+            price = prices([window for process in measured for window in process])
+            found = [one for process in measured for one in contrasts(process, price)]
+            if not found:
+                raise click.ClickException("a run was too short for three windows; more --requests are needed")
+            by_wall, by_cpu = (spread([pair[i] for pair in found]) for i in (0, 1))
+            console.print(f"run {number + 1} of {runs}: {len(found)} windows, {by_wall} and {by_cpu}", soft_wrap=True)
     scraper.close()
-    price = prices([window for process in measured for window in process])
-    found = [one for process in measured for one in contrasts(process, price)]
-    if not found:
-        raise click.ClickException("the runs were too short for three windows; more --requests are needed")
-    by_wall, by_cpu = (spread([pair[i] for pair in found]) for i in (0, 1))
     console.print(
         f"watched / unwatched, {len(found)} windows of {WINDOW_SECONDS} s of {processes} processes, blocks of "
         f"{block_bytes >> 10} KiB, every {trace_every}th request traced:\n"
