@@ -20,7 +20,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -45,11 +45,11 @@ WRITERS = 8
 BUSY_SECONDS = 1.0  # since its last job, a process is busy: its thread for this is slow beside those of its jobs
 YIELD_SECONDS = 0.4  # a busy leader rests, so that others, if any are idle, come first
 PATIENCE_SECONDS = 0.2  # a busy process leads only when stores wait, and nobody has measured for so long
-PACE = 3.0  # an unhurried pass rests three times as long as it works
+PACE = 3.0  # who is in no hurry rests three times as long as it works,
+STRIDE_SECONDS = 0.0005  # and does so before whoever loads meanwhile would have to wait for a core
 GREW = 1.02  # beyond a sample's error
 RENEWALS = 8  # a block in use is marked so often on its way from the newest to the oldest, if not once an hour
 EVICTED_KEYS_MAX = 100_000
-BATCH_BLOCKS = 64
 AGES_MAX = 100
 FACTS_MAX = 10_000
 
@@ -99,7 +99,6 @@ class Plan(NamedTuple):
     """What is to go: about `bytes` of each folder, of blocks last used up to `cutoff_seconds` (since the epoch)."""
 
     reason: FileEvictionReason
-    hurry: bool  # no room is left: no rests
     quotas: list[tuple[Measured, float, float]]  # folder, bytes, cutoff_seconds
 
 
@@ -241,10 +240,10 @@ class Capacity:
         measured = self._measure_all()
         finished = time.monotonic()
         self._tell(lease)
-        reason, hurry, quotas = self._plan(measured)
+        reason, quotas = self._plan(measured)
         deadline = finished + max(PASS_SECONDS, finished - started)
         for one, quota, cutoff in quotas:
-            self._evict(one, quota, cutoff, reason, hurry, deadline)
+            self._evict(one, quota, cutoff, reason, deadline)
         if not quotas:
             self.sweep_for(SWEEP_SECONDS)
 
@@ -332,6 +331,18 @@ class Capacity:
         self._hurry, self.excess_bytes = hurry and self._draining, -room.low if self._draining else 0.0
         self.root, self._measured_seconds, self._refused = root, now, False
 
+    def _paced(self, blocks: Iterable[BlockFile]) -> Iterator[BlockFile]:
+        """The same blocks, with rests as long as what was done for them asks for, unless stores wait or nobody knows
+        whether they do."""
+        began = time.monotonic()
+        for block in blocks:
+            yield block
+            worked = time.monotonic() - began
+            if worked > STRIDE_SECONDS and self.root is not None and not (self._hurry or self._wanted):
+                time.sleep(PACE * worked)
+            if worked > STRIDE_SECONDS:
+                began = time.monotonic()
+
     def _measure(self, folder: Folder) -> Measured:
         """A folder's bytes and ages, from all of it when it is small, else from a sample of its first-level folders."""
         prefixes = folder.prefixes()
@@ -339,7 +350,7 @@ class Capacity:
         measured, seen = Measured(folder), 0
         for prefix in prefixes:
             seen += 1
-            measured.sample += folder.blocks([prefix])
+            measured.sample += self._paced(folder.blocks([prefix]))
             if len(measured.sample) >= SAMPLE_BLOCKS or self._stop:
                 break
         scale = len(prefixes) / max(1, seen)
@@ -351,7 +362,7 @@ class Capacity:
 
     def _plan(self, measured: list[Measured]) -> Plan:
         quotas = self._quotas(measured, self.excess_bytes)
-        return Plan(self._reason, self._hurry, [(m, quota, _cutoff(m.sample, quota / m.bytes)) for quota, m in quotas])
+        return Plan(self._reason, [(m, quota, _cutoff(m.sample, quota / m.bytes)) for quota, m in quotas])
 
     def _quotas(self, measured: list[Measured], excess: float) -> list[tuple[float, Measured]]:
         """How much each folder gives: those above an equal share first, down to a common level, so that no model can
@@ -373,40 +384,34 @@ class Capacity:
     # --- removing ---
 
     def _evict(
-        self, measured: Measured, quota: float, cutoff: float, reason: FileEvictionReason, hurry: bool, deadline: float
+        self, measured: Measured, quota: float, cutoff: float, reason: FileEvictionReason, deadline: float
     ) -> None:
         """Remove about `quota` bytes of a folder's blocks last used up to `cutoff`; `deadline` may end it earlier."""
         started, freed, gone = time.monotonic(), 0, list[BlockFile]()
-        for blocks in self._old_blocks(measured, cutoff):
-            began = time.monotonic()
-            for block in blocks:
-                if freed < quota and remove_block(block):
-                    freed += block.bytes
-                    gone.append(block)
-            now = time.monotonic()
-            if freed >= quota or now > deadline or self._stop:
+        for block in self._old_blocks(measured, cutoff):
+            if remove_block(block):
+                freed += block.bytes
+                gone.append(block)
+            if freed >= quota or time.monotonic() > deadline or self._stop:
                 break
-            if not hurry:
-                time.sleep(PACE * (now - began))
         if gone:
             keys = tuple(block.key for block in gone[:EVICTED_KEYS_MAX])
             ages = tuple(max(0.0, time.time() - b.used_seconds) for b in gone[:: -(-len(gone) // AGES_MAX)])
             self._facts.append(Evicted(reason, keys, len(gone), freed, ages, started, time.monotonic()))
 
-    def _old_blocks(self, measured: Measured, cutoff: float) -> Iterator[list[BlockFile]]:
-        """A little at a time: first those of the sample, the oldest before the others; then, a first-level folder after
-        the other, from behind the one where the last round stopped, all there are."""
+    def _old_blocks(self, measured: Measured, cutoff: float) -> Iterator[BlockFile]:
+        """First those of the sample, the oldest before the others; then, a first-level folder after the other, from
+        behind the last that a round came through, all there are."""
         old = sorted((b for b in measured.sample if b.used_seconds <= cutoff), key=lambda b: b.used_seconds)
-        for start in range(0, len(old), BATCH_BLOCKS):
-            yield old[start : start + BATCH_BLOCKS]
+        yield from self._paced(old)
         if measured.whole:
             return
         folder, prefixes = measured.folder, measured.folder.prefixes()
-        last = self._position.get(folder.mapper.blocks_path) or self._random.choice(prefixes or [""])
+        last = self._position.setdefault(folder.mapper.blocks_path, self._random.choice(prefixes or [""]))
         start = bisect.bisect(prefixes, last)
         for prefix in prefixes[start:] + prefixes[:start]:
+            yield from (block for block in self._paced(folder.blocks([prefix])) if block.used_seconds <= cutoff)
             self._position[folder.mapper.blocks_path] = prefix
-            yield [block for block in folder.blocks([prefix]) if block.used_seconds <= cutoff]
 
     def sweep_for(self, seconds: float) -> None:
         """Go on with a sweep, or begin one if the last is long ago, for about so long."""

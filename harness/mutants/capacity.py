@@ -29,8 +29,8 @@ class _OverCapacity(KvtierAdapter):
 
 
 class _LatestFirst(Capacity):
-    def _old_blocks(self, measured: Measured, cutoff: float) -> Iterator[list[BlockFile]]:
-        yield sorted(measured.sample, key=lambda block: block.used_seconds, reverse=True)
+    def _old_blocks(self, measured: Measured, cutoff: float) -> Iterator[BlockFile]:
+        yield from sorted(measured.sample, key=lambda block: block.used_seconds, reverse=True)
 
 
 @convicted_by("capacity", r"block \d+ was lost, though only \d+% of the limit was stored since", scenario="capacity")

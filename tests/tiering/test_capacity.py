@@ -502,7 +502,7 @@ def test_a_pass_may_stop_anywhere_and_the_next_goes_on_there(tmp_path: Path, tie
     assert len(measured.folder.prefixes()) == 100
     measured.sample, measured.whole = [], False  # as in a large root, where it holds a few of many
     for _ in range(100):  # each is over after its first folder
-        capacity._evict(measured, quota, cutoff, "max_bytes", True, deadline=0.0)
+        capacity._evict(measured, quota, cutoff, "max_bytes", deadline=0.0)
     assert present(tier, range(100)) == list(range(50, 100)), "each folder was visited once"
     assert all(fact.files == 1 for fact in capacity.take_facts())
 
