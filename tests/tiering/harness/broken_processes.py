@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.adapters.base import Finished, TierSetup
-from harness.adapters.memory import MemoryAdapter, _publish
+from harness.adapters.memory import MemoryAdapter, _publish, _seal
+from tests.tiering.harness.flawed_tiers import LooksAtNames
 
 
-class InPlace(MemoryAdapter):
+class InPlace(LooksAtNames):
     """Writes a block under its name, in two halves, and loads whatever stands there."""
 
     PAUSE_SECONDS = 0.004
@@ -42,7 +43,7 @@ class WritesLater(MemoryAdapter):
         self._later: list[tuple[Path, bytes]] = []
 
     def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
-        self._later += [(self._path(key), bytes(self._slot(slot))) for key, slot in zip(keys, slots, strict=True)]
+        self._later += [(self._path(key), _seal(key, self._slot(slot))) for key, slot in zip(keys, slots, strict=True)]
         self._finished.append(Finished(job_id, keys, ()))
 
     def step(self) -> None:
