@@ -53,6 +53,8 @@ from kvtier.thread_pool import Cancelled, Completion, DualQueueThreadPool, Work
 logger = logging.getLogger(__name__)
 
 LINKS_MAX = 8
+FILE_BYTES = 64 << 10
+"""What a file costs beside its bytes, in bytes: a task of many tiny blocks takes as long as one of few large ones."""
 _ANSWER = {True: LookupResult.HIT, False: LookupResult.MISS, None: LookupResult.RETRY}
 NO_SPACE = ("ENOSPC", "EDQUOT")
 STORE_PAUSE_SECONDS_MAX = 30.0
@@ -222,7 +224,8 @@ class FileSystemTierManager(SecondaryTierManager):
                 raise SlotError(f"slot {slot} is out of range; the CPU tier has {self._slots} slots, numbered from 0")
         # Small enough that nothing waits long behind a task, and that a job spreads over all threads that are idle.
         idle = max(1, self._pool.idle_threads())
-        per_task = max(1, min(self.config.task_bytes_max // self.config.block_bytes, -(-len(job.keys) // idle)))
+        most = self.config.task_bytes_max // max(FILE_BYTES, self.config.block_bytes)
+        per_task = max(1, min(most, -(-len(job.keys) // idle)))
         run = self._load_blocks if direction == "load" else self._store_blocks
         own_traceparent = child_traceparent(job.req_context.traceparent)
         if self._capacity:

@@ -92,8 +92,9 @@ class Flood:
                 if self.worker.parent.heard("count") if counts_when_told else now > began + seconds:
                     counts_since, self._ended = now, dict.fromkeys(self._ended, 0)
             elif now > began + seconds:
-                rounds = self._ended[2 * number] / flood_jobs
+                rounds = self._ended[2 * number] / flood_jobs  # a flood of which nothing ended shows nothing
                 enough = rounds >= ROUNDS_MAX or (rounds >= rounds_min and self._ended[2 * number + 1] >= probes_min)
+                enough = enough and rounds > 0
                 if enough or now > max(began + seconds, counts_since) + patience:
                     break
             self._top_up(2 * number, flood, flood_blocks, flood_jobs)

@@ -24,7 +24,7 @@ from kvtier.base import (
 )
 from kvtier.config import ConfigError, FsTierConfig, RootError, RunConfig, SlotError
 from kvtier.events import BlockSetAside, Event, JobFinished, LookupBatch
-from kvtier.fs_tier import FileSystemTierManager
+from kvtier.fs_tier import FILE_BYTES, FileSystemTierManager
 from kvtier.hashing import BlockHash, OffloadKey, make_offload_key
 from tests.tiering.contract import TierContract
 
@@ -243,7 +243,7 @@ def test_refused_stores_report_at_once_and_harm_nothing(tmp_path: Path) -> None:
 
 def test_a_job_is_split_over_idle_threads_and_a_busy_tier_gets_whole_tasks(tmp_path: Path) -> None:
     seen, gate = Recorder(), threading.Event()
-    tier = Tier(tmp_path, seen, task_bytes_max=8 * BLOCK)
+    tier = Tier(tmp_path, seen, task_bytes_max=8 * FILE_BYTES)  # 8 blocks, since they are small
     idle = tier.manager._pool.idle_threads
     while idle() < 4:  # its threads are starting
         os.sched_yield()
