@@ -1,6 +1,7 @@
 """`conform module:Class`: the contract and every scenario on somebody's own tier, one after the other, one verdict.
 
-The command line has it; each scenario is an ordinary run with a folder and a report of its own.
+The command line has it; each scenario is an ordinary run with a folder and a report of its own. What asks for more than
+a tier and a folder (hosts, disks), or for what the tier does not claim, is left out and named.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,9 @@ _GIVEN = ("root_dir", "processes", "block_bytes", "read_threads", "write_threads
 @click.command()
 @click.argument("tier", metavar="TIER")
 @click.option("--scenario", "names", multiple=True, help="only this one; may be repeated (default: all)")
-@click.option("--seconds", type=float, default=3.0, show_default=True, help="of traffic in each scenario")
+@click.option(
+    "--seconds", type=float, default=3.0, show_default=True, help="of traffic in each, or as many as it needs"
+)
 @click.option("--seed", type=click.IntRange(0), help="of all scenarios (default: a fresh one, printed)")
 @click.option("--root-dir", help="folder to share; fresh folders inside it are used and removed")
 @click.option("--processes", type=int, help="worker processes (default: the scenario's)")
@@ -46,12 +50,8 @@ def conform(tier: str, names: tuple[str, ...], runs_dir: str, as_json: bool, qui
     """
     adapter_class(tier)  # an unknown tier is told before anything else
     tier_python(tier)
-    known = {item.name: item for item in scenarios()}
-    if unknown := [name for name in names if name not in known]:
-        raise UsageError(f"--scenario is {unknown[0]!r}; valid choices: {', '.join(known)}")
     seed = fresh_seed() if given["seed"] is None else given["seed"]
-    # Options that cannot work are refused before the first scenario has taken its time.
-    planned = [(known[name], _options(known[name], tier, seed, given)) for name in names or known]
+    planned, left_out = plan(tier, names, seed, given)
     console = Console(stderr=as_json, highlight=False)
     done: list[Results] = []
     for number, (chosen, options) in enumerate(planned, 1):
@@ -67,7 +67,8 @@ def conform(tier: str, names: tuple[str, ...], runs_dir: str, as_json: bool, qui
     worst = next(value for value in ("false", "unknown", "true") if value in values)
     if as_json:
         runs = [dataclasses.asdict(results) for results in done]
-        document = {"tier": tier, "verdict": worst, "exit_code": EXIT_CODES[worst], "seed": seed, "runs": runs}
+        document = {"tier": tier, "verdict": worst, "exit_code": EXIT_CODES[worst], "seed": seed}
+        document |= {"runs": runs, "left_out": left_out}
         print(json.dumps(document, indent=1, default=str))
     else:
         console.print()
@@ -76,14 +77,37 @@ def conform(tier: str, names: tuple[str, ...], runs_dir: str, as_json: bool, qui
             mark = f"[{COLOURS[results.verdict]}]{results.verdict:<7}[/]"
             line = f"{results.scenario:<12} {mark}  {results.seconds:4.0f} s  {runs_dir}/{folder}/report.html"
             console.print(line, soft_wrap=True)
+        for name, why in left_out.items():
+            console.print(f"{name:<12} left out: {escape(why)}", soft_wrap=True)
         line = f"{escape(tier)}: [bold {COLOURS[worst]}]{worst}[/], seed {seed}; all runs: {runs_dir}/index.html"
         console.print(line, soft_wrap=True)
     sys.exit(EXIT_CODES[worst])
 
 
-def _options(chosen: Scenario, tier: str, seed: int, given: dict[str, Any]) -> CommonOptions:
-    """The scenario's own defaults, with what was given; a scenario that takes what it takes keeps its zero seconds."""
-    values = {name: given[name] for name in _GIVEN if given[name] not in (None, ())}
+def plan(
+    tier: str, names: Sequence[str], seed: int, given: Mapping[str, Any]
+) -> tuple[list[tuple[Scenario, CommonOptions]], dict[str, str]]:
+    """The scenarios `names` (none: all that this tier can be asked) with their options, and why others are left out.
+
+    Raises `UsageError` on a name or an option that cannot work, before the first scenario has taken its time.
+    """
+    known = {item.name: item for item in scenarios()}
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(f"--scenario is {unknown[0]!r}; valid choices: {', '.join(known)}")
+    left_out = {} if names else {item.name: item.apart for item in known.values() if item.apart}
+    if not (names or adapter_class(tier).keeps_limit):
+        left_out["capacity"] = "the tier keeps no limit"
+    chosen = [known[name] for name in names or known if name not in left_out]
+    planned = [(item, _options(item, tier, seed, given)) for item in chosen]
+    for item, options in planned:
+        item.prepare(options)
+    return planned, left_out
+
+
+def _options(chosen: Scenario, tier: str, seed: int, given: Mapping[str, Any]) -> CommonOptions:
+    """The scenario's own defaults, with what was given; a scenario that takes what it takes keeps its zero seconds, and
+    one that needs more seconds gets them."""
+    values = {name: given[name] for name in _GIVEN if given.get(name) not in (None, ())}
     if next(f.default for f in dataclasses.fields(chosen.options) if f.name == "seconds"):
-        values["seconds"] = given["seconds"]
+        values["seconds"] = max(given["seconds"], chosen.seconds_min)
     return chosen.options(tier=tier, seed=seed, **values)

@@ -2,15 +2,16 @@
 
 `python -m harness.overhead`. Blocks should lie in memory (`--root-dir /dev/shm/...`), where nothing hides the cost. In
 every watched second every process is scraped once, as a server would do. A window is compared with the mean of its two
-neighbours, half a second away, so that what the machine does meanwhile cancels out; and in work, not in blocks, since a
-stored block costs more than a loaded one. It says a ratio with its spread and judges nothing.
+neighbours, so that what the machine does meanwhile cancels out; and in work, not in blocks, since a stored block costs
+more than a loaded one. That ratio knows everything that watching does to a process, and is noisy; beside it stands what
+the clocks of the threads say was spent on watching, which is precise, and knows nothing of caches and locks. It judges
+neither.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import random
 import statistics
 import tempfile
 import threading
@@ -24,12 +25,13 @@ from typing import NamedTuple
 import click
 from rich.console import Console
 
+from harness.bench.stats import Interval, bootstrap
 from harness.run import run
 from harness.scenarios.load import SCENARIO, LoadOptions
 
-RESAMPLES = 4000
-WINDOW_SECONDS = 0.5
-"""Long beside a job, of whose time a part may lie in the window before; short beside what else a machine does."""
+WINDOW_SECONDS = 1.0
+"""Of which each watched one has a scrape. Long beside a job, of whose time a part may lie in the window before; short
+beside what else a machine does."""
 
 
 class Window(NamedTuple):
@@ -38,27 +40,19 @@ class Window(NamedTuple):
     watched: bool
     seconds: float
     cpu_seconds: float
+    spent_seconds: float  # of these on watching, by the clocks of its threads
     stored: int
     loaded: int
 
 
-class Spread(NamedTuple):
-    """The geometric mean of ratios, and its 95 % interval by the bootstrap."""
-
-    ratio: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.ratio:.3f} (95 %: {self.low:.3f} to {self.high:.3f})"
+def spread(logs: Sequence[float]) -> Interval:
+    """Of logarithms of ratios watched / unwatched of rates, their geometric mean: 0.97 means 3 % less. At least one."""
+    return Interval(*(math.exp(end) for end in bootstrap(logs, statistics.fmean)))
 
 
-def spread(logs: Sequence[float], seed: int = 0) -> Spread:
-    """Of logarithms of ratios watched / unwatched of rates: 0.97 means 3 % fewer blocks. At least one."""
-    rng = random.Random(seed)
-    means = sorted(statistics.fmean(rng.choices(logs, k=len(logs))) for _ in range(RESAMPLES))
-    low, high = means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES) - 1]
-    return Spread(math.exp(statistics.fmean(logs)), math.exp(low), math.exp(high))
+def spent(windows: Sequence[Window]) -> float:
+    """The share of the processor time of watched windows that went into watching; exports of spans may come later."""
+    return sum(w.spent_seconds for w in windows) / sum(w.cpu_seconds for w in windows if w.watched)
 
 
 def prices(windows: Sequence[Window]) -> tuple[float, float]:
@@ -100,7 +94,7 @@ class _Scraper:
         self._path = run_dir / "file_sd.json"
 
     def _run(self) -> None:
-        period = 4 * WINDOW_SECONDS  # of watched windows every other one: one scrape in a watched second
+        period = 2 * WINDOW_SECONDS  # a quarter into each watched window, which are the even ones
         while not self._stop.wait(period - (time.monotonic() - WINDOW_SECONDS / 4) % period):
             with suppress(OSError, ValueError):
                 for group in json.loads(self._path.read_text()) if self._path else ():
@@ -122,13 +116,17 @@ def measure(options: LoadOptions, runs_dir: Path, scraper: _Scraper) -> list[lis
     return [[Window(*row) for row in json.loads(file.read_text())] for file in files]
 
 
+def _said(ratio: Interval) -> str:
+    return f"{ratio.value:.3f} (95 %: {ratio.low:.3f} to {ratio.high:.3f})"
+
+
 @click.command()
 @click.option("--runs", default=10, show_default=True, help="load runs")
 @click.option("--processes", default=2, show_default=True, help="worker processes")
 @click.option("--requests", default=5000, show_default=True, help="requests of a run")
 @click.option("--block-bytes", default=256 << 10, show_default=True, help="size of a block")
 @click.option("--root-dir", default=None, help="folder for the blocks (default: the run's)")
-@click.option("--trace-every", default=10, show_default=True, help="every n-th request leaves spans")
+@click.option("--trace-every", default=20, show_default=True, help="every n-th request leaves spans")
 @click.option("--seed", default=0, show_default=True, help="the first run's; the next has the next")
 def main(
     runs: int, processes: int, requests: int, block_bytes: int, root_dir: str | None, trace_every: int, seed: int
@@ -151,18 +149,21 @@ def main(
                 seed=seed + number,
             )
             measured += measure(options, Path(folder), scraper)
-            price = prices([window for process in measured for window in process])
+            flat = [window for process in measured for window in process]
+            price = prices(flat)
             found = [one for process in measured for one in contrasts(process, price)]
             if not found:
                 raise click.ClickException("a run was too short for three windows; more --requests are needed")
             by_wall, by_cpu = (spread([pair[i] for pair in found]) for i in (0, 1))
-            console.print(f"run {number + 1} of {runs}: {len(found)} windows, {by_wall} and {by_cpu}", soft_wrap=True)
+            said = f"{_said(by_wall)} and {_said(by_cpu)}, {spent(flat):.2%}"
+            console.print(f"run {number + 1} of {runs}: {len(found)} windows, {said}", soft_wrap=True)
     scraper.close()
     console.print(
         f"watched / unwatched, {len(found)} windows of {WINDOW_SECONDS} s of {processes} processes, blocks of "
         f"{block_bytes >> 10} KiB, every {trace_every}th request traced:\n"
-        f"  work per second              {by_wall}\n"
-        f"  work per processor second    {by_cpu}\n"
+        f"  work per second              {_said(by_wall)}\n"
+        f"  work per processor second    {_said(by_cpu)}\n"
+        f"  spent on watching            {spent(flat):.2%} of the processor time\n"
         f"  (a stored block costs {price[0] * 1e6:.0f} processor us, a loaded one {price[1] * 1e6:.0f})",
         soft_wrap=True,
     )

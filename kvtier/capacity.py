@@ -39,7 +39,7 @@ SAMPLE_BLOCKS = 10_000  # enough to know a folder's size to 1 %
 PAUSE_SECONDS_MAX = 5.0
 PAUSE_SECONDS_MIN = 0.1
 PASS_SECONDS = 1.0  # how long a round evicts, or as long as it measured; then the root is measured anew
-SWEEP_SECONDS = 0.25  # how long a round sweeps
+SWEEP_SECONDS = 1.0  # how long a round sweeps
 SWEEP_EVERY_SECONDS = 3600.0
 WRITERS = 8
 BUSY_SECONDS = 1.0  # since its last job, a process is busy: its thread for this is slow beside those of its jobs
@@ -138,6 +138,7 @@ class Capacity:
         self._due = threading.Event()
         self._facts: deque[Evicted] = deque(maxlen=FACTS_MAX)
         self._position: dict[str, str] = {}  # folder -> where the last round stopped
+        self._rested_seconds = 0.0
         self._sweeping: Iterator[int] = iter(())
         self._sweep_seconds = -math.inf
         self._measured_seconds = 0.0
@@ -236,7 +237,7 @@ class Capacity:
         return time.monotonic() - self.traffic_seconds < BUSY_SECONDS
 
     def _lead(self, lease: int) -> None:
-        started = time.monotonic()
+        started = self._rested_seconds = time.monotonic()
         measured = self._measure_all()
         finished = time.monotonic()
         self._tell(lease)
@@ -332,16 +333,18 @@ class Capacity:
         self.root, self._measured_seconds, self._refused = root, now, False
 
     def _paced(self, blocks: Iterable[BlockFile]) -> Iterator[BlockFile]:
-        """The same blocks, with rests as long as what was done for them asks for, unless stores wait or nobody knows
-        whether they do."""
-        began = time.monotonic()
+        """The same blocks, with rests."""
         for block in blocks:
             yield block
-            worked = time.monotonic() - began
-            if worked > STRIDE_SECONDS and self.root is not None and not (self._hurry or self._wanted):
+            self._rest()
+
+    def _rest(self) -> None:
+        """As long as what was done since the last rest asks for, unless stores wait or nobody knows whether they do."""
+        worked = time.monotonic() - self._rested_seconds
+        if worked > STRIDE_SECONDS:
+            if self.root is not None and not (self._hurry or self._wanted):
                 time.sleep(PACE * worked)
-            if worked > STRIDE_SECONDS:
-                began = time.monotonic()
+            self._rested_seconds = time.monotonic()
 
     def _measure(self, folder: Folder) -> Measured:
         """A folder's bytes and ages, from all of it when it is small, else from a sample of its first-level folders."""
@@ -351,6 +354,7 @@ class Capacity:
         for prefix in prefixes:
             seen += 1
             measured.sample += self._paced(folder.blocks([prefix]))
+            self._rest()
             if len(measured.sample) >= SAMPLE_BLOCKS or self._stop:
                 break
         scale = len(prefixes) / max(1, seen)
@@ -411,6 +415,7 @@ class Capacity:
         start = bisect.bisect(prefixes, last)
         for prefix in prefixes[start:] + prefixes[:start]:
             yield from (block for block in self._paced(folder.blocks([prefix])) if block.used_seconds <= cutoff)
+            self._rest()
             self._position[folder.mapper.blocks_path] = prefix
 
     def sweep_for(self, seconds: float) -> None:
@@ -421,6 +426,7 @@ class Capacity:
             self._sweeping = (removed for folder in folders(self.root_dir) for removed in sweep(folder))
         for removed in self._sweeping:
             self.swept_files += removed
+            self._rest()
             if time.monotonic() - now > seconds or self._stop:
                 break
 

@@ -6,13 +6,16 @@ changes nothing about the tier.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
+from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.metrics_core import Metric
@@ -22,6 +25,8 @@ from prometheus_client.registry import Collector
 from harness.adapters.base import TierSetup
 from kvtier.events import Event, FanOut, JobFinished, RequestFinished
 from kvtier.metrics import Gauges, MetricsObserver, serve
+
+T = TypeVar("T")
 
 LAST_SCRAPE_SECONDS_MAX = 3.0
 """A process that is being scraped waits so long for one scrape after its last job, so that no count is lost."""
@@ -54,6 +59,8 @@ class Watch:
             ProcessCollector(registry=self._registry)
             watchers.add(MetricsObserver(self._registry, sources, info))
             self._server, port = serve(self._registry)
+            if self._windows is not None:
+                self._windows.pay_for_scrapes(self._server)
             self.address = f"127.0.0.1:{port}"
         if self._every:
             from kvtier import tracing
@@ -66,7 +73,12 @@ class Watch:
 
     def traceparent(self, req_id: str) -> str | None:
         """A new request's trace context. Its ids derive from the run and the request, so that anybody can find it."""
-        if self._spans is None or not (self._windows is None or self._windows.watched()):
+        if self._windows is not None:
+            return self._windows.paid(self._new_traceparent, req_id) if self._windows.watched() else None
+        return self._new_traceparent(req_id)
+
+    def _new_traceparent(self, req_id: str) -> str | None:
+        if self._spans is None:
             return None
         self._requests += 1
         sampled = self._requests % self._every == 0
@@ -93,36 +105,58 @@ class Watch:
             self._spans.shutdown()
 
 
+def is_watched(monotonic_seconds: float, window_seconds: float) -> bool:
+    """Whether this moment lies in a watched window; the same in all processes of a machine."""
+    return monotonic_seconds // window_seconds % 2 == 0
+
+
 class Windows:
-    """Hands events on to `watchers` in every other window of `seconds`, the same ones in all processes of a machine.
+    """Hands events on to `watchers` in every other window of `seconds`.
 
     `rows`: of each window that is over, whether it was watched, how long it really was, the processor time of this
-    process in it, and the blocks that its jobs stored and loaded.
+    process in it, what of that was spent on watching (events, trace contexts, scrapes, the export of spans), and the
+    blocks that its jobs stored and loaded.
     """
 
     def __init__(self, seconds: float) -> None:
         self.watchers = FanOut()
-        self.rows: list[tuple[bool, float, float, int, int]] = []
+        self.rows: list[tuple[bool, float, float, float, int, int]] = []
         self._seconds, self._blocks = seconds, {"store": 0, "load": 0}
-        self._number, self._began, self._cpu = self._now()
+        self._began, self._cpu = time.monotonic(), time.process_time()
+        self._paid = self._spent = 0.0
 
-    def _now(self) -> tuple[int, float, float]:
-        now = time.monotonic()
-        return int(now // self._seconds), now, time.process_time()
+    def paid(self, call: Callable[..., T], *arguments: object) -> T:
+        """`call(*arguments)`, whose processor time counts as spent on watching."""
+        before = time.thread_time()
+        try:
+            return call(*arguments)
+        finally:
+            self._paid += time.thread_time() - before  # a scrape's may be lost to another thread's: one in thousands
+
+    def pay_for_scrapes(self, server: WSGIServer) -> None:
+        """From now on what `server`'s threads spend on answers counts too."""
+        answer = server.process_request_thread  # type: ignore[attr-defined]
+        server.process_request_thread = functools.partial(self.paid, answer)  # type: ignore[attr-defined]
+
+    def _spent_until_now(self) -> float:
+        """Processor seconds; the threads that export spans have clocks of their own."""
+        exporters = [thread.ident for thread in threading.enumerate() if thread.name.startswith("OtelBatch")]
+        return self._paid + sum(time.clock_gettime(time.pthread_getcpuclockid(ident)) for ident in exporters if ident)
 
     def watched(self) -> bool:
-        return int(time.monotonic() // self._seconds) % 2 == 0
+        return is_watched(time.monotonic(), self._seconds)
 
     def on_event(self, event: Event) -> None:
-        number, now, cpu = self._now()
-        if number != self._number:
+        now = time.monotonic()
+        if now // self._seconds != self._began // self._seconds:
+            cpu, spent, watched = time.process_time(), self._spent_until_now(), is_watched(self._began, self._seconds)
             moved = self._blocks["store"], self._blocks["load"]
-            self.rows.append((self._number % 2 == 0, now - self._began, cpu - self._cpu, *moved))
-            self._number, self._began, self._cpu, self._blocks = number, now, cpu, dict.fromkeys(self._blocks, 0)
+            self.rows.append((watched, now - self._began, cpu - self._cpu, spent - self._spent, *moved))
+            self._began, self._cpu, self._spent, self._blocks = now, cpu, spent, dict.fromkeys(self._blocks, 0)
         if isinstance(event, JobFinished):
             self._blocks[event.direction] += event.blocks_ok
-        if number % 2 == 0:
-            self.watchers.on_event(event)
+        if is_watched(now, self._seconds):
+            self.paid(self.watchers.on_event, event)
 
 
 class _Scrapes(Collector):

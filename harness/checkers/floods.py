@@ -132,17 +132,8 @@ def _measure(note: Note, probes: list[Job], flood: list[Job]) -> dict[str, Any]:
 
 def _judge_hang(note: Note, history: History, findings: Findings) -> dict[str, Any]:
     """Rule 2, from the moment that the call hung until it was let go."""
-    process = note.detail["process"]
-    lifted = min(
-        (
-            n.monotonic_seconds
-            for n in history.notes
-            if n.kind == "lifted" and n.monotonic_seconds > note.monotonic_seconds
-        ),
-        default=math.inf,
-    )
-    detail = next((s.detail for s in history.starts if s.process == process), {})
-    threads = int(detail.get("read_threads") or 0) + int(detail.get("write_threads") or 0)
+    process, lifted = note.detail["process"], _lifted(note, history)
+    threads = sum(_threads(process, history).values())
     mine = [j for j in history.jobs if j.process == process and j.results]
     meanwhile = [j for j in mine if note.monotonic_seconds < j.finished_seconds < lifted]
     ended = {direction: sum(j.direction == direction for j in meanwhile) for direction in CLASSES}
@@ -158,20 +149,31 @@ def _judge_hang(note: Note, history: History, findings: Findings) -> dict[str, A
     return {"process": process, "what": note.text, "seconds": seconds, "ended": ended}
 
 
+def _lifted(note: Note, history: History) -> float:
+    """When what `note` tells of was over; infinity when it never was."""
+    since = note.monotonic_seconds
+    lifted = (n.monotonic_seconds for n in history.notes if n.kind == "lifted" and n.monotonic_seconds > since)
+    return min(lifted, default=math.inf)
+
+
+def _threads(process: int, history: History) -> dict[str, int]:
+    """Of each class."""
+    detail = next((s.detail for s in history.starts if s.process == process), {})
+    return {"load": int(detail.get("read_threads") or 0), "store": int(detail.get("write_threads") or 0)}
+
+
 def _judge_cut(note: Note, history: History, findings: Findings) -> dict[str, Any]:
     """Rule 2 for a process whose host was cut off."""
     process, number, since = note.detail["process"], note.detail["number"], note.monotonic_seconds
     bound = float(history.options.get("hung_seconds_max", 15.0))
-    heals = [n.monotonic_seconds for n in history.notes if n.kind == "lifted" and n.monotonic_seconds > since]
-    until, who = min(heals, default=math.inf), f"process {process}, while {note.text}"
+    until, who = _lifted(note, history), f"process {process}, while {note.text}"
     phases = [n.detail for n in history.notes if n.process == process and n.kind == "flood"]
     phase = next((p for p in phases if p["number"] == number), {"answer_seconds": math.inf, "settled": False})
     if phase["answer_seconds"] > bound:
         findings.add(f"{who}: a lookup had no answer for {milliseconds(phase['answer_seconds'])}")
     if not phase["settled"]:
         findings.add(f"{who}: not all of its jobs had ended by the end of the phase")
-    detail = next((s.detail for s in history.starts if s.process == process), {})
-    threads = {"load": int(detail.get("read_threads") or 0), "store": int(detail.get("write_threads") or 0)}
+    threads = _threads(process, history)
     tasks = [t for t in history.tasks if t.process == process and t.finished_seconds > since]
     gauges = [g for g in history.gauges if g.process == process]
     told = any("load_threads_lost" in g.values for g in gauges)

@@ -139,6 +139,8 @@ class Scenario:
     """One scenario: its name, options class, what drives it, and the checkers that judge its history.
 
     `text` is its module's docstring: a sentence, then paragraphs on what is done, what it shows and what it does not.
+    Fewer than `seconds_min` of traffic give no verdict. `apart` says how a scenario is run that asks for more than a
+    tier and a folder: `conform` leaves it to that.
     """
 
     name: str
@@ -147,6 +149,8 @@ class Scenario:
     checkers: tuple[str, ...]
     prepare: Callable[[Any], Any]  # options -> what `run` needs; raises UsageError; touches nothing
     run: Callable[[Context, Any], None]
+    seconds_min: float = 0.0
+    apart: str = ""
 
     @property
     def title(self) -> str:

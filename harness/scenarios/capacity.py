@@ -170,4 +170,5 @@ SCENARIO = Scenario(
     checkers=("capacity", "integrity", "results", "leftovers"),
     prepare=prepare,
     run=run,
+    seconds_min=15.0,
 )

@@ -37,7 +37,7 @@ class LoadOptions(CommonOptions):
     )
     window: int = option(4, "requests in flight per process", low=1)
     stall_seconds: float = option(30.0, "a process in which nothing moves for so long is given up", low=0.1)
-    trace_every: int = option(10, "write spans of every n-th request of a process; 0: of none", low=0)
+    trace_every: int = option(20, "write spans of every n-th request of a process; 0: of none", low=0)
     watch_windows: float = option(
         0.0, "watch in every other window of so many seconds, to see what watching costs; 0: all the time", low=0
     )

@@ -249,4 +249,5 @@ SCENARIO = Scenario(
     checkers=("outage", "integrity", "results", "determinism", "leftovers"),
     prepare=prepare,
     run=run,
+    apart="takes two hosts that can be cut off: make shared-volume",
 )

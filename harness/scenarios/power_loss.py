@@ -302,4 +302,5 @@ SCENARIO = Scenario(
     checkers=("power_loss", "integrity", "results"),
     prepare=prepare,
     run=run,
+    apart="takes root, disks of its own and options of kvtier's: make power-loss",
 )

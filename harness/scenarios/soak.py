@@ -72,4 +72,5 @@ SCENARIO = Scenario(
     checkers=("soak", "integrity", "results", "leftovers"),
     prepare=prepare,
     run=run,
+    seconds_min=15.0,
 )

@@ -15,8 +15,10 @@ import psutil
 import pytest
 
 from harness.cli import main
+from harness.conform import plan
 from harness.history import History
 from harness.launch import REPOSITORY
+from harness.scenarios import scenarios
 from tests.tiering.harness.certain_trace import REQUESTS, write_certain_trace
 
 SMALL = ["--tier", "memory", "--processes", "2", "--block-bytes", "4096", "--seed", "5"]
@@ -205,6 +207,18 @@ def test_options_come_from_a_file_and_what_is_typed_wins(tmp_path: Path, say: An
     again = json.loads(said.out)["command"]
     assert "--seed 3" in again
     assert "options.toml" not in again, "the command stands by itself"
+
+
+def test_conform_asks_a_tier_all_that_a_machine_and_a_folder_can_and_names_the_rest() -> None:
+    given = {"seconds": 3.0}
+    planned, left_out = plan("kvtier", (), 4, given)
+    asked = {item.name: options for item, options in planned}
+    assert set(left_out) == {"outage", "power_loss"}
+    assert "make shared-volume" in left_out["outage"]
+    assert set(asked) == {item.name for item in scenarios()} - set(left_out)
+    assert asked["sharing"].seconds == 3.0 < asked["soak"].seconds, "too short a soak gives no verdict"
+    planned, left_out = plan("memory", (), 4, given)
+    assert left_out["capacity"] == "the tier keeps no limit"
 
 
 def test_conform_runs_scenarios_on_a_tier_of_ones_own_and_compare_sets_two_runs_side_by_side(
