@@ -47,6 +47,7 @@ YIELD_SECONDS = 0.4  # a busy leader rests, so that others, if any are idle, com
 PATIENCE_SECONDS = 0.2  # a busy process leads only when stores wait, and nobody has measured for so long
 PACE = 9.0  # who is in no hurry rests nine times as long as it works,
 STRIDE_SECONDS = 0.0005  # and does so before whoever loads meanwhile would have to wait for a core
+LEISURE_SECONDS = 10.0  # one is in a hurry when a writer's grant would not last so long
 GREW = 1.02  # beyond a sample's error
 RENEWALS = 8  # a block in use is marked so often on its way from the newest to the oldest, if not once an hour
 EVICTED_KEYS_MAX = 100_000
@@ -138,7 +139,7 @@ class Capacity:
         self._due = threading.Event()
         self._facts: deque[Evicted] = deque(maxlen=FACTS_MAX)
         self._position: dict[str, str] = {}  # folder -> where the last round stopped
-        self._rested_seconds = 0.0
+        self._rested_seconds = self._rests_until_seconds = 0.0
         self._sweeping: Iterator[int] = iter(())
         self._sweep_seconds = -math.inf
         self._measured_seconds = 0.0
@@ -238,8 +239,10 @@ class Capacity:
 
     def _lead(self, lease: int) -> None:
         started = self._rested_seconds = time.monotonic()
+        self._rests_until_seconds = started + PAUSE_SECONDS_MAX / 2  # who waits for a grant waits for a measurement
         measured = self._measure_all()
         finished = time.monotonic()
+        self._rests_until_seconds = math.inf
         self._tell(lease)
         reason, quotas = self._plan(measured)
         deadline = finished + max(PASS_SECONDS, finished - started)
@@ -339,10 +342,13 @@ class Capacity:
             self._rest()
 
     def _rest(self) -> None:
-        """As long as what was done since the last rest asks for, unless stores wait or nobody knows whether they do."""
-        worked = time.monotonic() - self._rested_seconds
+        """As long as what was done since the last rest asks for, unless stores wait, or would if they came as fast as
+        lately, or nobody knows whether they do."""
+        now = time.monotonic()
+        worked = now - self._rested_seconds
         if worked > STRIDE_SECONDS:
-            if self.root is not None and not (self._hurry or self._wanted):
+            waits = self.root is None or self._hurry or self._wanted or self._refused or now > self._rests_until_seconds
+            if not waits and self._growth * LEISURE_SECONDS < self._room.stores / WRITERS:
                 time.sleep(PACE * worked)
             self._rested_seconds = time.monotonic()
 

@@ -170,5 +170,5 @@ SCENARIO = Scenario(
     checkers=("capacity", "integrity", "results", "leftovers"),
     prepare=prepare,
     run=run,
-    seconds_min=15.0,
+    seconds_min=60.0,
 )
