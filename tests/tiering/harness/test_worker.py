@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from harness.adapters.base import TierSetup
 from harness.history import History
 from harness.launch import Child, Workers
-from harness.worker import Instruction
+from harness.worker import Canary, Instruction
 
 BROKEN = "tests.tiering.harness.broken_tiers"
 MUTANTS = "harness.mutants.jobs"
@@ -127,3 +129,26 @@ def test_a_tier_that_prints_does_not_garble_the_protocol(tmp_path: Path) -> None
     assert child.state == "done"
     assert child.counts["requests"] == 4
     assert "looking up" in child.last_words()
+
+
+def test_the_canary_gives_way_to_others_as_a_tiers_threads_do() -> None:
+    done, nice = threading.Event(), threading.Event()
+
+    def threads_of_a_tier() -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 7)
+        nice.set()
+        done.wait(30)
+
+    thread = threading.Thread(target=threads_of_a_tier)
+    thread.start()
+    assert nice.wait(30)
+    canary, notes = Canary(0), 0
+    (ident,) = (t.native_id for t in threading.enumerate() if t.name == "canary" and t.native_id)
+    while os.getpriority(os.PRIO_PROCESS, ident) != 7 and notes < 3:  # it looks once a second
+        notes += len(canary.take())
+        os.sched_yield()
+    assert os.getpriority(os.PRIO_PROCESS, ident) == 7
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < 7, "only the canary"
+    canary.close()
+    done.set()
+    thread.join()
