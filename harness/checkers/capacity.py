@@ -4,8 +4,9 @@ Judged: each sample of the files' bytes, less what was stored while it was taken
 evictions of different processes, which must not overlap; failed loads, whose tier must give no other reason than that
 the file is gone; failed stores, which must have been refused; for each writer the longest time without a stored block
 (`GAP_SECONDS_MAX`, and ten times the latest wake-up of any process); and recency: a block that a reader loads again and
-again is lost only if at least half of the limit was stored since its last use. An exact order would demand the low
-water mark's part of it; half leaves room for marks of use that are renewed only now and then, and for samples.
+again is lost only if at least `keeps` of the limit (half of it) was stored since its last use. An exact order would
+demand the low water mark's part of it; half leaves room for marks of use that are renewed only now and then, for
+samples, and for what others use again meanwhile.
 
 Not covered: bytes (integrity), which other blocks were evicted, several hosts.
 
@@ -160,6 +161,7 @@ def _judge_recency(history: History, stored: _Stored, limit: float, findings: Fi
         (n.monotonic_seconds, block) for n in history.notes if n.kind == "missed" for block in n.detail["blocks"]
     ]
     loads: Counter[int] = Counter()
+    keeps = float(history.options.get("keeps", 0.5))
     for job in history.jobs:
         if job.process not in readers:
             continue
@@ -174,7 +176,7 @@ def _judge_recency(history: History, stored: _Stored, limit: float, findings: Fi
         before = [seconds for seconds in used.get(block, ()) if seconds <= at]
         if before:
             since = stored.between(before[-1], at)
-            if since < limit / 2:
+            if since < keeps * limit:
                 findings.add(
                     f"block {block} was lost, though only {since / limit:.0%} of the limit was stored since its "
                     "last use"
