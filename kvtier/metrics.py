@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections import Counter as Counts
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -121,6 +121,9 @@ class MetricsObserver:
 
         self._waiting: deque[tuple[Callable[[Any], None], Event]] = deque()
         self._counting = threading.Lock()  # the scheduler's thread and scrapes may come together
+        self._sums: defaultdict[tuple[Any, ...], float] = defaultdict(
+            float
+        )  # of what is being counted: (counter, *label values) -> amount
         # First, so that all that follows in a scrape has counted what happened before it.
         registry.register(_StateCollector(sources if sources is not None else {}, self._count))
         way = ("tier", "direction")
@@ -185,6 +188,9 @@ class MetricsObserver:
             while self._waiting:
                 handler, event = self._waiting.popleft()
                 handler(event)
+            for series, amount in self._sums.items():
+                self._child(*series).inc(amount)
+            self._sums.clear()
 
     def _start_at_zero(self, tiers: Iterable[str]) -> None:
         for tier in tiers:
@@ -233,7 +239,7 @@ class MetricsObserver:
 
     def _add(self, metric: Counter, amount: float, *labels: str) -> None:
         if amount:
-            self._child(metric, *labels).inc(amount)
+            self._sums[metric, *labels] += amount
 
     def _on_job(self, event: JobFinished) -> None:
         way = (event.tier, event.direction)

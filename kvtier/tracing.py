@@ -52,7 +52,6 @@ was most of what a span cost. Its attribute kvtier.tasks holds their whole numbe
 
 # W3C Trace Context, version 00. Parsed here, since the SDK's own parser takes as long as the rest of a link.
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
-_TOLD = (JobFinished, RequestFinished, LookupBatch, CopyFinished, Eviction, FilesEvicted, BlockSetAside)
 _Note = tuple[str, float, Mapping[str, AttributeValue] | None]  # what, when, details
 
 
@@ -82,7 +81,7 @@ class TracingObserver:
         self._tracer = provider.get_tracer("kvtier", __version__)
 
     def on_event(self, event: Event, /) -> None:
-        if not isinstance(event, _TOLD) or _unsampled(getattr(event, "traceparent", None)):
+        if _unsampled(getattr(event, "traceparent", None)):
             return
         now = time.monotonic()
         match event:

@@ -213,6 +213,31 @@ def test_slow_jobs_carry_their_trace_as_exemplar(registry: CollectorRegistry, ob
     assert all('trace_id="0af7651916cd43dd8448eb211c80319c"' in line for line in lines)
 
 
+def test_scrapes_and_events_come_together_and_each_event_counts_once(
+    registry: CollectorRegistry, observer: MetricsObserver
+) -> None:
+    done = threading.Event()
+    troubles: list[BaseException] = []
+
+    def scrape() -> None:
+        try:
+            while not done.is_set():
+                generate_latest(registry)
+        except BaseException as error:
+            troubles.append(error)
+
+    threads = [threading.Thread(target=scrape) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(5000):
+        observer.on_event(Cascade("fs", "r1", 1))
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert troubles == []
+    assert registry.get_sample_value("kvtier_cascaded_blocks_total", {"tier": "fs"}) == 5000
+
+
 def test_every_kind_of_event_is_known(observer: MetricsObserver) -> None:
     """One that were not would cost the process all its metrics: an observer that raises is dropped."""
     assert set(get_args(Event)) == set(observer._handlers)
