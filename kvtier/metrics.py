@@ -121,9 +121,8 @@ class MetricsObserver:
 
         self._waiting: deque[tuple[Callable[[Any], None], Event]] = deque()
         self._counting = threading.Lock()  # the scheduler's thread and scrapes may come together
-        self._sums: defaultdict[tuple[Any, ...], float] = defaultdict(
-            float
-        )  # of what is being counted: (counter, *label values) -> amount
+        # (counter, *label values) -> amount, of the events that are being counted
+        self._sums: defaultdict[tuple[Any, ...], float] = defaultdict(float)
         # First, so that all that follows in a scrape has counted what happened before it.
         registry.register(_StateCollector(sources if sources is not None else {}, self._count))
         way = ("tier", "direction")
