@@ -133,7 +133,7 @@ def _pass(folder: Path, loads: Loads, limit: int, cutoff_seconds: float, seconds
             if not killed and len(slices) == KILL_AFTER_SLICES:
                 killed, before = True, _count(folder)[0]
                 process.kill()
-                process.wait()
+                process.communicate()
                 process = evictor(folder, limit)
             running = not running
         finished = process.poll() is not None
