@@ -70,7 +70,8 @@ it was given, and gets it in order: neither says anything of a device that lies 
 block's; it was refused and set aside. *Wrong*: served with wrong bytes. `durability=cache` promises that nothing is
 wrong, `durability=durable` that nothing reported is missing. Without it, how many are missing says how long a file
 system holds back what it was given: here ext4 commits every second, XFS every 30, and each case stored for some two.
-What `durable` costs a store, `make bench` measures (section "durability").
+What `durable` costs a store, `make bench` measures (section "durability"). On XFS and 2 cores, jobs of 16: at 64 KiB it
+stores 0.17 as many bytes a second (95 %: 0.15 to 0.17), at 256 KiB 0.21 (0.16 to 0.23), at 1 MiB 0.53 (0.43 to 0.61).
 """
 
 
