@@ -348,7 +348,8 @@ class Capacity:
         worked = now - self._rested_seconds
         if worked > STRIDE_SECONDS:
             waits = self.root is None or self._hurry or self._wanted or self._refused or now > self._rests_until_seconds
-            if not waits and self._growth * LEISURE_SECONDS < self._room.stores / WRITERS:
+            growth = self._growth if self._grew else 0.0  # what is within a sample's error is no growth
+            if not waits and growth * LEISURE_SECONDS < self._room.stores / WRITERS:
                 time.sleep(PACE * worked)
             self._rested_seconds = time.monotonic()
 
