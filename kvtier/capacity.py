@@ -46,9 +46,7 @@ BUSY_SECONDS = 1.0  # since its last job, a process is busy: its thread for this
 YIELD_SECONDS = 0.4  # a busy leader rests, so that others, if any are idle, come first
 PATIENCE_SECONDS = 0.2  # a busy process leads only when stores wait, and nobody has measured for so long
 PACE = 9.0  # who is in no hurry rests nine times as long as it works,
-STRIDE_SECONDS = 0.0005  # and does so before whoever loads meanwhile would have to wait for a core
-LEISURE_SECONDS = 10.0  # one is in a hurry when a writer's grant would not last so long
-GREW = 1.02  # beyond a sample's error
+STRIDE_SECONDS = 0.0001  # and does so before whoever loads meanwhile would have to wait for a core
 RENEWALS = 8  # a block in use is marked so often on its way from the newest to the oldest, if not once an hour
 EVICTED_KEYS_MAX = 100_000
 AGES_MAX = 100
@@ -111,6 +109,9 @@ class Capacity:
     still writes. So with up to `WRITERS` processes the blocks never exceed `max_bytes` by more than
     `(1 - low_water) * max_bytes`, the error of a sample (1 %) and a block per process; with n times as many, by n times
     as much. The same holds for `min_free_bytes`, whose marks lie at `min_free_bytes / water`, as far as blocks go.
+
+    The leader rests most of the time, unless the root is at its limit or a process asks for haste, which it does once
+    half of its grant is used: it makes the lease's file longer.
     """
 
     def __init__(self, root_dir: str, config: CapacityConfig) -> None:
@@ -122,7 +123,7 @@ class Capacity:
         self._room = Room(0.0, 0.0, 0.0)  # when last measured
         self._reason: FileEvictionReason = "max_bytes"
         self._granted: Root | None = None  # the measurement that the budget comes from
-        self._budget = 0.0
+        self._share = self._budget = 0.0  # what it granted, and what is left of that
         self._pending = 0  # bytes admitted, and not known to be written
         self._lease_path = os.path.join(self.root_dir, LEASE_NAME)
         self._told = b""  # what stood last in the lease's file
@@ -131,15 +132,15 @@ class Capacity:
         self.traffic_seconds = -math.inf  # when the last job came; the tier writes it
         self._random = random.Random(os.urandom(16))  # the application's own generator is left alone
         self._refused = False  # since the last measurement
+        self._asks = False  # so much of the grant is gone that whoever evicts should hurry
         self._wanted = False  # no room was left for a store
         self._draining = False  # above the high water mark, and since then not down to the low one
-        self._grew = False
-        self._hurry = False  # it grew although it was evicted from, and is not down to the low mark yet
+        self._hurry = False  # it was above its limit, or somebody asked, and is not down to the low mark yet
         self._stop = False
         self._due = threading.Event()
         self._facts: deque[Evicted] = deque(maxlen=FACTS_MAX)
         self._position: dict[str, str] = {}  # folder -> where the last round stopped
-        self._rested_seconds = self._rests_until_seconds = 0.0
+        self._rested_seconds = 0.0
         self._sweeping: Iterator[int] = iter(())
         self._sweep_seconds = -math.inf
         self._measured_seconds = 0.0
@@ -165,13 +166,16 @@ class Capacity:
         The last block may go over the budget, so that any limit lets something through."""
         if self.root is not None and self.root is not self._granted:
             self._granted = self.root
-            share = self._room.stores / WRITERS
-            self._wanted, self._budget = share < file_bytes, share - self._pending
+            self._share = self._room.stores / WRITERS
+            self._wanted, self._budget = self._share < file_bytes, self._share - self._pending
         admitted = max(0, min(blocks, math.ceil(self._budget / file_bytes)))
         self._budget -= admitted * file_bytes
         self._pending += admitted * file_bytes
         if admitted < blocks:
             self._refused = True
+            self._due.set()
+        if not self._asks and (self._refused or self._budget < self._share / 2):
+            self._asks = True
             self._due.set()
         return admitted
 
@@ -217,7 +221,10 @@ class Capacity:
 
         One process leads: who sees that another has just measured leaves the rest to it.
         """
-        if self._ought_to_lead():
+        leads = self._ought_to_lead()
+        if self._asks:
+            self._ask()
+        if leads:
             with self._lease() as lease:
                 if lease is None:
                     return PAUSE_SECONDS_MIN
@@ -238,11 +245,9 @@ class Capacity:
         return time.monotonic() - self.traffic_seconds < BUSY_SECONDS
 
     def _lead(self, lease: int) -> None:
-        started = self._rested_seconds = time.monotonic()
-        self._rests_until_seconds = started + PAUSE_SECONDS_MAX / 2  # who waits for a grant waits for a measurement
+        started = time.monotonic()
         measured = self._measure_all()
         finished = time.monotonic()
-        self._rests_until_seconds = math.inf
         self._tell(lease)
         reason, quotas = self._plan(measured)
         deadline = finished + max(PASS_SECONDS, finished - started)
@@ -284,6 +289,21 @@ class Capacity:
         assert self.root is not None
         self._told = f"{os.urandom(8).hex()} {' '.join(f'{figure:.0f}' for figure in self.root)}\n".encode()
         os.pwrite(lease, self._told.ljust(LEASE_BYTES_MAX), 0)
+        os.ftruncate(lease, LEASE_BYTES_MAX)
+
+    def _ask(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(self._lease_path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                os.ftruncate(descriptor, LEASE_BYTES_MAX + 1)
+            finally:
+                os.close(descriptor)
+
+    def _is_asked(self) -> bool:
+        """Whether somebody, here or elsewhere, has asked to hurry since the last measurement."""
+        with contextlib.suppress(FileNotFoundError):
+            return self._asks or os.stat(self._lease_path, follow_symlinks=False).st_size > LEASE_BYTES_MAX
+        return self._asks
 
     def _listen(self) -> bool:
         """Whether another process has measured since the last call; then `root` is what it found."""
@@ -308,6 +328,7 @@ class Capacity:
     # --- measuring ---
 
     def _measure_all(self) -> list[Measured]:
+        self._rested_seconds = time.monotonic()
         measured = [self._measure(folder) for folder in folders(self.root_dir)]
         oldest = min((block.used_seconds for one in measured for block in one.sample), default=time.time())
         figures = sum(m.bytes for m in measured), sum(m.files for m in measured), max(0.0, time.time() - oldest)
@@ -327,13 +348,12 @@ class Capacity:
             rooms["min_free_bytes"] = Room(free - least / low, free - least / high, min(free, least / low) - least)
         room = Room(*map(min, zip(*rooms.values(), strict=True)))
         if self.root is not None:
-            self._grew = used > GREW * self.root.bytes
             self._growth = max(0.0, (self._room.high - room.high) / max(1e-3, now - self._measured_seconds))
         self._room, self._reason = room, min(rooms, key=lambda reason: rooms[reason].low)
-        hurry = self._wanted or self._hurry or (self._draining and self._grew) or room.high + room.stores < 0
+        hurry = self._hurry or self._is_asked() or room.stores <= 0
         self._draining = (room.low if self._wanted or self._draining else room.high) < 0
         self._hurry, self.excess_bytes = hurry and self._draining, -room.low if self._draining else 0.0
-        self.root, self._measured_seconds, self._refused = root, now, False
+        self.root, self._measured_seconds, self._refused, self._asks = root, now, False, False
 
     def _paced(self, blocks: Iterable[BlockFile]) -> Iterator[BlockFile]:
         """The same blocks, with rests."""
@@ -342,14 +362,12 @@ class Capacity:
             self._rest()
 
     def _rest(self) -> None:
-        """As long as what was done since the last rest asks for, unless stores wait, or would if they came as fast as
-        lately, or nobody knows whether they do."""
-        now = time.monotonic()
-        worked = now - self._rested_seconds
+        """As long as what was done since the last rest asks for, unless somebody waits, as a tier's stores do for its
+        first measurement."""
+        worked = time.monotonic() - self._rested_seconds
         if worked > STRIDE_SECONDS:
-            waits = self.root is None or self._hurry or self._wanted or self._refused or now > self._rests_until_seconds
-            growth = self._growth if self._grew else 0.0  # what is within a sample's error is no growth
-            if not waits and growth * LEISURE_SECONDS < self._room.stores / WRITERS:
+            waits = self._hurry or (self.root is None and self._thread is not None) or self._is_asked()
+            if not waits:
                 time.sleep(PACE * worked)
             self._rested_seconds = time.monotonic()
 
@@ -427,7 +445,7 @@ class Capacity:
 
     def sweep_for(self, seconds: float) -> None:
         """Go on with a sweep, or begin one if the last is long ago, for about so long."""
-        now = time.monotonic()
+        now = self._rested_seconds = time.monotonic()
         if now - self._sweep_seconds > SWEEP_EVERY_SECONDS:
             self._sweep_seconds = now
             self._sweeping = (removed for folder in folders(self.root_dir) for removed in sweep(folder))

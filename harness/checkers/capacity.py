@@ -4,9 +4,9 @@ Judged: each sample of the files' bytes, less what was stored while it was taken
 evictions of different processes, which must not overlap; failed loads, whose tier must give no other reason than that
 the file is gone; failed stores, which must have been refused; for each writer the longest time without a stored block
 (`GAP_SECONDS_MAX`, and ten times the latest wake-up of any process); and recency: a block that a reader loads again and
-again is lost only if at least `keeps` of the limit (half of it) was stored since its last use. An exact order would
-demand the low water mark's part of it; half leaves room for marks of use that are renewed only now and then, for
-samples, and for what others use again meanwhile.
+again is lost only if other blocks of at least `keeps` of the limit (half of it) were stored or loaded since its last
+use. An exact order would demand the low water mark's part of it; half leaves room for marks of use that are renewed
+only now and then, and for samples.
 
 Not covered: bytes (integrity), which other blocks were evicted, several hosts.
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 from harness.checkers.base import Findings, Value, Verdict, canary_seconds, milliseconds
@@ -50,7 +51,7 @@ def check(history: History) -> Verdict:
     _judge_overlaps(evictions, findings)
     _judge_failures(history, findings)
     gap = _judge_gaps(history, findings)
-    reloads = _judge_recency(history, stored, limit, findings)
+    reloads = _judge_recency(history, limit, findings)
     total, evicted = stored.total, sum(n.detail["bytes"] for n in evictions)
     if highest < FULL * limit:
         doubts.append(f"the root never held more than {highest:,.0f} bytes: its limit was not tried")
@@ -152,7 +153,7 @@ def _judge_gaps(history: History, findings: Findings) -> float:
     return longest
 
 
-def _judge_recency(history: History, stored: _Stored, limit: float, findings: Findings) -> Counter[int]:
+def _judge_recency(history: History, limit: float, findings: Findings) -> Counter[int]:
     """Loads of each block that readers use again and again; those that were lost too early are findings."""
     first = int(history.options.get("processes") or 0)
     readers = range(first, first + int(history.options.get("readers") or 0))
@@ -175,10 +176,20 @@ def _judge_recency(history: History, stored: _Stored, limit: float, findings: Fi
     for at, block in lost:
         before = [seconds for seconds in used.get(block, ()) if seconds <= at]
         if before:
-            since = stored.between(before[-1], at)
+            since = _used_between(history.jobs, before[-1], at, block)
             if since < keeps * limit:
                 findings.add(
-                    f"block {block} was lost, though only {since / limit:.0%} of the limit was stored since its "
-                    "last use"
+                    f"block {block} was lost, though only {since / limit:.0%} of the limit was used since its last use"
                 )
     return Counter({block: loads[block] for block in used})
+
+
+def _used_between(jobs: Sequence[Job], start: float, end: float, but: int) -> float:
+    """Bytes of the blocks that anybody stored or loaded, each counted once, but for one block. At most: all jobs that
+    were in flight at any time in between."""
+    sizes: dict[int, float] = {}
+    for job in jobs:
+        if job.ok and job.finished_seconds >= start and job.submitted_seconds <= end:
+            sizes |= dict.fromkeys(job.ok, job.bytes_ok / len(job.ok))
+    sizes.pop(but, None)
+    return sum(sizes.values())

@@ -33,7 +33,7 @@ class _LatestFirst(Capacity):
         yield from sorted(measured.sample, key=lambda block: block.used_seconds, reverse=True)
 
 
-@convicted_by("capacity", r"block \d+ was lost, though only \d+% of the limit was stored since", scenario="capacity")
+@convicted_by("capacity", r"block \d+ was lost, though only \d+% of the limit was used since", scenario="capacity")
 class EvictsTheLatestUsed(_OverCapacity):
     """What was used last is evicted first."""
 

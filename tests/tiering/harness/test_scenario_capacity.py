@@ -76,6 +76,9 @@ RIGHT = [
 ]
 
 
+GONE = Note(1, 32.0, "missed", "", {"blocks": [99]})
+
+
 def judged(*records: Any) -> Any:
     options = {"max_bytes": LIMIT, "slack": 0.1, "processes": 1, "readers": 1}
     return capacity.check(History.of([*RIGHT, *records], options=options))
@@ -121,4 +124,12 @@ def test_what_is_allowed_is_no_finding(record: Any) -> None:
 
 def test_a_block_that_was_not_used_for_long_may_go() -> None:
     late = [store(0, 31.0 + at / 10, 100 + at) for at in range(6)]
-    assert judged(*late, Note(1, 32.0, "missed", "", {"blocks": [99]})).value == "true"
+    assert judged(*late, GONE).value == "true"
+
+
+def test_a_block_gives_way_to_what_others_used_each_counted_once() -> None:
+    """Five blocks of a hundred bytes are half of the limit; one of them over and over is a tenth."""
+    again = [load(1 + at % 5, 30.5 + at / 100)._replace(process=0) for at in range(60)]
+    assert judged(*again, GONE).value == "true"
+    same = [job._replace(blocks=[1], ok=[1]) for job in again]
+    assert any("only 20% of the limit was used" in text for text in judged(*same, GONE).findings)
