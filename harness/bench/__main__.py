@@ -124,13 +124,8 @@ def baseline(folder: str, runs: int, out: str | None) -> None:
     """Measure what `compare` compares with, and store it in this machine class's file."""
     with _kvtier_on(Path(folder)) as (tier, disk, here):
         found = compare.measure_baseline(tier, disk, runs)
-    path = Path(out) if out else BASELINES / f"{machine_class(here)}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(
-        json.dumps(kept | {"environment": here, "compare": found | {"command": _command()}}, indent=1) + "\n"
-    )
-    click.echo(path)
+    kept = {"environment": here, "compare": found | {"command": _command()}}
+    click.echo(_keep(here, Path(out) if out else None, **kept))
 
 
 @cli.command(name="compare")
