@@ -46,6 +46,7 @@ BUSY_SECONDS = 1.0  # since its last job, a process is busy: its thread for this
 YIELD_SECONDS = 0.4  # a busy leader rests, so that others, if any are idle, come first
 PATIENCE_SECONDS = 0.2  # a busy process leads only when stores wait, and nobody has measured for so long
 PACE = 9.0  # who is in no hurry rests nine times as long as it works,
+REST_SECONDS_MAX = 1.0  # also after a call that hung,
 STRIDE_SECONDS = 0.0001  # and does so before whoever loads meanwhile would have to wait for a core
 RENEWALS = 8  # a block in use is marked so often on its way from the newest to the oldest, if not once an hour
 EVICTED_KEYS_MAX = 100_000
@@ -368,7 +369,7 @@ class Capacity:
         if worked > STRIDE_SECONDS:
             waits = self._hurry or (self.root is None and self._thread is not None) or self._is_asked()
             if not waits:
-                time.sleep(PACE * worked)
+                time.sleep(min(REST_SECONDS_MAX, PACE * worked))
             self._rested_seconds = time.monotonic()
 
     def _measure(self, folder: Folder) -> Measured:

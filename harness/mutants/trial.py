@@ -34,11 +34,11 @@ SHORT: Mapping[str, Mapping[str, Any]] = {
         "seconds": 6.0,
         "processes": 4,
         "readers": 1,
-        "block_bytes": 4096,
+        "block_bytes": 16384,
         "kept": 16,
-        "max_bytes": 2 << 20,
+        "max_bytes": 8 << 20,
         "turnovers": 0.5,
-        "keeps": 0.1,  # down to the low water mark remain 0.3, half of which are trailers
+        "keeps": 0.2,  # down to the low water mark remain 0.3, a fifth of which are trailers
         "slack": 0.4,  # four eighths of 0.7, a sample, and a block for each process
         "tier_option": ('capacity={"high_water": 0.6, "low_water": 0.3}',),
     },
