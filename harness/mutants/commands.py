@@ -79,6 +79,8 @@ def false_alarms(
                         console.print(f"[red]{result.verdict}[/] {name} {tier}: {escape(result.why)}", soft_wrap=True)
                         where = " (every core was busy)" if beside else ""
                         console.print(f"  again: {escape(result.command)}{where}", soft_wrap=True)
+        acquitted = sum(count for (*_, verdict), count in counts.items() if verdict == "true")
+        console.print(f"[dim]run {run + 1} of {runs}: {acquitted} of {counts.total()} true so far[/]")
     for name, tier, beside in sorted({key[:3] for key in counts}):
         mine = {verdict: counts[name, tier, beside, verdict] for verdict in ("true", "false", "unknown")}
         said = ", ".join(f"{count} {verdict}" for verdict, count in mine.items())
