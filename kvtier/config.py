@@ -192,7 +192,7 @@ class FsTierConfig(_FromMapping):
     `compiled`: use the compiled twin (`_batch`) where there is one.
 
     `thread_nice`: by how much the priority of the tier's threads is below that of the process, for the sake of the
-    engine's own threads.
+    engine's own threads; that of the read-priority ones is lower by 3 more, for the sake of stores.
 
     `durability` "cache": after a power loss blocks may be missing (never wrong); "durable": a store that succeeded
     survives one. `capacity` bounds the root; without it the root grows until the disk is full.

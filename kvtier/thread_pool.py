@@ -27,6 +27,9 @@ from kvtier.events import Direction, TaskFact
 
 LOOKS = 8
 """So many times in `hung_seconds` the pool looks for threads that are lost."""
+READ_NICER = 3
+"""By so much read-priority threads are nicer than write-priority ones. A store sleeps on the device and wants a core
+for moments; loads from memory want every core all the time, and those of many processes would leave none to a store."""
 
 OTHER: Mapping[Direction, Direction] = {"load": "store", "store": "load"}
 
@@ -107,7 +110,8 @@ class DualQueueThreadPool:
     """Runs jobs of tasks on `n_read_threads` read-priority and `n_write_threads` write-priority threads (each >= 1).
 
     Stores beyond `store_queue_bytes_max` queued bytes are refused; loads are bounded by the slots of their caller. The
-    threads are nicer than the process by `thread_nice`: a core that an engine's own threads want is theirs.
+    write-priority threads are nicer than the process by `thread_nice`, the read-priority ones by `READ_NICER` more: a
+    core that an engine's own threads want is theirs.
     """
 
     def __init__(
@@ -251,10 +255,8 @@ class DualQueueThreadPool:
             thread.join()
 
     def _work(self, group: Direction, thread: int) -> None:
-        # Of this thread alone, on Linux. Copies from the page cache need no device: they would take every core.
-        os.setpriority(
-            os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + self._thread_nice
-        )
+        nice = os.getpriority(os.PRIO_PROCESS, 0) + self._thread_nice + (READ_NICER if group == "load" else 0)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)  # of this thread alone, on Linux
         queue, wake = self._queue, self._wake[group]
         task: Task | None = None
         result: Any = None

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtier.events import Direction
-from kvtier.thread_pool import OTHER, Cancelled, DualQueue, DualQueueThreadPool, Task
+from kvtier.thread_pool import OTHER, READ_NICER, Cancelled, DualQueue, DualQueueThreadPool, Task
 
 BLOCK = 4096
 DIRECTIONS: tuple[Direction, ...] = ("load", "store")
@@ -337,12 +337,19 @@ def test_blocked_threads_wake_for_work_that_arrives_one_by_one() -> None:
     pool.shutdown()
 
 
-def test_threads_are_nicer_than_the_process_that_owns_them() -> None:
+def test_threads_are_nicer_than_their_process_and_those_that_prefer_loads_most() -> None:
     mine = os.getpriority(os.PRIO_PROCESS, 0)
     pool = DualQueueThreadPool(2, 2, 1 << 20, thread_nice=3)
-    pool.submit(1, "load", [(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()), 1)] * 20)
+    all_run = threading.Barrier(4)
+
+    def own_priority() -> int:
+        all_run.wait(30)
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    pool.submit(1, "load", [(own_priority, 1)] * 4)
     assert pool.wait_idle(30)
     (completion,) = pool.get_finished()
-    assert set(completion.results) == {min(19, mine + 3)}
+    of_stores, of_loads = min(19, mine + 3), min(19, mine + 3 + READ_NICER)
+    assert sorted(completion.results) == [of_stores, of_stores, of_loads, of_loads]
     assert os.getpriority(os.PRIO_PROCESS, threading.main_thread().native_id or 0) == mine
     pool.shutdown()
