@@ -95,7 +95,7 @@ def test_the_least_recently_used_go_down_to_the_low_water_mark(tmp_path: Path, t
 
 
 def test_who_evicts_rests_unless_another_process_has_used_half_of_its_grant(tmp_path: Path, tier: Tier) -> None:
-    for number in range(3000):
+    for number in range(1500):
         path = tier.path(number)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
