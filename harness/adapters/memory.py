@@ -9,6 +9,7 @@ queue, nothing to race.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import stat
@@ -143,11 +144,18 @@ def _content(path: Path) -> bytes:
         return file.read()
 
 
+def _holds(path: Path, content: bytes) -> bool:
+    try:
+        return _content(path) == content
+    except OSError:
+        return False
+
+
 def _publish(path: Path, content: bytes) -> None:
-    """Make the file appear whole, in place of anything but a file that is the same."""
-    with contextlib.suppress(OSError):
-        if _content(path) == content:
-            return
+    """Make the file appear whole, in place of anything but a file that is the same: what is replaced cannot be opened
+    for a moment on some shared volumes (ESTALE), and processes publish the same at the same time."""
+    if _holds(path, content):
+        return
     name = path.with_name(f"{os.urandom(16).hex()}.tmp")  # that nobody else can have
     if path.is_dir() and not path.is_symlink():
         path.rename(name.with_suffix(".dir"))
@@ -156,18 +164,19 @@ def _publish(path: Path, content: bytes) -> None:
     except OSError:  # a file system without unnamed files
         try:
             name.write_bytes(content)
-            name.rename(path)
+            with contextlib.suppress(OSError):  # also where there are no hard links
+                os.link(name, path)
+            if not _holds(path, content):
+                name.rename(path)
         finally:
             name.unlink(missing_ok=True)
         return
     with open(file, "wb") as unnamed:
         unnamed.write(content)
         unnamed.flush()
-        for target in (path, name):
-            try:
-                os.link(f"/proc/self/fd/{file}", target, src_dir_fd=file, follow_symlinks=True)
-            except FileExistsError:
-                continue
-            if target is name:
-                name.rename(path)
-            return
+        link = functools.partial(os.link, f"/proc/self/fd/{file}", src_dir_fd=file, follow_symlinks=True)
+        with contextlib.suppress(FileExistsError):
+            return link(path)
+        if not _holds(path, content):
+            link(name)
+            name.rename(path)
