@@ -96,9 +96,9 @@ class Loads:
             time.sleep(PAUSE_SECONDS)
 
 
-def evictor(root_dir: Path, max_bytes: int) -> psutil.Popen:
+def evictor(root_dir: Path, max_bytes: int, high_water: float = HIGH_WATER) -> psutil.Popen:
     """`kvtier evict`, of its own accord unhurried: nothing waits for the room."""
-    limits = ["--max-bytes", str(max_bytes), "--high-water", str(HIGH_WATER), "--low-water", str(LOW_WATER)]
+    limits = ["--max-bytes", str(max_bytes), "--high-water", str(high_water), "--low-water", str(LOW_WATER)]
     command = [sys.executable, "-c", COMMAND, "evict", str(root_dir), *limits, "--json"]
     return psutil.Popen(command, stdout=subprocess.PIPE)
 
@@ -134,7 +134,8 @@ def _pass(folder: Path, loads: Loads, limit: int, cutoff_seconds: float, seconds
                 killed, before = True, _count(folder)[0]
                 process.kill()
                 process.communicate()
-                process = evictor(folder, limit)
+                # The one before may have come below the high water mark: this one is to end the pass all the same.
+                process = evictor(folder, limit, high_water=LOW_WATER + 0.001)
             running = not running
         finished = process.poll() is not None
     finally:
