@@ -43,7 +43,7 @@ def acquitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
 
 def test_the_oracle_is_acquitted_and_the_folder_is_whole(acquitted: tuple[Results, Path]) -> None:
     results, run_dir = acquitted
-    assert (results.verdict, results.exit_code) == ("true", 0), results.verdicts
+    assert (results.verdict, results.exit_code) == ("true", 0), str(results.verdicts)
     assert {v["name"] for v in results.verdicts} == set(LOAD.checkers)
     names = {path.name for path in run_dir.iterdir()}
     assert {"options.json", "environment.json", "files.json", "results.json", "run.json"} <= names
@@ -60,14 +60,14 @@ def test_the_oracle_is_acquitted_and_the_folder_is_whole(acquitted: tuple[Result
 
 def test_kvtier_is_acquitted(tmp_path: Path) -> None:
     results, _ = load(tmp_path, tier="kvtier", read_threads=2, write_threads=2)
-    assert results.verdict == "true", results.verdicts
+    assert results.verdict == "true", str(results.verdicts)
 
 
 def test_the_synthetic_trace_is_replayed_to_its_end_and_never_convicts_the_oracle(tmp_path: Path) -> None:
     results, run_dir = load(tmp_path, trace=None, speed=None, seconds=1.0)
     planned = {r.request for mine in prepare(LoadOptions(**SMALL, seconds=1.0)).plans for r in mine}
     assert {r.request for r in History.read(run_dir).requests} == planned
-    assert results.verdict != "false", results.verdicts
+    assert results.verdict != "false", str(results.verdicts)
 
 
 def test_judging_again_gives_the_same_verdicts(acquitted: tuple[Results, Path]) -> None:

@@ -21,7 +21,7 @@ LIMIT = 1000
 
 def test_kvtier_keeps_its_limit_and_everybody_goes_on(tmp_path: Path) -> None:
     results = run(CAPACITY, CapacityOptions(**{**SHORT["capacity"], "seed": 3}), tmp_path / "runs")
-    assert results.verdict == "true", results.verdicts
+    assert results.verdict == "true", str(results.verdicts)
     (verdict,) = [v for v in results.verdicts if v["name"] == "capacity"]
     assert verdict["data"]["evicted_bytes"] > 0
     assert verdict["data"]["samples"]

@@ -30,7 +30,7 @@ def findings(results: Results) -> dict[str, str]:
 @pytest.mark.parametrize("tier", ["kvtier", "memory"])
 def test_right_tiers_survive(tmp_path: Path, tier: str) -> None:
     results = crash(tmp_path, tier)
-    assert results.verdict == "true", results.verdicts
+    assert results.verdict == "true", str(results.verdicts)
     history = History.read(Path(results.run_dir))
     assert {-9, 0} == {s.exit_code for s in history.stops}
     assert any(n.detail.get("how") == "paused" for n in history.notes if n.kind == "fault")

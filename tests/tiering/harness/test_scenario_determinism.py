@@ -38,7 +38,7 @@ def can_attach() -> bool:
 def test_kvtier_shares_as_the_rules_say_on_two_pythons(tmp_path: Path) -> None:
     others = list(find_pythons((), sys.executable).values())[:1] or ["none"]
     results, matrix = derive(tmp_path, "kvtier", python=tuple(others))
-    assert results.verdict == "true", results.verdicts
+    assert results.verdict == "true", str(results.verdicts)
     assert matrix["data"]["instances"] == 2
     assert matrix["data"]["refused"] >= 12, "four algorithms, three ways to start"
     assert len(matrix["data"]["pythons"]) == (1 if others == ["none"] else 2)
@@ -46,7 +46,7 @@ def test_kvtier_shares_as_the_rules_say_on_two_pythons(tmp_path: Path) -> None:
 
 def test_the_oracle_shares_as_the_rules_say(tmp_path: Path) -> None:
     results, matrix = derive(tmp_path, "memory", python=("none",))
-    assert results.verdict == "true", results.verdicts
+    assert results.verdict == "true", str(results.verdicts)
     assert len(matrix["data"]["pythons"]) == 1
 
 

@@ -37,7 +37,7 @@ def power_loss(tmp_path: Path, **changes: Any) -> Results:
 @pytest.mark.parametrize("failure", FAILURES)
 def test_a_tier_that_waits_for_the_device_loses_nothing(tmp_path: Path, failure: str) -> None:
     results = power_loss(tmp_path, failures=failure)
-    assert results.verdict == "true", results.verdicts
+    assert results.verdict == "true", str(results.verdicts)
     data = results.verdicts[0]["data"]
     (case,) = data["cases"]
     assert case["failure"] == failure

@@ -25,7 +25,7 @@ def share(tmp_path: Path, tier: str, **changes: Any) -> Results:
 @pytest.mark.parametrize("tier", ["kvtier", "memory"])
 def test_right_tiers_share(tmp_path: Path, tier: str) -> None:
     results = share(tmp_path, tier)
-    assert results.verdict == "true", results.verdicts
+    assert results.verdict == "true", str(results.verdicts)
     data = {v["name"]: v["data"] for v in results.verdicts}
     assert data["visibility"]["hits_of_others"] > 0
     assert data["sharing"]["private_hit_ratio"] < data["sharing"]["hit_ratio"] <= data["sharing"]["shared_hit_ratio"]
@@ -51,7 +51,7 @@ def test_a_tier_that_does_not_share_is_convicted_by_the_checker_meant_for_it(
 ) -> None:
     results = share(tmp_path, tier)
     (verdict,) = [v for v in results.verdicts if v["name"] == checker]
-    assert verdict["value"] == "false", results.verdicts
+    assert verdict["value"] == "false", str(results.verdicts)
     assert any(words in finding for finding in verdict["findings"])
 
 

@@ -29,7 +29,7 @@ def soaked(tmp_path: Path, **changes: Any) -> tuple[Results, dict[str, Any]]:
 
 def test_kvtier_is_flat_and_its_accounts_agree(tmp_path: Path) -> None:
     results, verdict = soaked(tmp_path, tier="kvtier")
-    assert results.verdict == "true", results.verdicts
+    assert results.verdict == "true", str(results.verdicts)
     assert verdict["data"]["agreement"]["removed"] > 0
     assert verdict["data"]["agreement"]["counters"] == "of 1 processes compared"
     assert set(verdict["data"]["growth"]["0"]) == set(soak.LEAST)

@@ -31,7 +31,7 @@ def said(results: Results, name: str) -> dict[str, Any]:
 
 def test_kvtier_gets_through_floods_a_slow_device_and_a_hung_call(tmp_path: Path) -> None:
     results = starve(tmp_path, tier="kvtier")
-    assert results.verdict == "true", results.verdicts
+    assert results.verdict == "true", str(results.verdicts)
     data = said(results, "floods")["data"]
     crossed = [p for p in data["phases"] if p["probe"] != p["flood"]]
     assert all(p["probes_ended"] for p in crossed)
@@ -45,7 +45,7 @@ def test_kvtier_gets_through_floods_a_slow_device_and_a_hung_call(tmp_path: Path
 @pytest.mark.slow
 def test_kvtier_goes_on_while_as_many_calls_hang_as_it_has_threads(tmp_path: Path) -> None:
     results = starve(tmp_path, tier="kvtier", job_blocks="1", hung_calls=4, tier_option=("hung_seconds=1",))
-    assert results.verdict == "true", results.verdicts
+    assert results.verdict == "true", str(results.verdicts)
     data = said(results, "floods")["data"]
     if not data["skipped"]:
         assert [hang["ended"]["load"] > 0 < hang["ended"]["store"] for hang in data["hangs"]] == [True, True]
@@ -53,7 +53,7 @@ def test_kvtier_goes_on_while_as_many_calls_hang_as_it_has_threads(tmp_path: Pat
 
 def test_the_oracle_is_acquitted_and_what_it_cannot_be_asked_is_said(tmp_path: Path) -> None:
     results = starve(tmp_path, tier="memory", job_blocks="1")
-    assert results.verdict == "true", results.verdicts
+    assert results.verdict == "true", str(results.verdicts)
     assert "runs jobs inside submit" in said(results, "floods")["figure"]
 
 
