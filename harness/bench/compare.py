@@ -1,8 +1,9 @@
 """A run against a baseline, by ratios to the frozen yardstick that was timed in the same seconds: did it become slower?
 
 A run measures each metric in chunks, each a process of its own in which tier and yardstick take turns; a chunk's value
-is ln(tier seconds / yardstick seconds), the lower quartile of each. The run's value is the median of its chunks, with a
-bootstrap standard error. A baseline is several runs. Against it a run is "ok", "slower" (an alarm), "faster", or
+is the median of ln(tier seconds / yardstick seconds), turn by turn. The metrics' chunks take turns too, so that a
+neighbour's busy minute is not one metric's alone. The run's value is the median of its chunks, with a bootstrap
+standard error. A baseline is several runs. Against it a run is "ok", "slower" (an alarm), "faster", or
 "unknown" when chunks or runs disagree so much that a change of `THRESHOLD` could be chance.
 """
 
@@ -18,7 +19,6 @@ from typing import Any, Literal, NamedTuple
 
 from harness.bench.contest import Contestant
 from harness.bench.disk import Disk
-from harness.bench.stats import percentile
 from harness.bench.yardstick import VERSION
 
 THRESHOLD = 0.075
@@ -27,8 +27,7 @@ ERROR_MAX = 0.034
 """Of the difference between run and baseline, one standard error: with more, `THRESHOLD` is too near to chance."""
 CHUNKS = 12
 CHUNKS_MORE = 24
-"""A run that is not clear yet goes on once, to this many chunks."""
-QUANTILE = 0.25
+"""A run that is not clear yet goes on once, to this many chunks; so long are a baseline's runs."""
 
 Outcome = Literal["ok", "slower", "faster", "unknown"]
 
@@ -44,7 +43,7 @@ class Metric(NamedTuple):
 
 METRICS = {
     metric.name: metric
-    for metric in (Metric("store", 65536, 32, 40), Metric("load", 65536, 32, 40), Metric("lookup", 65536, 512, 40))
+    for metric in (Metric("store", 65536, 32, 40), Metric("load", 65536, 32, 40), Metric("lookup", 65536, 512, 80))
 }
 
 
@@ -79,12 +78,19 @@ def chunk(tier: Contestant, disk: Disk, metric: Metric, slower: float = 1.0) -> 
     if not results:
         return None
     times = results[0]
-    return math.log(percentile(times["tier"], QUANTILE) / percentile(times["yardstick"], QUANTILE))
+    return median(math.log(ours / its) for ours, its in zip(times["tier"], times["yardstick"], strict=True))
 
 
-def chunks(tier: Contestant, disk: Disk, metric: Metric, count: int, slower: float = 1.0) -> list[float]:
-    values = (chunk(tier, disk, metric, slower) for _ in range(count))
-    return [value for value in values if value is not None]
+def chunks(
+    tier: Contestant, disk: Disk, metrics: Sequence[str], count: int, slower: float = 1.0
+) -> dict[str, list[float]]:
+    """`count` chunks of each metric, in turn; fewer where some had no value."""
+    found: dict[str, list[float]] = {name: [] for name in metrics}
+    for _ in range(count):
+        for name in metrics:
+            if (value := chunk(tier, disk, METRICS[name], slower)) is not None:
+                found[name].append(value)
+    return found
 
 
 def standard_error(values: Sequence[float], seed: int = 0) -> float:
@@ -121,24 +127,19 @@ def compare(
     tier: Contestant, disk: Disk, baseline: Mapping[str, Any], metrics: Sequence[str] = (), slower: float = 1.0
 ) -> list[Judgement]:
     """Measure and judge; what is unclear or an alarm at first is measured once more, and judged by all its chunks."""
-    judgements = []
-    for name in metrics or METRICS:
-        metric, runs = METRICS[name], baseline["runs"].get(name, [])
-        values = chunks(tier, disk, metric, CHUNKS, slower)
-        found = judge(name, values, runs)
-        if found.outcome in ("unknown", "slower"):
-            values += chunks(tier, disk, metric, CHUNKS_MORE - CHUNKS, slower)
-            found = judge(name, values, runs)
-        judgements.append(found)
-    return judgements
+    runs = {name: baseline["runs"].get(name, []) for name in metrics or METRICS}
+    values = chunks(tier, disk, list(runs), CHUNKS, slower)
+    judged = {name: judge(name, values[name], runs[name]) for name in runs}
+    unclear = [name for name, found in judged.items() if found.outcome in ("unknown", "slower")]
+    for name, more in chunks(tier, disk, unclear, CHUNKS_MORE - CHUNKS, slower).items():
+        judged[name] = judge(name, values[name] + more, runs[name])
+    return list(judged.values())
 
 
 def measure_baseline(tier: Contestant, disk: Disk, runs: int) -> dict[str, Any]:
     """`runs` runs of all metrics, in turn."""
-    found: dict[str, list[list[float]]] = {name: [] for name in METRICS}
-    for _ in range(runs):
-        for name, metric in METRICS.items():
-            found[name].append(chunks(tier, disk, metric, CHUNKS))
+    measured = [chunks(tier, disk, list(METRICS), CHUNKS_MORE) for _ in range(runs)]
+    found = {name: [run[name] for run in measured] for name in METRICS}
     return {"yardstick": VERSION, "metrics": {n: list(m[1:]) for n, m in METRICS.items()}, "runs": found}
 
 
