@@ -118,12 +118,18 @@ def measure(
 
 @cli.command()
 @click.option("--dir", "folder", default="/tmp", show_default=True, help="folder on the device to measure")
-@click.option("--runs", default=10, show_default=True, help="more runs tell better how much runs differ")
+@click.option(
+    "--runs", default=10, type=click.IntRange(2), show_default=True, help="more runs tell better how much runs differ"
+)
 @click.option("--out", type=click.Path(), help="default: the file of this machine's class in tests/tiering/baselines")
 def baseline(folder: str, runs: int, out: str | None) -> None:
-    """Measure what `compare` compares with, and store it in this machine class's file."""
+    """Measure what `compare` compares with, and store it in this machine class's file. Exit code 2, and nothing stored,
+    when the runs differ too much to compare with."""
     with _kvtier_on(Path(folder)) as (tier, disk, here):
         found = compare.measure_baseline(tier, disk, runs)
+    if why := compare.too_noisy(found):
+        click.echo(f"{'; '.join(why)}: nothing was kept; measure again while the machine does nothing else")
+        sys.exit(2)
     kept = {"environment": here, "compare": found | {"command": _command()}}
     click.echo(_keep(here, Path(out) if out else None, **kept))
 

@@ -21,13 +21,15 @@ from harness.bench.contest import Contestant
 from harness.bench.disk import Disk
 from harness.bench.yardstick import VERSION
 
-THRESHOLD = 0.075
-"""ln of the slowdown that raises an alarm: half way to the 15 % that must be found."""
+THRESHOLD = 0.06
+"""ln of the slowdown that raises an alarm."""
 ERROR_MAX = 0.034
-"""Of the difference between run and baseline, one standard error: with more, `THRESHOLD` is too near to chance."""
+"""Of the difference between run and baseline, one standard error: with more, `THRESHOLD` is too near to chance. At
+this, 4 % of unchanged runs lie beyond it, and 1 % of those that are slower by 15 % lie below."""
 CHUNKS = 12
 CHUNKS_MORE = 24
-"""A run that is not clear yet goes on once, to this many chunks; so long are a baseline's runs."""
+"""A run that may be slower by `THRESHOLD`, or is unclear, goes on once, to this many chunks; so long are a baseline's
+runs."""
 
 Outcome = Literal["ok", "slower", "faster", "unknown"]
 
@@ -126,14 +128,25 @@ def judge(metric: str, values: Sequence[float], baseline: Sequence[Sequence[floa
 def compare(
     tier: Contestant, disk: Disk, baseline: Mapping[str, Any], metrics: Sequence[str] = (), slower: float = 1.0
 ) -> list[Judgement]:
-    """Measure and judge; what is unclear or an alarm at first is measured once more, and judged by all its chunks."""
+    """Measure and judge; what is unclear or may be an alarm is measured once more, and judged by all its chunks."""
     runs = {name: baseline["runs"].get(name, []) for name in metrics or METRICS}
     values = chunks(tier, disk, list(runs), CHUNKS, slower)
     judged = {name: judge(name, values[name], runs[name]) for name in runs}
-    unclear = [name for name, found in judged.items() if found.outcome in ("unknown", "slower")]
+    unclear = [n for n, one in judged.items() if one.outcome == "unknown" or math.log1p(one.high) > THRESHOLD]
     for name, more in chunks(tier, disk, unclear, CHUNKS_MORE - CHUNKS, slower).items():
         judged[name] = judge(name, values[name] + more, runs[name])
     return list(judged.values())
+
+
+def too_noisy(baseline: Mapping[str, Any]) -> list[str]:
+    """Why `compare` would say "unknown" whatever it measured, in a sentence per metric."""
+    scatter = {name: stdev(map(median, runs)) for name, runs in baseline["runs"].items()}
+    return [
+        f"the baseline's {len(baseline['runs'][name])} runs of {name} differ by {found:.1%} (standard deviation), "
+        f"more than {ERROR_MAX:.1%}"
+        for name, found in scatter.items()
+        if found > ERROR_MAX
+    ]
 
 
 def measure_baseline(tier: Contestant, disk: Disk, runs: int) -> dict[str, Any]:

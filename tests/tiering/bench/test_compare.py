@@ -8,7 +8,7 @@ from statistics import median
 
 import pytest
 
-from harness.bench.compare import CHUNKS, CHUNKS_MORE, judge
+from harness.bench.compare import CHUNKS, CHUNKS_MORE, judge, too_noisy
 from harness.bench.plan import Sample
 from harness.bench.stats import bootstrap, percentile, ratio, spread
 from harness.bench.targets import targets
@@ -58,6 +58,13 @@ def test_what_scatters_too_much_is_unknown_and_says_why() -> None:
 
 def test_a_gross_slowdown_is_an_alarm_however_noisy_the_run() -> None:
     assert outcomes(math.log(3), scatter=0.3).get("slower", 0) > 116
+
+
+def test_a_baseline_that_could_judge_nothing_says_so() -> None:
+    draw = random.Random(1)
+    found = {"runs": {"store": runs(draw, 10, 0.05, 0.01), "load": runs(draw, 10, 0.05, 0.2)}}
+    (why,) = too_noisy(found)
+    assert "10 runs of load differ by" in why
 
 
 def test_too_few_figures_are_unknown() -> None:
