@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from harness.bench import eviction
 
 
+@pytest.mark.slow
 def test_a_small_root_is_brought_to_its_low_water_mark_and_blocks_in_use_stay(tmp_path: Path) -> None:
     found = eviction.measure(tmp_path, files=1000, seconds_max=60.0, seed=1)
     assert found["finished"]

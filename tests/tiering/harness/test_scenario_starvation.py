@@ -57,6 +57,7 @@ def test_the_oracle_is_acquitted_and_what_it_cannot_be_asked_is_said(tmp_path: P
     assert "runs jobs inside submit" in said(results, "floods")["figure"]
 
 
+@pytest.mark.slow
 def test_a_tier_that_starves_stores_is_convicted_from_outside(tmp_path: Path) -> None:
     results = starve(tmp_path, tier="tests.tiering.harness.flawed_tiers:StoresWait", job_blocks="1")
     verdict = said(results, "floods")
