@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from harness import content
 from harness.adapters import UnknownTier, adapter_class, tier_python
 from harness.adapters.base import TierSetup
 from harness.adapters.memory import MemoryAdapter
+from harness.faults import FaultFs, FaultUnavailable, Rule
 
 BLOCK_BYTES = 4096
 
@@ -50,6 +52,35 @@ def test_a_block_that_is_gone_or_cut_short_fails_alone(tmp_path: Path) -> None:
     one.submit_load(1, keys, [0, 1, 2], "r")
     _, load = one.poll()
     assert (list(load.ok), list(load.failed)) == ([keys[2]], keys[:2])
+
+
+def test_what_another_has_published_meanwhile_is_left_as_it_is(tmp_path: Path) -> None:
+    """On a volume without unnamed files; a file that is replaced cannot be opened there for a moment (ESTALE)."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "shared").mkdir()
+    other = tier(tmp_path / "other")
+    (key,) = other.keys([1, 2])
+    other.submit_store(0, [key], [0], "r")
+    name = str(other.file_name(key))
+    try:
+        FaultFs.check_available()
+    except FaultUnavailable as reason:
+        pytest.skip(str(reason))
+    with FaultFs(tmp_path / "shared") as fs, ThreadPoolExecutor(1) as pool:
+        one = tier(fs.mount)
+        fs.inject(Rule("create", "hang", path="*.tmp"))
+        late = pool.submit(one.submit_store, 0, [key], [0], "r")
+        published = tmp_path / "shared" / name
+        try:
+            fs.await_counts(lambda counts: counts["held"] == 1)
+            published.write_bytes((tmp_path / "other" / name).read_bytes())
+            inode = published.stat().st_ino
+        finally:
+            fs.lift()
+        late.result()
+        assert [list(f.ok) for f in one.poll()] == [[key]]
+        assert published.stat().st_ino == inode
+        assert not list(published.parent.glob("*.tmp"))
 
 
 @settings(max_examples=30, deadline=None)
