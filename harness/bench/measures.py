@@ -450,7 +450,7 @@ def paired(
     "lookup" (misses) of `blocks` blocks. With `slower` above 1 the tier is made to take that many times longer.
 
     Lookups have one processor: they are thousands of hand-overs between threads, and what it costs to wake another
-    processor changes on a virtual machine by the minute (by 4 % of the ratio, on one processor by 1 %)."""
+    processor changes on a virtual machine by the minute (by 4 % of the ratio, on one processor by 1 to 2 %)."""
     if what == "lookup":
         for thread in os.listdir("/proc/self/task"):
             os.sched_setaffinity(int(thread), {max(os.sched_getaffinity(0))})
