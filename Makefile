@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test lint format types cov load scenarios soak capacity shared-volume power-loss install-vllm findings e2e-vllm observe dashboards schemas mutants false-alarms bench bench-baseline bench-compare bench-gpu bench-docs bench-eviction fuzz-trailer clean
+.PHONY: help install test lint format types cov load scenarios soak capacity shared-volume power-loss install-vllm findings e2e-vllm observe dashboards schemas mutants false-alarms bench bench-compare bench-gpu bench-docs bench-eviction fuzz-trailer clean
 
 help: ## print this list
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -111,11 +111,8 @@ bench: $(INSTALLED) ## small parts, then the large table beside peer and device 
 	$(BIN)/python -m pytest $(SMALL) --benchmark-json=runs/bench-small.json $(ARGS)
 	$(BIN)/python -m harness.bench table --out runs/bench.json $(BENCH_OPTIONS)
 
-bench-compare: $(INSTALLED) ## slower than this machine class's baseline? exit code 0 no, 1 yes, 2 unknown (DIR=)
-	$(BIN)/python -m harness.bench compare $(if $(DIR),--dir "$(DIR)") $(ARGS)
-
-bench-baseline: $(INSTALLED) ## measure the baseline of this machine class, for bench-compare (DIR=)
-	$(BIN)/python -m harness.bench baseline $(if $(DIR),--dir "$(DIR)") $(ARGS)
+bench-compare: $(INSTALLED) ## is this checkout slower than a commit? exit code 0 no, 1 yes, 2 unknown (AGAINST=commit DIR=/tmp)
+	$(BIN)/python -m harness.bench compare $(if $(AGAINST),--against "$(AGAINST)") $(if $(DIR),--dir "$(DIR)") $(ARGS)
 
 bench-gpu: ## the GPU path on a CUDA device; also runs with PYTHON= alone, without .venv
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest -m gpu tests/tiering -rs $(ARGS)

@@ -49,7 +49,7 @@ def describe(root_dir: Path | str, project_dir: Path | str | None = None) -> dic
         "memory_bytes": psutil.virtual_memory().total,
         "root": _root(Path(root_dir)),
         "packages": _packages(),
-        "git": _git(Path(project_dir) if project_dir else Path(__file__).parent),
+        "git": git(Path(project_dir) if project_dir else None),
     }
 
 
@@ -118,16 +118,16 @@ def _packages() -> dict[str, str]:
     return versions
 
 
-def _git(project_dir: Path) -> dict[str, Any] | None:
+def git(project_dir: Path | None = None) -> dict[str, Any] | None:
     """Commit of the project, and whether tracked files differ from it; None outside a checkout or without git."""
 
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(project_dir), *arguments]
+    def say(*arguments: str) -> str:
+        command = ["git", "-C", str(project_dir or Path(__file__).parent), *arguments]
         return subprocess.run(
             command, check=True, capture_output=True, text=True, timeout=GIT_SECONDS_MAX, stdin=subprocess.DEVNULL
         ).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "-uno"))}
+        return {"commit": say("rev-parse", "HEAD"), "changed": bool(say("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.SubprocessError):
         return None

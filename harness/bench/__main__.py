@@ -1,4 +1,4 @@
-"""The command line of the benches: `python -m harness.bench table`, `baseline`, `compare`, `plots`."""
+"""The command line of the benches: `python -m harness.bench table`, `compare`, `eviction`, `plots`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from harness import environment
 from harness.bench import compare, eviction, plan
 from harness.bench.contest import CONTESTANTS, Contestant
 from harness.bench.disk import Disk, Unavailable, own_disk, plain_folder
+from harness.bench.frozen import default_commit, freeze
 from harness.bench.show import print_tables, write_docs
 from harness.bench.targets import targets
 
@@ -58,6 +58,8 @@ def table(
     small: str | None,
 ) -> None:
     """Measure the large table: kvtier, the peer if installed, the device."""
+    if save and (environment.git() or {"changed": True})["changed"]:
+        raise click.ClickException("what is kept names the commit that it measured: commit your changes first")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else TABLE_COLUMNS)
     result = measure(SIZES[size], sections, names, Path(folder), rounds, console)
     print_tables(result, console)
@@ -116,52 +118,40 @@ def measure(
     }
 
 
-@cli.command()
-@click.option("--dir", "folder", default="/tmp", show_default=True, help="folder on the device to measure")
-@click.option(
-    "--runs", default=10, type=click.IntRange(2), show_default=True, help="more runs tell better how much runs differ"
-)
-@click.option("--out", type=click.Path(), help="default: the file of this machine's class in tests/tiering/baselines")
-def baseline(folder: str, runs: int, out: str | None) -> None:
-    """Measure what `compare` compares with, and store it in this machine class's file. Exit code 2, and nothing stored,
-    when the runs differ too much to compare with."""
-    with _kvtier_on(Path(folder)) as (tier, disk, here):
-        found = compare.measure_baseline(tier, disk, runs)
-    if why := compare.too_noisy(found):
-        click.echo(f"{'; '.join(why)}: nothing was kept; measure again while the machine does nothing else")
-        sys.exit(2)
-    kept = {"environment": here, "compare": found | {"command": _command()}}
-    click.echo(_keep(here, Path(out) if out else None, **kept))
-
-
 @cli.command(name="compare")
 @click.option("--dir", "folder", default="/tmp", show_default=True, help="folder on the device to measure")
-@click.option("--baseline", "path", type=click.Path(exists=True), help="default: that of this machine's class")
+@click.option("--against", help="a commit; default: the one whose table was kept last in tests/tiering/baselines")
 @click.option("--slower", default=1.0, show_default=True, help="make the tier take so many times longer, to be found")
 @click.option("--metric", "metrics", multiple=True, type=click.Choice(list(compare.METRICS)), help="only these")
 @click.option("--trials", default=1, show_default=True, help="so many runs, and how many of them raised an alarm")
-def compare_command(folder: str, path: str | None, slower: float, metrics: tuple[str, ...], trials: int) -> None:
-    """Is it slower than the baseline? Exit code 0 no, 1 yes, 2 unknown."""
+def compare_command(folder: str, against: str | None, slower: float, metrics: tuple[str, ...], trials: int) -> None:
+    """Is this checkout's tier slower than that of an earlier commit? Exit code 0 no, 1 yes, 2 unknown."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else TABLE_COLUMNS)
-    with _kvtier_on(Path(folder)) as (tier, disk, here):
-        file = Path(path) if path else BASELINES / f"{machine_class(here)}.json"
-        if not file.exists():
-            console.print(f"unknown: there is no baseline {file.name}; make one with `make bench-baseline`")
+    chosen = {name: compare.METRICS[name] for name in metrics or compare.METRICS}
+    with contextlib.ExitStack() as stack:
+        try:
+            frozen = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-frozen-")))
+            commit = freeze(against or default_commit(BASELINES), frozen)
+        except Unavailable as error:
+            console.print(f"unknown: {error}", soft_wrap=True)
             sys.exit(2)
-        stored = json.loads(file.read_text())
-        if why := compare.unfit(stored, here):
-            console.print(f"unknown: {why}")
-            sys.exit(2)
+        try:
+            disk = stack.enter_context(own_disk(Path(folder), COMPARE_DISK_BYTES))
+        except Unavailable:
+            disk = stack.enter_context(plain_folder(Path(folder)))
+        console.print(f"against {commit}, on {disk.kind}")
         alarms, unknown = 0, 0
         for trial in range(trials):
-            judged = compare.compare(tier, disk, stored["compare"], metrics, slower)
+            comparison = compare.Comparison(frozen, disk, chosen, slower)
+            judged = comparison.run()
             for one in judged:
                 shown = f"{one.change:+.1%} ({one.low:+.1%} .. {one.high:+.1%})"
                 console.print(f"{trial + 1:2} {one.metric:7} {one.outcome:8} {shown} {one.reason}", soft_wrap=True)
-            alarms += any(one.outcome == "slower" for one in judged)
-            unknown += all(one.outcome != "slower" for one in judged) and any(
-                one.outcome == "unknown" for one in judged
-            )
+            for gap in dict.fromkeys(comparison.gaps):
+                click.echo(gap, err=True)
+            outcomes = {one.outcome for one in judged}
+            alarms += "slower" in outcomes
+            unknown += "slower" not in outcomes and "unknown" in outcomes
         if trials > 1:
             console.print(f"{alarms} alarms, {unknown} unknown in {trials} runs, slowed {slower:g} times")
     sys.exit(1 if alarms else 2 if unknown else 0)
@@ -201,9 +191,9 @@ def plots(folder: str) -> None:
     click.echo(write_docs(results, Path(folder)))
 
 
-def _keep(here: dict[str, Any], path: Path | None = None, **parts: Any) -> Path:
+def _keep(here: dict[str, Any], **parts: Any) -> Path:
     """Lay `parts` over what the machine class's file holds; a sample a line, so that a change can be read."""
-    path = path or BASELINES / f"{machine_class(here)}.json"
+    path = BASELINES / f"{machine_class(here)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = json.loads(path.read_text()) if path.exists() else {}
     text = json.dumps(kept | parts, indent=1)
@@ -220,20 +210,6 @@ def _small_parts(path: Path) -> dict[str, Any]:
     found = json.loads(path.read_text())["benchmarks"]
     stats = {one["name"]: {name: one["stats"][name] for name in ("median", "iqr", "rounds")} for one in found}
     return {"small": {"unit": "seconds", "parts": stats}}
-
-
-@contextlib.contextmanager
-def _kvtier_on(folder: Path) -> Iterator[tuple[Contestant, Disk, dict[str, Any]]]:
-    with contextlib.ExitStack() as stack:
-        try:
-            disk = stack.enter_context(own_disk(folder, COMPARE_DISK_BYTES))
-        except Unavailable:
-            disk = stack.enter_context(plain_folder(folder))
-        tier = Contestant("kvtier")
-        stack.callback(tier.close)
-        yield tier, disk, environment.describe(disk.path) | {"disk": disk.kind}
-        for gap in dict.fromkeys(tier.gaps):
-            click.echo(gap, err=True)
 
 
 def machine_class(here: dict[str, Any]) -> str:

@@ -1,35 +1,35 @@
-"""A run against a baseline, by ratios to the frozen yardstick that was timed in the same seconds: did it become slower?
+"""The tier of this checkout against the tier of an earlier commit, timed in the same seconds: did it become slower?
 
-A run measures each metric in chunks, each a process of its own in which tier and yardstick take turns; a chunk's value
-is the median of ln(tier seconds / yardstick seconds), turn by turn. The metrics' chunks take turns too, so that a
-neighbour's busy minute is not one metric's alone. The run's value is the median of its chunks, with a bootstrap
-standard error. A baseline is several runs. Against it a run is "ok", "slower" (an alarm), "faster", or
-"unknown" when chunks or runs disagree so much that a change of `THRESHOLD` could be chance.
+Each metric is measured in chunks. A chunk is two fresh processes, one with the package of today and one with that of
+the commit, that take turns; its value is the median of ln(seconds of today / seconds of then), turn by turn. The run's
+value is the median of its chunks, with a bootstrap interval: "ok", "slower" (an alarm), "faster", or "unknown" when
+the chunks disagree so much that a change of `THRESHOLD` could be chance. Whatever the machine does to one of the two
+it does to the other: they are the same program, but for the change.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import random
 import shutil
 from collections.abc import Mapping, Sequence
-from statistics import median, stdev
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
 from typing import Any, Literal, NamedTuple
 
 from harness.bench.contest import Contestant
 from harness.bench.disk import Disk
-from harness.bench.yardstick import VERSION
+from harness.bench.stats import bootstrap
 
-THRESHOLD = 0.06
-"""ln of the slowdown that raises an alarm."""
-ERROR_MAX = 0.034
-"""Of the difference between run and baseline, one standard error: with more, `THRESHOLD` is too near to chance. At
-this, 4 % of unchanged runs lie beyond it, and 1 % of those that are slower by 15 % lie below."""
+THRESHOLD = 0.07
+"""ln of the slowdown that raises an alarm: half of what must be found."""
+HALF_WIDTH_MAX = 0.06
+"""Of the interval: with a wider one `THRESHOLD` is too near to chance, on either side of it."""
 CHUNKS = 12
 CHUNKS_MORE = 24
-"""A run that may be slower by `THRESHOLD`, or is unclear, goes on once, to this many chunks; so long are a baseline's
-runs."""
+"""A metric that may be slower by `THRESHOLD`, or is unclear, goes on once, to this many chunks."""
+CHUNKS_MIN = 5
 
 Outcome = Literal["ok", "slower", "faster", "unknown"]
 
@@ -40,17 +40,17 @@ class Metric(NamedTuple):
     name: str
     block_bytes: int
     blocks: int
-    pairs: int
+    turns: int
 
 
 METRICS = {
     metric.name: metric
-    for metric in (Metric("store", 65536, 32, 40), Metric("load", 65536, 32, 40), Metric("lookup", 65536, 512, 80))
+    for metric in (Metric("store", 65536, 32, 40), Metric("load", 65536, 32, 40), Metric("lookup", 65536, 512, 40))
 }
 
 
 class Judgement(NamedTuple):
-    """`change` is relative (0.15: takes 15 % longer than the baseline), 95 % sure to be between `low` and `high`."""
+    """`change` is relative (0.15: takes 15 % longer than then), 95 % sure to be between `low` and `high`."""
 
     metric: str
     outcome: Outcome
@@ -60,116 +60,89 @@ class Judgement(NamedTuple):
     reason: str
 
 
-def chunk(tier: Contestant, disk: Disk, metric: Metric, slower: float = 1.0) -> float | None:
-    """One value of one fresh process; None, with the reason in `tier.gaps`, when there is none."""
-    work = disk.path / f"compare-{os.getpid()}"
-    for name in ("tier", "yardstick"):
-        (work / name).mkdir(parents=True, mode=0o700)
-    arguments = {
-        "label": "compare",
-        "what": metric.name,
-        "folder": str(work / "yardstick"),
-        "pairs": metric.pairs,
-        "blocks": metric.blocks,
-        "slower": slower,
-    }
-    results = tier.measure(
-        "paired", work / "tier", arguments=arguments, block_bytes=metric.block_bytes, slots=2 * metric.blocks
-    )
-    shutil.rmtree(work)
-    if not results:
-        return None
-    times = results[0]
-    return median(math.log(ours / its) for ours, its in zip(times["tier"], times["yardstick"], strict=True))
-
-
-def chunks(
-    tier: Contestant, disk: Disk, metrics: Sequence[str], count: int, slower: float = 1.0
-) -> dict[str, list[float]]:
-    """`count` chunks of each metric, in turn; fewer where some had no value."""
-    found: dict[str, list[float]] = {name: [] for name in metrics}
-    for _ in range(count):
-        for name in metrics:
-            if (value := chunk(tier, disk, METRICS[name], slower)) is not None:
-                found[name].append(value)
-    return found
-
-
-def standard_error(values: Sequence[float], seed: int = 0) -> float:
-    """Of the median of `values`, by bootstrap; infinite for fewer than three."""
-    if len(values) < 3:
-        return math.inf
-    draw = random.Random(seed)
-    return stdev(median(draw.choices(values, k=len(values))) for _ in range(400))
-
-
-def judge(metric: str, values: Sequence[float], baseline: Sequence[Sequence[float]]) -> Judgement:
-    """`values`: chunks of the run; `baseline`: chunks of each of its runs."""
-    if len(values) < 3 or len(baseline) < 2:
-        return Judgement(metric, "unknown", math.nan, math.nan, math.nan, "there are too few figures")
-    runs = [median(run) for run in baseline]
-    change = median(values) - median(runs)
-    # How much the baseline's runs differ holds the scatter of their chunks and more: memory that lies elsewhere, other
-    # neighbours. This run may be noisier than they were.
-    own, theirs = standard_error(values), stdev(runs)
-    error = math.hypot(max(own, theirs), theirs / math.sqrt(len(runs)))
-    low, high = change - 1.96 * error, change + 1.96 * error
-    reason = ""
+def judge(metric: str, values: Sequence[float]) -> Judgement:
+    """`values`: ln of the ratio, chunk by chunk."""
+    if len(values) < CHUNKS_MIN:
+        why = f"there are {len(values)} figures, fewer than {CHUNKS_MIN}"
+        return Judgement(metric, "unknown", math.nan, math.nan, math.nan, why)
+    change, low, high = bootstrap(values)
     outcome: Outcome = "slower" if change > THRESHOLD else "faster" if change < -THRESHOLD else "ok"
-    if error > ERROR_MAX and low <= THRESHOLD and high >= -THRESHOLD:
-        outcome, load = "unknown", os.getloadavg()[0]
+    reason = ""
+    half_width = (high - low) / 2
+    if half_width > HALF_WIDTH_MAX and low <= THRESHOLD and high >= -THRESHOLD:
+        outcome = "unknown"
         reason = (
-            f"the standard error is {error:.1%}, above {ERROR_MAX:.1%}: of this run's chunks {own:.1%}, of the "
-            f"baseline's runs {theirs:.1%}; load average {load:.1f}"
+            f"half of the interval is {half_width:.1%} wide, more than {HALF_WIDTH_MAX:.1%}: the run's "
+            f"{len(values)} chunks differ too much; load average {os.getloadavg()[0]:.1f}"
         )
     return Judgement(metric, outcome, math.expm1(change), math.expm1(low), math.expm1(high), reason)
 
 
-def compare(
-    tier: Contestant, disk: Disk, baseline: Mapping[str, Any], metrics: Sequence[str] = (), slower: float = 1.0
-) -> list[Judgement]:
-    """Measure and judge; what is unclear or may be an alarm is measured once more, and judged by all its chunks."""
-    runs = {name: baseline["runs"].get(name, []) for name in metrics or METRICS}
-    values = chunks(tier, disk, list(runs), CHUNKS, slower)
-    judged = {name: judge(name, values[name], runs[name]) for name in runs}
-    unclear = [n for n, one in judged.items() if one.outcome == "unknown" or math.log1p(one.high) > THRESHOLD]
-    for name, more in chunks(tier, disk, unclear, CHUNKS_MORE - CHUNKS, slower).items():
-        judged[name] = judge(name, values[name] + more, runs[name])
-    return list(judged.values())
+class Comparison:
+    """`frozen` is a folder that holds the package of then; `slower` makes the tier of today take so many times longer,
+    to see whether that is found. Why there is no figure is told in `gaps`."""
 
+    def __init__(self, frozen: Path, disk: Disk, metrics: Mapping[str, Metric], slower: float = 1.0) -> None:
+        self.gaps: list[str] = []
+        self._frozen = frozen
+        self._disk = disk
+        self._metrics = metrics
+        self._slower = slower
 
-def too_noisy(baseline: Mapping[str, Any]) -> list[str]:
-    """Why `compare` would say "unknown" whatever it measured, in a sentence per metric."""
-    scatter = {name: stdev(map(median, runs)) for name, runs in baseline["runs"].items()}
-    return [
-        f"the baseline's {len(baseline['runs'][name])} runs of {name} differ by {found:.1%} (standard deviation), "
-        f"more than {ERROR_MAX:.1%}"
-        for name, found in scatter.items()
-        if found > ERROR_MAX
-    ]
+    def run(self) -> list[Judgement]:
+        """Measure and judge; what is unclear or may be an alarm is measured once more, and judged by all its chunks."""
+        values = self.chunks(list(self._metrics), CHUNKS)
+        judged = {name: judge(name, values[name]) for name in self._metrics}
+        unclear = [n for n, one in judged.items() if one.outcome == "unknown" or math.log1p(one.high) > THRESHOLD]
+        for name, more in self.chunks(unclear, CHUNKS_MORE - CHUNKS).items():
+            judged[name] = judge(name, values[name] + more)
+        return list(judged.values())
 
+    def chunks(self, names: Sequence[str], count: int) -> dict[str, list[float]]:
+        """`count` values of each metric, in turn; fewer where some could not be had."""
+        found: dict[str, list[float]] = {name: [] for name in names}
+        for number in range(count if names else 0):
+            with ThreadPoolExecutor(2) as pool:
+                today, then = pool.map(lambda package: Contestant("kvtier", package=package), (None, self._frozen))
+                try:
+                    for name in names:
+                        if times := self._measure(pool, [today, then], self._metrics[name], number % 2):
+                            found[name].append(median(math.log(a / b) for a, b in zip(*times, strict=True)))
+                finally:
+                    for contestant, which in ((today, "this checkout"), (then, "the commit")):
+                        contestant.close()
+                        why = [contestant.missing] if contestant.missing else contestant.gaps
+                        self.gaps += [f"the tier of {which}: {gap}" for gap in why]
+        return found
 
-def measure_baseline(tier: Contestant, disk: Disk, runs: int) -> dict[str, Any]:
-    """`runs` runs of all metrics, in turn."""
-    measured = [chunks(tier, disk, list(METRICS), CHUNKS_MORE) for _ in range(runs)]
-    found = {name: [run[name] for run in measured] for name in METRICS}
-    return {"yardstick": VERSION, "metrics": {n: list(m[1:]) for n, m in METRICS.items()}, "runs": found}
+    def _measure(
+        self, pool: ThreadPoolExecutor, sides: Sequence[Contestant], metric: Metric, first: int
+    ) -> list[list[float]] | None:
+        """Seconds of each turn of both sides, or None. They pass the turn to each other through two pipes."""
+        work = self._disk.path / f"compare-{os.getpid()}"
+        shutil.rmtree(work, ignore_errors=True)
+        pipes = [str(work / f"turn-{i}") for i in range(2)]
+        work.mkdir(mode=0o700)
+        for pipe in pipes:
+            os.mkfifo(pipe, 0o600)
 
+        def measure(i: int) -> list[dict[str, Any]]:
+            root = work / f"root-{i}"
+            root.mkdir(mode=0o700)
+            arguments = {
+                "label": "compare",
+                "what": metric.name,
+                "blocks": metric.blocks,
+                "turns": metric.turns,
+                "my_turn": pipes[i],
+                "your_turn": pipes[1 - i],
+                "begins": i == first,
+                "slower": 1.0 if i else self._slower,
+            }
+            return sides[i].measure(
+                "turns", root, arguments=arguments, block_bytes=metric.block_bytes, slots=2 * metric.blocks
+            )
 
-def unfit(baseline: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
-    """Why a baseline says nothing about this machine or this yardstick, in one sentence; None if it may be used."""
-    if baseline["compare"]["yardstick"] != VERSION:
-        return f"the baseline was measured with yardstick {baseline['compare']['yardstick']}, here it is {VERSION}"
-    if baseline["compare"]["metrics"] != {name: list(metric[1:]) for name, metric in METRICS.items()}:
-        return "the baseline measured other sizes"
-    theirs = baseline["environment"]
-    for name in ("python", "cpu_model", "cpus_usable", "disk"):
-        mine, its = _release(name, here), _release(name, theirs)
-        if mine != its:
-            return f"the baseline is of another machine class: {name} {its!r}, here {mine!r}"
-    return None
-
-
-def _release(name: str, environment: Mapping[str, Any]) -> Any:
-    value = environment.get(name)
-    return ".".join(str(value).split(".")[:2]) if name == "python" else value
+        results = list(pool.map(measure, range(2)))
+        shutil.rmtree(work)
+        return [result[0]["seconds"] for result in results] if all(results) else None

@@ -40,10 +40,12 @@ CONTESTANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 @dataclass
 class Contestant:
-    """One name of `CONTESTANTS`. `measure` may be asked in any order; `close` ends the process."""
+    """One name of `CONTESTANTS`. `measure` may be asked in any order; `close` ends the process. `package` is a folder
+    whose packages come before the checkout's: another version of the tier."""
 
     name: str
     python: str | None = None
+    package: Path | None = None
     gaps: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -57,7 +59,8 @@ class Contestant:
             self.missing = str(error)
 
     def _start(self, python: str) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "ignore"}
+        paths = [str(path) for path in (self.package, REPOSITORY) if path]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"}
         self._process = subprocess.Popen(
             [python, "-m", "harness.bench.child", self.tier],
             stdin=subprocess.PIPE,

@@ -19,7 +19,6 @@ from typing import Any
 
 from harness import content
 from harness.adapters.base import Adapter, Finished
-from harness.bench.yardstick import Yardstick
 
 POLL_SECONDS = 500e-6
 """Between looks for finished jobs: seldom enough that looking costs no CPU worth counting."""
@@ -443,46 +442,53 @@ def scale(
     }
 
 
-def paired(
-    adapter: Adapter, go: Go, label: str, what: str, folder: str, pairs: int, blocks: int, slower: float
+def turns(
+    adapter: Adapter,
+    go: Go,
+    label: str,
+    what: str,
+    blocks: int,
+    turns: int,
+    my_turn: str,
+    your_turn: str,
+    begins: bool,
+    slower: float,
 ) -> dict[str, Any]:
-    """The tier and the yardstick in turn, in one process: seconds of each, pair by pair. `what` is "store", "load" or
-    "lookup" (misses) of `blocks` blocks. With `slower` above 1 the tier is made to take that many times longer.
+    """Seconds of each of `turns` turns, taken by turns with another process that does the same: a byte in the pipe
+    `my_turn` says that it is this one's, a byte into `your_turn` gives it away. A turn is one job of `blocks` blocks
+    ("store", "load"), or one "lookup" of as many keys that are not there. With `slower` above 1 it takes that many
+    times longer.
 
     Lookups have one processor: they are thousands of hand-overs between threads, and what it costs to wake another
-    processor changes on a virtual machine by the minute (by 4 % of the ratio, on one processor by 1 to 2 %)."""
+    processor changes on a virtual machine by the minute."""
     if what == "lookup":
         for thread in os.listdir("/proc/self/task"):
             os.sched_setaffinity(int(thread), {max(os.sched_getaffinity(0))})
-    driver, yardstick = Driver(adapter), Yardstick(folder, adapter.setup.block_bytes)
-    there = keys_of(f"{label} there", blocks)
+    driver, there = Driver(adapter), keys_of(f"{label} there", blocks)
     driver.fill(there)
     driver.run("store", there, range(blocks), blocks)
-    yardstick.store([key.hex() for key in there])
+    # Opened for both directions: else each would wait for the other to open, and one that dies would leave no turn.
+    mine, yours = (os.open(path, os.O_RDWR) for path in (my_turn, your_turn))
+    seconds = []
     go()
-    times: dict[str, list[float]] = {"tier": [], "yardstick": []}
-    for pair in range(pairs):
-        keys = there if what == "load" else keys_of(f"{label} {what}", blocks, pair * blocks)
-        names = [key.hex() for key in keys]
-
-        def of_tier(keys: list[bytes] = keys, pair: int = pair) -> None:
-            if what == "lookup":
-                _ask(adapter, keys, f"request {pair}", "miss")
-            else:
-                driver.wait([driver.submit(what, keys, range(blocks))], ANSWER_SECONDS)
-
-        turns = [("tier", of_tier), ("yardstick", lambda names=names: getattr(yardstick, what)(names))]
-        for name, act in turns if pair % 2 else reversed(turns):
-            started = time.perf_counter()
-            act()
-            seconds = time.perf_counter() - started
-            if name == "tier" and slower > 1:
-                while time.perf_counter() - started < slower * seconds:
-                    time.sleep(20e-6)
-                seconds = time.perf_counter() - started
-            times[name].append(seconds)
+    if begins:
+        os.write(mine, b".")
+    for turn in range(turns):
+        keys = there if what == "load" else keys_of(f"{label} {what}", blocks, turn * blocks)
+        os.read(mine, 1)
+        started = time.perf_counter()
+        if what == "lookup":
+            _ask(adapter, keys, f"request {turn}", "miss")
+        else:
+            driver.wait([driver.submit(what, keys, range(blocks))], ANSWER_SECONDS)
+        taken = time.perf_counter() - started
+        if slower > 1:
+            while time.perf_counter() - started < slower * taken:
+                time.sleep(20e-6)
+            taken = time.perf_counter() - started
+        seconds.append(taken)
         if what == "store":
             for key in keys:
                 os.unlink(driver.path(key))
-                os.unlink(f"{folder}/{key.hex()[:2]}/{key.hex()}")
-    return times
+        os.write(yours, b".")
+    return {"seconds": seconds}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from harness.bench.compare import METRICS, chunk
+from harness.bench.compare import METRICS, Comparison
 from harness.bench.contest import Contestant, in_turn
 from harness.bench.disk import Disk, plain_folder
+from harness.bench.frozen import REPOSITORY
 from harness.bench.plan import SECTIONS, SMOKE, Bench
 from harness.bench.show import rows
 from harness.bench.targets import targets
@@ -78,12 +80,24 @@ def test_a_measurement_that_does_not_end_is_ended(tmp_path: Path, kvtier: Contes
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_a_slowed_tier_takes_longer_against_the_yardstick(tmp_path: Path, kvtier: Contestant, name: str) -> None:
-    disk, metric = Disk(tmp_path, None), METRICS[name]._replace(blocks=4, pairs=10)
-    plain, slowed = chunk(kvtier, disk, metric), chunk(kvtier, disk, metric, slower=20.0)
-    assert plain is not None
-    assert slowed is not None
-    assert slowed > plain + 0.7  # ln 2; ln 20 = 3.0 leaves room for a busy machine
+def test_a_slowed_tier_takes_longer_than_the_same_tier(tmp_path: Path, name: str) -> None:
+    metric = METRICS[name]._replace(blocks=4, turns=10)
+    values = []
+    for slower in (1.0, 20.0):
+        comparison = Comparison(REPOSITORY, Disk(tmp_path, None), {name: metric}, slower)
+        values += comparison.chunks([name], 1)[name]
+        assert comparison.gaps == []
+    assert len(values) == 2
+    assert values[1] > values[0] + 0.7  # ln 2; ln 20 = 3.0 leaves room for a busy machine
+
+
+def test_the_commits_tier_is_timed_and_not_this_checkouts_again(tmp_path: Path) -> None:
+    frozen = tmp_path / "frozen"
+    shutil.copytree(REPOSITORY / "kvtier", frozen / "kvtier")
+    (frozen / "kvtier" / "hashing.py").write_text("raise SystemExit('this is the tier of then')\n")
+    comparison = Comparison(frozen, Disk(tmp_path, None), METRICS)
+    assert comparison.chunks(list(METRICS), 1) == {name: [] for name in METRICS}
+    assert [gap.partition(":")[0] for gap in comparison.gaps] == ["the tier of the commit"]
 
 
 def test_contestants_take_turns_and_a_missing_one_is_left_out(kvtier: Contestant) -> None:
