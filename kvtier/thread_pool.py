@@ -128,6 +128,9 @@ class DualQueueThreadPool:
         self._queue = DualQueue(n_read_threads, n_write_threads)
         self._store_queue_bytes_max = store_queue_bytes_max
         self._lock = threading.Lock()
+        # The threads come to the lock one by one through this door. Without it all of them may wait for the lock, each of
+        # them, once it has the lock, for Python's own, and the caller of `submit` in the middle of that line.
+        self._door = threading.Lock()
         # A condition per group, so that a task wakes exactly the one thread that shall take it.
         self._wake: Mapping[Direction, threading.Condition] = {
             "load": threading.Condition(self._lock),
@@ -261,7 +264,9 @@ class DualQueueThreadPool:
         task: Task | None = None
         result: Any = None
         while True:
-            with self._lock:
+            with self._door:
+                self._lock.acquire()
+            try:
                 if task is not None:
                     del self._running[thread]
                     self._record(task, result)
@@ -274,6 +279,8 @@ class DualQueueThreadPool:
                     wake.wait()
                 started = time.monotonic()  # under the lock: the order of starts is the order of the schedule
                 self._running[thread] = group, task.direction, started
+            finally:
+                self._lock.release()
             try:
                 result = task.run()
             except Exception as error:
