@@ -9,7 +9,7 @@ A file is the block followed by one trailer page, written by one vectored call a
 A file of exactly block_bytes is vLLM's: nothing in it can be verified.
 
 `write_block` and `read_block` know all that can happen. `write_blocks` and `read_blocks` hand the usual course of many
-blocks to the compiled `_batch`, where there is one, and come back to them for every block that met anything unusual.
+blocks to the compiled `twin`, where there is one, and come back to them for every block that met anything unusual.
 """
 
 from __future__ import annotations
@@ -34,12 +34,8 @@ from kvtier.events import CorruptReason
 from kvtier.file_system import O_DIRECT, O_TMPFILE, link_unnamed, temp_name, unlink_quietly
 from kvtier.hashing import OffloadKey
 from kvtier.no_links import open_no_links
-from kvtier.trailer import Trailer
-
-try:
-    from kvtier import _batch
-except ImportError:  # not compiled here: everything goes block by block
-    _batch = None  # type: ignore[assignment]
+from kvtier.trailer import Trailer, writer_of
+from kvtier.twin import XXH3_64, batch
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +94,7 @@ class BlockIO:
         self._umask = 0o777  # until `probe` has seen it
         self._local = threading.local()
         self.direct = False
-        self.batch_reads = self.batch_writes = False  # may `_batch` be used?
+        self.batch_reads = self.batch_writes = False  # may the twin be used?
         self.recency_seconds = RECENCY_SECONDS
 
     # --- what the file system can do ---
@@ -132,7 +128,7 @@ class BlockIO:
                 self._read_flags |= O_DIRECT
         self._tmpfile = file_system.unnamed_files_work(directory, self._write_flags, self._config.file_mode)
         self._named_link = not self._tmpfile and file_system.named_links_work(directory, self._config.file_mode)
-        self.batch_reads = self._config.compiled and _batch is not None and directory.isascii()
+        self.batch_reads = self._config.compiled and batch is not None and directory.isascii()
         modes_hold = not self._umask & (self._config.file_mode | self._config.dir_mode)
         self.batch_writes = self.batch_reads and self._tmpfile and modes_hold and not self._durable
         if not (direct and self._tmpfile):
@@ -148,7 +144,7 @@ class BlockIO:
         """`exists` for each, in order."""
         if not self.batch_reads:
             return [self.exists(path) for path in paths]
-        return [size in self._sizes for size in _batch.sizes(list(paths))]
+        return [size in self._sizes for size in batch.sizes(list(paths))]
 
     def _is_block(self, name: str, folder: int | None) -> bool:
         try:
@@ -174,11 +170,10 @@ class BlockIO:
         """`write_block` for each, in order."""
         if not self.batch_writes:
             return [self.write_block(*block, traceparent) for block in zip(paths, keys, views, strict=True)]
-        pages = self._pages(len(paths))
-        for page, key, view in zip(_each_page(pages), keys, views, strict=False):
-            self._seal(page, key, view, traceparent)
+        blocks = list(paths), list(keys), list(views), self._pages(len(paths)), PAGE_BYTES
+        trailer = self._trailer(keys[0], 0, traceparent).pack()
         modes = self._config.file_mode, self._config.dir_mode
-        done = _batch.write_blocks(list(paths), list(views), pages, PAGE_BYTES, self._write_flags, *modes)
+        done = batch.write_blocks(*blocks, trailer, XXH3_64, self._write_flags, *modes)
         outcomes = {1: BlockOutcome(writer=self.instance_id), 2: BlockOutcome(skipped=True)}
         return [
             outcomes.get(result) or self.write_block(path, key, view, traceparent)
@@ -206,7 +201,8 @@ class BlockIO:
             if not is_new and self._is_block(name, folder):
                 return self._settled(path, BlockOutcome(skipped=True))
             page = self._pages(1)
-            self._seal(page, key, view, traceparent)
+            trailer = self._trailer(key, xxhash.xxh3_64_intdigest(view), traceparent).pack()
+            page[: len(trailer)] = trailer
             descriptor, temp = self._create(folder)
             try:
                 try:
@@ -229,9 +225,8 @@ class BlockIO:
         finally:
             os.close(folder)
 
-    def _seal(self, page: memoryview, key: OffloadKey, view: memoryview, traceparent: str) -> None:
-        checksum, now = xxhash.xxh3_64_intdigest(view), time.time_ns()
-        Trailer(key, self.block_bytes, checksum, self.instance_id, now, traceparent, self._seed).pack_into(page)
+    def _trailer(self, key: OffloadKey, checksum: int, traceparent: str = "") -> Trailer:
+        return Trailer(key, self.block_bytes, checksum, self.instance_id, time.time_ns(), traceparent, self._seed)
 
     def _settled(self, path: str, outcome: BlockOutcome) -> BlockOutcome:
         """With durability, the file and its name are on the device before anybody hears of success."""
@@ -299,15 +294,19 @@ class BlockIO:
         if not self.batch_reads:
             return [self.read_block(*block) for block in zip(paths, keys, views, strict=True)]
         pages = self._pages(len(paths))
-        used = _batch.read_blocks(list(paths), list(views), pages, PAGE_BYTES, self._read_flags)
+        blocks = list(paths), list(keys), list(views), pages, PAGE_BYTES
+        verify = self._config.integrity != "off"
+        trailer, checksum = self._trailer(keys[0], 0).pack(), XXH3_64 if verify else 0
+        used = batch.read_blocks(*blocks, trailer, checksum, self._read_flags)
         outcomes = []
         for page, used_seconds, path, key, view in zip(_each_page(pages), used, paths, keys, views, strict=False):
-            outcome = self._verified(page, key, view) if used_seconds >= 0 else None
-            if outcome is None or not outcome.ok:
+            if used_seconds < 0:
                 outcome = self.read_block(path, key, view)
-            elif time.time() - used_seconds > self.recency_seconds:
-                with contextlib.suppress(OSError):
-                    os.utime(path, follow_symlinks=False)
+            else:
+                outcome = BlockOutcome(None, False, *writer_of(page)) if verify else self._verified(page, key, view)
+                if time.time() - used_seconds > self.recency_seconds:
+                    with contextlib.suppress(OSError):
+                        os.utime(path, follow_symlinks=False)
             outcomes.append(outcome)
         return outcomes
 

@@ -128,8 +128,8 @@ class DualQueueThreadPool:
         self._queue = DualQueue(n_read_threads, n_write_threads)
         self._store_queue_bytes_max = store_queue_bytes_max
         self._lock = threading.Lock()
-        # The threads come to the lock one by one through this door. Without it all of them may wait for the lock, each of
-        # them, once it has the lock, for Python's own, and the caller of `submit` in the middle of that line.
+        # The threads come to the lock one by one through this door. Without it all of them may wait for the lock, each
+        # that has it for Python's own lock, and the caller of `submit` in the middle of that line.
         self._door = threading.Lock()
         # A condition per group, so that a task wakes exactly the one thread that shall take it.
         self._wake: Mapping[Direction, threading.Condition] = {

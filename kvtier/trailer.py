@@ -4,6 +4,7 @@ block files, or looks at them from outside. It opens a file only to read one tra
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 import struct
@@ -18,6 +19,7 @@ VERSION = 1
 XXH3_64 = 1
 _HEADER = struct.Struct("<8sHHHHQQQ16s8s64s64s")  # everything of the trailer but its own checksum
 _CHECK = struct.Struct("<Q")
+_WRITER, _TRACE = slice(40, 56), slice(128, 192)  # where they stand in it; `_batch.c` knows some more places
 
 
 class Trailer(NamedTuple):
@@ -31,8 +33,8 @@ class Trailer(NamedTuple):
     traceparent: str = ""
     seed: bytes = bytes(8)  # the first 8 bytes of the digest of the writer's NONE_HASH
 
-    def pack_into(self, page: memoryview | mmap.mmap) -> None:
-        """Fill one page; a trace context that is not ASCII or too long is dropped rather than truncated."""
+    def pack(self) -> bytes:
+        """What the page begins with; a trace context that is not ASCII or too long is dropped rather than truncated."""
         trace = self.traceparent.encode("ascii", "ignore")
         header = _HEADER.pack(
             MAGIC,
@@ -48,8 +50,7 @@ class Trailer(NamedTuple):
             self.key,
             trace if len(trace) <= 64 else b"",
         )
-        page[: _HEADER.size] = header
-        page[_HEADER.size : _HEADER.size + _CHECK.size] = _CHECK.pack(xxhash.xxh3_64_intdigest(header))
+        return header + _CHECK.pack(xxhash.xxh3_64_intdigest(header))
 
     @classmethod
     def unpack(cls, page: bytes | memoryview | mmap.mmap) -> Self | None:
@@ -63,8 +64,17 @@ class Trailer(NamedTuple):
         checksum, created_ns, instance_id, seed, key, trace = rest
         if version != VERSION or algorithm != XXH3_64 or key_length > len(key):
             return None
-        traceparent = trace.rstrip(b"\0").decode("ascii", "replace")
-        return cls(key[:key_length], size, checksum, instance_id, created_ns, traceparent, seed)
+        return cls(key[:key_length], size, checksum, instance_id, created_ns, _text(trace), seed)
+
+
+def writer_of(page: memoryview) -> tuple[bytes, str]:
+    """Instance id and trace context in a page that was found right."""
+    return bytes(page[_WRITER]), _text(bytes(page[_TRACE]))
+
+
+@functools.lru_cache(maxsize=1024)
+def _text(trace: bytes) -> str:
+    return trace.rstrip(b"\0").decode("ascii", "replace")
 
 
 def read_trailer(path: str) -> Trailer | None:

@@ -29,9 +29,7 @@ def judge(page: bytes) -> bool:
     assert len(trailer.key) <= 64, trailer
     assert 0 <= trailer.block_bytes < 1 << 64, trailer
     if trailer.traceparent.isascii():  # what is not was never packed by a writer
-        again = bytearray(4096)
-        trailer.pack_into(memoryview(again))
-        assert Trailer.unpack(bytes(again)) == trailer._replace(traceparent=trailer.traceparent.rstrip("\0")), trailer
+        assert Trailer.unpack(trailer.pack()) == trailer._replace(traceparent=trailer.traceparent.rstrip("\0")), trailer
     return True
 
 

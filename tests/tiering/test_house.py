@@ -17,7 +17,7 @@ LINES_MAX = 500
 # In kvtier, who else's code may be imported, and where. Everything else is the standard library.
 THIRD_PARTY = {
     "cbor2": {"hashing"},
-    "xxhash": {"hashing", "blockio", "trailer"},
+    "xxhash": {"hashing", "blockio", "trailer", "twin"},
     "torch": {"gpu"},
     "prometheus_client": {"metrics"},
     "rich": {"cli"},

@@ -357,9 +357,9 @@ def test_threads_are_nicer_than_their_process_and_those_that_prefer_loads_most()
 
 
 def test_a_submit_does_not_stand_in_line_behind_the_threads() -> None:
-    """Threads that give Python's lock away in each task, as those do that read files, form a line at any lock of theirs:
-    each that gets it waits for Python's before it goes on. Who submits may wait for Python's lock, as for any bytecode,
-    but not in that line: `sleep(0)`, which takes Python's lock once, is the measure. (In the line: 15 times as long.)"""
+    """Threads that give Python's lock away in each task, as those do that read files, form a line at any lock of
+    theirs: each that gets it waits for Python's before it goes on. Who submits may wait for Python's lock, but not in
+    that line: `sleep(0)`, which takes Python's lock once, is the measure. (In the line: 15 times as long.)"""
     block = bytes(1 << 16)
 
     def task() -> None:
