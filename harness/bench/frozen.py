@@ -38,7 +38,10 @@ def freeze(revision: str, folder: Path) -> str:
     commit = _git("rev-parse", "--short", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     if not commit:
         raise Unavailable(f"{revision!r} is no commit of this checkout (in a shallow clone: git fetch --unshallow)")
-    with tarfile.open(fileobj=io.BytesIO(_git("archive", commit.decode().strip(), PACKAGE))) as archive:
+    archived = _git("archive", commit.decode().strip(), PACKAGE)
+    if not archived:
+        raise Unavailable(f"{revision!r} has no {PACKAGE}/")
+    with tarfile.open(fileobj=io.BytesIO(archived)) as archive:
         archive.extractall(folder, filter="data")
     _build_twin(folder / PACKAGE)
     return commit.decode().strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import mmap
 import os
@@ -21,12 +22,11 @@ import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvtier import file_system, no_links
+from kvtier import file_system, no_links, twin
 from kvtier.blockio import BlockIO, _transfer
 from kvtier.config import FsTierConfig, RootError
 from kvtier.hashing import OffloadKey
 from kvtier.trailer import Trailer
-from kvtier.twin import XXH3_64
 
 BLOCK = 16384
 PAGE = 4096
@@ -119,7 +119,7 @@ def test_outcome_names_the_writer_and_its_trace(io: BlockIO, path: str, tmp_path
 def test_a_twin_that_is_called_wrongly_says_so(tmp_path: Path) -> None:
     batch = pytest.importorskip("kvtier._batch", reason="kvtier/_batch.c is not compiled here")
     page, trailer = memoryview(bytearray(PAGE)), Trailer(KEY, PAGE, 0, bytes(16), 0).pack()
-    rest, modes = (page, PAGE, trailer, XXH3_64), (0o600, 0o700)
+    rest, modes = (page, PAGE, trailer, twin.XXH3_64), (0o600, 0o700)
     for call in (
         lambda: batch.sizes(("a tuple",)),
         lambda: batch.sizes([1]),
@@ -128,8 +128,8 @@ def test_a_twin_that_is_called_wrongly_says_so(tmp_path: Path) -> None:
         lambda: batch.read_blocks(["/a", "/b"], [KEY], [page, page], *rest, os.O_RDONLY),
         lambda: batch.read_blocks(["/a"], ["text"], [page], *rest, os.O_RDONLY),
         lambda: batch.read_blocks(["/a"], [KEY], [b"read-only"], *rest, os.O_RDONLY),
-        lambda: batch.read_blocks(["/a"], [KEY], [page], page, PAGE, trailer[:-1], XXH3_64, os.O_RDONLY),
-        lambda: batch.read_blocks(["/a"], [KEY], [page], page, 8, trailer, XXH3_64, os.O_RDONLY),
+        lambda: batch.read_blocks(["/a"], [KEY], [page], page, PAGE, trailer[:-1], twin.XXH3_64, os.O_RDONLY),
+        lambda: batch.read_blocks(["/a"], [KEY], [page], page, 8, trailer, twin.XXH3_64, os.O_RDONLY),
         lambda: batch.write_blocks(["/a"], [KEY], [1], *rest, os.O_WRONLY, *modes),
     ):
         with pytest.raises((TypeError, ValueError, BufferError)):
@@ -138,6 +138,24 @@ def test_a_twin_that_is_called_wrongly_says_so(tmp_path: Path) -> None:
     assert batch.sizes([str(tmp_path), "/", str(tmp_path / ("x" * 3000))]) == [-1, -1, -1]
     assert batch.write_blocks(["/" + "x" * 5000], [KEY], [page], *rest, os.O_WRONLY, *modes) == [-1]
     assert batch.write_blocks(["nowhere"], [KEY], [page], *rest, os.O_WRONLY, *modes) == [-1]
+
+
+@pytest.mark.parametrize("library", ["no file", "no XXH3", "another XXH3"])
+def test_without_the_checksum_it_knows_the_twin_is_left_alone(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    pytest.importorskip("kvtier._batch", reason="kvtier/_batch.c is not compiled here")
+    libc = ctypes.CDLL(None)  # knows no XXH3
+
+    class Other:
+        XXH3_64bits = libc.strnlen  # takes and returns the same types
+
+    def load(name: str) -> Any:
+        if library == "no file":
+            raise OSError(name)
+        return Other() if library == "another XXH3" else libc
+
+    assert twin._find() == (twin.batch, twin.XXH3_64)
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert twin._find() == (None, 0)
 
 
 def test_the_twin_seals_as_python_does(tmp_path: Path) -> None:

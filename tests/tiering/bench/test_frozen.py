@@ -89,6 +89,13 @@ def test_what_is_no_commit_is_named(checkout: Path, tmp_path: Path, revision: st
         frozen.freeze(revision, tmp_path / "frozen")
 
 
+def test_a_commit_without_the_tier_is_named(checkout: Path, tmp_path: Path) -> None:
+    shutil.rmtree(checkout / "kvtier")
+    git(checkout, "commit", "-q", "-a", "-m", "gone")
+    with pytest.raises(Unavailable, match=r"^'HEAD' has no kvtier/$"):
+        frozen.freeze("HEAD", tmp_path / "frozen")
+
+
 def test_outside_a_checkout_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frozen, "REPOSITORY", tmp_path)
     with pytest.raises(Unavailable, match="this is no git checkout"):

@@ -147,7 +147,7 @@ FINISHED = JobFinished("fs", "load", 1, "r", 16, 0, 0, (), 16 * MIB, 1.0, 1.2, (
 
 
 def metrics() -> Callable[[Event], None]:
-    pytest.importorskip("prometheus_client")
+    pytest.importorskip("prometheus_client", reason="prometheus_client is not installed")
     from prometheus_client import CollectorRegistry
 
     from kvtier.metrics import MetricsObserver
