@@ -105,7 +105,7 @@ class Comparison:
             with ThreadPoolExecutor(2) as pool:
                 today, then = pool.map(lambda package: Contestant("kvtier", package=package), (None, self._frozen))
                 try:
-                    for name in names:
+                    for name in names if not (today.missing or then.missing) else ():
                         if times := self._measure(pool, [today, then], self._metrics[name], number % 2):
                             found[name].append(median(math.log(a / b) for a, b in zip(*times, strict=True)))
                 finally:

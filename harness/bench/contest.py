@@ -62,7 +62,7 @@ class Contestant:
         paths = [str(path) for path in (self.package, REPOSITORY) if path]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"}
         self._process = subprocess.Popen(
-            [python, "-m", "harness.bench.child", self.tier],
+            [python, "-P", "-m", "harness.bench.child", self.tier],  # -P: nothing out of the current folder
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL if not os.environ.get("BENCH_DEBUG") else None,

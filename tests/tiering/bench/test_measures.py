@@ -91,10 +91,13 @@ def test_a_slowed_tier_takes_longer_than_the_same_tier(tmp_path: Path, name: str
     assert values[1] > values[0] + 0.7  # ln 2; ln 20 = 3.0 leaves room for a busy machine
 
 
-def test_the_commits_tier_is_timed_and_not_this_checkouts_again(tmp_path: Path) -> None:
+def test_the_commits_tier_is_timed_and_not_this_checkouts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     frozen = tmp_path / "frozen"
     shutil.copytree(REPOSITORY / "kvtier", frozen / "kvtier")
     (frozen / "kvtier" / "hashing.py").write_text("raise SystemExit('this is the tier of then')\n")
+    monkeypatch.chdir(REPOSITORY)  # whose own package must not be found first
     comparison = Comparison(frozen, Disk(tmp_path, None), METRICS)
     assert comparison.chunks(list(METRICS), 1) == {name: [] for name in METRICS}
     assert [gap.partition(":")[0] for gap in comparison.gaps] == ["the tier of the commit"]
