@@ -79,7 +79,9 @@ def test_a_measurement_that_does_not_end_is_ended(tmp_path: Path, kvtier: Contes
     assert "did not end within 1 s" in kvtier.gaps[0]
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize(
+    "name", ["lookup", *(pytest.param(name, marks=pytest.mark.slow) for name in METRICS if name != "lookup")]
+)
 def test_a_slowed_tier_takes_longer_than_the_same_tier(tmp_path: Path, name: str) -> None:
     metric = METRICS[name]._replace(blocks=4, turns=10)
     values = []
