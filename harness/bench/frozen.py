@@ -15,9 +15,9 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+from harness.bench.contest import REPOSITORY
 from harness.bench.disk import Unavailable
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = "kvtier"
 TWIN_SOURCE = "_batch.c"
 TWIN = f"_batch{sysconfig.get_config_var('EXT_SUFFIX')}"

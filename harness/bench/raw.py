@@ -1,5 +1,5 @@
-"""What the machine itself gives, measured in the same run as the tiers: the device, the file system,
-memory. `child` runs these as the contestant without a tier; nothing here is ever made faster.
+"""What the machine itself gives, measured in the same run as the tiers: the device, the file system, memory. `child`
+runs these as the contestant without a tier; nothing here is ever made faster.
 """
 
 from __future__ import annotations

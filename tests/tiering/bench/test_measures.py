@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness.bench.compare import METRICS, Comparison
-from harness.bench.contest import Contestant, in_turn
+from harness.bench.contest import REPOSITORY, Contestant, in_turn
 from harness.bench.disk import Disk, plain_folder
-from harness.bench.frozen import REPOSITORY
 from harness.bench.plan import SECTIONS, SMOKE, Bench
 from harness.bench.show import rows
 from harness.bench.targets import targets
