@@ -180,7 +180,8 @@ class FsTierConfig(_FromMapping):
     """Options of `FileSystemTierManager`. Sizes are bytes.
 
     A store or load job is split into tasks of at most `task_bytes_max` (a block counts as 64 KiB at least; never less
-    than one block), so that a job uses all idle threads and nothing waits behind more than one bounded task per thread.
+    than one block), so that a job uses the idle threads, each for four blocks at least if that bound allows it, and
+    nothing waits behind more than one bounded task per thread.
     Stores beyond `store_queue_bytes_max`, and stores that come while more than half of the CPU tier's slots wait to be
     stored, are refused at once, with a result that says so: a slow volume never takes all slots. A thread whose task
     runs for longer than `hung_seconds` is replaced until the task ends, so that calls that hang do not take their class

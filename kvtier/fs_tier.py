@@ -55,6 +55,9 @@ logger = logging.getLogger(__name__)
 LINKS_MAX = 8
 FILE_BYTES = 64 << 10
 """What a file costs beside its bytes, in bytes: a task of many tiny blocks takes as long as one of few large ones."""
+TASK_BLOCKS_MIN = 4
+"""A thread is not woken for fewer blocks, where `task_bytes_max` allows as many: on two cores the wake-ups of many
+processes' small tasks would leave no time to their stores."""
 _ANSWER = {True: LookupResult.HIT, False: LookupResult.MISS, None: LookupResult.RETRY}
 NO_SPACE = ("ENOSPC", "EDQUOT")
 STORE_PAUSE_SECONDS_MAX = 30.0
@@ -222,10 +225,11 @@ class FileSystemTierManager(SecondaryTierManager):
         for slot in job.chunk_ids:
             if not 0 <= slot < self._slots:
                 raise SlotError(f"slot {slot} is out of range; the CPU tier has {self._slots} slots, numbered from 0")
-        # Small enough that nothing waits long behind a task, and that a job spreads over all threads that are idle.
+        # Small enough that nothing waits long behind a task, and that a job spreads over the threads that are idle, as
+        # far as that is worth their wake-ups.
         idle = max(1, self._pool.idle_threads())
         most = self.config.task_bytes_max // max(FILE_BYTES, self.config.block_bytes)
-        per_task = max(1, min(most, -(-len(job.keys) // idle)))
+        per_task = max(1, min(most, max(TASK_BLOCKS_MIN, -(-len(job.keys) // idle))))
         run = self._load_blocks if direction == "load" else self._store_blocks
         own_traceparent = child_traceparent(job.req_context.traceparent)
         if self._capacity:

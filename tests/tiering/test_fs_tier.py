@@ -241,14 +241,28 @@ def test_refused_stores_report_at_once_and_harm_nothing(tmp_path: Path) -> None:
     tier.manager.shutdown()
 
 
-def test_a_job_is_split_over_idle_threads_and_a_busy_tier_gets_whole_tasks(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("blocks", "bound", "tasks"),
+    [(24, 16, 4), (16, 16, 4), (10, 16, 3), (4, 16, 1), (24, 5, 5), (6, 2, 3), (3, 1, 3)],
+)
+def test_a_job_is_split_over_idle_threads_as_far_as_a_task_is_worth_the_wake_up(
+    tmp_path: Path, blocks: int, bound: int, tasks: int
+) -> None:
+    """`bound` blocks are `task_bytes_max`, which always holds; else a task has 4 at least. There are four threads."""
+    seen = Recorder()
+    tier = Tier(tmp_path, seen, task_bytes_max=bound * FILE_BYTES)
+    while tier.manager._pool.idle_threads() < 4:  # its threads are starting
+        os.sched_yield()
+    tier.store(range(blocks))
+    assert len(seen.jobs()[-1].tasks) == tasks
+    tier.manager.shutdown()
+
+
+def test_a_busy_tier_gets_whole_tasks(tmp_path: Path) -> None:
     seen, gate = Recorder(), threading.Event()
     tier = Tier(tmp_path, seen, task_bytes_max=8 * FILE_BYTES)  # 8 blocks, since they are small
     idle = tier.manager._pool.idle_threads
-    while idle() < 4:  # its threads are starting
-        os.sched_yield()
-    tier.store(range(8))
-    assert len(seen.jobs()[-1].tasks) == 4, "2 blocks for each thread"
+    tier.store(range(16))
     read_blocks = tier.manager.blockio.read_blocks
 
     def gated(*block: Any) -> Any:
@@ -258,10 +272,10 @@ def test_a_job_is_split_over_idle_threads_and_a_busy_tier_gets_whole_tasks(tmp_p
     tier.manager.blockio.read_blocks = gated  # type: ignore[method-assign]
     while idle() < 4:
         os.sched_yield()
-    first = tier.submit("load", range(4))
+    first = tier.submit("load", range(16))
     while idle():
         os.sched_yield()
-    second = tier.submit("load", range(8), range(8, 16))
+    second = tier.submit("load", range(8), range(16, 24))
     gate.set()
     tier.manager.drain_jobs()
     assert {result.job_id for result in tier.manager.get_finished_jobs()} == {first, second}
