@@ -141,7 +141,7 @@ def _sync(path: str) -> None:
 
 def _have_memory(size_bytes: int) -> None:
     """Touch as much free memory, as on a machine that has been in use. The host of a virtual machine may take back what
-    lies free there, and then the first touch is slow: seconds a GiB were measured, and who fills the page cache paid."""
+    lies free there; then the first touch is slow (seconds a GiB were measured), and who fills the page cache pays."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
     mmap.mmap(-1, size_bytes, flags=flags).close()
 

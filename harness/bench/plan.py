@@ -277,8 +277,9 @@ def stalled(bench: Bench) -> Iterator[Sample]:
 
 
 def scale(bench: Bench) -> Iterator[Sample]:
-    """1 to 16 processes on one root, both classes at once: the total, and the longest wait of a job of each class. All
-    processes together have as many jobs in flight, however many they are: the totals differ by nothing else."""
+    """1 to 16 processes on one root, both classes at once: the total, and of each class what the least served process
+    got and the longest wait of a job. All processes together have as many jobs in flight, however many they are: the
+    totals differ by nothing else."""
     seconds = bench.size.scale_seconds
     for number in range(bench.size.flood_rounds):
         for processes in bench.size.process_counts:
@@ -295,16 +296,19 @@ def scale(bench: Bench) -> Iterator[Sample]:
                 )
                 if not results:
                     continue
-                row, sums = f"{processes} processes", {k: [r[k] for r in results] for k in results[0]}
-                store, load = sum(sums["store_mib_per_second"]), sum(sums["load_mib_per_second"])
-                for metric, unit, value in (
-                    ("total", "MiB/s", store + load),
-                    ("store", "MiB/s", store),
-                    ("load", "MiB/s", load),
-                    ("longest store", "ms", max(sums["store_wait_seconds"]) * 1e3),
-                    ("longest load", "ms", max(sums["load_wait_seconds"]) * 1e3),
-                ):
-                    yield Sample("scale", row, metric, unit, who.name, number, value)
+                row = f"{processes} process" + ("es" if processes > 1 else "")
+                total = sum(result[f"{d}_mib_per_second"] for result in results for d in ("store", "load"))
+                yield Sample("scale", row, "total", "MiB/s", who.name, number, total)
+                for direction in ("store", "load"):
+                    rates = [result[f"{direction}_mib_per_second"] for result in results]
+                    longest = max(result[f"{direction}_wait_seconds"] for result in results)
+                    least = processes * min(rates) / sum(rates) if any(rates) else 0.0
+                    for metric, unit, value in (
+                        (direction, "MiB/s", sum(rates)),
+                        (f"least {direction}", "of the mean", least),
+                        (f"longest {direction}", "ms", longest * 1e3),
+                    ):
+                        yield Sample("scale", row, metric, unit, who.name, number, value)
 
 
 def root_size(bench: Bench) -> Iterator[Sample]:

@@ -18,6 +18,8 @@ from harness.bench.stats import Interval, ratio
 Outcome = Literal["met", "missed", "unclear", "unmeasured"]
 LARGE_KIB = 1024
 SMALL_KIB = (64, 256)
+STARVED = 0.25
+"""Of the mean of all processes: one that gets less of a class starves, as do all where the class gets nothing."""
 
 
 class Target(NamedTuple):
@@ -113,6 +115,17 @@ def _scale_targets(values: Values, add: Callable[..., None]) -> None:
         best = max(totals.values(), key=lambda figures: sum(figures) / max(1, len(figures)))
         for row, figures in totals.items():
             add(9, f"{row} on one root: total, against the best of them", figures, best, ">=", 0.9)
+    for (section, row, metric), by in values.items():
+        if section == "scale" and metric.startswith("least "):
+            figures = by["kvtier"]
+            add(
+                9,
+                f"{row} on one root: {metric} of a process, of their mean",
+                figures,
+                [1.0] * len(figures),
+                ">=",
+                STARVED,
+            )
 
 
 def _root_targets(values: Values, add: Callable[..., None]) -> None:

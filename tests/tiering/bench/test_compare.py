@@ -91,3 +91,14 @@ def test_a_target_is_met_only_if_its_whole_interval_is(ours: list[float], outcom
     samples = flood("kvtier", "p99", ours) + flood("vllm", "p99", [1000.0, 1000.0, 1000.0])
     (target,) = targets(samples)
     assert (target.number, target.wanted, target.outcome) == (1, "<= 0.02", outcome)
+
+
+@pytest.mark.parametrize(
+    ("shares", "outcome"),
+    [([0.6, 0.4, 0.5], "met"), ([0.1, 0.0, 0.2], "missed"), ([0.6, 0.0, 0.6], "unclear"), ([0.0] * 3, "missed")],
+)
+def test_a_class_starves_where_a_process_gets_next_to_nothing_of_it(shares: list[float], outcome: str) -> None:
+    """Also where no process gets anything."""
+    row = "16 processes"
+    (target,) = targets([Sample("scale", row, "least store", "", "kvtier", n, share) for n, share in enumerate(shares)])
+    assert (target.number, target.outcome) == (9, outcome)

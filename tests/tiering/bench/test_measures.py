@@ -38,7 +38,7 @@ def bench(tmp_path: Path, kvtier: Contestant) -> Iterator[Bench]:
         ("idle", {"p50", "p99"}),
         ("single", {"store", "cold"}),
         ("lookups", {"lookups", "CPU"}),
-        ("scale", {"total", "store", "load", "longest store", "longest load"}),
+        ("scale", {"total", *(f"{which}{d}" for which in ("", "least ", "longest ") for d in ("store", "load"))}),
     ],
 )
 def test_a_section_yields_its_figures(bench: Bench, section: str, figures: set[str]) -> None:
@@ -46,7 +46,8 @@ def test_a_section_yields_its_figures(bench: Bench, section: str, figures: set[s
     samples = list(SECTIONS[section](bench))
     assert bench.contestants["kvtier"].gaps == []
     assert {sample.metric for sample in samples if sample.contestant == "kvtier"} == figures
-    assert all(sample.value > 0 for sample in samples)
+    # In so short a time a process may get nothing.
+    assert all(sample.value > 0 or sample.metric.startswith("least") for sample in samples)
     assert {target.outcome for target in targets(samples)} <= {"met", "missed", "unclear", "unmeasured"}
 
 
