@@ -265,8 +265,8 @@ class Worker:
         self.adapter.close()
         self._sample_due = self._gauge_due = 0.0  # the last pass may have been the longest
         self.tick()
+        self._canary.close()  # it opens a folder once a second, which would count
         leaked = self._me.num_fds() - self._fds_before
-        self._canary.close()
         stop = Stop(
             self.process,
             self.instruction.incarnation,
