@@ -8,9 +8,6 @@ figure. "Cold" means that the page cache holds no byte of the blocks; folders an
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import hashlib
-import mmap
 import os
 import resource
 import signal
@@ -18,147 +15,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from harness import content
-from harness.adapters.base import Adapter, Finished
+from harness.adapters.base import Adapter
+from harness.bench.driver import Driver, Wrong, cpu_seconds, io_chars, keys_of, sync
 
-POLL_SECONDS = 500e-6
-"""Between looks for finished jobs: seldom enough that looking costs no CPU worth counting."""
 ANSWER_SECONDS = 50e-6
 FLOOD_POLL_SECONDS = 200e-6
 DISK_RESERVE_BYTES = 256 << 20
 """A flood stops short of filling the disk: what it would measure then is ENOSPC."""
 
 Go = Callable[[], None]
-
-
-class Wrong(Exception):
-    """The tier failed a block, or returned another's bytes: there is no figure."""
-
-
-def keys_of(label: str, count: int, start: int = 0) -> list[bytes]:
-    """Keys as both tiers take them: 32 bytes of hash and group 0. The same label gives the same keys everywhere."""
-    return [hashlib.sha256(f"{label} {i}".encode()).digest() + bytes(4) for i in range(start, start + count)]
-
-
-class Driver:
-    """An adapter as an engine would drive it: submit, poll, and nothing else on this thread."""
-
-    def __init__(self, adapter: Adapter) -> None:
-        self.adapter = adapter
-        self.block_bytes = adapter.setup.block_bytes
-        self.slots = adapter.setup.slots
-        self.view = adapter.view.cast("B")
-        self.finished: dict[int, tuple[float, Finished]] = {}
-        self._next = 0
-        adapter.request_started("bench")
-
-    def row(self, slot: int) -> memoryview:
-        return self.view[slot * self.block_bytes : (slot + 1) * self.block_bytes]
-
-    def fill(self, keys: Sequence[bytes]) -> None:
-        for slot, key in enumerate(keys[: self.slots]):
-            content.fill(self.row(slot), key)
-
-    def poison(self, slots: Sequence[int]) -> None:
-        for slot in slots:
-            self.row(slot)[:8] = self.row(slot)[-8:] = b"\xa5" * 8
-
-    def check(self, slot: int, key: bytes) -> None:
-        """The first and the last word are the key's: enough to see a load that did not happen."""
-        first, last = content.seed_of(key), content.seed_of(key) + (self.block_bytes // 8 - 1) * content.STEP
-        mask = (1 << 64) - 1
-        row = self.row(slot)
-        if (int.from_bytes(row[:8], "little"), int.from_bytes(row[-8:], "little")) != (first & mask, last & mask):
-            raise Wrong(f"slot {slot} does not hold the block that was loaded into it")
-
-    def submit(self, direction: str, keys: Sequence[bytes], slots: Sequence[int]) -> int:
-        self._next += 1
-        submit = self.adapter.submit_store if direction == "store" else self.adapter.submit_load
-        submit(self._next, keys, slots, "bench")
-        return self._next
-
-    def poll(self) -> list[int]:
-        """Ids of jobs that have ended since; raises `Wrong` if a block of them failed."""
-        now = time.perf_counter()
-        ended = []
-        for result in self.adapter.poll():
-            if result.failed:
-                counts = {name: n for name, n in self.adapter.counts().items() if name.startswith("failed")}
-                raise Wrong(f"{len(result.failed)} blocks of job {result.job_id} failed {counts or ''}".strip())
-            self.finished[result.job_id] = now, result
-            ended.append(result.job_id)
-        self.adapter.step()
-        self.adapter.tasks()
-        return ended
-
-    def wait(self, job_ids: Sequence[int], poll_seconds: float = POLL_SECONDS) -> None:
-        pending = set(job_ids) - self.finished.keys()
-        while pending:
-            pending.difference_update(self.poll())
-            if pending:
-                time.sleep(poll_seconds)
-
-    def run(self, direction: str, keys: Sequence[bytes], slots: Sequence[int], job_blocks: int) -> dict[str, float]:
-        """All blocks in jobs of `job_blocks`, at once; how long it took, and on how much CPU."""
-        before, started = cpu_seconds(), time.perf_counter()
-        jobs = [
-            self.submit(direction, keys[i : i + job_blocks], slots[i : i + job_blocks])
-            for i in range(0, len(keys), job_blocks)
-        ]
-        self.wait(jobs)
-        seconds = max(self.finished[job][0] for job in jobs) - started
-        moved = len(keys) * self.block_bytes
-        return {
-            "seconds": seconds,
-            "mib_per_second": moved / seconds / (1 << 20),
-            "cpu_seconds_per_gib": (cpu_seconds() - before) / moved * (1 << 30),
-        }
-
-    def path(self, key: bytes) -> str:
-        name = self.adapter.file_name(key)
-        assert name is not None
-        return os.path.join(self.adapter.setup.root_dir, name)
-
-    def cool(self, keys: Sequence[bytes]) -> None:
-        """Write out and drop these blocks' pages from the page cache, and have memory for them."""
-        _sync(self.adapter.setup.root_dir)
-        _have_memory(len(keys) * self.block_bytes)
-        for key in keys:
-            descriptor = os.open(self.path(key), os.O_RDONLY)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(descriptor)
-
-
-def _sync(path: str) -> None:
-    """Write out what is dirty on this file system, and on no other: a neighbour's writes are not waited for."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    finally:
-        os.close(descriptor)
-
-
-def _have_memory(size_bytes: int) -> None:
-    """Touch as much free memory, as on a machine that has been in use. The host of a virtual machine may take back what
-    lies free there; then the first touch is slow (seconds a GiB were measured), and who fills the page cache pays."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-    mmap.mmap(-1, size_bytes, flags=flags).close()
-
-
-def cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def io_chars(direction: str) -> int:
-    """Bytes that this process has passed to write (store) or read (load) calls, also in jobs that have not ended."""
-    name = "wchar" if direction == "store" else "rchar"
-    with open("/proc/self/io") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(name))
-
-
-# --- the measures ---
 
 
 def throughput(adapter: Adapter, go: Go, label: str, blocks: int, job_blocks: int) -> dict[str, Any]:
@@ -417,7 +282,7 @@ def scale(
     driver.fill(mine)
     driver.run("store", mine, range(half), job_blocks)
     theirs = keys_of(f"{label} {(me + 1) % processes} first", half)
-    _sync(adapter.setup.root_dir)
+    sync(adapter.setup.root_dir)
     go()
     started = time.perf_counter()
     sent: dict[int, tuple[str, float, int]] = {}
