@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Sequence
+from typing import Any
 
 from harness.adapters.base import Finished, TierSetup
 from harness.adapters.memory import MemoryAdapter
@@ -58,6 +60,28 @@ class Leaks(MemoryAdapter):
 
     def findings(self) -> list[str]:
         return ["1 descriptor is open"]
+
+
+class EndsAsTheCanaryLooks(MemoryAdapter):
+    """Right, but closes just as the worker's canary looks at its threads, with a descriptor open until it is ended."""
+
+    def close(self) -> None:
+        super().close()
+        worker: Any = sys.modules["__main__"]
+        looking, ended, end = threading.Event(), threading.Event(), worker.Canary.close
+
+        def look() -> None:
+            folder = os.open("/", os.O_RDONLY)
+            looking.set()
+            ended.wait(30)
+            os.close(folder)
+
+        def close(canary: Any) -> None:
+            ended.set()
+            end(canary)
+
+        worker._be_as_nice_as_any_thread, worker.Canary.close = look, close
+        assert looking.wait(30)
 
 
 class Chatty(MemoryAdapter):

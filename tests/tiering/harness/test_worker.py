@@ -124,6 +124,11 @@ def test_leaks_and_the_tiers_own_findings_reach_the_stop_record(tmp_path: Path) 
     assert (history.stops[0].leaked_fds, history.stops[0].findings) == (1, ["1 descriptor is open"])
 
 
+def test_what_the_worker_itself_has_open_is_no_leak_of_the_tier(tmp_path: Path) -> None:
+    history, _ = replay(tmp_path, f"{BROKEN}:EndsAsTheCanaryLooks")
+    assert history.stops[0].leaked_fds == 0
+
+
 def test_a_tier_that_prints_does_not_garble_the_protocol(tmp_path: Path) -> None:
     _, child = replay(tmp_path, f"{BROKEN}:Chatty")
     assert child.state == "done"
