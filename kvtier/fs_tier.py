@@ -57,7 +57,7 @@ FILE_BYTES = 64 << 10
 """What a file costs beside its bytes, in bytes: a task of many tiny blocks takes as long as one of few large ones."""
 TASK_BLOCKS_MIN = 4
 """A thread is not woken for fewer blocks, where `task_bytes_max` allows as many: on two cores the wake-ups of many
-processes' small tasks would leave no time to their stores."""
+processes' small tasks would leave little time to their stores."""
 _ANSWER = {True: LookupResult.HIT, False: LookupResult.MISS, None: LookupResult.RETRY}
 NO_SPACE = ("ENOSPC", "EDQUOT")
 STORE_PAUSE_SECONDS_MAX = 30.0

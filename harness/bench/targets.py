@@ -117,15 +117,8 @@ def _scale_targets(values: Values, add: Callable[..., None]) -> None:
             add(9, f"{row} on one root: total, against the best of them", figures, best, ">=", 0.9)
     for (section, row, metric), by in values.items():
         if section == "scale" and metric.startswith("least "):
-            figures = by["kvtier"]
-            add(
-                9,
-                f"{row} on one root: {metric} of a process, of their mean",
-                figures,
-                [1.0] * len(figures),
-                ">=",
-                STARVED,
-            )
+            what, figures = f"{row} on one root: {metric} of a process, of their mean", by["kvtier"]
+            add(9, what, figures, [1.0] * len(figures), ">=", STARVED)
 
 
 def _root_targets(values: Values, add: Callable[..., None]) -> None:
