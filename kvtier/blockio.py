@@ -109,11 +109,17 @@ class BlockIO:
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o777)
             try:
+                with contextlib.suppress(
+                    OSError
+                ):  # held while this process lives: `removal.sweep` takes no locked file
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._umask = 0o777 & ~os.fstat(descriptor).st_mode
                 os.pwrite(descriptor, page, 0)
+                direct = aligned and self._config.io != "buffered" and file_system.direct_io_works(path, page)
+                with contextlib.suppress(OSError):  # before the close, for the reason given in `_write`
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
             finally:
                 os.close(descriptor)
-            direct = aligned and self._config.io != "buffered" and file_system.direct_io_works(path, page)
         except OSError as error:
             raise RootError(f"cannot write to {directory}: {errno_name(error)} ({error.strerror})") from error
         finally:

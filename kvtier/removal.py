@@ -26,18 +26,22 @@ def sweep(folder: Folder) -> Iterator[int]:
     """Remove temp files whose writer is dead (their lock is free), empty folders, and the oldest of a large quarantine;
     yields now and then how many files went. vLLM's temp files carry no lock and are left alone."""
     old = time.time() - TEMP_AGE_SECONDS
+    yield _remove_temps(scan(folder.mapper.base_path), old)  # of processes killed in `BlockIO.probe`
     for prefix in folder.prefixes():
         removed = 0
         for leaf in folder.leaves(prefix):
             entries = scan(leaf)
             if not entries:
                 _remove_empty(leaf, old)
-            for entry in entries:
-                if entry.name.startswith(".") and entry.name.endswith(TEMP_SUFFIX):
-                    removed += _remove_unlocked(entry.path, old)
+            removed += _remove_temps(entries, old)
         _remove_empty(prefix, old)
         yield removed
     yield _trim(folder)
+
+
+def _remove_temps(entries: list[os.DirEntry[str]], old_seconds: float) -> int:
+    temps = [entry.path for entry in entries if entry.name.startswith(".") and entry.name.endswith(TEMP_SUFFIX)]
+    return sum(_remove_unlocked(path, old_seconds) for path in temps)
 
 
 def _trim(folder: Folder) -> int:

@@ -361,6 +361,49 @@ def test_a_living_writers_temp_file_is_locked(tmp_path: Path, tier: Tier) -> Non
     assert sum(sweep(folder)) == 1
 
 
+PROBE_THAT_BLOCKS = """
+import sys
+from kvtier import blockio, file_system
+from kvtier.config import FsTierConfig
+
+def block(path, *rest):
+    print(path, flush=True)
+    sys.stdin.read()
+    return False
+
+setattr(file_system, sys.argv[2], block)
+blockio.BlockIO(FsTierConfig(sys.argv[1], 4096), sys.argv[1]).probe(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("blocked", ["direct_io_works", "unlink_quietly"])
+def test_sweep_removes_what_a_killed_probe_left_and_only_that(tmp_path: Path, tier: Tier, blocked: str) -> None:
+    base = Path(tier.manager.file_mapper.base_path)
+    (folder,) = folders(str(tmp_path))
+    before = {entry.name for entry in base.iterdir()}
+    vllm = base / "config.json_7.tmp"
+    vllm.write_bytes(b"{}")
+    os.utime(vllm, (0, 0))
+    command = [sys.executable, "-c", PROBE_THAT_BLOCKS, str(base), blocked]
+    probing = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert probing.stdout
+        temp = base / os.path.basename(probing.stdout.readline().strip())
+        assert temp.exists()
+        assert temp.name not in before
+        os.utime(temp, (0, 0))
+        if blocked == "direct_io_works":
+            assert sum(sweep(folder)) == 0, "its writer lives"
+    finally:
+        probing.kill()
+        probing.communicate()
+    os.utime(temp)
+    assert sum(sweep(folder)) == 0, "young: its writer may not have locked it yet"
+    os.utime(temp, (0, 0))
+    assert sum(sweep(folder)) == 1
+    assert {entry.name for entry in base.iterdir()} == {*before, vllm.name}
+
+
 @pytest.mark.parametrize(
     ("options", "names"),
     [
