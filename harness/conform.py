@@ -20,7 +20,7 @@ from rich.markup import escape
 from harness.adapters import adapter_class, tier_python
 from harness.run import EXIT_CODES, EXIT_INTERRUPTED, Results
 from harness.scenarios import scenarios
-from harness.scenarios.base import CommonOptions, Scenario, UsageError
+from harness.scenarios.base import CommonOptions, Scenario, UsageError, check_tier
 from harness.seeds import fresh_seed
 from harness.show import COLOURS, carry_out, say_verdicts
 
@@ -100,6 +100,7 @@ def plan(
     chosen = [known[name] for name in names or known if name not in left_out]
     planned = [(item, _options(item, tier, seed, given)) for item in chosen]
     for item, options in planned:
+        check_tier(options)
         item.prepare(options)
     return planned, left_out
 

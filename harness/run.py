@@ -29,7 +29,7 @@ from harness.environment import describe
 from harness.history import History
 from harness.launch import LAST_WORDS_LINES, Child, WorkerFailed, Workers
 from harness.scenarios import scenario
-from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, check_root
+from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, check_root, check_tier
 from harness.seeds import fresh_seed
 
 EXIT_CODES = {"true": 0, "false": 1, "unknown": 2}
@@ -84,6 +84,7 @@ def run(
     python = tier_python(options.tier)
     if options.root_dir is not None:
         check_root(options.root_dir)
+    check_tier(options)
     prepared = chosen.prepare(options)
     run_dir = _make_run_dir(runs_dir, f"{chosen.name}-{options.tier.replace(':', '.')}")
     root_dir = (Path(options.root_dir) / f"harness-{run_dir.name}" if options.root_dir else run_dir / "root").resolve()

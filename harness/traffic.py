@@ -13,8 +13,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.inputs import UsageError, read_file
 from harness.seeds import stream
 
+TRACE_BYTES_MAX = 1 << 30
+"""A larger trace is refused: its requests are held in memory, in several times this."""
 BLOCK_IDS_MAX = 2**31
 """Ids lie below this, so that `tokens_of` can tell any two apart by one 31-bit token."""
 
@@ -63,11 +66,12 @@ def read_trace(path: Path | str) -> list[TraceRequest]:
     Refused: an empty file, a blank line, a line that is no JSON object, a missing key, a negative or fractional number,
     time running backwards, a request without blocks, and a block that follows another block than it did before (ids
     name prefixes; a trace that breaks this makes every tier look as if it shared too little). Unknown keys are ignored.
+    Also refused: what is no regular file, and more than `TRACE_BYTES_MAX` bytes. docs/traces.md describes the format.
     """
     try:
-        lines = Path(path).read_bytes().split(b"\n")
-    except OSError as error:
-        raise TraceError(f"{path}: cannot be read: {error.strerror}") from error
+        lines = read_file(path, TRACE_BYTES_MAX).split(b"\n")
+    except UsageError as error:
+        raise TraceError(str(error)) from error
     if not lines[-1]:
         lines.pop()  # what stands behind the last newline is no line
     if not lines:
@@ -81,15 +85,19 @@ def read_trace(path: Path | str) -> list[TraceRequest]:
                 raise ValueError(f"timestamp {request.timestamp_ms} is earlier than the line above's")
             for parent, block in zip((-1, *request.hash_ids), request.hash_ids, strict=False):
                 if (known := parents.setdefault(block, parent)) != parent:
-                    raise ValueError(f"block {block} follows {_block(parent)} here, {_block(known)} in a line above")
+                    first = next(n for n, above in enumerate(requests, 1) if block in above.hash_ids)
+                    raise ValueError(
+                        f"hash_ids must form a prefix tree, in which an id always follows the same id: {block} "
+                        f"{_after(parent)} here, but {_after(known)} in line {first} (docs/traces.md)"
+                    )
         except (ValueError, RecursionError) as error:
             raise TraceError(f"{path}, line {number}: {error}") from error
         requests.append(request)
     return requests
 
 
-def _block(parent: int) -> str:
-    return "nothing" if parent < 0 else f"block {parent}"
+def _after(parent: int) -> str:
+    return "is the first id" if parent < 0 else f"follows {parent}"
 
 
 def _parse(line: bytes) -> TraceRequest:

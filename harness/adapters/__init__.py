@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+from collections.abc import Mapping
+from typing import Any
 
-from harness.adapters.base import Adapter, PeerMissing
+from harness.adapters.base import Adapter, PeerMissing, TierSetup
 
 TIERS = {
     "kvtier": "harness.adapters.kvtier:KvtierAdapter",
@@ -12,7 +15,7 @@ TIERS = {
     "memory": "harness.adapters.memory:MemoryAdapter",
     "vllm": "harness.adapters.vllm:VllmAdapter",
 }
-"""Tier name -> "module:Class". Any other `module:Class` is accepted in its place."""
+"""Tier name -> "module:Class". A mutant's name and any other `module:Class` are accepted in its place."""
 
 NAMES = dict.fromkeys(("kvtier", "kvtier-stack"), "harness.adapters.kvtier_names:KvtierNaming")
 """Tiers whose names can be derived without the packages of the whole tier, and by what."""
@@ -22,21 +25,57 @@ class UnknownTier(ValueError):
     """No tier answers to that name; the text is one sentence for a person."""
 
 
+def mutants() -> Mapping[str, Any]:
+    """Tiers with a known defect by name, as docs/mutants.md lists them; imported only when asked for."""
+    return importlib.import_module("harness.mutants.registry").MUTANTS  # type: ignore[no-any-return]
+
+
 def adapter_class(tier: str) -> type[Adapter]:
-    """The class behind a tier's name or a `module:Class`. Raises `UnknownTier`; `PeerMissing` where its package is not
-    installed."""
-    if tier not in TIERS and ":" not in tier:
-        raise UnknownTier(f"tier is {tier!r}; valid choices: {', '.join(TIERS)}, or module:Class")
-    module_name, _, class_name = TIERS.get(tier, tier).partition(":")
+    """The class behind a tier's name, a mutant's name or a `module:Class`. Raises `UnknownTier`; `PeerMissing` where
+    its package is not installed."""
+    module_name, _, class_name = _place(tier).partition(":")
     try:
         found = getattr(importlib.import_module(module_name), class_name, None)
     except ModuleNotFoundError as error:
         if tier in TIERS:
             raise PeerMissing(f"tier {tier!r} cannot be used here: {error}") from error
         raise UnknownTier(f"tier is {tier!r}, but there is no module {error.name!r}") from error
+    except (Exception, SystemExit) as error:  # whatever a module of somebody else does when it is imported
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UnknownTier(f"tier is {tier!r}, but module {module_name!r} cannot be imported: {why}") from error
     if not (isinstance(found, type) and issubclass(found, Adapter)):
         raise UnknownTier(f"tier is {tier!r}, but {module_name} has no Adapter class named {class_name!r}")
+    if missing := sorted(found.__abstractmethods__):
+        raise UnknownTier(f"tier is {tier!r}, but {class_name} lacks {', '.join(missing)}; an Adapter defines them all")
     return found
+
+
+def _place(tier: str) -> str:
+    """The `module:Class` that a tier's name stands for."""
+    if tier in TIERS:
+        return TIERS[tier]
+    module_name, colon, class_name = tier.partition(":")
+    if colon and class_name.isidentifier() and all(part.isidentifier() for part in module_name.split(".")):
+        return tier
+    if colon:
+        raise UnknownTier(f"tier is {tier!r}; module:Class takes a module's dotted name, a colon and a class's name")
+    if tier in (known := mutants()):
+        return str(known[tier].tier)
+    near = difflib.get_close_matches(tier, [*TIERS, *known], n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    valid = f"{', '.join(TIERS)}, a mutant's name (`kvtier-harness list` has all names), or module:Class"
+    raise UnknownTier(f"tier is {tier!r}{hint}; valid choices: {valid}")
+
+
+def check_options(tier: str, setup: TierSetup) -> None:
+    """Raises `ValueError`, one sentence, for an option that the tier refuses; a tier need not be able to tell."""
+    chosen = adapter_class(tier)
+    try:
+        chosen.check_options(setup)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{tier} cannot use its options: {type(error).__name__}: {error}") from error
 
 
 def tier_python(tier: str) -> str:

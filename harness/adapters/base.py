@@ -90,6 +90,14 @@ class Adapter(ABC):
         """The interpreter whose packages this tier needs. Raises `PeerMissing` where there is none."""
         return sys.executable
 
+    @classmethod
+    def check_options(cls, setup: TierSetup) -> None:
+        """Raises `ValueError`, one sentence, for options of the tier that it refuses (`setup.options` above all).
+
+        Called before any process starts, in an interpreter that may lack the tier's packages: it touches no file. A
+        tier that cannot tell leaves it as it is, and its constructor refuses instead.
+        """
+
     def __init__(self, setup: TierSetup) -> None:
         self.setup = setup
 

@@ -6,7 +6,7 @@ import mmap
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from harness.adapters.base import Adapter, Eviction, Finished, TierSetup, Verdict
 from harness.adapters.kvtier_names import KvtierNaming, run_config
@@ -35,14 +35,19 @@ class KvtierAdapter(Adapter):
     exposes_schedule = True
     exposes_files = True
     keeps_limit = True
+    own_options: ClassVar[tuple[str, ...]] = ()  # that are no keywords of `FsTierConfig`
 
-    def __init__(self, setup: TierSetup) -> None:
-        super().__init__(setup)
-        options = dict(setup.options)
-        if setup.max_bytes:
-            options["capacity"] = {"max_bytes": setup.max_bytes, **options.get("capacity", {})}
-        extra = {name: options.pop(name) for name in ("cpu_chunks",) if name in options}
-        config = FsTierConfig.from_mapping(
+    @classmethod
+    def check_options(cls, setup: TierSetup) -> None:
+        cls._config(setup)
+
+    @classmethod
+    def _config(cls, setup: TierSetup) -> FsTierConfig:
+        options = {name: value for name, value in setup.options.items() if name not in cls.own_options}
+        capacity = options.get("capacity", {})
+        if setup.max_bytes and isinstance(capacity, Mapping):
+            options["capacity"] = {"max_bytes": setup.max_bytes, **capacity}
+        return FsTierConfig.from_mapping(
             {
                 "root_dir": setup.root_dir,
                 "block_bytes": setup.block_bytes,
@@ -53,6 +58,10 @@ class KvtierAdapter(Adapter):
                 **options,
             }
         )
+
+    def __init__(self, setup: TierSetup) -> None:
+        super().__init__(setup)
+        config = self._config(setup)
         self._memory = mmap.mmap(-1, setup.slots * setup.block_bytes)
         self._view = memoryview(self._memory).cast("B", (setup.slots, setup.block_bytes))
         self._tasks: list[Task] = []
@@ -60,14 +69,14 @@ class KvtierAdapter(Adapter):
         self._counts: Counter[str] = Counter()
         self._refused: dict[int, int] = {}
         self._events = FanOut(self)
-        self._tier = self._build(config, run_config(setup), extra)
+        self._tier = self._build(config, run_config(setup))
         self._naming = KvtierNaming(setup, self._tier.none_hash)
         self._requests: dict[str, ReqContext] = {}
         self._started: dict[str, float] = {}
         self._submitted: dict[int, Sequence[bytes]] = {}
         self._watch = Watch(setup, self._events, self._sources(), self._tier.info()) if _watched(setup) else None
 
-    def _build(self, config: FsTierConfig, run: RunConfig, options: dict[str, Any]) -> FileSystemTierManager:
+    def _build(self, config: FsTierConfig, run: RunConfig) -> FileSystemTierManager:
         return FileSystemTierManager(config, run, self._view, self._events)
 
     def _sources(self) -> dict[str, Gauges]:
@@ -223,10 +232,19 @@ class KvtierStackAdapter(KvtierAdapter):
 
     name = "kvtier-stack"
     keeps_limit = False  # the root does; but blocks that stay in memory are not used in the root
+    own_options = ("cpu_chunks",)
 
-    def _build(self, config: FsTierConfig, run: RunConfig, options: dict[str, Any]) -> FileSystemTierManager:
-        chunks = options.pop("cpu_chunks", self.setup.slots)
-        primary = CPUOffloadingManager(CpuTierConfig(chunks, self.setup.block_bytes), self._events)
+    @classmethod
+    def check_options(cls, setup: TierSetup) -> None:
+        super().check_options(setup)
+        cls._cpu_config(setup)
+
+    @classmethod
+    def _cpu_config(cls, setup: TierSetup) -> CpuTierConfig:
+        return CpuTierConfig(setup.options.get("cpu_chunks", setup.slots), setup.block_bytes)
+
+    def _build(self, config: FsTierConfig, run: RunConfig) -> FileSystemTierManager:
+        primary = CPUOffloadingManager(self._cpu_config(self.setup), self._events)
         tier = _WatchedTier(config, run, primary.view, self._events)
         self._cached = memoryview(primary.view)
         self._watched = tier

@@ -33,6 +33,11 @@ class MemoryAdapter(Adapter):
     exposes_files: ClassVar[bool] = True
     hash_algorithms: ClassVar[tuple[str, ...]] = ("sha256",)
 
+    @classmethod
+    def check_options(cls, setup: TierSetup) -> None:
+        if setup.options:
+            raise ValueError(f"unknown option {', '.join(map(repr, setup.options))}; the memory tier takes none")
+
     def __init__(self, setup: TierSetup) -> None:
         super().__init__(setup)
         self._memory = bytearray(setup.slots * setup.block_bytes)

@@ -124,10 +124,20 @@ class VllmAdapter(Adapter):
             raise PeerMissing(f"no vLLM {VERSION} at {path}; {_INSTALL}, or name its Python in {PYTHON_VARIABLE}")
         return path
 
-    def __init__(self, setup: TierSetup) -> None:
-        super().__init__(setup)
+    @classmethod
+    def check_options(cls, setup: TierSetup) -> None:
         if unknown := sorted(set(setup.options) - set(DEFAULT_OPTIONS)):
             raise ValueError(f"unknown option {', '.join(unknown)}; the vllm tier takes {', '.join(DEFAULT_OPTIONS)}")
+        for name in ("c_extension", "raise_none_refcount"):
+            if not isinstance(setup.options.get(name, False), bool):
+                raise ValueError(f"{name} is {setup.options[name]!r}; valid choices: true, false")
+        seed = setup.options.get("seed_random")
+        if isinstance(seed, bool) or not isinstance(seed, int | None):
+            raise ValueError(f"seed_random is {seed!r}; it takes a whole number, or null")
+
+    def __init__(self, setup: TierSetup) -> None:
+        super().__init__(setup)
+        self.check_options(setup)
         if setup.seed_policy != "fixed":
             raise ValueError(f"seed_policy is {setup.seed_policy!r}; vLLM {VERSION} has only 'fixed'")
         options = DEFAULT_OPTIONS | setup.options

@@ -10,7 +10,7 @@ import os
 import random
 import time
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import BinaryIO, ClassVar
 
 from harness.adapters.kvtier import KvtierAdapter
 from harness.mutants.base import convicted_by
@@ -29,8 +29,8 @@ class _OverBlockIO(KvtierAdapter):
 
     blockio: ClassVar[type[BlockIO]]
 
-    def _build(self, config: FsTierConfig, run: RunConfig, options: dict[str, Any]) -> FileSystemTierManager:
-        tier = super()._build(config, run, options)
+    def _build(self, config: FsTierConfig, run: RunConfig) -> FileSystemTierManager:
+        tier = super()._build(config, run)
         tier.blockio = self.blockio(config, tier.file_mapper.quarantine_path)
         tier.blockio.probe(tier.file_mapper.base_path)
         return tier

@@ -5,7 +5,6 @@ kvtier's whole stack. Workers load them; they import kvtier, since what they bre
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from harness.adapters.base import TierSetup, Verdict
 from harness.adapters.kvtier import KvtierStackAdapter
@@ -48,8 +47,8 @@ class _OverCpuTier(KvtierStackAdapter):
 
     cpu_tier: type[CPUOffloadingManager]
 
-    def _build(self, config: FsTierConfig, run: RunConfig, options: dict[str, Any]) -> FileSystemTierManager:
-        tier = super()._build(config, run, options)
+    def _build(self, config: FsTierConfig, run: RunConfig) -> FileSystemTierManager:
+        tier = super()._build(config, run)
         self._manager.primary.__class__ = self.cpu_tier
         return tier
 

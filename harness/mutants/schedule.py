@@ -27,8 +27,8 @@ class _OverQueue(KvtierAdapter):
 
     queue: ClassVar[type[DualQueue]]
 
-    def _build(self, config: FsTierConfig, run: RunConfig, options: dict[str, Any]) -> FileSystemTierManager:
-        tier = super()._build(config, run, options)
+    def _build(self, config: FsTierConfig, run: RunConfig) -> FileSystemTierManager:
+        tier = super()._build(config, run)
         tier._pool._queue.__class__ = self.queue
         return tier
 
@@ -196,8 +196,8 @@ class LiesAboutItsSchedule(BothGroupsPreferLoads):
 class RunsAJobAsOneTask(KvtierAdapter):
     """A job is one task, however large: a thread is gone for all its blocks."""
 
-    def _build(self, config: FsTierConfig, run: RunConfig, options: dict[str, Any]) -> FileSystemTierManager:
-        return super()._build(dataclasses.replace(config, task_bytes_max=1 << 40), run, options)
+    def _build(self, config: FsTierConfig, run: RunConfig) -> FileSystemTierManager:
+        return super()._build(dataclasses.replace(config, task_bytes_max=1 << 40), run)
 
 
 class SameQueue(_OverQueue):

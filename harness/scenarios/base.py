@@ -13,21 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.adapters import check_options
 from harness.adapters.base import TierSetup
 from harness.history import HistoryWriter, Note
+from harness.inputs import UsageError as UsageError
 from harness.launch import Child, Workers
+from harness.scenarios.options import declarations
+from harness.scenarios.options import option as option
+from harness.seeds import SEED_MAX
 from harness.worker import Instruction
 
 PAGE_BYTES = 4096
-
-
-class UsageError(Exception):
-    """An option cannot work; its text is one sentence for a person."""
-
-
-def option(default: Any, help: str, low: float | None = None, multiple_of: int = 1) -> Any:
-    """A dataclass field that is also a command-line option: `--its-name`, with this help and least value."""
-    return dataclasses.field(default=default, metadata={"help": help, "low": low, "multiple_of": multiple_of})
+BLOCK_BYTES_MAX = 1 << 30
+SECONDS_MAX = 30 * 86400.0
+PROCESSES_MAX = 4096
+THREADS_MAX = 1024
+SLOTS_MAX = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,45 +37,77 @@ class CommonOptions:
 
     tier: str = option("kvtier", "the tier to judge: a name from `list`, or module:Class")
     root_dir: str | None = option(
-        None, "folder to share; a fresh folder inside it is used and removed (default: the run's)"
+        None, "folder to share; a fresh folder inside it is used and removed (default: the run's)", is_path=True
     )
-    processes: int = option(4, "worker processes, each an interpreter of its own", low=1)
-    seconds: float = option(30.0, "how long traffic is started for; 0: to the end of the traffic", low=0)
+    processes: int = option(4, "worker processes, each an interpreter of its own", low=1, high=PROCESSES_MAX)
+    seconds: float = option(
+        30.0, "how long traffic is started for; 0: to the end of the traffic", low=0, high=SECONDS_MAX
+    )
     seed: int | None = option(
-        None, "the integer that every random choice derives from (default: a fresh one, printed)", low=0
+        None, "the integer that every random choice derives from (default: a fresh one, printed)", low=0, high=SEED_MAX
     )
-    block_bytes: int = option(256 << 10, "size of a block", low=PAGE_BYTES, multiple_of=PAGE_BYTES)
-    read_threads: int = option(4, "read-priority threads of each process", low=1)
-    write_threads: int = option(4, "write-priority threads of each process", low=1)
-    slots: int = option(256, "blocks that a process holds in memory at once", low=2)
-    tokens_per_block: int = option(16, "tokens of a block, as the tier hashes them", low=1)
+    block_bytes: int = option(
+        256 << 10, "size of a block", low=PAGE_BYTES, high=BLOCK_BYTES_MAX, multiple_of=PAGE_BYTES
+    )
+    read_threads: int = option(4, "read-priority threads of each process", low=1, high=THREADS_MAX)
+    write_threads: int = option(4, "write-priority threads of each process", low=1, high=THREADS_MAX)
+    slots: int = option(256, "blocks that a process holds in memory at once", low=2, high=SLOTS_MAX)
+    tokens_per_block: int = option(16, "tokens of a block, as the tier hashes them", low=1, high=1 << 16)
     tier_option: tuple[str, ...] = option((), "NAME=VALUE for the tier itself, VALUE as JSON or text; may be repeated")
     keep: bool = option(False, "keep the blocks when the run is over")
 
     def tier_options(self) -> dict[str, Any]:
         """`tier_option` as keywords."""
-        options = {}
+        options: dict[str, Any] = {}
         for text in self.tier_option:
             name, equals, value = text.partition("=")
             if not (name and equals):
                 raise UsageError(f"--tier-option is {text!r}; it takes NAME=VALUE")
+            if name in options:
+                raise UsageError(f"--tier-option {name} is given twice; give it once")
             try:
                 options[name] = json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 options[name] = value
         return options
 
     def __post_init__(self) -> None:
+        for declared in declarations(type(self)):
+            value = declared.check(declared.typed, getattr(self, declared.name))
+            object.__setattr__(self, declared.name, value)
         self.tier_options()
-        for field in dataclasses.fields(self):
-            value, low, multiple = getattr(self, field.name), field.metadata["low"], field.metadata["multiple_of"]
-            name = f"--{field.name.replace('_', '-')}"
-            if value is None or low is None:
-                continue
-            if not value >= low:  # also refuses NaN
-                raise UsageError(f"{name} is {value}; it must be at least {low:g}")
-            if multiple > 1 and value % multiple:
-                raise UsageError(f"{name} is {value}; it must be a multiple of {multiple}")
+
+
+def tier_setup(options: CommonOptions, root_dir: str, run_dir: str) -> TierSetup:
+    """What the options say to the tier of any process."""
+    return TierSetup(
+        root_dir=root_dir,
+        block_bytes=options.block_bytes,
+        slots=options.slots,
+        n_read_threads=options.read_threads,
+        n_write_threads=options.write_threads,
+        tokens_per_block=options.tokens_per_block,
+        run_dir=run_dir,
+        options=options.tier_options(),
+    )
+
+
+def check_tier(options: CommonOptions) -> None:
+    """Raises `UsageError` for options that the tier says it refuses; starts nothing."""
+    setup = tier_setup(options, options.root_dir or os.sep, "")
+    setup = dataclasses.replace(
+        setup,
+        # None and 0 stand for what the scenario itself decides.
+        n_read_threads=options.read_threads or CommonOptions.read_threads,
+        n_write_threads=options.write_threads or CommonOptions.write_threads,
+        slots=options.slots or CommonOptions.slots,
+        max_bytes=getattr(options, "max_bytes", 0),
+    )
+    try:
+        check_options(options.tier, setup)
+    except ValueError as error:
+        given = " ".join(f"--tier-option {text}" for text in options.tier_option)
+        raise UsageError(f"tier {options.tier!r} refuses {given or 'its options'}: {error}") from error
 
 
 @dataclass
@@ -95,19 +128,8 @@ class Context:
 
     def setup(self, process: int, **changes: Any) -> TierSetup:
         """The tier's setup for a process, from the options, with changed fields if any."""
-        options: CommonOptions = self.options
-        setup = TierSetup(
-            root_dir=str(self.root_dir),
-            block_bytes=options.block_bytes,
-            slots=options.slots,
-            n_read_threads=options.read_threads,
-            n_write_threads=options.write_threads,
-            tokens_per_block=options.tokens_per_block,
-            process=process,
-            run_dir=str(self.run_dir),
-            options=options.tier_options(),
-        )
-        return dataclasses.replace(setup, **changes)
+        setup = tier_setup(self.options, str(self.root_dir), str(self.run_dir))
+        return dataclasses.replace(setup, process=process, **changes)
 
     def start(
         self,

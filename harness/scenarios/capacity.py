@@ -46,10 +46,12 @@ class CapacityOptions(CommonOptions):
     evictors: int = option(2, "processes that only evict", low=0)
     readers: int = option(2, "processes that load the same blocks again and again", low=1)
     block_bytes: int = option(64 << 10, "size of a block", low=4096, multiple_of=4096)
-    max_bytes: int = option(1 << 30, "the root's limit", low=1 << 20)
+    max_bytes: int = option(1 << 30, "the root's limit", low=1 << 20, high=1 << 60)
     slack: float = option(0.13, "by what part of the limit it may be exceeded", low=0)
     turnovers: float = option(1.5, "so many times the limit must have been stored, for a verdict", low=0)
-    keeps: float = option(0.5, "no block in use may be lost before others of such a part of the limit were used", low=0)
+    keeps: float = option(
+        0.5, "no block in use may be lost before others of such a part of the limit were used", low=0, high=1
+    )
     kept: int = option(64, "blocks that a reader loads again and again", low=1)
     job_blocks: int = option(8, "blocks of a job", low=1)
     slots: int = option(64, "blocks that a process holds in memory at once", low=2)

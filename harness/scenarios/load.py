@@ -28,8 +28,10 @@ class LoadOptions(CommonOptions):
     """Options of `run load`."""
 
     seed: int | None = option(0, "the integer that the synthetic trace derives from: the same traffic each time", low=0)
-    trace: str | None = option(None, "Mooncake JSONL file to replay (default: a synthetic trace of the same shape)")
-    requests: int | None = option(None, "replay only the first so many requests of the trace", low=1)
+    trace: str | None = option(
+        None, "Mooncake JSONL file to replay (default: a synthetic trace of the same shape)", is_path=True
+    )
+    requests: int | None = option(None, "replay only the first so many requests of the trace", low=1, high=10**7)
     speed: float | None = option(
         None,
         "times faster than recorded; 0: as fast as it goes (default: 20, a synthetic trace fills --seconds)",

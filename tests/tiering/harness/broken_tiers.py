@@ -90,3 +90,11 @@ class Chatty(MemoryAdapter):
     def lookup(self, keys: Sequence[bytes], req_id: str) -> list[str]:  # type: ignore[override]
         print("looking up", flush=True)
         return super().lookup(keys, req_id)  # type: ignore[return-value]
+
+
+class CannotCheck(MemoryAdapter):
+    """The check of its options raises what no check should."""
+
+    @classmethod
+    def check_options(cls, setup: TierSetup) -> None:
+        _ = setup.options["needed"]

@@ -135,11 +135,11 @@ def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         (["run", "load", "--tier", "no_such:Tier"], "there is no module 'no_such'"),
         (["run", "load", "--processes", "-1"], "--processes is -1; it must be at least 1"),
         (["run", "load", "--processes", "many"], "'many' is not a valid integer"),
-        (["run", "load", "--root-dir", "nowhere"], "--root-dir is 'nowhere', which does not exist"),
-        (["run", "load", "--root-dir", "trace.jsonl"], "--root-dir is 'trace.jsonl', which is not a directory"),
+        (["run", "load", "--root-dir", "nowhere"], "/nowhere', which does not exist"),
+        (["run", "load", "--root-dir", "trace.jsonl"], "/trace.jsonl', which is not a directory"),
         (["run", "load", "--trace", "trace.jsonl"], "trace.jsonl, line 2: not JSON"),
         (["run", "load", "--trace", "empty.jsonl"], "empty.jsonl, line 1: the file is empty"),
-        (["run", "load", "--trace", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
+        (["run", "load", "--trace", "nowhere.jsonl"], "nowhere.jsonl' cannot be read: No such file or directory"),
         (["run", "load", "--runs-dir", "trace.jsonl/runs"], "cannot be made"),
         (["run", "load", "--colour", "blue"], "No such option"),
         (["run", "fly"], "No such command 'fly'"),
@@ -188,8 +188,8 @@ def test_list_names_scenarios_and_tiers(say: Any) -> None:
 
 
 def test_options_come_from_a_file_and_what_is_typed_wins(tmp_path: Path, say: Any) -> None:
-    lines = ['tier = "memory"', "block-bytes = 4096", "slots = 64", "seed = 1", "[load]", "seed = 2", "requests = 4"]
-    lines += ["processes = 1", 'tier_option = ["a=1", "b=2"]', "[sharing]", "lookups = 3"]
+    lines = ['tier = "kvtier"', "block-bytes = 4096", "slots = 64", "seed = 1", "[load]", "seed = 2", "requests = 4"]
+    lines += ["processes = 1", 'tier_option = ["io=buffered", "compiled=false"]', "[sharing]", "lookups = 3"]
     (tmp_path / "options.toml").write_text("\n".join(lines))
     trace = ["--trace", "certain.jsonl", "--speed", "0"]
     said = say("run", "load", "--options", "options.toml", *trace, "--seed", "3", "--json")
@@ -197,12 +197,12 @@ def test_options_come_from_a_file_and_what_is_typed_wins(tmp_path: Path, say: An
     options = json.loads((tmp_path / "runs" / "latest" / "options.json").read_text())
     taken = {name: options[name] for name in ("tier", "block_bytes", "processes", "seed", "requests", "tier_option")}
     assert taken == {
-        "tier": "memory",
+        "tier": "kvtier",
         "block_bytes": 4096,
         "processes": 1,
         "seed": 3,
         "requests": 4,
-        "tier_option": ["a=1", "b=2"],
+        "tier_option": ["io=buffered", "compiled=false"],
     }
     again = json.loads(said.out)["command"]
     assert "--seed 3" in again

@@ -67,7 +67,8 @@ def test_a_trace_is_read_in_order(tmp_path: Path) -> None:
         ({**GOOD, "timestamp": 9, "hash_ids": [0, -2]}, "holds -2"),
         ({**GOOD, "timestamp": 9, "hash_ids": [0, BLOCK_IDS_MAX]}, str(BLOCK_IDS_MAX)),
         ({**GOOD, "timestamp": 9, "hash_ids": [0, 1, 0]}, "twice"),
-        ({**GOOD, "timestamp": 9, "hash_ids": [1, 0]}, "block 1 follows nothing here, block 0 in a line above"),
+        ({**GOOD, "timestamp": 9, "hash_ids": [1, 0]}, "prefix tree, in which an id always follows the same id: 1 is "),
+        ({**GOOD, "timestamp": 9, "hash_ids": [1, 0]}, "1 is the first id here, but follows 0 in line 1"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: Any, what: str) -> None:
