@@ -83,7 +83,7 @@ class JobResult(NamedTuple):
     job_id: JobId
     success: bool  # every key succeeded
     successful_keys: tuple[OffloadKey, ...]
-    transfer_seconds: float  # sum over its tasks
+    transfer_seconds: float  # from the start of its first task to the end of its last, without the wait before
     transfer_bytes: int
 
 

@@ -72,6 +72,23 @@ class _Submitted(NamedTuple):
     refusal: str  # why the others were not
 
 
+def open_folders(
+    config: FsTierConfig, mapper: FileMapper, hash_algorithm: str | None, none_hash: BlockHash | None = None
+) -> None:
+    """Make the mapper's folders, and compare what stands there with what this process has. Without `none_hash` as much
+    as is known without it, for engines that derive it after their tiers. Raises RootError; logs what "warn" allows."""
+    check_trust(mapper, config.on_untrusted_root)
+    open_root(
+        mapper,
+        hash_algorithm=hash_algorithm,
+        none_digest=None if none_hash is None else none_hash_digest(none_hash),
+        block_bytes=config.block_bytes,
+        on_mismatch=config.on_mismatch,
+        dir_mode=config.dir_mode,
+        file_mode=config.file_mode,
+    )
+
+
 class FileSystemTierManager(SecondaryTierManager):
     """A secondary tier over `config.root_dir` for the slots in `primary_kv_view`, shape (slots, config.block_bytes).
 
@@ -101,16 +118,7 @@ class FileSystemTierManager(SecondaryTierManager):
         self._slots = shape[0]
         self._bytes = primary_kv_view.cast("B")
         self._observer = observer or NullObserver()
-        check_trust(self.file_mapper, config.on_untrusted_root)
-        open_root(
-            self.file_mapper,
-            hash_algorithm=config.hash_algorithm,
-            none_digest=none_hash_digest(self.none_hash),
-            block_bytes=config.block_bytes,
-            on_mismatch=config.on_mismatch,
-            dir_mode=config.dir_mode,
-            file_mode=config.file_mode,
-        )
+        open_folders(config, self.file_mapper, config.hash_algorithm, self.none_hash)
         seed = bytes.fromhex(none_hash_digest(self.none_hash))[:8]
         self.blockio = BlockIO(config, self.file_mapper.quarantine_path, seed)
         self.blockio.probe(self.file_mapper.base_path, aligned=_address(self._bytes) % PAGE_BYTES == 0)
@@ -261,18 +269,20 @@ class FileSystemTierManager(SecondaryTierManager):
         failed = [key for key, outcome in zip(job.keys, outcomes, strict=True) if not outcome.ok]
         self._lookup.mark_present(ok)
         if completion.direction == "load":
-            self._lookup.mark_missing(failed)
+            self._lookup.mark_absent(failed, job.req_context.req_id)
         else:
             if self._capacity:
                 self._capacity.settle(submitted.admitted, self.config.block_bytes + PAGE_BYTES)
             if completion.facts:
                 self._note_space(outcomes)
         self._tell(submitted, completion, outcomes)
+        facts = completion.facts
         return JobResult(
             completion.job_id,
             not failed,
             ok,
-            sum(fact.finished_seconds - fact.started_seconds for fact in completion.facts),
+            max((fact.finished_seconds for fact in facts), default=0.0)
+            - min((fact.started_seconds for fact in facts), default=0.0),
             len(ok) * self.config.block_bytes,
         )
 
@@ -307,7 +317,8 @@ class FileSystemTierManager(SecondaryTierManager):
         )
         if self.config.enable_kv_events:
             pairs = list(zip(job.keys, outcomes, strict=True))
-            stored = tuple(key for key, o in pairs if not loading and o.ok and not o.skipped)
+            # Present before counts too: this engine has it from now on, which a router learns from its events alone.
+            stored = tuple(key for key, o in pairs if not loading and o.ok)
             removed = tuple(key for key, o in pairs if loading and o.set_aside)
             self._events += [
                 OffloadingEvent(keys, "STORAGE", gone) for keys, gone in ((stored, False), (removed, True)) if keys
@@ -335,7 +346,7 @@ class FileSystemTierManager(SecondaryTierManager):
             self._store_pause_seconds = 0.0
 
     def _on_evicted(self, evicted: Evicted) -> None:
-        self._lookup.mark_missing(evicted.keys)
+        self._lookup.mark_absent(evicted.keys)
         self._evicted |= dict.fromkeys(evicted.keys)
         while len(self._evicted) > EVICTED_KEYS_MAX:
             del self._evicted[next(iter(self._evicted))]

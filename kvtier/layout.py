@@ -105,14 +105,17 @@ def _fields(run: RunConfig) -> dict[str, Any]:
 def open_root(
     mapper: FileMapper,
     *,
-    hash_algorithm: str,
-    none_digest: str,
+    hash_algorithm: str | None,
+    none_digest: str | None,
     block_bytes: int,
     on_mismatch: str,
     dir_mode: int,
     file_mode: int,
 ) -> None:
-    """Make the mapper's folders below an existing root, and agree with whoever was there first.
+    """Make the mapper's folders below an existing root, and agree with the process that was there first.
+
+    A process that does not know its `NONE_HASH` yet gives None for it, and for the algorithm unless it has one to
+    demand: then the record is compared as far as it is known, and not published.
 
     Publishes `config.json` and the record beside it, each whole or not at all, unless they are there; then compares
     what is there with what this process has. A root that cannot be used and any difference raise `RootError`; with
@@ -130,7 +133,7 @@ def open_root(
         for folder in (mapper.base_path, mapper.blocks_path, mapper.quarantine_path):
             _make_folder(folder, dir_mode)
         config_there = _settle(mapper.config_path, mapper.fields, file_mode)
-        record_there = _settle(mapper.record_path, record, file_mode)
+        record_there = _settle(mapper.record_path, record if none_digest is not None else None, file_mode)
     except OSError as error:
         raise _unusable(mapper.root_dir, error) from error
     if isinstance(record_there, dict) and record_there.get("block_bytes") != block_bytes:
@@ -139,6 +142,9 @@ def open_root(
             f"{mapper.record_path} says block_bytes {theirs}, here it is {block_bytes}: every file there would be "
             f"judged to have the wrong size; set block_bytes to {theirs} or choose another root_dir"
         )
+    if none_digest is None and isinstance(record_there, dict):
+        record = {name: value for name, value in record.items() if value is not None}
+        record_there = {name: value for name, value in record_there.items() if name in record}
     for problem in (_config_problem(mapper, config_there), _record_problem(mapper, record_there, record)):
         if problem is not None and on_mismatch == "warn":
             logger.warning("%s", problem)
@@ -188,14 +194,17 @@ def _make_folder(path: str, mode: int) -> None:
             raise OSError(code, os.strerror(code), path) from None
 
 
-def _settle(path: str, ours: dict[str, Any], mode: int) -> dict[str, Any] | str:
-    """Offer `ours`, and return what stands at `path` thereafter; a string says why it is of no use."""
+def _settle(path: str, ours: dict[str, Any] | None, mode: int) -> dict[str, Any] | str | None:
+    """Offer `ours`, and return what stands at `path` thereafter; a string says why it is of no use. With None for
+    `ours`, nothing is written, and the answer may be None: there is no file."""
     there: dict[str, Any] | str | None = None
     for attempt in range(SETTLE_ATTEMPTS_MAX):
         if attempt:
             time.sleep(SETTLE_SECONDS)
         there = _read(path)
         if there is None:
+            if ours is None:
+                return None
             _publish(path, json.dumps(ours, indent=2, sort_keys=True).encode(), mode)
             there = _read(path)  # ours, or that of the process that was first
         # vLLM writes its config.json in place: for a moment it is there and not yet JSON.
@@ -282,11 +291,11 @@ def _fill(fd: int, text: bytes, mode: int) -> None:
     os.fsync(fd)  # unsynced, a power cut can leave a file of the right size and wrong bytes
 
 
-def _config_problem(mapper: FileMapper, there: dict[str, Any] | str) -> str | None:
+def _config_problem(mapper: FileMapper, there: dict[str, Any] | str | None) -> str | None:
     path = mapper.config_path
     if isinstance(there, str):
         return f"{path} {there}, so nobody can tell what these blocks are; remove it or choose another root_dir"
-    if not (differences := _differences(there, mapper.fields)):
+    if there is None or not (differences := _differences(there, mapper.fields)):
         return None
     return (
         f"{path} says {differences}: its fields do not belong to the folder's name, so it was edited, or moved there "
@@ -294,15 +303,15 @@ def _config_problem(mapper: FileMapper, there: dict[str, Any] | str) -> str | No
     )
 
 
-def _record_problem(mapper: FileMapper, there: dict[str, Any] | str, ours: dict[str, Any]) -> str | None:
+def _record_problem(mapper: FileMapper, there: dict[str, Any] | str | None, ours: dict[str, Any]) -> str | None:
     path = mapper.record_path
     if isinstance(there, str):
         return f"{path} {there}, so nobody can tell who shares these blocks; remove it or choose another root_dir"
-    if not (differences := _differences(there, ours)):
+    if there is None or not (differences := _differences(there, ours)):
         return None
     if there.get("format") != RECORD_FORMAT:
         remedy = "use one version of kvtier for all"
-    elif there.get("hash_algorithm") != ours["hash_algorithm"]:
+    elif "hash_algorithm" in ours and there.get("hash_algorithm") != ours["hash_algorithm"]:
         remedy = f"set hash_algorithm to {_short(there.get('hash_algorithm'))}"
     else:
         remedy = f"give all processes the same seed_policy and the same {SEED_VARIABLE}"

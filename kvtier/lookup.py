@@ -1,10 +1,11 @@
-"""`AsyncLookupManager`: existence of blocks, asked in batches on threads of its own, answered without blocking. Called
+"""`AsyncLookupManager`: existence of blocks, probed in batches on threads of its own, answered without blocking. Called
 by the scheduler's thread; its own threads only run `probe`.
 
-A positive answer is remembered after its request is gone (a vanished file costs one failed load, which corrects it). A
-negative answer holds for the requests that saw it; the next request asks again. Each question carries a generation, so
-that an answer overtaken by news (a store, a failed load) is dropped. While a batch is without an answer for longer
-than `hung_seconds`, the device has nothing: whoever waits or asks is told no, and nothing more is asked.
+`PresenceCache` below it holds the answers and does no I/O. Present blocks are remembered after their request has ended:
+a file that vanished costs one failed load, which corrects it. "Absent" is an answer to one request: that request keeps
+it until the block is stored here, and the next request probes again. A request whose load of a block failed gets
+"absent" for that block until it ends, whatever other requests ask or store, so that no request retries a bad file for
+ever. When a batch has had no answer for longer than `hung_seconds`, every open or new probe is answered "absent".
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import queue
 import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -25,7 +26,124 @@ BATCH_KEYS_MAX = 256
 SPLIT_KEYS_MIN = 32
 """A batch of fewer is not worth another thread's waking."""
 
-Question = tuple[OffloadKey, int]  # key, generation
+
+class Probe:
+    """One question whether a block exists, shared by the requests that asked while it was the latest for its key."""
+
+    __slots__ = ("key", "present", "requests")
+
+    def __init__(self, key: OffloadKey, present: bool | None = None) -> None:
+        self.key = key
+        self.present = present  # None: no answer yet
+        self.requests = 0
+
+
+_FAILED_LOAD = Probe(OffloadKey(b""), present=False)
+"""Stands for the answer of a request whose load of a block failed; nothing replaces it."""
+
+
+class PresenceCache:
+    """Which blocks exist, as far as this process knows, and what each request was answered. Does no I/O, takes no lock.
+
+    At most `known_keys_max` present blocks are remembered, the oldest forgotten first.
+    """
+
+    def __init__(self, known_keys_max: int) -> None:
+        self._known_keys_max = known_keys_max
+        self._known: dict[OffloadKey, None] = {}
+        self._latest: dict[OffloadKey, Probe] = {}
+        self._asked: dict[str, dict[OffloadKey, Probe]] = {}  # request -> what it waits for, or was answered
+        self.unsent: list[Probe] = []
+
+    def ask(self, key: OffloadKey, req_id: str) -> bool | None:
+        """True, False, or None while the answer is under way. May append a probe to `unsent`."""
+        asked = self._asked.get(req_id)
+        if asked is None:
+            asked = self._asked[req_id] = {}
+        probe = asked.get(key)
+        if key in self._known:
+            return probe is not _FAILED_LOAD
+        if probe is None:
+            probe = self._latest.get(key)
+            if probe is None or probe.present is False:  # no request waits for an answer: this one starts anew
+                probe = self._latest[key] = Probe(key)
+                self.unsent.append(probe)
+            probe.requests += 1
+            asked[key] = probe
+        return probe.present
+
+    def take_unsent(self) -> list[Probe]:
+        """The probes to send: each that a request still waits for."""
+        probes, self.unsent = self.unsent, []
+        return [probe for probe in probes if self._is_open(probe)]
+
+    def answer(self, probe: Probe, present: bool) -> None:
+        """The answer of a probe that was sent; dropped if a store, a load or an eviction has overtaken it."""
+        if self._is_open(probe):
+            probe.present = present
+            if present:
+                self._remember(probe.key)
+
+    def give_up(self) -> None:
+        """No answer can be had: "absent" for all that wait."""
+        for probe in self._latest.values():
+            if probe.present is None:
+                probe.present = False
+
+    def mark_present(self, keys: Iterable[OffloadKey]) -> None:
+        """This process has just stored or loaded these blocks."""
+        for key in keys:
+            self._remember(key)
+            if probe := self._latest.get(key):
+                probe.present = True
+
+    def mark_absent(self, keys: Iterable[OffloadKey], failed_req_id: str | None = None) -> None:
+        """These blocks were evicted, or a load of them failed, for the request `failed_req_id`."""
+        asked = self._asked.get(failed_req_id) if failed_req_id is not None else None  # None: it has ended
+        for key in keys:
+            self._known.pop(key, None)
+            if probe := self._latest.get(key):
+                probe.present = False
+            if asked is not None:
+                self._release(asked.pop(key, None))
+                asked[key] = _FAILED_LOAD
+
+    def forget(self, req_id: str) -> None:
+        """The request has ended; probes that only it was waiting for are dropped."""
+        for probe in self._asked.pop(req_id, {}).values():
+            self._release(probe)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when the accounts do not fit together."""
+        held = [probe for asked in self._asked.values() for probe in asked.values() if probe is not _FAILED_LOAD]
+        for probe in {id(probe): probe for probe in (*held, *self._latest.values())}.values():
+            count = sum(other is probe for other in held)
+            assert probe.requests == count, f"{probe.requests} requests counted, {count} hold the probe"
+        for key, probe in self._latest.items():
+            assert probe.key == key, "a probe under another key"
+            assert probe.requests, "a probe that no request holds"
+        assert len(self._known) <= self._known_keys_max, f"{len(self._known)} of {self._known_keys_max} known keys"
+
+    def __repr__(self) -> str:
+        return (
+            f"<PresenceCache: {len(self._known)} known, {len(self._asked)} requests, {len(self._latest)} probes, "
+            f"{len(self.unsent)} unsent>"
+        )
+
+    def _is_open(self, probe: Probe) -> bool:
+        return probe.present is None and self._latest.get(probe.key) is probe
+
+    def _release(self, probe: Probe | None) -> None:
+        if probe is None or probe is _FAILED_LOAD:
+            return
+        probe.requests -= 1
+        if not probe.requests and self._latest.get(probe.key) is probe:
+            del self._latest[probe.key]
+
+    def _remember(self, key: OffloadKey) -> None:
+        self._known[key] = None
+        if len(self._known) > self._known_keys_max:
+            del self._known[next(iter(self._known))]
 
 
 class ProbeFact(NamedTuple):
@@ -40,20 +158,9 @@ class ProbeFact(NamedTuple):
     traceparent: str | None
 
 
-class _Verdict:
-    __slots__ = ("generation", "present", "req_ids")
-
-    def __init__(self) -> None:
-        self.generation = 0
-        self.present: bool | None = None  # None: asked, not yet answered
-        self.req_ids: set[str] = set()
-
-
 class AsyncLookupManager:
-    """`probe(keys)` answers, on a lookup thread, whether each block exists; it must not raise.
-
-    At most `known_keys_max` positive answers are remembered, the oldest forgotten first.
-    """
+    """`probe(keys)` answers, on a lookup thread, whether each block exists; it must not raise. What is remembered is
+    bounded by `known_keys_max`, as `PresenceCache` says."""
 
     def __init__(
         self,
@@ -65,15 +172,10 @@ class AsyncLookupManager:
         self._probe = probe
         self._hung_seconds = hung_seconds
         self._sent_seconds: deque[float] = deque()  # of batches without an answer, the oldest first
-        self._known_keys_max = known_keys_max
-        self._known: dict[OffloadKey, None] = {}
-        self._verdicts: dict[OffloadKey, _Verdict] = {}
-        self._keys_of: defaultdict[str, list[OffloadKey]] = defaultdict(list)  # request -> keys it asked for
-        self._generation = 0
-        self._batch: list[Question] = []
+        self._cache = PresenceCache(known_keys_max)
         self._traceparent: str | None = None
-        self._questions: queue.SimpleQueue[tuple[list[Question], float, str | None] | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[tuple[list[Question], Sequence[bool], ProbeFact]] = queue.SimpleQueue()
+        self._batches: queue.SimpleQueue[tuple[list[Probe], float, str | None] | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[list[Probe], Sequence[bool], ProbeFact]] = queue.SimpleQueue()
         self._facts: list[ProbeFact] = []
         self._threads = [
             threading.Thread(target=self._work, name=f"{thread_name}_{n}", daemon=True) for n in range(THREADS)
@@ -86,37 +188,25 @@ class AsyncLookupManager:
         of a batch bears the `traceparent` of its last question."""
         if not self._answers.empty():
             self._drain()
-        verdict = self._verdicts.get(key)
-        if verdict is None or (verdict.present is False and req_id not in verdict.req_ids):
-            if key in self._known:
-                return True
-            if verdict is None:
-                verdict = self._verdicts[key] = _Verdict()
-            self._renew(verdict, None)
-            self._batch.append((key, verdict.generation))
+        present = self._cache.ask(key, req_id)
+        if present is None and (unsent := self._cache.unsent) and unsent[-1].key is key:
             self._traceparent = traceparent
-            if len(self._batch) == BATCH_KEYS_MAX:
+            if len(unsent) >= BATCH_KEYS_MAX:
                 self.flush()
-        if req_id not in verdict.req_ids:
-            verdict.req_ids.add(req_id)
-            self._keys_of[req_id].append(key)
-        return verdict.present
+        return present
 
     def flush(self) -> None:
-        """The step is over: send its questions, split over the threads."""
+        """The step is over: send its probes, split over the threads."""
         self._drain()
-        batch = [(key, g) for key, g in self._batch if (v := self._verdicts.get(key)) and v.generation == g]
-        self._batch = []
+        batch = self._cache.take_unsent()
         if self.oldest_seconds() > self._hung_seconds:
-            for verdict in self._verdicts.values():
-                if verdict.present is None:
-                    self._renew(verdict, False)
+            self._cache.give_up()
             return
         size = max(SPLIT_KEYS_MIN, -(-len(batch) // THREADS))
         for start in range(0, len(batch), size):
             now = time.monotonic()
             self._sent_seconds.append(now)
-            self._questions.put((batch[start : start + size], now, self._traceparent))
+            self._batches.put((batch[start : start + size], now, self._traceparent))
 
     def oldest_seconds(self) -> float:
         """How long the oldest batch has been without an answer; 0 when there is none."""
@@ -127,25 +217,15 @@ class AsyncLookupManager:
 
     def mark_present(self, keys: Iterable[OffloadKey]) -> None:
         """This process has just stored or loaded these blocks."""
-        for key in keys:
-            self._remember(key)
-            if verdict := self._verdicts.get(key):
-                self._renew(verdict, True)
+        self._cache.mark_present(keys)
 
-    def mark_missing(self, keys: Iterable[OffloadKey]) -> None:
-        """A load of these blocks failed: whoever asked must not be told HIT again (it would livelock)."""
-        for key in keys:
-            self._known.pop(key, None)
-            if verdict := self._verdicts.get(key):
-                self._renew(verdict, False)
+    def mark_absent(self, keys: Iterable[OffloadKey], failed_req_id: str | None = None) -> None:
+        """These blocks were evicted, or a load of them failed, for the request `failed_req_id`."""
+        self._cache.mark_absent(keys, failed_req_id)
 
     def cleanup(self, req_id: str) -> None:
-        """The request is gone; answers that only it was waiting for are dropped."""
-        for key in self._keys_of.pop(req_id, ()):
-            verdict = self._verdicts[key]
-            verdict.req_ids.discard(req_id)
-            if not verdict.req_ids:
-                del self._verdicts[key]
+        """The request has ended; probes that only it was waiting for are dropped."""
+        self._cache.forget(req_id)
 
     def take_facts(self) -> list[ProbeFact]:
         """Batches that ended since the last call."""
@@ -156,37 +236,22 @@ class AsyncLookupManager:
     def shutdown(self) -> None:
         """Ends the threads after the batches at hand."""
         for _ in self._threads:
-            self._questions.put(None)
+            self._batches.put(None)
         for thread in self._threads:
             thread.join()
-
-    def _renew(self, verdict: _Verdict, present: bool | None) -> None:
-        self._generation += 1
-        verdict.generation = self._generation
-        verdict.present = present
-
-    def _remember(self, key: OffloadKey) -> None:
-        self._known[key] = None
-        if len(self._known) > self._known_keys_max:
-            del self._known[next(iter(self._known))]
 
     def _drain(self) -> None:
         while not self._answers.empty():  # this thread is the only taker
             batch, found, fact = self._answers.get_nowait()
             self._sent_seconds.remove(fact.sent_seconds)
             self._facts.append(fact)
-            for (key, generation), present in zip(batch, found, strict=True):
-                verdict = self._verdicts.get(key)
-                if verdict is None or verdict.generation != generation:
-                    continue  # nobody waits for it any more, or newer news came first
-                verdict.present = present
-                if present:
-                    self._remember(key)
+            for probe, present in zip(batch, found, strict=True):
+                self._cache.answer(probe, present)
 
     def _work(self) -> None:
-        while (item := self._questions.get()) is not None:
+        while (item := self._batches.get()) is not None:
             batch, sent, traceparent = item
             started = time.monotonic()
-            found = self._probe([key for key, _ in batch])
+            found = self._probe([probe.key for probe in batch])
             fact = ProbeFact(len(batch), sum(found), sent, started, time.monotonic(), traceparent)
             self._answers.put((batch, found, fact))

@@ -108,6 +108,12 @@ class Driver:
         assert list(self.tier.get_finished_jobs()) == []
         return {result.job_id: result for result in results}
 
+    def next_request(self) -> None:
+        """The request ends, another begins."""
+        self.tier.on_request_finished(self.request)
+        self.request = ReqContext(f"{self.request.req_id}'")
+        self.tier.on_new_request(self.request)
+
     def lookup(self, k: OffloadKey) -> LookupResult:
         """Step until the answer is not RETRY."""
         for _ in range(STEPS_MAX):
@@ -272,6 +278,7 @@ class TierContract:
         assert [driver.lookup(k) for k in (stored, written)] == [LookupResult.MISS] * 2
         driver.store([stored, written])
         driver.finish()
+        driver.next_request()
         assert [driver.lookup(k) for k in (stored, written)] == [LookupResult.HIT] * 2
         job = driver.load([written, stored], 10)
         assert driver.finish()[job].success

@@ -22,6 +22,7 @@ from kvtier.base import (
     SecondaryTierManager,
     TransferJob,
 )
+from kvtier.blockio import BlockOutcome
 from kvtier.config import ConfigError, FsTierConfig, RootError, RunConfig, SlotError
 from kvtier.events import BlockSetAside, Event, JobFinished, LookupBatch
 from kvtier.fs_tier import FILE_BYTES, FileSystemTierManager
@@ -210,7 +211,10 @@ def test_kv_events_are_off_unless_asked_for(tmp_path: Path, tier: Tier) -> None:
     loud = Tier(tmp_path, enable_kv_events=True)
     loud.store([1, 2])
     (stored,) = loud.manager.take_events()
-    assert (stored.keys, stored.medium, stored.removed) == ((key(2),), "STORAGE", False)
+    both = (key(1), key(2))
+    assert (stored.keys, stored.medium, stored.removed) == (both, "STORAGE", False), (
+        "one was there, a router may not know"
+    )
     assert list(loud.manager.take_events()) == []
     loud.manager.shutdown()
 
@@ -290,6 +294,55 @@ def test_a_slot_out_of_range_is_refused_before_anything_happens(tier: Tier, dire
         tier.submit(direction, [1, 2], [0, slot])
     assert not tier.manager.has_pending_work()
     assert not tier.path(1).exists()
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch, tier: Tier) -> list[int]:
+    """From here on every block exists and none can be read, as on a bad disk. Returns a list that grows by loads."""
+    loads: list[int] = []
+
+    def read_blocks(paths: Sequence[str], *_: object) -> list[BlockOutcome]:
+        loads.append(len(paths))
+        return [BlockOutcome("EIO")] * len(paths)
+
+    monkeypatch.setattr(tier.manager.blockio, "read_blocks", read_blocks)
+    return loads
+
+
+def test_a_known_block_that_cannot_be_read_is_a_miss_after_one_load(
+    tier: Tier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier.store([1])
+    loads = unreadable(monkeypatch, tier)
+    for _ in range(20):  # the steps of one request: a load for each HIT, as an engine does
+        if tier.settle(1) is LookupResult.HIT:
+            assert not tier.load([1]).success
+    assert loads == [1]
+    assert tier.settle(1) is LookupResult.MISS
+    tier.manager.on_request_finished(REQUEST)
+    assert tier.settle(1, ReqContext("r2")) is LookupResult.HIT, "a new request may probe anew"
+
+
+def test_newcomers_do_not_undo_the_miss_of_a_request_whose_load_failed(
+    tier: Tier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier.store([1])
+    loads = unreadable(monkeypatch, tier)
+    for step in range(60):
+        newcomer = ReqContext(f"newcomer {step}")
+        tier.manager.lookup(key(1), newcomer)
+        if tier.settle(1) is LookupResult.HIT:
+            assert not tier.load([1]).success
+        tier.manager.on_request_finished(newcomer)
+    assert loads == [1]
+    assert tier.settle(1) is LookupResult.MISS
+
+
+def test_the_time_of_a_job_is_the_span_of_its_tasks_not_their_sum(tier: Tier, recorder: Recorder) -> None:
+    result = tier.store(range(SLOTS))
+    (job,) = recorder.jobs()
+    assert len(job.tasks) > 1
+    first, last = min(t.started_seconds for t in job.tasks), max(t.finished_seconds for t in job.tasks)
+    assert result.transfer_seconds == pytest.approx(last - first)
 
 
 def test_view_must_fit_the_block_size(tmp_path: Path) -> None:

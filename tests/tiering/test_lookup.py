@@ -106,7 +106,7 @@ def test_a_failed_load_corrects_the_verdict(disk: Disk, lookups: AsyncLookupMana
     disk.present = {A}
     assert settle(lookups, A, "r1")
     disk.present = set()
-    lookups.mark_missing([A, B])
+    lookups.mark_absent([A, B], "r1")
     assert lookups.lookup(A, "r1") is False, "no livelock"
     assert not settle(lookups, A, "r2"), "nor is a vanished block remembered"
 
@@ -124,7 +124,7 @@ def test_an_answer_overtaken_by_news_is_dropped(disk: Disk, lookups: AsyncLookup
     assert lookups.lookup(A, "r1") is None
     lookups.flush()
     assert disk.asked.acquire(timeout=30)
-    (lookups.mark_present if news == "present" else lookups.mark_missing)([A])
+    (lookups.mark_present if news == "present" else lookups.mark_absent)([A])
     assert lookups.lookup(A, "r1") is (news == "present")
     disk.go.set()
     while lookups.oldest_seconds():
@@ -158,7 +158,8 @@ def test_a_finished_request_leaves_nothing_behind(disk: Disk, lookups: AsyncLook
     lookups.cleanup("r1")
     lookups.cleanup("never seen")
     lookups.flush()
-    assert len(lookups._verdicts) == len(lookups._keys_of) == 0
+    lookups._cache.check_integrity()
+    assert repr(lookups._cache) == "<PresenceCache: 0 known, 0 requests, 0 probes, 0 unsent>"
     assert not any(A in batch for batch in disk.batches), "a question that nobody waits for is not asked"
 
 
