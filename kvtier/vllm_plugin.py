@@ -1,8 +1,8 @@
 """kvtier's file-system tier inside a vLLM engine, which imports this module by its name (`module_path`) and makes one
 `KvtierFileSystemTier`. The only importer of vLLM: it translates, verb by verb, and holds no idea of its own.
 
-vLLM's tier interface is experimental, so what is known to work is listed, and what does not fit is refused in one
-sentence when the engine starts.
+vLLM's tier interface is experimental, so what is known to work is listed, and what does not fit (`vllm_interface`) is
+refused in one sentence when the engine starts.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from kvtier import __version__
-from kvtier.base import LookupResult, ReqContext, ScheduleEndContext, TransferJob
+from kvtier.base import LookupResult, OffloadPolicy, ReqContext, ScheduleEndContext, TransferJob
 from kvtier.config import HASH_ALGORITHMS, ConfigError, FsTierConfig, KVCacheGroup, KvtierError, RunConfig
 from kvtier.events import FanOut
-from kvtier.fs_tier import FileSystemTierManager
+from kvtier.fs_tier import FileSystemTierManager, open_folders
 from kvtier.hashing import BlockHash, none_hash
-from kvtier.layout import check_root
+from kvtier.layout import FileMapper
 from kvtier.metrics import BUILD_INFO, GAUGES, INFO_LABELS, INFO_TEXT, MetricsObserver, Patient
+from kvtier.vllm_interface import missing
 
 PROVEN_VERSIONS = ("0.32.0", "0.33.0")
 _PROVEN = f"kvtier.vllm_plugin was proven with vLLM {' and '.join(PROVEN_VERSIONS)}"
@@ -35,6 +36,7 @@ try:
     from vllm.utils.hashing import get_hash_fn_by_name
     from vllm.v1.core import kv_cache_utils
     from vllm.v1.kv_offload import base as vllm_base
+    from vllm.v1.kv_offload import config as vllm_config
     from vllm.v1.kv_offload.tiering import base as vllm_tiering
 except ImportError as error:
     raise ImportError(
@@ -126,8 +128,10 @@ class KvtierFileSystemTier(vllm_tiering.SecondaryTierManager):  # type: ignore[m
     `locality` is vLLM's, "LOCAL" or "REMOTE". `enable_kv_events` holds only where the engine publishes events.
     `hash_algorithm` is the engine's `prefix_caching_hash_algo`; naming it here demands that it be equal.
 
-    Raises `ConfigError` and `RootError` when the engine starts; whether the root's other users share with this engine
-    can be told, and is, at its first request, since the engine derives its `NONE_HASH` after its tiers.
+    Raises `ConfigError` and `RootError` when the engine starts, for all but one thing: whether the root's other users
+    share with this engine is compared at its first request, since the engine derives its `NONE_HASH` after its tiers.
+
+    Metrics have the label that vLLM's own have for the tier: its place in `secondary_tiers` and its type, "1:...".
     """
 
     medium: ClassVar[Any] = vllm_base.Medium.STORAGE
@@ -143,6 +147,7 @@ class KvtierFileSystemTier(vllm_tiering.SecondaryTierManager):  # type: ignore[m
         **options: Any,
     ) -> None:
         super().__init__(offloading_spec, primary_kv_view, tier_type, backpressure_detector)
+        self._label = _label(offloading_spec, tier_type, {"locality": locality, **options})
         self._algorithm_demanded = options.get("hash_algorithm")
         self._config = _tier_config(options, self._block_size_bytes)
         if self._config.enable_kv_events and not offloading_spec.kv_events_config.enable_kv_cache_events:
@@ -153,11 +158,11 @@ class KvtierFileSystemTier(vllm_tiering.SecondaryTierManager):  # type: ignore[m
             raise ConfigError(f"locality is {locality!r}; valid choices: {', '.join(localities)}, or none")
         self.locality = None if locality is None else vllm_base.Locality(locality)
         self._run = run_config(offloading_spec)
-        check_root(self._config.root_dir)
+        open_folders(self._config, FileMapper(self._config.root_dir, self._run), self._algorithm_demanded)
         self._fs: FileSystemTierManager | None = None
         self._space: Patient | None = None
         self._contexts: dict[str, ReqContext] = {}
-        self._metrics = _Metrics({tier_type: self._gauges})
+        self._metrics = _Metrics({self._label: self._gauges})
         self._observer = FanOut(self._metrics.observer)
         self._tracing: Any = None
         if any(map(os.environ.get, _TRACE_VARIABLES)):
@@ -199,7 +204,16 @@ class KvtierFileSystemTier(vllm_tiering.SecondaryTierManager):  # type: ignore[m
         self._opened().submit_load(self._job(job_metadata))
 
     def get_finished_jobs(self) -> Iterable[Any]:
-        return [vllm_tiering.JobResult(*result) for result in self._fs.get_finished_jobs()] if self._fs else []
+        return [
+            vllm_tiering.JobResult(
+                job_id=result.job_id,
+                success=result.success,
+                successful_keys=result.successful_keys,
+                transfer_time=result.transfer_seconds,
+                transfer_bytes=result.transfer_bytes,
+            )
+            for result in (self._fs.get_finished_jobs() if self._fs else ())
+        ]
 
     def has_pending_work(self) -> bool:
         return self._fs is not None and self._fs.has_pending_work()
@@ -218,7 +232,9 @@ class KvtierFileSystemTier(vllm_tiering.SecondaryTierManager):  # type: ignore[m
 
     def take_events(self) -> Iterable[Any]:
         return [
-            vllm_base.OffloadingEvent(list(event.keys), self.medium, event.removed, self.locality)
+            vllm_base.OffloadingEvent(
+                keys=list(event.keys), medium=self.medium, removed=event.removed, locality=self.locality
+            )
             for event in (self._fs.take_events() if self._fs else ())
         ]
 
@@ -241,7 +257,7 @@ class KvtierFileSystemTier(vllm_tiering.SecondaryTierManager):  # type: ignore[m
                 )
             config = dataclasses.replace(self._config, hash_algorithm=algorithm)
             self._fs = FileSystemTierManager(
-                config, self._run, self._primary_kv_view, self._observer, self.tier_type, none_hash=none
+                config, self._run, self._primary_kv_view, self._observer, self._label, none_hash=none
             )
             self._space = Patient(self._fs.space, seconds_max=0.0, keep_seconds=SPACE_SECONDS)
         return self._fs
@@ -258,9 +274,6 @@ class KvtierFileSystemTier(vllm_tiering.SecondaryTierManager):  # type: ignore[m
         return {**self._fs.gauges(), **self._space()} if self._fs is not None and self._space is not None else {}
 
 
-_LOOKUP_RESULTS = {result: vllm_base.LookupResult[result.name] for result in LookupResult}
-
-
 def _tier_config(options: dict[str, Any], block_bytes: int) -> FsTierConfig:
     if options.setdefault("block_bytes", block_bytes) != block_bytes:
         raise ConfigError(f"block_bytes is {options['block_bytes']!r}; the engine says {block_bytes}, leave it out")
@@ -269,6 +282,15 @@ def _tier_config(options: dict[str, Any], block_bytes: int) -> FsTierConfig:
         raise ConfigError("seed_policy is 'random', but NONE_HASH is the engine's; valid choices here: fixed, env")
     none_hash("sha256", config.seed_policy)  # for "env", says whether the variable is set
     return config
+
+
+def _label(offloading_spec: Any, tier_type: str, options: Mapping[str, Any]) -> str:
+    """How vLLM's own metrics call the entry with these options, so that two entries of one type stay apart."""
+    for number, entry in enumerate(getattr(offloading_spec, "secondary_tier_configs", ()), 1):
+        given = {"locality": None, **entry}
+        if given["type"] == tier_type and all(given.get(name) == value for name, value in options.items()):
+            return f"{number}:{tier_type}"
+    return tier_type
 
 
 def _translated(req_context: Any) -> ReqContext:
@@ -346,10 +368,38 @@ class _Series:
             self._registry.stats.observe_histogram(self._name, amount, self._values)
 
 
-if KvtierFileSystemTier.__abstractmethods__:
+_FIELDS: dict[type[Any], str] = {
+    vllm_base.LookupResult: " ".join(result.name for result in LookupResult),
+    vllm_base.OffloadPolicy: " ".join(policy.name for policy in OffloadPolicy),
+    vllm_base.ReqContext: "req_id kv_transfer_params",
+    vllm_base.ScheduleEndContext: "new_req_ids preempted_req_ids",
+    vllm_tiering.TransferJob: "job_id keys chunk_ids is_promotion req_context",
+    vllm_config.OffloadingConfig: "model cache parallel groups replicated_layout canonical_layout kv_cache_layout",
+    vllm_config.OffloadingModelConfig: "name dtype",
+    vllm_config.OffloadingCacheConfig: "tokens_per_hash",
+    vllm_config.OffloadingParallelConfig: "tp_size pp_size pcp_size dcp_size rank is_parallelism_agnostic",
+    vllm_config.OffloadingGroupConfig: "tokens_per_block layer_names",
+}
+_CALLS: dict[Any, tuple[int, str]] = {
+    vllm_tiering.SecondaryTierManager.__init__: (5, ""),
+    vllm_tiering.JobResult: (0, "job_id success successful_keys transfer_time transfer_bytes"),
+    vllm_base.OffloadingEvent: (0, "keys medium removed locality"),
+    vllm_base.RequestOffloadingContext: (1, ""),
+    vllm_base.OffloadingCounterMetadata: (2, ""),
+    vllm_base.OffloadingGaugeMetadata: (2, ""),
+    vllm_base.OffloadingHistogramMetadata: (3, ""),
+    OffloadingConnectorStats: (0, ""),
+    OffloadingConnectorStats.increase_counter: (4, ""),
+    OffloadingConnectorStats.set_gauge: (4, ""),
+    OffloadingConnectorStats.observe_histogram: (4, ""),
+    kv_cache_utils.get_none_hash_seed: (0, ""),
+}
+if _misfits := missing(KvtierFileSystemTier, _FIELDS, _CALLS):
     raise ImportError(
-        f"{_PROVEN}, and tiers of vLLM {VLLM_VERSION} must also know "
-        f"{', '.join(sorted(KvtierFileSystemTier.__abstractmethods__))}; install one of these, or a newer kvtier"
+        f"{_PROVEN}, and the tier interface of vLLM {VLLM_VERSION} differs ({'; '.join(_misfits)}); install one of "
+        "these, or a newer kvtier"
     )
 if VLLM_VERSION.split("+")[0] not in PROVEN_VERSIONS:
     logger.warning("%s; vLLM %s has the same tier interface, but was not tried", _PROVEN, VLLM_VERSION)
+
+_LOOKUP_RESULTS = {result: vllm_base.LookupResult[result.name] for result in LookupResult}

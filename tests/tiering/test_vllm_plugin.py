@@ -320,7 +320,6 @@ def test_options_are_validated_when_the_engine_starts(peer: Peer, tmp_path: Path
     answers = peer.ask(REFUSALS, {"root": str(tmp_path), "cases": [options for options, _ in cases]})
     for (options, expected), answer in zip(cases, answers, strict=True):
         assert answer == expected or (expected and answer and answer.startswith(expected)), f"{options}: {answer}"
-    assert not list(tmp_path.iterdir()), "nothing is written before the first request"
 
 
 STRANGERS = """
@@ -330,14 +329,18 @@ first.on_new_request(context())
 first.shutdown()
 engine_starts("sha256", "2")
 answer = []
-for options in ({}, {"on_mismatch": "warn"}, {"hash_algorithm": "sha256_cbor"}):
+for options in ({}, {"on_mismatch": "warn"}):
     tier = kvtiers(question, memory(), spec(), **options)
     answer.append(refusal(tier.on_new_request, context()))
     tier.shutdown()
+os.mkdir(f"{question}/fresh")
+tier = kvtiers(f"{question}/fresh", memory(), spec(), hash_algorithm="sha256_cbor")
+answer.append(refusal(tier.on_new_request, context()))
+tier.shutdown()
 """
 
 
-def test_an_engine_that_would_not_share_is_told_at_its_first_request(peer: Peer, tmp_path: Path) -> None:
+def test_another_none_hash_is_refused_at_the_first_request(peer: Peer, tmp_path: Path) -> None:
     other_seed, warned, other_algorithm = peer.ask(STRANGERS, str(tmp_path))
     assert "RootError" in other_seed
     assert "nothing would be shared" in other_seed
@@ -345,6 +348,93 @@ def test_an_engine_that_would_not_share_is_told_at_its_first_request(peer: Peer,
     assert other_algorithm.startswith(
         "ConfigError: hash_algorithm is 'sha256_cbor' and the engine's prefix_caching_hash_algo is 'sha256'"
     )
+
+
+AT_START = """
+engine_starts()
+def used(name):
+    root = f"{question}/{name}"
+    os.mkdir(root)
+    tier = kvtiers(root, memory(), spec())
+    tier.on_new_request(context())
+    tier.shutdown()
+    (record,) = (f"{folder}/kvtier.json" for folder, _, files in os.walk(root) if "kvtier.json" in files)
+    return root, record
+
+answer = {}
+root, _ = used("right")
+answer["right"] = refusal(kvtiers, root, memory(), spec())
+answer["algorithm"] = refusal(kvtiers, root, memory(), spec(), hash_algorithm="sha256_cbor")
+root, record = used("block")
+text = open(record).read()
+with open(record, "w") as file:
+    file.write(text.replace("8192", "4096"))
+answer["block"] = refusal(kvtiers, root, memory(), spec())
+root, record = used("config")
+config = record.replace("kvtier.json", "config.json")
+text = open(config).read()
+with open(config, "w") as file:
+    file.write(text.replace("bfloat16", "float16"))
+answer["config"] = refusal(kvtiers, root, memory(), spec())
+answer["warned"] = refusal(kvtiers, root, memory(), spec(), on_mismatch="warn")
+root, _ = used("open")
+os.chmod(root, 0o777)
+answer["open"] = refusal(kvtiers, root, memory(), spec(), on_untrusted_root="refuse")
+root = f"{question}/file"
+open(root, "w").close()
+answer["file"] = refusal(kvtiers, root, memory(), spec())
+answer["read-only"] = refusal(kvtiers, "/proc/self", memory(), spec())
+"""
+
+
+def test_all_that_needs_no_none_hash_is_refused_when_the_engine_starts(peer: Peer, tmp_path: Path) -> None:
+    answer = peer.ask(AT_START, str(tmp_path))
+    assert answer.pop("right") is None
+    assert answer.pop("warned") is None
+    words = {
+        "algorithm": "says hash_algorithm 'sha256' (here 'sha256_cbor')",
+        "block": "says block_bytes 4096, here it is 8192",
+        "config": "was edited, or moved there",
+        "open": "everybody may write there",
+        "file": "is not a directory",
+        "read-only": "cannot be used",
+    }
+    assert set(answer) == set(words)
+    for name, phrase in words.items():
+        assert answer[name].startswith("RootError: ")
+        assert phrase in answer[name]
+
+
+LABELS = """
+engine_starts()
+entries = [{"type": "fs", "root_dir": question}]
+entries += [
+    {"type": "KvtierFileSystemTier", "module_path": "kvtier.vllm_plugin", "root_dir": f"{question}/{name}"}
+    for name in ("a", "b")
+]
+one = spec()
+one.secondary_tier_configs = entries
+tiers = []
+for entry in entries[1:]:
+    os.mkdir(entry["root_dir"])
+    tiers.append(SecondaryTierFactory.create_secondary_tier(entry, memoryview(memory()), one))
+run_job(tiers[0], "store", keys(2), range(2))
+run_job(tiers[1], "store", keys(5), range(5))
+answer = []
+for tier in tiers:
+    values = tier.get_stats().metric_sections()[1]
+    answer.append([{" ".join(labels): value for labels, value in values[name].items()}
+                   for name in ("kvtier_blocks", "kvtier_jobs_in_flight")])
+    tier.shutdown()
+"""
+
+
+def test_two_tiers_of_one_engine_have_labels_of_their_own_and_vllms(peer: Peer, tmp_path: Path) -> None:
+    first, second = peer.ask(LABELS, str(tmp_path))
+    assert first[0]["2:KvtierFileSystemTier store ok"] == 2
+    assert second[0]["3:KvtierFileSystemTier store ok"] == 5
+    assert list(first[1]) == ["2:KvtierFileSystemTier "]
+    assert list(second[1]) == ["3:KvtierFileSystemTier "]
 
 
 IDLE = """
