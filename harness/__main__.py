@@ -1,5 +1,8 @@
 """`python -m harness` is `kvtier-harness`."""
 
-from harness.cli import main
+from harness.entry import HARNESS
 
-main()
+main = HARNESS.start
+
+if __name__ == "__main__":
+    main()

@@ -1,19 +1,18 @@
 """The command line: `kvtier-harness`, also `python -m harness`. Turns words into calls and verdicts into exit codes.
 
-Exit code: 0 true, 1 false, 2 unknown, 64 bad usage (one sentence, no traceback), 130 interrupted.
+Exit codes: docs/exit-codes.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-import os
-import signal
 import sys
 import time
 import tomllib
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,26 +25,33 @@ from rich.table import Table
 from harness.adapters import UnknownTier
 from harness.adapters.base import PeerMissing
 from harness.conform import conform
+from harness.entry import HARNESS, VERSION, ExitCode
 from harness.findings import findings
 from harness.mutants.commands import false_alarms, mutants
 from harness.observe import NoPrometheus, observe
 from harness.report import write_comparison, write_index, write_report
 from harness.report.compare import compare, difference_table, in_words, read_side
-from harness.run import EXIT_CODES, EXIT_INTERRUPTED, Results, judge, known_tiers
+from harness.run import EXIT_CODES, Results, judge, known_tiers
 from harness.scenarios import scenarios
 from harness.scenarios.base import Scenario, UsageError
 from harness.scenarios.load import SCENARIO as LOAD
 from harness.scenarios.load import LoadOptions
 from harness.show import carry_out, say_results, say_table
 
-EXIT_USAGE = 64
+EXPECTED: dict[type[Exception], ExitCode] = {
+    UsageError: ExitCode.USAGE,
+    UnknownTier: ExitCode.USAGE,
+    PeerMissing: ExitCode.INCONCLUSIVE,
+    NoPrometheus: ExitCode.INCONCLUSIVE,
+}
+"""Exceptions whose text is a sentence for the user."""
 
 
 @click.group()
+@click.version_option(VERSION, prog_name=HARNESS.program)
+@click.option("--debug", is_flag=True, expose_value=False, help="print the traceback of an error")
 def cli() -> None:
     """Judge tiered KV-cache offload managers: several processes, one root, a verdict."""
-    # A supervisor's SIGTERM ends a run in the same good order as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 @cli.group(name="run")
@@ -288,27 +294,7 @@ def watch(root_dir: str, seconds: float, every: float, metrics: tuple[str, ...])
     sys.exit(EXIT_CODES[verdict])
 
 
-def main(arguments: list[str] | None = None) -> typing.NoReturn:
-    """The entry point; answers every mistake of the user with one sentence."""
-    try:
-        cli.main(args=arguments, prog_name="kvtier-harness", standalone_mode=False)
-    except (UsageError, UnknownTier) as error:
-        _complain(str(error), EXIT_USAGE)
-    except click.UsageError as error:
-        hint = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
-        _complain(error.format_message() + hint, EXIT_USAGE)
-    except click.ClickException as error:
-        _complain(error.format_message(), EXIT_USAGE)
-    except (PeerMissing, NoPrometheus) as error:
-        _complain(f"skipped: {error}", EXIT_CODES["unknown"])
-    except (KeyboardInterrupt, click.Abort):
-        _complain("interrupted", EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(1)
-    sys.exit(0)
-
-
-def _complain(sentence: str, exit_code: int) -> typing.NoReturn:
-    print(f"kvtier-harness: {sentence}", file=sys.stderr)
-    sys.exit(exit_code)
+def main(arguments: Sequence[str] | None = None) -> typing.NoReturn:
+    """Carries out the command and ends the process with its exit code."""
+    run = functools.partial(cli.main, prog_name=HARNESS.program, standalone_mode=False)
+    HARNESS.answer(run, sys.argv[1:] if arguments is None else arguments, EXPECTED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -9,7 +10,8 @@ import re
 import sys
 import time
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
@@ -18,25 +20,22 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from kvtier import __version__
 from kvtier.capacity import Capacity, Evicted
 from kvtier.config import CapacityConfig, ConfigError, KvtierError
+from kvtier.entry import KVTIER, ExitCode
 from kvtier.layout import check_root
 from kvtier.removal import remove_run
 from kvtier.survey import Folder, Summary, bases, folders, summarise, verify
 
-EXIT_BAD_INPUT = 64  # as the harness: told apart from findings
+EXIT_BAD_INPUT = ExitCode.USAGE
 STUCK_SECONDS = 10.0  # `evict --once` gives up when for so long nothing goes
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGTP]?)(i?)B?", re.IGNORECASE)
 
 
 class _Group(click.Group):
-    """Turns every mistake of the user into one sentence and an exit code."""
+    """Ends with one sentence and an exit code of docs/exit-codes.md, whatever is raised."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (KvtierError, click.UsageError) as error:
-            text = error.format_message() if isinstance(error, click.UsageError) else str(error)
-            click.echo(f"kvtier: {text}", err=True)
-            sys.exit(EXIT_BAD_INPUT)
+    def main(self, args: Sequence[str] | None = None, *_: Any, **__: Any) -> NoReturn:
+        run = functools.partial(super().main, prog_name=KVTIER.program, standalone_mode=False)
+        KVTIER.answer(run, sys.argv[1:] if args is None else args, {KvtierError: ExitCode.USAGE})
 
 
 def _size(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
@@ -51,7 +50,8 @@ def _size(ctx: click.Context, param: click.Parameter, text: str | None) -> int |
 
 
 @click.group(cls=_Group)
-@click.version_option(__version__)
+@click.version_option(__version__, prog_name=KVTIER.program)
+@click.option("--debug", is_flag=True, expose_value=False, help="print the traceback of an error")
 def main() -> None:
     """Look after a root directory that tiers share."""
 

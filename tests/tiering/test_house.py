@@ -26,6 +26,7 @@ THIRD_PARTY = {
     "click": {"cli"},
 }
 KVTIER_IMPORTERS_IN_HARNESS = {"adapters/kvtier", "adapters/kvtier_names", "adapters/kvtier_watch", "watch"}
+KVTIER_IMPORTERS_IN_HARNESS |= {"entry"}  # both commands share exit codes and the handler of exceptions; no tier
 
 
 @cache
