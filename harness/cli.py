@@ -5,14 +5,12 @@ Exit codes: docs/exit-codes.md.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import sys
 import time
-import tomllib
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,19 +21,24 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.adapters import UnknownTier
+from harness.adapters import mutants as known_mutants
 from harness.adapters.base import PeerMissing
+from harness.click_types import PATH, PAUSE, SECONDS
 from harness.conform import conform
 from harness.entry import HARNESS, VERSION, ExitCode
 from harness.findings import findings
+from harness.inputs import check_output
 from harness.mutants.commands import false_alarms, mutants
 from harness.observe import NoPrometheus, observe
+from harness.options_file import read_options
 from harness.report import write_comparison, write_index, write_report
-from harness.report.compare import compare, difference_table, in_words, read_side
+from harness.report.compare import compare, difference_table, differing_options, in_words, read_side
 from harness.run import EXIT_CODES, Results, judge, known_tiers
 from harness.scenarios import scenarios
 from harness.scenarios.base import Scenario, UsageError
 from harness.scenarios.load import SCENARIO as LOAD
 from harness.scenarios.load import LoadOptions
+from harness.scenarios.options import Declared, declarations
 from harness.show import carry_out, say_results, say_table
 
 EXPECTED: dict[type[Exception], ExitCode] = {
@@ -45,6 +48,8 @@ EXPECTED: dict[type[Exception], ExitCode] = {
     NoPrometheus: ExitCode.INCONCLUSIVE,
 }
 """Exceptions whose text is a sentence for the user."""
+RUNS_DIR = Declared("runs_dir", str, False, "runs", "where the run's folder is made", is_path=True)
+RUN_DIR = click.argument("run_dir", type=PATH)
 
 
 @click.group()
@@ -80,55 +85,36 @@ def _scenario_command(chosen: Scenario) -> click.Command:
 
 def _params(chosen: Scenario) -> list[click.Parameter]:
     """The options of a scenario, and those of every run."""
-    hints = typing.get_type_hints(chosen.options)
+    declared = [*declarations(chosen.options), RUNS_DIR]
     return [
-        *(_click_option(f, hints[f.name]) for f in dataclasses.fields(chosen.options)),
+        *map(_click_option, declared),
         click.Option(
             ["--options"],
             is_eager=True,
             expose_value=False,
-            callback=_read_options,
+            callback=functools.partial(_read_options, {option.name: option for option in declared}),
             help="TOML file with options, at its top or in a table [NAME OF THE SCENARIO]; what is typed here wins",
         ),
-        click.Option(["--runs-dir"], default="runs", show_default=True, help="where the run's folder is made"),
     ]
 
 
-def _read_options(context: click.Context, parameter: click.Parameter, path: str | None) -> None:
+def _read_options(
+    declared: Mapping[str, Declared], context: click.Context, parameter: click.Parameter, path: str | None
+) -> None:
     """The file's values take the place of the defaults."""
-    if path is None:
-        return
-    try:
-        given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--options: {path!r} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"--options: {path!r} is not TOML: {error}") from error
-    own = given.get(str(context.info_name), {})
-    tables = {item.name for item in scenarios()}
-    values = {name: value for name, value in given.items() if name not in tables} | own
-    multiple = {p.name: p.multiple for p in context.command.params if isinstance(p, click.Option)}
-    defaults: dict[str, Any] = {}
-    for name, value in values.items():
-        option = name.replace("-", "_")
-        if option not in multiple or option == parameter.name:
-            valid = ", ".join(sorted(str(n) for n in multiple if n != parameter.name))
-            raise UsageError(f"--options: {path!r} has {name!r}; valid choices: {valid}")
-        # As text, so that a value is read just as if it had been typed.
-        values_listed = value if isinstance(value, list) else [value]
-        defaults[option] = [str(v) for v in values_listed] if multiple[option] else str(value)
-    context.default_map = defaults
+    if path is not None:
+        tables = {item.name for item in scenarios()} | {str(context.info_name)}
+        context.default_map = read_options(path, str(context.info_name), tables, declared)
 
 
-def _click_option(item: dataclasses.Field[Any], hint: Any) -> click.Option:
-    name = f"--{item.name.replace('_', '-')}"
-    text = item.metadata["help"]
-    if hint is bool:
-        return click.Option([name], is_flag=True, default=item.default, help=text)
-    if typing.get_origin(hint) is tuple:
+def _click_option(option: Declared) -> click.Option:
+    name, text, default = option.typed, option.help, option.default
+    if option.kind is bool:
+        return click.Option([name], is_flag=True, default=default, help=text)
+    if option.is_list:
         return click.Option([name], multiple=True, help=text)
-    kind = next(t for t in (typing.get_args(hint) or (hint,)) if t is not type(None))
-    return click.Option([name], type=kind, default=item.default, show_default=item.default is not None, help=text)
+    kind = PATH if option.is_path else option.kind
+    return click.Option([name], type=kind, default=default, show_default=default is not None, help=text)
 
 
 for _chosen in scenarios():
@@ -169,7 +155,7 @@ cli.add_command(_observe_command())
 
 
 @cli.command()
-@click.argument("run_dir")
+@RUN_DIR
 @click.option("--json", "as_json", is_flag=True, help="print results.json instead of a table")
 def check(run_dir: str, as_json: bool) -> None:
     """Judge a recorded run again; starts no process."""
@@ -181,7 +167,7 @@ def check(run_dir: str, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("run_dir")
+@RUN_DIR
 def report(run_dir: str) -> None:
     """Make a run's report.html again from what it recorded, and the list of runs beside it."""
     with _written(Path(run_dir) / "report.html"):
@@ -191,30 +177,44 @@ def report(run_dir: str) -> None:
 
 
 @cli.command(name="compare")
-@click.argument("run_a")
-@click.argument("run_b")
-@click.option("--output", help="the page's file (default: compare-A.html in the folder of RUN_B)")
+@click.argument("run_a", type=PATH)
+@click.argument("run_b", type=PATH)
+@click.option("--output", type=PATH, help="the page's file (default: compare-A.html in the folder of RUN_B)")
+@click.option("--anyway", is_flag=True, help="also compare runs of different scenarios, in what both measured")
 @click.option("--json", "as_json", is_flag=True, help="print the differences as JSON; no page")
-def compare_runs(run_a: str, run_b: str, output: str | None, as_json: bool) -> None:
-    """What differs between two runs, by how much, and how sure that is. Judges neither: the exit code is 0."""
+def compare_runs(run_a: str, run_b: str, output: str | None, anyway: bool, as_json: bool) -> None:
+    """What differs between two runs of one scenario, by how much, and how sure that is.
+
+    Gives no verdict: the exit code is 0 whatever differs, and 64 when the runs cannot be compared.
+    """
+    page = Path(output) if output else Path(run_b) / f"compare-{Path(run_a).resolve().name}.html"
+    if not as_json:
+        check_output("--output", page)
     a, b = (read_side(_judged(Path(run_dir))) for run_dir in (run_a, run_b))
+    if (a.scenario != b.scenario) and not anyway:
+        raise UsageError(
+            f"{run_a!r} is a run of {a.scenario}, {run_b!r} of {b.scenario}: their figures mean different things; "
+            "give two runs of one scenario, or --anyway"
+        )
     differences = compare(a, b)
     if as_json:
-        sides = {"a": a.results["run_dir"], "b": b.results["run_dir"]}
-        print(json.dumps({**sides, "differences": [d.to_json() for d in differences]}, indent=1))
+        head: dict[str, Any] = {"a": a.results["run_dir"], "b": b.results["run_dir"]}
+        head["scenarios"], head["options"] = [a.scenario, b.scenario], differing_options(a, b)
+        print(json.dumps({**head, "differences": [d.to_json() for d in differences]}, indent=1))
         return
-    page = Path(output) if output else Path(run_b) / f"compare-{a.name}.html"
     with _written(page):
         write_comparison(a, b, differences, page)
     console = Console(highlight=False)
-    head, *rows = difference_table(differences)
+    titles, *rows = difference_table(differences)
     table = Table(box=None, pad_edge=False)
-    for number, cell in enumerate(head):
+    for number, cell in enumerate(titles):
         table.add_column(cell, justify="left" if number in (0, 3, 7) else "right")
     for row in rows:
         table.add_row(*row)
     say_table(table, console)
     console.print(in_words(differences), soft_wrap=True, markup=False)
+    if different := ", ".join(f"{name} ({x}, {y})" for name, (x, y) in differing_options(a, b).items()):
+        console.print(f"options that differ (A, B): {different}", soft_wrap=True, markup=False)
     console.print(f"{page}", soft_wrap=True, markup=False)
 
 
@@ -238,13 +238,13 @@ def _judged(run_dir: Path) -> Path:
 @click.option("--json", "as_json", is_flag=True, help="print the same as JSON")
 def list_all(as_json: bool) -> None:
     """Scenarios, tiers, and what each scenario proves."""
-    tiers = known_tiers()
+    tiers, defects = known_tiers(), {name: mutant.sin for name, mutant in known_mutants().items()}
     if as_json:
         listed = [
             {"name": s.name, "title": s.title, "checkers": s.checkers, "proves": " ".join(s.proves.split())}
             for s in scenarios()
         ]
-        print(json.dumps({"scenarios": listed, "tiers": tiers}, indent=1))
+        print(json.dumps({"scenarios": listed, "tiers": tiers, "mutants": defects}, indent=1))
         return
     console = Console(highlight=False)
     console.print("[bold]scenarios[/]")
@@ -256,12 +256,16 @@ def list_all(as_json: bool) -> None:
     width = max(map(len, [*tiers, "module:Class"]))
     for name, what in {**tiers, "module:Class": "any Adapter of your own"}.items():
         console.print(f"  [bold]{name:<{width}}[/]  {escape(what)}", soft_wrap=True)
+    console.print("\n[bold]mutants[/], tiers with a known defect, for --tier (docs/mutants.md)")
+    width = max(map(len, defects))
+    for name, what in defects.items():
+        console.print(f"  [bold]{name:<{width}}[/]  {escape(what)}", soft_wrap=True)
 
 
 @cli.command()
-@click.argument("root_dir")
-@click.option("--seconds", type=float, default=60.0, show_default=True, help="how long to watch")
-@click.option("--every", type=click.FloatRange(0.1), default=5.0, show_default=True, help="seconds between two looks")
+@click.argument("root_dir", type=PATH)
+@click.option("--seconds", type=SECONDS, default=60.0, show_default=True, help="how long to watch")
+@click.option("--every", type=PAUSE, default=5.0, show_default=True, help="seconds between two looks")
 @click.option("--metrics", multiple=True, metavar="HOST:PORT", help="an engine's /metrics, for cross-process hits")
 def watch(root_dir: str, seconds: float, every: float, metrics: tuple[str, ...]) -> None:
     """Judge a root that live engines use, from outside. Exit code 1 when something is wrong, 2 when nothing moved."""

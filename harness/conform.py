@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness.adapters import adapter_class, tier_python
+from harness.click_types import PATH, SECONDS, SEED
 from harness.run import EXIT_CODES, EXIT_INTERRUPTED, Results
 from harness.scenarios import scenarios
 from harness.scenarios.base import CommonOptions, Scenario, UsageError, check_tier
@@ -31,16 +32,16 @@ _GIVEN = ("root_dir", "processes", "block_bytes", "read_threads", "write_threads
 @click.argument("tier", metavar="TIER")
 @click.option("--scenario", "names", multiple=True, help="only this one; may be repeated (default: all)")
 @click.option(
-    "--seconds", type=float, default=3.0, show_default=True, help="of traffic in each, or as many as it needs"
+    "--seconds", type=SECONDS, default=3.0, show_default=True, help="of traffic in each, or as many as it needs"
 )
-@click.option("--seed", type=click.IntRange(0), help="of all scenarios (default: a fresh one, printed)")
-@click.option("--root-dir", help="folder to share; fresh folders inside it are used and removed")
+@click.option("--seed", type=SEED, help="of all scenarios (default: a fresh one, printed)")
+@click.option("--root-dir", type=PATH, help="folder to share; fresh folders inside it are used and removed")
 @click.option("--processes", type=int, help="worker processes (default: the scenario's)")
 @click.option("--block-bytes", type=int, help="size of a block (default: the scenario's)")
 @click.option("--read-threads", type=int, help="read-priority threads of each process (default: the scenario's)")
 @click.option("--write-threads", type=int, help="write-priority threads of each process (default: the scenario's)")
 @click.option("--tier-option", multiple=True, help="NAME=VALUE for the tier itself; may be repeated")
-@click.option("--runs-dir", default="runs", show_default=True, help="where the runs' folders are made")
+@click.option("--runs-dir", type=PATH, default="runs", show_default=True, help="where the runs' folders are made")
 @click.option("--json", "as_json", is_flag=True, help="print all results as JSON; no progress")
 @click.option("--quiet", is_flag=True, help="no progress")
 def conform(tier: str, names: tuple[str, ...], runs_dir: str, as_json: bool, quiet: bool, **given: Any) -> None:
@@ -97,7 +98,7 @@ def plan(
     left_out = {} if names else {item.name: item.apart for item in known.values() if item.apart}
     if not (names or adapter_class(tier).keeps_limit):
         left_out["capacity"] = "the tier keeps no limit"
-    chosen = [known[name] for name in names or known if name not in left_out]
+    chosen = [known[name] for name in dict.fromkeys(names or known) if name not in left_out]
     planned = [(item, _options(item, tier, seed, given)) for item in chosen]
     for item, options in planned:
         check_tier(options)

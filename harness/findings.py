@@ -20,6 +20,8 @@ from rich.console import Console
 
 from harness.adapters import tier_python
 from harness.adapters.base import PeerMissing
+from harness.click_types import PATH, SEED
+from harness.inputs import UsageError, check_output
 from harness.seeds import fresh_seed
 
 TIERS = ("vllm", "kvtier")
@@ -169,12 +171,18 @@ def _one_line(text: str) -> str:
 
 
 @click.command()
-@click.option("--write", type=click.Path(dir_okay=False), help="write the findings to this file, as Markdown")
-@click.option("--seed", type=click.IntRange(0), help="the integer that every run derives from (default: a fresh one)")
-@click.option("--runs-dir", default="runs", show_default=True, help="where the runs' folders are made")
+@click.option("--write", type=PATH, help="write the findings to this file, as Markdown")
+@click.option("--seed", type=SEED, help="the integer that every run derives from (default: a fresh one)")
+@click.option("--runs-dir", type=PATH, default="runs", show_default=True, help="where the runs' folders are made")
 @click.option("--case", "wanted", multiple=True, help="only cases whose title begins so; may be repeated")
 def findings(write: str | None, seed: int | None, runs_dir: str, wanted: tuple[str, ...]) -> None:
     """Run every case on the real vLLM tier and on kvtier, and say what was seen. Needs `make install-vllm`."""
+    known = [case.title for case in CASES]
+    for title in wanted:
+        if not any(name.startswith(title) for name in known):
+            raise UsageError(f"--case is {title!r}; valid choices, or their beginnings: {'; '.join(known)}")
+    if write is not None:
+        check_output("--write", write)
     peer = tier_python("vllm")
     if not os.access(peer, os.X_OK):
         raise PeerMissing(f"tier 'vllm' cannot be used here: there is no {peer}; install it with `make install-vllm`")

@@ -6,11 +6,15 @@ them; nothing here is created, and no read waits for a writer.
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
+SECONDS_MAX = 30 * 86400.0
+"""Of everything that lasts; a longer time is a typing error."""
 _KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a FIFO",
@@ -107,6 +111,12 @@ def check_output(name: str, path: str | Path) -> None:
         raise UsageError(f"{name} is {str(path)!r}, which cannot be used: {error.strerror}") from error
     if kind != stat.S_IFREG:
         raise UsageError(f"{name} is {str(path)!r}, which is {_KINDS.get(kind, 'no file')}; it takes a file's path")
+
+
+def near(value: str, valid: Iterable[str]) -> str:
+    """ " (did you mean ...?)" where one of the valid values is like `value`, else nothing."""
+    likely = difflib.get_close_matches(value, valid, n=1)
+    return f" (did you mean {likely[0]!r}?)" if likely else ""
 
 
 def _is_socket(path: str | Path) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from typing import Any
 
 from harness.adapters.base import Adapter, PeerMissing, TierSetup
+from harness.inputs import near
 
 TIERS = {
     "kvtier": "harness.adapters.kvtier:KvtierAdapter",
@@ -61,10 +61,8 @@ def _place(tier: str) -> str:
         raise UnknownTier(f"tier is {tier!r}; module:Class takes a module's dotted name, a colon and a class's name")
     if tier in (known := mutants()):
         return str(known[tier].tier)
-    near = difflib.get_close_matches(tier, [*TIERS, *known], n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
     valid = f"{', '.join(TIERS)}, a mutant's name (`kvtier-harness list` has all names), or module:Class"
-    raise UnknownTier(f"tier is {tier!r}{hint}; valid choices: {valid}")
+    raise UnknownTier(f"tier is {tier!r}{near(tier, [*TIERS, *known])}; valid choices: {valid}")
 
 
 def check_options(tier: str, setup: TierSetup) -> None:

@@ -15,21 +15,26 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
+from harness.adapters import tier_python
+from harness.click_types import PATH, SEED, Number
+from harness.inputs import UsageError, check_output, near
 from harness.seeds import fresh_seed
 
 
 @click.command()
 @click.argument("names", nargs=-1)
-@click.option("--seed", type=click.IntRange(0), help="the integer that the runs derive from (default: a fresh one)")
-@click.option("--runs-dir", default="runs", show_default=True, help="where folders of mutants that survive are kept")
-@click.option("--write", type=click.Path(dir_okay=False), help="write the table to this file")
+@click.option("--seed", type=SEED, help="the integer that the runs derive from (default: a fresh one)")
+@click.option("--runs-dir", type=PATH, default="runs", show_default=True, help="keeps folders of mutants that survive")
+@click.option("--write", type=PATH, help="write the table to this file")
 def mutants(names: tuple[str, ...], seed: int | None, runs_dir: str, write: str | None) -> None:
     """Try tiers that are wrong on purpose: all, or those NAMED. Each must be convicted by the checker meant for it."""
     from harness.mutants.registry import MUTANTS
     from harness.mutants.trial import table, try_mutant
 
     if unknown := sorted(set(names) - set(MUTANTS)):
-        raise click.BadParameter(f"no mutant {', '.join(unknown)}; there are {', '.join(MUTANTS)}")
+        raise UsageError(f"there is no mutant {unknown[0]!r}{near(unknown[0], MUTANTS)}; valid: {', '.join(MUTANTS)}")
+    if write is not None:
+        check_output("--write", write)
     seed = fresh_seed() if seed is None else seed
     console = Console(highlight=False)
     console.print(f"seed {seed}")
@@ -50,19 +55,25 @@ def mutants(names: tuple[str, ...], seed: int | None, runs_dir: str, write: str 
 
 
 @click.command(name="false-alarms")
-@click.option("--runs", default=10, show_default=True, type=click.IntRange(1), help="runs of each scenario and tier")
+@click.option("--runs", default=10, show_default=True, type=Number(int, 1, 10_000), help="of each scenario and tier")
 @click.option("--tier", "tiers", multiple=True, default=("kvtier", "memory"), show_default=True)
 @click.option(
     "--scenario", "names", multiple=True, help="only this one; may be repeated (default: all that need one machine)"
 )
 @click.option("--busy/--quiet", default=None, help="beside a program that burns every core (default: each second run)")
-@click.option("--seed", type=click.IntRange(0), help="the first run's seed; the next run has the next (default: fresh)")
-@click.option("--runs-dir", default="runs", show_default=True, help="where folders of runs with an alarm are kept")
+@click.option("--seed", type=SEED, help="the first run's seed; the next run has the next (default: fresh)")
+@click.option("--runs-dir", type=PATH, default="runs", show_default=True, help="keeps folders of runs with an alarm")
 def false_alarms(
     runs: int, tiers: tuple[str, ...], names: tuple[str, ...], busy: bool | None, seed: int | None, runs_dir: str
 ) -> None:
     """Run right tiers through short runs of every scenario; each run must come back true."""
     from harness.mutants.trial import BEYOND, SHORT, busy_neighbour, try_right_tier
+
+    for name in names:
+        if name not in SHORT:
+            raise UsageError(f"--scenario is {name!r}{near(name, SHORT)}; valid choices: {', '.join(SHORT)}")
+    for tier in tiers:
+        tier_python(tier)
 
     first = fresh_seed() if seed is None else seed
     console = Console(highlight=False)

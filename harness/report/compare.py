@@ -103,6 +103,10 @@ class Side(NamedTuple):
     def name(self) -> str:
         return self.run_dir.name
 
+    @property
+    def scenario(self) -> str:
+        return str(self.results["scenario"])
+
 
 def read_side(run_dir: Path) -> Side:
     run_dir = run_dir.resolve()
@@ -292,6 +296,17 @@ def _differing(a: Side, b: Side) -> Table:
     )
     names = dict.fromkeys([*left, *right])
     return [[name, left.get(name, ""), right.get(name, "")] for name in names if left.get(name) != right.get(name)]
+
+
+OWN_OPTIONS = {"command", "seed", "cpus", "keep", "traffic"}
+"""Of one run: they say nothing about what was compared."""
+
+
+def differing_options(a: Side, b: Side) -> dict[str, tuple[Any, Any]]:
+    """Options that the runs do not have in common, with both values; None where a run has no such option."""
+    left, right = a.history.options, b.history.options
+    names = [name for name in dict.fromkeys([*left, *right]) if name not in OWN_OPTIONS]
+    return {name: (left.get(name), right.get(name)) for name in names if left.get(name) != right.get(name)}
 
 
 def difference_table(differences: Sequence[Difference]) -> Table:

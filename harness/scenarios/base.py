@@ -16,6 +16,7 @@ from typing import Any
 from harness.adapters import check_options
 from harness.adapters.base import TierSetup
 from harness.history import HistoryWriter, Note
+from harness.inputs import SECONDS_MAX
 from harness.inputs import UsageError as UsageError
 from harness.launch import Child, Workers
 from harness.scenarios.options import declarations
@@ -25,7 +26,6 @@ from harness.worker import Instruction
 
 PAGE_BYTES = 4096
 BLOCK_BYTES_MAX = 1 << 30
-SECONDS_MAX = 30 * 86400.0
 PROCESSES_MAX = 4096
 THREADS_MAX = 1024
 SLOTS_MAX = 1 << 20

@@ -39,15 +39,19 @@ class Declared(NamedTuple):
     may_be_none: bool
     default: Any
     help: str
-    is_path: bool
-    low: float
-    high: float
-    multiple_of: int
+    is_path: bool = False
+    low: float = 0
+    high: float = NUMBER_MAX
+    multiple_of: int = 1
 
     @property
     def typed(self) -> str:
         """As it is typed on the command line."""
         return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def is_size(self) -> bool:
+        return self.name.endswith("_bytes")
 
     @property
     def is_list(self) -> bool:

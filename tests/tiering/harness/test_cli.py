@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -149,9 +150,9 @@ def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         (["run", "load", "--options", "bad.toml"], "--options: 'bad.toml' is not TOML"),
         (
             ["run", "load", "--options", "strange.toml"],
-            "--options: 'strange.toml' has 'colour'; valid choices: as_json,",
+            "--options: 'strange.toml' has 'colour'; valid choices: block_bytes,",
         ),
-        (["run", "load", "--options", "odd.toml"], "'2.5' is not a valid integer"),
+        (["run", "load", "--options", "odd.toml"], "--options: 'odd.toml', processes is 2.5; it takes a whole number"),
         (["conform", "memory", "--scenario", "fly"], "--scenario is 'fly'; valid choices: contract, load"),
         (["conform", "no_such:Tier"], "there is no module 'no_such'"),
         (["conform", "memory", "--processes", "0"], "--processes is 0; it must be at least 1"),
@@ -243,3 +244,73 @@ def test_conform_runs_scenarios_on_a_tier_of_ones_own_and_compare_sets_two_runs_
     assert "'nowhere/page.html' cannot be made: No such file or directory" in said.err
     differences = json.loads(say("compare", f"runs/{load}", f"runs/{load}", "--json").out)["differences"]
     assert {d["ratio"] for d in differences if d["ratio"] is not None} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [
+        (b"processes = 2.5\n", ", processes is 2.5; it takes a whole number"),
+        (b"processes = true\n", ", processes is True; it takes a whole number"),
+        (b'processes = "two"\n', ", processes is 'two'; it takes a whole number"),
+        (b"processes = 99999\n", ", processes is 99999; it must be at most 4096"),
+        (b"[load]\nseconds = nan\n", ", seconds is nan; it takes a finite number from 0 to 2.592e+06"),
+        (b"seconds = -1\n", ", seconds is -1; it must be at least 0"),
+        (b"seconds = 1979-05-27\n", ", seconds is datetime.date(1979, 5, 27); it takes a number"),
+        (b"keep = 1\n", ", keep is 1; valid choices: true, false"),
+        (b"tier_option = [1]\n", ", tier_option is 1; it takes a value, as text"),
+        (b"tier = 3\n", ", tier is 3; it takes a value, as text"),
+        (b'trace = ""\n', ", trace is '', which is empty; it takes a path"),
+        (b'trace = "a\\u0000b"\n', ", trace is 'a\\x00b', which contains a NUL byte"),
+        (b"proceses = 2\n", " has 'proceses' (did you mean 'processes'?); valid choices: block_bytes, "),
+        (b"[lod]\nprocesses = 2\n", " has 'lod'; valid choices: block_bytes, "),
+        (b"load = 3\n", ", load is 3; it takes a table of options"),
+        (b"[processes]\nload = 1\n", ", processes is {'load': 1}; it takes a whole number"),
+        (b'options = "x"\n', " has 'options'"),
+        (b"\xff\xfe", " is not TOML: "),
+        (b"a = " + b"[" * 2000, " is not TOML: "),
+        (b"processes = " + b"9" * 5000, " is not TOML: "),
+        (b"processes = 1\nprocesses = 2\n", " is not TOML: "),
+        (b"#" * (1 << 20) + b"\n", " holds more than 1,048,576 bytes"),
+    ],
+)
+def test_a_wrong_options_file_names_the_file_the_key_and_the_value(
+    tmp_path: Path, say: Any, toml: bytes, words: str
+) -> None:
+    (tmp_path / "options.toml").write_bytes(toml)
+    said = say("run", "load", "--options", "options.toml")
+    assert said.exit_code == 64, said
+    assert said.err.startswith(f"kvtier-harness: --options: 'options.toml'{words}"), said.err
+    assert len(said.err.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".jsonl"] == ["options.toml"]
+
+
+def test_the_page_on_options_files_shows_one_that_is_read(tmp_path: Path, say: Any) -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", (REPOSITORY / "docs/options-file.md").read_text(), re.DOTALL)
+    (tmp_path / "options.toml").write_text("\ufeff" + example.replace("/mnt/pvc", "/nowhere"))
+    said = say("run", "load", "--options", "options.toml")
+    assert said.err == (
+        "kvtier-harness: --root-dir is '/nowhere', which does not exist; make it first, the harness makes no roots\n"
+    )
+
+
+def test_list_names_the_mutants_and_what_is_wrong_with_each(say: Any) -> None:
+    listed = json.loads(say("list", "--json").out)["mutants"]
+    assert listed["ReturnsStaleSlots"] == "Loads are reported ok and leave the slots as they were."
+    assert "  ReturnsStaleSlots " in say("list").out
+
+
+def test_runs_of_different_scenarios_are_compared_only_on_demand(tmp_path: Path, say: Any) -> None:
+    for name, block_bytes in (("load", 4096), ("other", 8192), ("contract", 4096)):
+        made = {"scenario": name.replace("other", "load"), "tier": "memory", "seed": 1, "command": "", "traffic": ""}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "options.json").write_text(json.dumps({**made, "block_bytes": block_bytes}))
+    said = say("compare", "load", "contract")
+    assert (said.exit_code, said.out) == (64, "")
+    assert "'load' is a run of load, 'contract' of contract: their figures mean different things; " in said.err
+    assert "or --anyway" in said.err
+    assert not (tmp_path / "contract" / "compare-load.html").exists()
+    assert say("compare", "load", "contract", "--anyway").exit_code == 0
+    said = say("compare", "load", "other")
+    assert said.exit_code == 0
+    assert "options that differ (A, B): block_bytes (4096, 8192)" in said.out
+    assert json.loads(say("compare", "load", "other", "--json").out)["options"] == {"block_bytes": [4096, 8192]}
