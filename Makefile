@@ -1,85 +1,92 @@
 # kvtier: `make` alone prints the targets.
 PYTHON    ?= python3
 TORCH     ?= torch==2.13.0
-VENV      := .venv
-BIN       := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
+DEV       := .venv
+# What runs traffic needs neither torch nor the developers' tools: the small environment, unless the large one is there.
+RUN_ONLY  := .venv-run
+RUN       := $(if $(wildcard $(DEV)/.installed),$(DEV),$(RUN_ONLY))
+DIST      := dist
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test lint format types cov load scenarios soak capacity shared-volume power-loss install-vllm findings e2e-vllm observe dashboards schemas mutants false-alarms bench bench-compare bench-gpu bench-docs bench-eviction fuzz-trailer clean
+.PHONY: help install install-run test lint format types cov load scenarios soak capacity shared-volume power-loss install-vllm findings e2e-vllm observe dashboards schemas mutants false-alarms bench bench-compare bench-gpu bench-docs bench-eviction fuzz-trailer dist clean
 
 help: ## print this list
 	@echo "usage: make TARGET [NAME=value ...]"; echo
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)$$/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  %-14s %s\n", $$1, $$2}'
+	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)$$/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  %-14s %s\n", $$1, $$2}'
 
-install: $(INSTALLED) ## make .venv from the project's files (PYTHON=python3, TORCH=torch==2.13.0); done once
+install: $(DEV)/.installed ## make .venv, with torch: for tests and GPU work (PYTHON=python3 TORCH=torch==2.13.0); done once
+
+install-run: $(RUN_ONLY)/.installed ## make .venv-run, without torch: for load, scenarios and observe (PYTHON=python3); done once
+
+$(DEV)/.installed: EXTRAS = dev
+$(RUN_ONLY)/.installed: EXTRAS = cli,faults,harness,tracing
 
 # torch comes first and alone: a dependency that merely asks for "torch" may pull gigabytes of another build.
-$(INSTALLED): pyproject.toml kvtier/_batch.c
-	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here; name a Python >= 3.11: make install PYTHON=python3.12" >&2; exit 1; }
+$(DEV)/.installed $(RUN_ONLY)/.installed: pyproject.toml setup.py kvtier/_batch.c
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here; name a Python >= 3.11: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1), kvtier needs Python >= 3.11; name one: make install PYTHON=python3.12" >&2; exit 1; }
+	  { echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1), kvtier needs Python >= 3.11; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 	  { echo "make: $(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
-	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(PYTHON) -m venv --clear $(@D)
+	$(if $(filter $(DEV),$(@D)),$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)")
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$(EXTRAS)]"
 	@touch $@
 
-test: $(INSTALLED) ## run all tests but the slow ones (ARGS="-k name"; ARGS="-m slow" runs those)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+test: $(DEV)/.installed ## run all tests but the slow ones (ARGS="-k name"; ARGS="-m slow" runs those)
+	$(DEV)/bin/python -m pytest -m "not slow" $(ARGS)
 
-lint: $(INSTALLED) ## ruff: rules and format
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+lint: $(DEV)/.installed ## ruff: rules and format
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/ruff format --check .
 
-format: $(INSTALLED) ## ruff: rewrite to the format, fix what it can
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+format: $(DEV)/.installed ## ruff: rewrite to the format, fix what it can
+	$(DEV)/bin/ruff check --fix .
+	$(DEV)/bin/ruff format .
 
-types: $(INSTALLED) ## mypy, strict
-	$(BIN)/mypy
+types: $(DEV)/.installed ## mypy, strict
+	$(DEV)/bin/mypy
 
-cov: $(INSTALLED) ## all tests with the coverage of kvtier/
-	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+cov: $(DEV)/.installed ## all tests with the coverage of kvtier/
+	$(DEV)/bin/python -m pytest --cov --cov-report=term $(ARGS)
 
 # Only what is given is passed on: the harness knows the defaults.
 LOAD_OPTIONS = $(if $(TRACE),--trace "$(TRACE)") $(if $(ROOT_DIR),--root-dir "$(ROOT_DIR)") \
   $(if $(PROCESSES),--processes $(PROCESSES)) $(if $(DURATION),--seconds $(DURATION)) $(if $(TIER),--tier $(TIER)) \
   $(if $(SEED),--seed $(SEED)) $(if $(BLOCK_BYTES),--block-bytes $(BLOCK_BYTES))
 
-load: $(INSTALLED) ## processes share one root under traffic (TRACE= ROOT_DIR= PROCESSES= DURATION= TIER= SEED= BLOCK_BYTES=)
-	@$(BIN)/python -m harness run load $(LOAD_OPTIONS) $(ARGS)
+load: $(RUN)/.installed ## processes share one root under traffic (TRACE= ROOT_DIR= PROCESSES= DURATION= TIER= SEED= BLOCK_BYTES=)
+	@$(RUN)/bin/python -m harness run load $(LOAD_OPTIONS) $(ARGS)
 
-observe: $(INSTALLED) ## watch a load run: Prometheus, and Grafana and Tempo where containers run (ARGS="--seconds 60")
-	@$(BIN)/python -m harness observe $(ARGS)
+observe: $(RUN)/.installed ## watch a load run: Prometheus, and Grafana and Tempo where containers run (ARGS="--seconds 60")
+	@$(RUN)/bin/python -m harness observe $(ARGS)
 
-dashboards: $(INSTALLED) ## write dashboards/*.json, the rules for Kubernetes and docs/metrics.md again
-	$(BIN)/python dashboards/generate.py
+dashboards: $(DEV)/.installed ## write dashboards/*.json, the rules for Kubernetes and docs/metrics.md again
+	$(DEV)/bin/python dashboards/generate.py
 
 schemas: ## fetch the schemas that dashboards/ is tested against (needs npm; without them those tests are skipped)
 	dashboards/schemas.sh .schemas
 
 SCENARIOS = contract load sharing determinism starvation crash faults
 
-scenarios: $(INSTALLED) ## all scenarios but the long one, each with its verdicts (TIER=kvtier)
+scenarios: $(RUN)/.installed ## all scenarios but the long one, each with its verdicts (TIER=kvtier)
 	@worst=0; for scenario in $(SCENARIOS); do echo "== $$scenario"; \
-	  $(BIN)/python -m harness run $$scenario $(if $(TIER),--tier $(TIER)) --quiet $(ARGS) || worst=$$?; done; exit $$worst
+	  $(RUN)/bin/python -m harness run $$scenario $(if $(TIER),--tier $(TIER)) --quiet $(ARGS) || worst=$$?; done; exit $$worst
 
-soak: $(INSTALLED) ## an hour in which nothing may grow (DURATION=3600 TIER=kvtier)
-	@$(BIN)/python -m harness run soak --seconds $(or $(DURATION),3600) $(if $(TIER),--tier $(TIER)) $(ARGS)
+soak: $(RUN)/.installed ## an hour in which nothing may grow (DURATION=3600 TIER=kvtier)
+	@$(RUN)/bin/python -m harness run soak --seconds $(or $(DURATION),3600) $(if $(TIER),--tier $(TIER)) $(ARGS)
 
-capacity: $(INSTALLED) ## ten minutes on a root that is always full (DURATION=600 WRITERS=8 EVICTORS=2 TIER=kvtier)
-	@$(BIN)/python -m harness run capacity --seconds $(or $(DURATION),600) --processes $(or $(WRITERS),8) \
+capacity: $(RUN)/.installed ## ten minutes on a root that is always full (DURATION=600 WRITERS=8 EVICTORS=2 TIER=kvtier)
+	@$(RUN)/bin/python -m harness run capacity --seconds $(or $(DURATION),600) --processes $(or $(WRITERS),8) \
 	  --evictors $(or $(EVICTORS),2) $(if $(TIER),--tier $(TIER)) $(ARGS)
 
-shared-volume: $(INSTALLED) ## scenarios on two hosts that share a GlusterFS, MooseFS or NFS volume; root (FILE_SYSTEM=gluster TIER=kvtier SEED=)
-	@$(BIN)/python -m harness.shared_volume $(if $(FILE_SYSTEM),--file-system $(FILE_SYSTEM)) $(if $(TIER),--tier $(TIER)) \
+shared-volume: $(RUN)/.installed ## scenarios on two hosts that share a GlusterFS, MooseFS or NFS volume; root (FILE_SYSTEM=gluster TIER=kvtier SEED=)
+	@$(RUN)/bin/python -m harness.shared_volume $(if $(FILE_SYSTEM),--file-system $(FILE_SYSTEM)) $(if $(TIER),--tier $(TIER)) \
 	  $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-power-loss: $(INSTALLED) ## what is there after the power failed in mid-store, on ext4 and XFS; root (SEED= ARGS="--failures snapshot")
-	@$(BIN)/python -m harness run power_loss $(if $(SEED),--seed $(SEED)) $(ARGS)
+power-loss: $(RUN)/.installed ## what is there after the power failed in mid-store, on ext4 and XFS; root (SEED= ARGS="--failures snapshot")
+	@$(RUN)/bin/python -m harness run power_loss $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 install-vllm: .venv-vllm/.installed ## the real vLLM tier as a peer, in a venv of its own (PYTHON=python3)
 
@@ -91,41 +98,50 @@ install-vllm: .venv-vllm/.installed ## the real vLLM tier as a peer, in a venv o
 	sh harness/e2e/install.sh $(PYTHON) .venv-engine
 	@touch $@
 
-e2e-vllm: $(INSTALLED) .venv-engine/.installed ## real vLLM engines on one root, pass by pass: generations must be equal
-	@$(BIN)/python -m harness.e2e.run $(ARGS)
+e2e-vllm: $(RUN)/.installed .venv-engine/.installed ## real vLLM engines on one root, pass by pass: generations must be equal
+	@$(RUN)/bin/python -m harness.e2e.run $(ARGS)
 
-findings: $(INSTALLED) .venv-vllm/.installed ## every scenario's word on vLLM's tier and on kvtier; writes docs/findings-vllm-0.33.md
-	@$(BIN)/python -m harness findings --write docs/findings-vllm-0.33.md $(if $(SEED),--seed $(SEED)) $(ARGS)
+findings: $(RUN)/.installed .venv-vllm/.installed ## every scenario's word on vLLM's tier and on kvtier; writes docs/findings-vllm-0.33.md
+	@$(RUN)/bin/python -m harness findings --write docs/findings-vllm-0.33.md $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-mutants: $(INSTALLED) ## tiers that are wrong on purpose: each must be convicted; writes docs/mutants.md (SEED=)
-	@$(BIN)/python -m harness mutants --write docs/mutants.md $(if $(SEED),--seed $(SEED)) $(ARGS)
+mutants: $(RUN)/.installed ## tiers that are wrong on purpose: each must be convicted; writes docs/mutants.md (SEED=)
+	@$(RUN)/bin/python -m harness mutants --write docs/mutants.md $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-false-alarms: $(INSTALLED) ## right tiers in seeded short runs, also beside a busy neighbour: none may be convicted (RUNS=10 SEED=)
-	@$(BIN)/python -m harness false-alarms $(if $(RUNS),--runs $(RUNS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+false-alarms: $(RUN)/.installed ## right tiers in seeded short runs, also beside a busy neighbour: none may be convicted (RUNS=10 SEED=)
+	@$(RUN)/bin/python -m harness false-alarms $(if $(RUNS),--runs $(RUNS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 BENCH_OPTIONS = $(if $(SIZE),--size $(SIZE)) $(if $(DIR),--dir "$(DIR)") $(if $(SAVE),--save --small runs/bench-small.json)
 SMALL = tests/tiering/bench/test_small.py --benchmark-enable --benchmark-columns=median,iqr,ops,rounds --benchmark-sort=name
 
-bench: $(INSTALLED) ## small parts, then the large table beside peer and device (SIZE=full|quick DIR=/tmp SAVE=1)
+bench: $(DEV)/.installed ## small parts, then the large table beside peer and device (SIZE=full|quick DIR=/tmp SAVE=1)
 	@mkdir -p runs
-	$(BIN)/python -m pytest $(SMALL) --benchmark-json=runs/bench-small.json $(ARGS)
-	$(BIN)/python -m harness.bench table --out runs/bench.json $(BENCH_OPTIONS)
+	$(DEV)/bin/python -m pytest $(SMALL) --benchmark-json=runs/bench-small.json $(ARGS)
+	$(DEV)/bin/python -m harness.bench table --out runs/bench.json $(BENCH_OPTIONS)
 
-bench-compare: $(INSTALLED) ## is this checkout slower than a commit? exit code 0 no, 1 yes, 2 unknown (AGAINST=commit DIR=/tmp)
-	$(BIN)/python -m harness.bench compare $(if $(AGAINST),--against "$(AGAINST)") $(if $(DIR),--dir "$(DIR)") $(ARGS)
+bench-compare: $(DEV)/.installed ## is this checkout slower than a commit? exit code 0 no, 1 yes, 2 unknown (AGAINST=commit DIR=/tmp)
+	$(DEV)/bin/python -m harness.bench compare $(if $(AGAINST),--against "$(AGAINST)") $(if $(DIR),--dir "$(DIR)") $(ARGS)
 
 bench-gpu: ## the GPU path on a CUDA device; also runs with PYTHON= alone, without .venv
-	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest -m gpu tests/tiering -rs $(ARGS)
+	$(if $(wildcard $(DEV)/bin/python),$(DEV)/bin/python,$(PYTHON)) -m pytest -m gpu tests/tiering -rs $(ARGS)
 
-bench-eviction: $(INSTALLED) ## what a pass over a full root of FILES files costs loads meanwhile (FILES=1000000 DIR=/tmp)
-	$(BIN)/python -m harness.bench eviction --files $(or $(FILES),1000000) $(if $(DIR),--dir "$(DIR)") $(ARGS)
+bench-eviction: $(DEV)/.installed ## what a pass over a full root of FILES files costs loads meanwhile (FILES=1000000 DIR=/tmp)
+	$(DEV)/bin/python -m harness.bench eviction --files $(or $(FILES),1000000) $(if $(DIR),--dir "$(DIR)") $(ARGS)
 
-fuzz-trailer: $(INSTALLED) ## the trailer parser under a coverage-guided fuzzer, atheris (SECONDS=300)
-	@PYTHONPATH=. $(BIN)/python tests/tiering/fuzz_trailer.py -max_total_time=$(or $(SECONDS),300) -max_len=4200 $(ARGS)
+fuzz-trailer: $(DEV)/.installed ## the trailer parser under a coverage-guided fuzzer, atheris (SECONDS=300)
+	@PYTHONPATH=. $(DEV)/bin/python tests/tiering/fuzz_trailer.py -max_total_time=$(or $(SECONDS),300) -max_len=4200 $(ARGS)
 
-bench-docs: $(INSTALLED) ## docs/benchmarks.md and its plots, from the results under tests/tiering/baselines
-	$(BIN)/python -m harness.bench plots
+bench-docs: $(DEV)/.installed ## docs/benchmarks.md and its plots, from the results under tests/tiering/baselines
+	$(DEV)/bin/python -m harness.bench plots
 
-clean: ## remove .venv and caches (not runs/)
-	rm -rf $(VENV) .schemas build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage .coverage.* htmlcov
+# PATH: auditwheel calls patchelf.
+dist: $(DEV)/.installed ## the release: a manylinux wheel for any Python >= 3.11 and an sdist, checked (DIST=dist)
+	rm -rf $(DIST)/raw $(DIST)/kvtier-*
+	$(DEV)/bin/python -m build --outdir $(DIST)/raw
+	PATH="$(abspath $(DEV))/bin:$$PATH" $(DEV)/bin/python -m auditwheel repair --wheel-dir $(DIST) $(DIST)/raw/*.whl
+	mv $(DIST)/raw/*.tar.gz $(DIST)
+	rm -r $(DIST)/raw
+	$(DEV)/bin/python -m twine check --strict $(DIST)/*
+
+clean: ## remove .venv, .venv-run and caches (not runs/)
+	rm -rf $(DEV) $(RUN_ONLY) .schemas build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage .coverage.* htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

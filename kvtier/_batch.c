@@ -8,6 +8,10 @@
  */
 #define PY_SSIZE_T_CLEAN
 #define _GNU_SOURCE
+#include <pyconfig.h> /* Py_GIL_DISABLED */
+#ifndef Py_GIL_DISABLED /* a free-threaded Python has no stable ABI: there the module is built for that version alone */
+#define Py_LIMITED_API 0x030B0000 /* one binary for Python 3.11 and later (setup.py names the wheel so) */
+#endif
 #include <Python.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -177,9 +181,10 @@ typedef long long (*Course)(const Block *, const How *);
 static int take_key(Block *block, PyObject *key, const How *how) {
     uint16_t wanted;
     memcpy(&wanted, how->trailer + KEY_LENGTH_AT, sizeof wanted);
-    if (!(block->key = PyBytes_AsString(key)))
+    char *bytes;
+    if (PyBytes_AsStringAndSize(key, &bytes, &block->key_bytes))
         return 0;
-    block->key_bytes = PyBytes_GET_SIZE(key);
+    block->key = bytes;
     if (block->key_bytes != wanted || wanted > KEY_BYTES_MAX)
         block->key = NULL;
     return 1;
@@ -188,22 +193,22 @@ static int take_key(Block *block, PyObject *key, const How *how) {
 /* Takes `course` with every block: the list of results, or NULL with an exception set. Without `views`, paths alone. */
 static PyObject *each(PyObject *paths, PyObject *keys, PyObject *views, Py_buffer *pages, const How *how, int access,
                       Course course) {
-    Py_ssize_t count = PyList_GET_SIZE(paths), held = 0;
+    Py_ssize_t count = PyList_Size(paths), held = 0;
     PyObject *list = NULL;
     Block *blocks = NULL;
-    if (views && (PyList_GET_SIZE(views) != count || PyList_GET_SIZE(keys) != count ||
+    if (views && (PyList_Size(views) != count || PyList_Size(keys) != count ||
                   pages->len < count * (Py_ssize_t)how->page_bytes))
         PyErr_SetString(PyExc_ValueError, "there must be a key, a view and a page for each path");
     else if (!(blocks = PyMem_Calloc((size_t)count + 1, sizeof *blocks)))
         PyErr_NoMemory();
     else {
         for (; held < count; held++) {
-            blocks[held].path = PyUnicode_AsUTF8(PyList_GET_ITEM(paths, held));
+            blocks[held].path = PyUnicode_AsUTF8AndSize(PyList_GetItem(paths, held), NULL);
             if (!blocks[held].path)
                 break;
-            if (views && !take_key(&blocks[held], PyList_GET_ITEM(keys, held), how))
+            if (views && !take_key(&blocks[held], PyList_GetItem(keys, held), how))
                 break;
-            if (views && PyObject_GetBuffer(PyList_GET_ITEM(views, held), &blocks[held].view, access))
+            if (views && PyObject_GetBuffer(PyList_GetItem(views, held), &blocks[held].view, access))
                 break;
             if (pages)
                 blocks[held].page = (char *)pages->buf + held * (Py_ssize_t)how->page_bytes;
@@ -218,7 +223,7 @@ static PyObject *each(PyObject *paths, PyObject *keys, PyObject *views, Py_buffe
         for (Py_ssize_t i = 0; list && i < count; i++) {
             PyObject *result = PyLong_FromLongLong(blocks[i].result);
             if (result)
-                PyList_SET_ITEM(list, i, result);
+                PyList_SetItem(list, i, result);
             else
                 Py_CLEAR(list);
         }

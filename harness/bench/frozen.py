@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sysconfig
 import tarfile
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from harness.bench.disk import Unavailable
 PACKAGE = "kvtier"
 TWIN_SOURCE = "_batch.c"
 TWIN = f"_batch{sysconfig.get_config_var('EXT_SUFFIX')}"
+"""What Python looks for first; an installation has it as `_batch.abi3.so`."""
 SECONDS_MAX = 60.0
 
 
@@ -50,10 +52,12 @@ def freeze(revision: str, folder: Path) -> str:
 def _build_twin(package: Path) -> None:
     """As the checkout has it: none where the checkout has none, the same file where the source is the same."""
     mine, source = REPOSITORY / PACKAGE, package / TWIN_SOURCE
-    if not ((mine / TWIN).exists() and source.exists()):
+    names = [f"_batch{suffix}" for suffix in EXTENSION_SUFFIXES]
+    found = next((mine / name for name in names if (mine / name).exists()), None)
+    if found is None or not source.exists():
         return
     if source.read_bytes() == (mine / TWIN_SOURCE).read_bytes():
-        shutil.copy(mine / TWIN, package)
+        shutil.copy(found, package)
     else:
         compile_twin(source, package / TWIN)
 

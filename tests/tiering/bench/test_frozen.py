@@ -65,8 +65,9 @@ def test_the_package_is_that_of_the_commit_alone(checkout: Path, tmp_path: Path)
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
-def test_a_twin_is_compiled_from_the_commits_source(checkout: Path, tmp_path: Path) -> None:
-    frozen.compile_twin(checkout / "kvtier" / frozen.TWIN_SOURCE, checkout / "kvtier" / frozen.TWIN)
+@pytest.mark.parametrize("name", [frozen.TWIN, "_batch.abi3.so"])
+def test_a_twin_is_compiled_from_the_commits_source(checkout: Path, tmp_path: Path, name: str) -> None:
+    frozen.compile_twin(checkout / "kvtier" / frozen.TWIN_SOURCE, checkout / "kvtier" / name)
     frozen.freeze("HEAD~1", tmp_path / "then")
     frozen.freeze("HEAD", tmp_path / "now")
     numbers = [said(tmp_path / name, "__import__('kvtier._batch')._batch.number") for name in ("then", "now")]
