@@ -23,7 +23,7 @@ from rich.table import Table
 from harness.adapters import UnknownTier
 from harness.adapters import mutants as known_mutants
 from harness.adapters.base import PeerMissing
-from harness.click_types import PATH, PAUSE, SECONDS
+from harness.click_types import PATH, PAUSE, SECONDS, SIZE
 from harness.conform import conform
 from harness.entry import HARNESS, VERSION, ExitCode
 from harness.findings import findings
@@ -113,7 +113,7 @@ def _click_option(option: Declared) -> click.Option:
         return click.Option([name], is_flag=True, default=default, help=text)
     if option.is_list:
         return click.Option([name], multiple=True, help=text)
-    kind = PATH if option.is_path else option.kind
+    kind = SIZE if option.is_size else PATH if option.is_path else option.kind
     return click.Option([name], type=kind, default=default, show_default=default is not None, help=text)
 
 

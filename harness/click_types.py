@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from harness.inputs import SECONDS_MAX, UsageError, check_number, check_path
+from harness.inputs import SECONDS_MAX, UsageError, check_number, check_path, read_size
 from harness.seeds import SEED_MAX
 
 
@@ -42,10 +42,22 @@ class Number(click.ParamType):  # type: ignore[type-arg]
         return number
 
 
+class _Size(click.ParamType):  # type: ignore[type-arg]
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return read_size(_typed(param), value)
+        except UsageError as error:
+            raise click.UsageError(str(error), ctx) from error
+
+
 PATH = _Path()
 """A path that is not empty; a leading `~` is the home folder."""
 SEED = Number(int, 0, SEED_MAX)
 SECONDS = Number(float, 0.0, SECONDS_MAX)
+SIZE = _Size()
+"""Bytes, with or without a unit, as the command `kvtier` takes them."""
 PAUSE = Number(float, 0.1, 86400.0)
 """Seconds between two looks at something that changes."""
 

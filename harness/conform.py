@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness.adapters import adapter_class, tier_python
-from harness.click_types import PATH, SECONDS, SEED
+from harness.click_types import PATH, SECONDS, SEED, SIZE
 from harness.run import EXIT_CODES, EXIT_INTERRUPTED, Results
 from harness.scenarios import scenarios
 from harness.scenarios.base import CommonOptions, Scenario, UsageError, check_tier
@@ -37,7 +37,7 @@ _GIVEN = ("root_dir", "processes", "block_bytes", "read_threads", "write_threads
 @click.option("--seed", type=SEED, help="of all scenarios (default: a fresh one, printed)")
 @click.option("--root-dir", type=PATH, help="folder to share; fresh folders inside it are used and removed")
 @click.option("--processes", type=int, help="worker processes (default: the scenario's)")
-@click.option("--block-bytes", type=int, help="size of a block (default: the scenario's)")
+@click.option("--block-bytes", type=SIZE, help="size of a block (default: the scenario's)")
 @click.option("--read-threads", type=int, help="read-priority threads of each process (default: the scenario's)")
 @click.option("--write-threads", type=int, help="write-priority threads of each process (default: the scenario's)")
 @click.option("--tier-option", multiple=True, help="NAME=VALUE for the tier itself; may be repeated")

@@ -13,6 +13,8 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from kvtier.config import ConfigError, parse_size
+
 SECONDS_MAX = 30 * 86400.0
 """Of everything that lasts; a longer time is a typing error."""
 _KINDS = {
@@ -43,6 +45,14 @@ def check_number(
         raise UsageError(f"{name} is {value}; it must be at most {_text(high)}")
     if multiple_of > 1 and value % multiple_of:
         raise UsageError(f"{name} is {value}; it must be a multiple of {multiple_of}")
+
+
+def read_size(name: str, value: object) -> int:
+    """Bytes of a whole number, or of text with or without a unit ("256KiB"). Raises `UsageError`."""
+    try:
+        return parse_size(name, value)
+    except ConfigError as error:
+        raise UsageError(str(error)) from error
 
 
 def check_text(name: str, value: object, what: str = "a value") -> str:

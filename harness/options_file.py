@@ -44,8 +44,6 @@ def read_options(path: str, command: str, tables: Collection[str], declared: Map
 
 
 def _checked(name: str, value: Any, option: Declared) -> Any:
-    if option.is_size and isinstance(value, str):
-        return value  # a number with a unit, which the command line reads
     if option.is_list and not isinstance(value, list):
         value = [value]
     checked = option.check(name, value)

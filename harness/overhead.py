@@ -26,6 +26,7 @@ import click
 from rich.console import Console
 
 from harness.bench.stats import Interval, bootstrap
+from harness.click_types import SIZE
 from harness.run import run
 from harness.scenarios.load import SCENARIO, LoadOptions
 
@@ -124,7 +125,7 @@ def _said(ratio: Interval) -> str:
 @click.option("--runs", default=10, show_default=True, help="load runs")
 @click.option("--processes", default=2, show_default=True, help="worker processes")
 @click.option("--requests", default=5000, show_default=True, help="requests of a run")
-@click.option("--block-bytes", default=256 << 10, show_default=True, help="size of a block")
+@click.option("--block-bytes", type=SIZE, default=256 << 10, show_default=True, help="size of a block")
 @click.option("--root-dir", default=None, help="folder for the blocks (default: the run's)")
 @click.option("--trace-every", default=20, show_default=True, help="every n-th request leaves spans")
 @click.option("--seed", default=0, show_default=True, help="the first run's; the next has the next")

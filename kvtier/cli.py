@@ -6,7 +6,6 @@ import functools
 import json
 import math
 import os
-import re
 import sys
 import time
 from collections import Counter
@@ -19,7 +18,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from kvtier import __version__
 from kvtier.capacity import Capacity, Evicted
-from kvtier.config import CapacityConfig, ConfigError, KvtierError
+from kvtier.config import CapacityConfig, ConfigError, KvtierError, parse_size
 from kvtier.entry import KVTIER, ExitCode
 from kvtier.layout import check_root
 from kvtier.removal import remove_run
@@ -27,7 +26,6 @@ from kvtier.survey import Folder, Summary, bases, folders, summarise, verify
 
 EXIT_BAD_INPUT = ExitCode.USAGE
 STUCK_SECONDS = 10.0  # `evict --once` gives up when for so long nothing goes
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGTP]?)(i?)B?", re.IGNORECASE)
 
 
 class _Group(click.Group):
@@ -39,14 +37,7 @@ class _Group(click.Group):
 
 
 def _size(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
-    if text is None:
-        return None
-    if not (match := _SIZE.fullmatch(text)):
-        raise ConfigError(
-            f"{param.opts[0]} is {text!r}; it takes a number, with or without a unit: 500000, 1.5TB, 10GiB"
-        )
-    number, unit, binary = match.groups()
-    return int(float(number) * (1024 if binary else 1000) ** (" KMGTP".index(unit.upper()) if unit else 0))
+    return None if text is None else parse_size(param.opts[0], text)
 
 
 @click.group(cls=_Group)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from kvtier import __version__
 from kvtier.base import LookupResult, OffloadPolicy, ReqContext, ScheduleEndContext, TransferJob
-from kvtier.config import HASH_ALGORITHMS, ConfigError, FsTierConfig, KVCacheGroup, KvtierError, RunConfig
+from kvtier.config import HASH_ALGORITHMS, ConfigError, FsTierConfig, KVCacheGroup, KvtierError, RunConfig, parse_size
 from kvtier.events import FanOut
 from kvtier.fs_tier import FileSystemTierManager, open_folders
 from kvtier.hashing import BlockHash, none_hash
@@ -275,7 +275,7 @@ class KvtierFileSystemTier(vllm_tiering.SecondaryTierManager):  # type: ignore[m
 
 
 def _tier_config(options: dict[str, Any], block_bytes: int) -> FsTierConfig:
-    if options.setdefault("block_bytes", block_bytes) != block_bytes:
+    if parse_size("block_bytes", options.setdefault("block_bytes", block_bytes)) != block_bytes:
         raise ConfigError(f"block_bytes is {options['block_bytes']!r}; the engine says {block_bytes}, leave it out")
     config = FsTierConfig.from_mapping(options)
     if config.seed_policy == "random":

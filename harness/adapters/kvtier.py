@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -49,7 +50,7 @@ class KvtierAdapter(Adapter):
             options["capacity"] = {"max_bytes": setup.max_bytes, **capacity}
         return FsTierConfig.from_mapping(
             {
-                "root_dir": setup.root_dir,
+                "root_dir": os.path.abspath(setup.root_dir),
                 "block_bytes": setup.block_bytes,
                 "n_read_threads": setup.n_read_threads,
                 "n_write_threads": setup.n_write_threads,

@@ -102,7 +102,7 @@ class Engines:
             "gpu_blocks": 2 * PROMPTS * PROMPT_BLOCKS + 64,
             "cpu_bytes": 64 << 20,
             "engine_id": engine_id,
-            "tier": {**tier, "root_dir": str(self.root)},
+            "tier": {**tier, "root_dir": str(self.root.absolute())},
         }
         log = self._folder / f"{name}.log"
         engine = EngineProcess(name, self._python, self._overlay, options, log, environment)

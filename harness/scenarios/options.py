@@ -10,7 +10,7 @@ import types
 import typing
 from typing import Any, NamedTuple
 
-from harness.inputs import UsageError, absolute_path, check_number, check_text
+from harness.inputs import UsageError, absolute_path, check_number, check_text, read_size
 
 NUMBER_MAX = 1 << 20
 """Of every number whose option states no bound. Larger ones are typing errors; whether this machine has the memory and
@@ -58,7 +58,8 @@ class Declared(NamedTuple):
         return typing.get_origin(self.kind) is tuple
 
     def check(self, name: str, value: Any) -> Any:
-        """The value, a path made absolute. Raises `UsageError`, which calls the option `name`, if it does not fit."""
+        """The value, a path made absolute, a size in bytes. Raises `UsageError`, which calls the option `name`, if it
+        does not fit."""
         if value is None and self.may_be_none:
             return None
         if self.is_list:
@@ -71,6 +72,8 @@ class Declared(NamedTuple):
         elif self.kind is str:
             return absolute_path(name, value) if self.is_path else check_text(name, value)
         else:
+            if self.is_size and isinstance(value, str):
+                value = read_size(name, value)
             check_number(name, value, self.kind is int, self.low, self.high, self.multiple_of)
         return value
 

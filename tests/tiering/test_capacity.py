@@ -410,8 +410,10 @@ def test_sweep_removes_what_a_killed_probe_left_and_only_that(tmp_path: Path, ti
         ({}, "max_bytes, min_free_bytes"),
         ({"max_bytes": 0}, "max_bytes is 0"),
         ({"max_bytes": 9, "low_water": 0.9, "high_water": 0.8}, "low_water is 0.9, high_water 0.8"),
-        ({"max_bytes": 9, "shares": {"m": 0}}, "shares has {'m': 0}"),
-        ({"max_byte": 9}, "unknown option 'max_byte'; valid options: max_bytes"),
+        ({"max_bytes": 9, "shares": {"m": 0}}, "capacity: the weight of 'm' in shares is 0; it takes a number"),
+        ({"max_byte": 9}, "capacity: unknown option 'max_byte'; valid options: max_bytes"),
+        ({"max_bytes": FILE}, "capacity: max_bytes is 8192; it must be at least 8624: a file of 8192 bytes below"),
+        ("8191", "capacity: max_bytes is 8191; it must be at least 8624"),
     ],
 )
 def test_bad_limits_are_named(tmp_path: Path, options: dict[str, Any], names: str) -> None:
@@ -475,8 +477,8 @@ def test_evict_knows_when_it_cannot_help(tmp_path: Path, tier: Tier, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((), "capacity sets no limit"),
-        (("--max-bytes", "ten"), "--max-bytes is 'ten'; it takes a number"),
+        ((), "no limit is set; give max_bytes, min_free_bytes, or both"),
+        (("--max-bytes", "ten"), "--max-bytes is 'ten'; it takes a whole number of bytes, or a number with a unit"),
         (("--max-bytes", "1GB", "--share", "m"), "--share is 'm'; it takes MODEL=WEIGHT"),
         (("--max-bytes", "1GB", "--low-water", "2"), "low_water is 2.0"),
         (("--max-bytes", "1GB", "--once", "--every", "3"), "--once and --every"),

@@ -27,6 +27,7 @@ THIRD_PARTY = {
 }
 KVTIER_IMPORTERS_IN_HARNESS = {"adapters/kvtier", "adapters/kvtier_names", "adapters/kvtier_watch", "watch"}
 KVTIER_IMPORTERS_IN_HARNESS |= {"entry"}  # both commands share exit codes and the handler of exceptions; no tier
+KVTIER_IMPORTERS_IN_HARNESS |= {"inputs"}  # both commands parse sizes alike
 
 
 @cache

@@ -155,6 +155,10 @@ def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         (["run", "load", "--options", "odd.toml"], "--options: 'odd.toml', processes is 2.5; it takes a whole number"),
         (["conform", "memory", "--scenario", "fly"], "--scenario is 'fly'; valid choices: contract, load"),
         (["conform", "no_such:Tier"], "there is no module 'no_such'"),
+        (["run", "load", "--block-bytes", "4096.5"], "--block-bytes is '4096.5'; it takes a whole number of bytes, or"),
+        (["run", "load", "--block-bytes", "64KB"], "--block-bytes is 64000; it must be a multiple of 4096"),
+        (["run", "capacity", "--max-bytes", "plenty"], "--max-bytes is 'plenty'; it takes a whole number of bytes, or"),
+        (["conform", "memory", "--block-bytes", ""], "--block-bytes is ''; it takes a whole number of bytes, or"),
         (["conform", "memory", "--processes", "0"], "--processes is 0; it must be at least 1"),
         (["compare", "nowhere", "nowhere"], "'nowhere' is not a run folder"),
         (["check", "nowhere"], "'nowhere' is not a run folder"),
@@ -189,7 +193,7 @@ def test_list_names_scenarios_and_tiers(say: Any) -> None:
 
 
 def test_options_come_from_a_file_and_what_is_typed_wins(tmp_path: Path, say: Any) -> None:
-    lines = ['tier = "kvtier"', "block-bytes = 4096", "slots = 64", "seed = 1", "[load]", "seed = 2", "requests = 4"]
+    lines = ['tier = "kvtier"', "block-bytes = '4KiB'", "slots = 64", "seed = 1", "[load]", "seed = 2", "requests = 4"]
     lines += ["processes = 1", 'tier_option = ["io=buffered", "compiled=false"]', "[sharing]", "lookups = 3"]
     (tmp_path / "options.toml").write_text("\n".join(lines))
     trace = ["--trace", "certain.jsonl", "--speed", "0"]
@@ -270,6 +274,8 @@ def test_conform_runs_scenarios_on_a_tier_of_ones_own_and_compare_sets_two_runs_
         (b"a = " + b"[" * 2000, " is not TOML: "),
         (b"processes = " + b"9" * 5000, " is not TOML: "),
         (b"processes = 1\nprocesses = 2\n", " is not TOML: "),
+        (b"block_bytes = 'much'", ", block_bytes is 'much'; it takes a whole number of bytes, or a number with a unit"),
+        (b"block_bytes = 4096.0", ", block_bytes is 4096.0; it takes a whole number"),
         (b"#" * (1 << 20) + b"\n", " holds more than 1,048,576 bytes"),
     ],
 )

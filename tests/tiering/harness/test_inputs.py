@@ -167,7 +167,7 @@ def test_numbers_are_finite_and_say_their_bounds() -> None:
         ("kvtier", ['n_read_threads="four"'], "n_read_threads is 'four'; it takes a whole number"),
         ("kvtier", ["cpu_chunks=4"], "unknown option 'cpu_chunks'"),
         ("kvtier", ["hung_seconds=-1"], "hung_seconds is -1"),
-        ("kvtier", ["capacity={}"], "capacity sets no limit"),
+        ("kvtier", ["capacity={}"], "capacity: no limit is set"),
         ("kvtier-stack", ["cpu_chunks=0"], "num_chunks is 0; it must be at least 1"),
         ("kvtier-stack", ["cpu_chunks=lots"], "num_chunks is 'lots'; it takes a whole number"),
         ("memory", ["nosuch=1"], "unknown option 'nosuch'; the memory tier takes none"),

@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
+from harness.adapters.base import TierSetup
+from harness.adapters.kvtier import KvtierAdapter
 from harness.history import History
 from harness.launch import Child
 from harness.run import Results, judge, run
 from harness.scenarios import scenario
 from harness.scenarios.base import UsageError
 from harness.scenarios.load import LoadOptions, prepare
+from kvtier.config import CapacityConfig, ConfigError
 from tests.tiering.harness.certain_trace import REQUESTS, write_certain_trace
 
 LOAD = scenario("load")
@@ -166,6 +169,21 @@ def test_a_recorded_trace_is_cut_by_requests_and_by_seconds(tmp_path: Path) -> N
 def test_options_that_cannot_work_are_refused_by_name(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         LoadOptions(**{**SMALL, **changes})
+
+
+def test_sizes_of_the_tier_have_units_and_its_root_becomes_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "root").mkdir()
+    monkeypatch.chdir(tmp_path)
+    options = LoadOptions(tier_option=("task_bytes_max=64KiB", 'capacity={"low_water": 0.5, "min_free_bytes": "1MB"}'))
+    adapter = KvtierAdapter(TierSetup("root", 4096, 4, 1, 1, max_bytes=1 << 30, options=options.tier_options()))
+    adapter.close()
+    config = adapter._tier.config
+    assert (config.root_dir, config.task_bytes_max) == (str(tmp_path / "root"), 64 << 10)
+    assert config.capacity == CapacityConfig(max_bytes=1 << 30, min_free_bytes=10**6, low_water=0.5)
+    with pytest.raises(ConfigError, match="capacity is 'plenty'"):
+        KvtierAdapter(TierSetup("root", 4096, 4, max_bytes=1 << 30, options={"capacity": "plenty"}))
 
 
 def test_options_of_the_tier_reach_it(tmp_path: Path) -> None:
