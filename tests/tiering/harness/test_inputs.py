@@ -101,7 +101,7 @@ def test_each_option_checks_its_type_and_its_bounds(scenario: Any, declared: Any
             assert declared.kind is int or bounds in refusal(value)
         assert f"{name} is {declared.high + 1}; it must be at most" in refusal(declared.high + 1)
         assert f"{name} is {declared.low - 1}; it must be at least" in refusal(declared.low - 1)
-        for value in (True, "7", [1], {}):
+        for value in (True, "7 parsecs" if declared.is_size else "7", [1], {}):
             assert refusal(value).startswith(f"{name} is {value!r}; it takes a ")
     elif declared.kind is bool:
         assert refusal("yes") == f"{name} is 'yes'; valid choices: true, false"
