@@ -50,18 +50,19 @@ class PresenceCache:
 
     def __init__(self, known_keys_max: int) -> None:
         self._known_keys_max = known_keys_max
-        self._known: dict[OffloadKey, None] = {}
+        self.known: dict[OffloadKey, None] = {}
         self._latest: dict[OffloadKey, Probe] = {}
-        self._asked: dict[str, dict[OffloadKey, Probe]] = {}  # request -> what it waits for, or was answered
+        self.asked: dict[str, dict[OffloadKey, Probe]] = {}  # request -> its answers, but for known blocks
         self.unsent: list[Probe] = []
 
     def ask(self, key: OffloadKey, req_id: str) -> bool | None:
         """True, False, or None while the answer is under way. May append a probe to `unsent`."""
-        asked = self._asked.get(req_id)
-        if asked is None:
-            asked = self._asked[req_id] = {}
+        try:
+            asked = self.asked[req_id]
+        except KeyError:
+            asked = self.asked[req_id] = {}
         probe = asked.get(key)
-        if key in self._known:
+        if key in self.known:
             return probe is not _FAILED_LOAD
         if probe is None:
             probe = self._latest.get(key)
@@ -99,9 +100,9 @@ class PresenceCache:
 
     def mark_absent(self, keys: Iterable[OffloadKey], failed_req_id: str | None = None) -> None:
         """These blocks were evicted, or a load of them failed, for the request `failed_req_id`."""
-        asked = self._asked.get(failed_req_id) if failed_req_id is not None else None  # None: it has ended
+        asked = self.asked.get(failed_req_id) if failed_req_id is not None else None  # None: it has ended
         for key in keys:
-            self._known.pop(key, None)
+            self.known.pop(key, None)
             if probe := self._latest.get(key):
                 probe.present = False
             if asked is not None:
@@ -110,23 +111,23 @@ class PresenceCache:
 
     def forget(self, req_id: str) -> None:
         """The request has ended; probes that only it was waiting for are dropped."""
-        for probe in self._asked.pop(req_id, {}).values():
+        for probe in self.asked.pop(req_id, {}).values():
             self._release(probe)
 
     def check_integrity(self) -> None:
         """Raises AssertionError when the accounts do not fit together."""
-        held = [probe for asked in self._asked.values() for probe in asked.values() if probe is not _FAILED_LOAD]
+        held = [probe for asked in self.asked.values() for probe in asked.values() if probe is not _FAILED_LOAD]
         for probe in {id(probe): probe for probe in (*held, *self._latest.values())}.values():
             count = sum(other is probe for other in held)
             assert probe.requests == count, f"{probe.requests} requests counted, {count} hold the probe"
         for key, probe in self._latest.items():
             assert probe.key == key, "a probe under another key"
             assert probe.requests, "a probe that no request holds"
-        assert len(self._known) <= self._known_keys_max, f"{len(self._known)} of {self._known_keys_max} known keys"
+        assert len(self.known) <= self._known_keys_max, f"{len(self.known)} of {self._known_keys_max} known keys"
 
     def __repr__(self) -> str:
         return (
-            f"<PresenceCache: {len(self._known)} known, {len(self._asked)} requests, {len(self._latest)} probes, "
+            f"<PresenceCache: {len(self.known)} known, {len(self.asked)} requests, {len(self._latest)} probes, "
             f"{len(self.unsent)} unsent>"
         )
 
@@ -141,9 +142,9 @@ class PresenceCache:
             del self._latest[probe.key]
 
     def _remember(self, key: OffloadKey) -> None:
-        self._known[key] = None
-        if len(self._known) > self._known_keys_max:
-            del self._known[next(iter(self._known))]
+        self.known[key] = None
+        if len(self.known) > self._known_keys_max:
+            del self.known[next(iter(self.known))]
 
 
 class ProbeFact(NamedTuple):
@@ -186,10 +187,13 @@ class AsyncLookupManager:
     def lookup(self, key: OffloadKey, req_id: str, traceparent: str | None = None) -> bool | None:
         """True, False, or None: the answer is on its way (it is asked for at the next `flush` at the latest). The fact
         of a batch bears the `traceparent` of its last question."""
-        if not self._answers.empty():
+        if self._sent_seconds and not self._answers.empty():
             self._drain()
-        present = self._cache.ask(key, req_id)
-        if present is None and (unsent := self._cache.unsent) and unsent[-1].key is key:
+        cache = self._cache
+        if key in cache.known and not cache.asked.get(req_id, True):
+            return True  # the usual case, without a call: no load failed for this request
+        present = cache.ask(key, req_id)
+        if present is None and (unsent := cache.unsent) and unsent[-1].key is key:
             self._traceparent = traceparent
             if len(unsent) >= BATCH_KEYS_MAX:
                 self.flush()
