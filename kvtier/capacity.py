@@ -29,7 +29,7 @@ from kvtier.config import CapacityConfig, RootError
 from kvtier.events import FileEvictionReason
 from kvtier.hashing import OffloadKey
 from kvtier.removal import remove_block, sweep
-from kvtier.survey import BlockFile, Folder, folders
+from kvtier.survey import BlockFile, Folder, Unreadable, folders
 
 logger = logging.getLogger(__name__)
 
@@ -115,9 +115,10 @@ class Capacity:
     half of its grant is used: it makes the lease's file longer.
     """
 
-    def __init__(self, root_dir: str, config: CapacityConfig) -> None:
+    def __init__(self, root_dir: str, config: CapacityConfig, unreadable: Unreadable | None = None) -> None:
         self.root_dir = os.path.realpath(root_dir)
         self.config = config
+        self._unreadable = unreadable  # filled with what could not be read
         self.root: Root | None = None  # None before the first measurement
         self.excess_bytes = 0.0  # to go when last measured
         self.swept_files = 0
@@ -248,6 +249,8 @@ class Capacity:
     def _lead(self, lease: int) -> None:
         started = time.monotonic()
         measured = self._measure_all()
+        if self._stop:
+            return
         finished = time.monotonic()
         self._tell(lease)
         reason, quotas = self._plan(measured)
@@ -330,10 +333,11 @@ class Capacity:
 
     def _measure_all(self) -> list[Measured]:
         self._rested_seconds = time.monotonic()
-        measured = [self._measure(folder) for folder in folders(self.root_dir)]
+        measured = [self._measure(folder) for folder in folders(self.root_dir, self._unreadable)]
         oldest = min((block.used_seconds for one in measured for block in one.sample), default=time.time())
         figures = sum(m.bytes for m in measured), sum(m.files for m in measured), max(0.0, time.time() - oldest)
-        self._note(Root(*figures))
+        if not self._stop:  # else the rest of the root was not measured
+            self._note(Root(*figures))
         return measured
 
     def _note(self, root: Root) -> None:
@@ -449,7 +453,8 @@ class Capacity:
         now = self._rested_seconds = time.monotonic()
         if now - self._sweep_seconds > SWEEP_EVERY_SECONDS:
             self._sweep_seconds = now
-            self._sweeping = (removed for folder in folders(self.root_dir) for removed in sweep(folder))
+            swept = folders(self.root_dir, self._unreadable)
+            self._sweeping = (removed for folder in swept for removed in sweep(folder))
         for removed in self._sweeping:
             self.swept_files += removed
             self._rest()

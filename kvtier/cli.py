@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import os
 import sys
 import time
@@ -17,15 +16,17 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from kvtier import __version__
-from kvtier.capacity import Capacity, Evicted
+from kvtier.blockio import SET_ASIDE_FOR
 from kvtier.config import CapacityConfig, ConfigError, KvtierError, parse_size
+from kvtier.coverage import Coverage, cover
 from kvtier.entry import KVTIER, ExitCode
-from kvtier.layout import check_root
+from kvtier.evict_command import Evict
 from kvtier.removal import remove_run
-from kvtier.survey import Folder, Summary, bases, folders, summarise, verify
+from kvtier.survey import GONE, Folder, Summary, UnreadableRootError, note, ranks, summarise, verify
+from kvtier.text import age_text, path_text, size_text
 
 EXIT_BAD_INPUT = ExitCode.USAGE
-STUCK_SECONDS = 10.0  # `evict --once` gives up when for so long nothing goes
+_EXPECTED: dict[type[Exception], ExitCode] = {UnreadableRootError: ExitCode.IO, KvtierError: ExitCode.USAGE}
 
 
 class _Group(click.Group):
@@ -33,7 +34,7 @@ class _Group(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *_: Any, **__: Any) -> NoReturn:
         run = functools.partial(super().main, prog_name=KVTIER.program, standalone_mode=False)
-        KVTIER.answer(run, sys.argv[1:] if args is None else args, {KvtierError: ExitCode.USAGE})
+        KVTIER.answer(run, sys.argv[1:] if args is None else args, _EXPECTED)
 
 
 def _size(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
@@ -50,53 +51,69 @@ def main() -> None:
 @main.command()
 @click.argument("root_dir")
 @click.option("--aside", is_flag=True, help="list the files that were set aside, too")
-@click.option("--json", "as_json", is_flag=True, help="print one JSON object per folder")
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object per folder, then one for the root")
 def inspect(root_dir: str, aside: bool, as_json: bool) -> None:
-    """Models, fingerprints, block counts, bytes, ages and writers below ROOT_DIR."""
-    summaries = [summarise(folder) for folder in folders(root_dir)]
+    """Models, fingerprints, block counts, bytes, ages and writers below ROOT_DIR.
+
+    Exit code 2 when a folder could not be read, when files below ROOT_DIR belong to no readable folder, or when there
+    is no kvtier folder at all.
+    """
+    coverage = cover(root_dir)
+    for summary in map(summarise, coverage.folders):
+        click.echo(json.dumps(_as_dict(summary)) if as_json else _as_text(summary))
+        for path, status in summary.folder.quarantined() if aside and not as_json else ():
+            click.echo(
+                f"    {path_text(path)}: {size_text(status.st_size)}, {age_text(time.time() - status.st_mtime)} old"
+            )
     if as_json:
-        for summary in summaries:
-            click.echo(json.dumps(_as_dict(summary)))
-        return
-    for summary in summaries:
-        click.echo(_as_text(summary))
-        for path, status in summary.folder.quarantined() if aside else ():
-            click.echo(f"    {path}: {size_text(status.st_size)}, {age_text(time.time() - status.st_mtime)} old")
-    if not summaries:
-        click.echo(f"no blocks below {root_dir}: no folder holds a config.json")
+        click.echo(json.dumps({"coverage": coverage.as_dict()}))
+    elif coverage.is_complete and not coverage.folders:
+        click.echo(f"no blocks below {path_text(root_dir)}: engines have opened it and stored nothing yet")
+    _end(coverage, as_json)
+
+
+def _end(coverage: Coverage, as_json: bool, is_bad: bool = False) -> None:
+    """Name what was not seen, and exit: 1 when something is bad, 2 when something was not seen, else 0."""
+    for problem in coverage.problems() if not as_json else ():
+        click.echo(problem)
+    sys.exit(ExitCode.FAIL if is_bad else ExitCode.PASS if coverage.is_complete else ExitCode.INCONCLUSIVE)
 
 
 @main.command(name="verify")
 @click.argument("root_dir")
-@click.option("--fix", is_flag=True, help="set aside what is not the block it should be (into quarantine/)")
+@click.option("--fix", is_flag=True, help="move what is not the block it should be to quarantine/")
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
 def verify_command(root_dir: str, fix: bool, as_json: bool) -> None:
-    """Read every block below ROOT_DIR once and check it. Safe while engines run. Exit code 1 when one is corrupt."""
+    """Read every block below ROOT_DIR once and check it. Safe while engines run.
+
+    Exit code 1 when a block is corrupt, or something else has a block's name; 2 when a folder or a block could not be
+    read, when files below ROOT_DIR belong to no readable folder, or when there is no kvtier folder at all.
+    """
     found: Counter[str] = Counter()
     corrupt: list[dict[str, str]] = []
-    selected = list(folders(root_dir))
+    coverage = cover(root_dir)
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        for folder in selected:
-            total = sum(1 for _ in folder.blocks())
+        for folder in coverage.folders:
+            total = sum(1 for _ in folder.blocks(any_kind=True))
             task = progress.add_task(folder.mapper.run.model_name, total=total)
             for block, outcome in verify(folder, fix):
                 progress.advance(task)
                 found["unverified" if outcome.ok and outcome.writer is None else outcome.reason or "right"] += 1
-                if not outcome.ok and outcome.reason != "ENOENT":  # gone meanwhile: evicted, nothing wrong
-                    corrupt.append(
-                        {"path": block.path, "reason": outcome.reason or "", "set_aside": outcome.set_aside or ""}
-                    )
+                if outcome.reason is not None and outcome.reason in SET_ASIDE_FOR:
+                    corrupt.append({"path": block.path, "reason": outcome.reason, "set_aside": outcome.set_aside or ""})
+                elif outcome.reason is not None and outcome.reason not in GONE:
+                    note(coverage.unreadable, block.path, f"cannot be read: {outcome.reason}")
     if as_json:
-        click.echo(json.dumps({"blocks": dict(found), "corrupt": corrupt}))
+        click.echo(json.dumps({"blocks": dict(found), "corrupt": corrupt, "coverage": coverage.as_dict()}))
     else:
         for entry in corrupt:
             where = f" -> {entry['set_aside']}" if entry["set_aside"] else ""
             click.echo(f"{entry['reason']}: {entry['path']}{where}")
         counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(found.items())) or "no blocks"
         click.echo(f"{sum(found.values()):,} blocks: {counts}")
-    sys.exit(1 if corrupt else 0)
+    _end(coverage, as_json, bool(corrupt))
 
 
 @main.command()
@@ -122,28 +139,10 @@ def evict(
     """
     if given.pop("once") and every:
         raise ConfigError("--once and --every are both given; choose one")
-    capacity = Capacity(root_dir, CapacityConfig(shares=_shares(shares), **given))
-    check_root(root_dir)
-    if dry_run:
-        plan = capacity.plan()
-        for measured, quota, cutoff in plan.quotas:
-            folder = measured.folder
-            what = {"model": folder.mapper.run.model_name, "rank": folder.mapper.rank, "bytes": round(quota)}
-            unused = max(0.0, time.time() - cutoff)
-            text = f"would evict about {size_text(quota)} of {what['model']}, rank {what['rank']}, not used for "
-            text += f"{age_text(unused)} ({plan.reason})"
-            click.echo(json.dumps({**what, "unused_seconds": unused, "reason": plan.reason}) if as_json else text)
-        if not (plan.quotas or as_json):
-            click.echo("nothing has to go")
-        sys.exit(1 if plan.quotas else 0)
-    while True:
-        evicted = _settle(capacity)
-        if not every:
-            capacity.sweep_for(math.inf)
-        _say_evicted(capacity, evicted, as_json)
-        if not every:
-            sys.exit(2 if capacity.root is None else 1 if capacity.excess_bytes > 0 else 0)
-        time.sleep(every)
+    if dry_run and every:
+        raise ConfigError("--dry-run and --every are both given; choose one")
+    command = Evict(root_dir, CapacityConfig(shares=_shares(shares), **given), as_json)
+    sys.exit(command.dry_run() if dry_run else command.every(every) if every else command.once())
 
 
 def _shares(texts: tuple[str, ...]) -> dict[str, float]:
@@ -159,47 +158,6 @@ def _shares(texts: tuple[str, ...]) -> dict[str, float]:
     return shares
 
 
-def _settle(capacity: Capacity) -> list[Evicted]:
-    """Rounds until nothing has to go, or nothing goes."""
-    evicted: list[Evicted] = []
-    least, since = math.inf, time.monotonic()
-    while True:
-        pause = capacity.step()
-        evicted += (new := capacity.take_facts())
-        size = capacity.root.bytes if capacity.root else math.inf
-        now = time.monotonic()
-        if new or size < least:
-            least, since = size, now
-        if (capacity.root and capacity.excess_bytes <= 0) or now - since > STUCK_SECONDS:
-            return evicted
-        time.sleep(pause)
-
-
-def _say_evicted(capacity: Capacity, evicted: list[Evicted], as_json: bool) -> None:
-    root, swept = capacity.root, capacity.swept_files
-    capacity.swept_files = 0
-    files, size = sum(one.files for one in evicted), sum(one.bytes for one in evicted)
-    ages = [age for one in evicted for age in one.ages_seconds]
-    reasons = sorted({one.reason for one in evicted})
-    if as_json:
-        gone = {"evicted_files": files, "evicted_bytes": size, "reasons": reasons, "swept_files": swept}
-        gone |= {"least_age_seconds": min(ages, default=None)}
-        gone |= {"rounds": [(one.started_seconds, one.finished_seconds) for one in evicted]}  # time.monotonic()
-        left = root and {**root._asdict(), "excess_bytes": capacity.excess_bytes}
-        click.echo(json.dumps({**gone, "root": left}))
-        return
-    if files:
-        span = f"last used {age_text(min(ages))} to {age_text(max(ages))} ago"
-        click.echo(f"evicted {files:,} blocks, {size_text(size)}, {span} ({', '.join(reasons)})")
-    if swept:
-        click.echo(f"swept {swept:,} files that dead writers left, or beyond what quarantine may hold")
-    if root is None:
-        click.echo("another evictor has been at work all the time; nothing was done")
-    else:
-        over = f"; {size_text(capacity.excess_bytes)} too many" if capacity.excess_bytes > 0 else ""
-        click.echo(f"left: {root.files:,.0f} blocks, {size_text(root.bytes)}{over}")
-
-
 @main.command()
 @click.argument("root_dir")
 @click.argument("folder")
@@ -209,15 +167,20 @@ def remove(root_dir: str, folder: str, yes: bool) -> None:
 
     No engine may be using it: what it has loaded stays right, but what it stores afterwards would belong to nobody.
     """
-    known = {os.path.basename(base): base for base in bases(root_dir)}
+    coverage = cover(root_dir)
+    known = {os.path.basename(base): base for base in (*coverage.bases, *coverage.damaged_bases())}
     chosen = [base for name, base in known.items() if folder in (name, name.rpartition("_")[2])]
     if len(chosen) != 1:
-        raise ConfigError(
-            f"folder is {folder!r}; valid choices: {', '.join(known) or 'none, the root holds no blocks'}"
-        )
+        choices = ", ".join(map(path_text, known)) or f"none ({'; '.join(coverage.problems()) or 'it is empty'})"
+        raise ConfigError(f"folder is {folder!r}; valid choices: {choices}")
     (base,) = chosen
-    for found in (found for found in folders(root_dir) if found.mapper.base_path == base):
+    for found in (found for found in coverage.folders if found.mapper.base_path == base):
         click.echo(_as_text(summarise(found, trailers_max=0)))
+    if base not in coverage.bases:
+        size = sum(coverage.largest[path] for path in (base, *ranks(base)))
+        click.echo(
+            f"{path_text(base)}: {size_text(size)} in it and in its ranks' folders; its config.json is unreadable"
+        )
     if not yes:
         click.echo(
             f"nothing is removed; to remove it, for ever: kvtier remove {root_dir} {os.path.basename(base)} --yes"
@@ -226,26 +189,9 @@ def remove(root_dir: str, folder: str, yes: bool) -> None:
     try:
         remove_run(base)
     except OSError as error:
-        click.echo(f"kvtier: not all of {base} could be removed: {error}", err=True)
-        sys.exit(1)
+        click.echo(f"kvtier: not all of {path_text(base)} could be removed: {error}", err=True)
+        sys.exit(ExitCode.IO)
     click.echo(f"removed {base} and the blocks of its ranks")
-
-
-def size_text(size: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.3g} {unit}"
-        size /= 1024
-    return f"{size:.3g} TiB"
-
-
-def age_text(seconds: float) -> str:
-    """Seconds for people."""
-    for limit, divisor, unit in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / divisor:.0f} {unit}"
-    return f"{seconds / 86400:.0f} d"
 
 
 def _as_text(summary: Summary) -> str:

@@ -30,7 +30,7 @@ def sweep(folder: Folder) -> Iterator[int]:
     for prefix in folder.prefixes():
         removed = 0
         for leaf in folder.leaves(prefix):
-            entries = scan(leaf)
+            entries = scan(leaf, folder.unreadable)
             if not entries:
                 _remove_empty(leaf, old)
             removed += _remove_temps(entries, old)

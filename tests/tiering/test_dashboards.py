@@ -287,6 +287,8 @@ def test_the_cron_job_evicts_as_the_command_line_understands_and_not_before_some
     from click.testing import CliRunner
 
     from kvtier.cli import main
+    from kvtier.config import RunConfig
+    from kvtier.layout import FileMapper, open_root
 
     job = yaml.safe_load((FOLDER / "kubernetes/cronjob.yaml").read_text())["spec"]
     assert job["suspend"] is True
@@ -300,4 +302,14 @@ def test_the_cron_job_evicts_as_the_command_line_understands_and_not_before_some
     assert program == "kvtier"
     assert mount["mountPath"] in arguments
     here = [str(tmp_path) if word == mount["mountPath"] else word for word in arguments]
+    assert CliRunner().invoke(main, here).exit_code == 2, "an empty folder may be a volume that is not mounted"
+    open_root(
+        FileMapper(str(tmp_path), RunConfig("m")),
+        hash_algorithm="sha256",
+        none_digest="00",
+        block_bytes=4096,
+        on_mismatch="refuse",
+        dir_mode=0o700,
+        file_mode=0o600,
+    )
     assert CliRunner().invoke(main, here).exit_code == 0
