@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from kvtier.config import ConfigError, parse_size
+from kvtier import ConfigError, parse_size
 
 SECONDS_MAX = 30 * 86400.0
 """Of everything that lasts; a longer time is a typing error."""

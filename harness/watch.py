@@ -12,11 +12,8 @@ import urllib.request
 from collections import Counter
 from dataclasses import dataclass, field
 
-from kvtier.blockio import BlockIO
-from kvtier.config import FsTierConfig
-from kvtier.config import KvtierError as RootUnreadable
-from kvtier.survey import BlockFile, Folder, folders
-from kvtier.trailer import read_trailer
+from kvtier import BlockFile, BlockIO, Folder, FsTierConfig, folders, read_trailer
+from kvtier import KvtierError as RootUnreadable
 
 __all__ = ["RootUnreadable", "Round", "Watch"]
 

@@ -1,4 +1,8 @@
-"""kvtier: a tiered KV-cache offload manager. Names below load their module on first use; nothing heavy is imported."""
+"""kvtier: a tiered KV-cache offload manager. Names below load their module on first use; nothing heavy is imported.
+
+These names are the package's interface: the harness's adapters and benches use no others, so that a module may move
+without breaking a comparison with an earlier commit.
+"""
 
 from __future__ import annotations
 
@@ -6,46 +10,120 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kvtier.base import JobResult, LookupResult, ReqContext, SecondaryTierManager, TransferJob
-    from kvtier.config import ConfigError, CpuTierConfig, FsTierConfig, KvtierError, RootError, RunConfig
+    from kvtier.base import JobResult, LookupResult, ReqContext, ScheduleEndContext, SecondaryTierManager, TransferJob
+    from kvtier.blockio import BlockIO
+    from kvtier.config import (
+        CapacityConfig,
+        ConfigError,
+        CpuTierConfig,
+        FsTierConfig,
+        KVCacheGroup,
+        KvtierError,
+        RootError,
+        RunConfig,
+        parse_size,
+    )
     from kvtier.cpu_tier import CPUOffloadingManager
-    from kvtier.events import FanOut, Observer
+    from kvtier.events import (
+        BlockSetAside,
+        Event,
+        FanOut,
+        FilesEvicted,
+        JobFinished,
+        Observer,
+        Promotion,
+        RequestFinished,
+    )
     from kvtier.fs_tier import FileSystemTierManager
+    from kvtier.hashing import (
+        BlockHash,
+        OffloadKey,
+        get_offload_block_hash,
+        hash_function,
+        hash_tokens,
+        make_offload_key,
+        none_hash,
+        none_hash_digest,
+    )
+    from kvtier.layout import FileMapper
     from kvtier.manager import TieringOffloadingManager
+    from kvtier.metrics import REFUSAL_REASONS, Gauges, MetricsObserver, Patient, serve_metrics
+    from kvtier.survey import BlockFile, Folder, folders
+    from kvtier.tracing import setup_tracing
+    from kvtier.trailer import read_trailer
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
     name: module
     for module, names in {
-        "base": ("JobResult", "LookupResult", "ReqContext", "SecondaryTierManager", "TransferJob"),
-        "config": ("ConfigError", "CpuTierConfig", "FsTierConfig", "KvtierError", "RootError", "RunConfig"),
-        "cpu_tier": ("CPUOffloadingManager",),
-        "events": ("FanOut", "Observer"),
-        "fs_tier": ("FileSystemTierManager",),
-        "manager": ("TieringOffloadingManager",),
+        "base": "JobResult LookupResult ReqContext ScheduleEndContext SecondaryTierManager TransferJob",
+        "blockio": "BlockIO",
+        "config": "CapacityConfig ConfigError CpuTierConfig FsTierConfig "
+        "KVCacheGroup KvtierError RootError RunConfig parse_size",
+        "cpu_tier": "CPUOffloadingManager",
+        "events": "BlockSetAside Event FanOut FilesEvicted JobFinished Observer Promotion RequestFinished",
+        "fs_tier": "FileSystemTierManager",
+        "hashing": "BlockHash OffloadKey get_offload_block_hash hash_function "
+        "hash_tokens make_offload_key none_hash none_hash_digest",
+        "layout": "FileMapper",
+        "manager": "TieringOffloadingManager",
+        "metrics": "REFUSAL_REASONS Gauges MetricsObserver Patient serve_metrics",
+        "survey": "BlockFile Folder folders",
+        "tracing": "setup_tracing",
+        "trailer": "read_trailer",
     }.items()
-    for name in names
+    for name in names.split()
 }
 
 __all__ = [
+    "REFUSAL_REASONS",
+    "BlockFile",
+    "BlockHash",
+    "BlockIO",
+    "BlockSetAside",
     "CPUOffloadingManager",
+    "CapacityConfig",
     "ConfigError",
     "CpuTierConfig",
+    "Event",
     "FanOut",
+    "FileMapper",
     "FileSystemTierManager",
+    "FilesEvicted",
+    "Folder",
     "FsTierConfig",
+    "Gauges",
+    "JobFinished",
     "JobResult",
+    "KVCacheGroup",
     "KvtierError",
     "LookupResult",
+    "MetricsObserver",
     "Observer",
+    "OffloadKey",
+    "Patient",
+    "Promotion",
     "ReqContext",
+    "RequestFinished",
     "RootError",
     "RunConfig",
+    "ScheduleEndContext",
     "SecondaryTierManager",
     "TieringOffloadingManager",
     "TransferJob",
     "__version__",
+    "folders",
+    "get_offload_block_hash",
+    "hash_function",
+    "hash_tokens",
+    "make_offload_key",
+    "none_hash",
+    "none_hash_digest",
+    "parse_size",
+    "read_trailer",
+    "serve_metrics",
+    "setup_tracing",
 ]
 
 

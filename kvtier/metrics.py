@@ -361,7 +361,7 @@ class Patient:
             self._answer = self._ask()
 
 
-def serve(registry: CollectorRegistry, address: str = "127.0.0.1", port: int = 0) -> tuple[WSGIServer, int]:
+def serve_metrics(registry: CollectorRegistry, address: str = "127.0.0.1", port: int = 0) -> tuple[WSGIServer, int]:
     """Serve /metrics from a daemon thread; port 0 takes a free one. Stop it by `shutdown()`, then `server_close()`,
     which waits for answers under way."""
     server, _ = start_http_server(port, address, registry)

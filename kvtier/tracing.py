@@ -179,7 +179,7 @@ class TracingObserver:
         span.end(offset + _ns(finished_seconds))
 
 
-def setup(attributes: Mapping[str, AttributeValue], folder: Path | None = None) -> TracingObserver | None:
+def setup_tracing(attributes: Mapping[str, AttributeValue], folder: Path | None = None) -> TracingObserver | None:
     """Tracing as the standard OTEL_* variables ask; without an endpoint into `folder`/spans-<pid>.jsonl; else None.
 
     `attributes` describe this process (run, root, ...); OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME override them.

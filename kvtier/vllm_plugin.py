@@ -166,9 +166,9 @@ class KvtierFileSystemTier(vllm_tiering.SecondaryTierManager):  # type: ignore[m
         self._observer = FanOut(self._metrics.observer)
         self._tracing: Any = None
         if any(map(os.environ.get, _TRACE_VARIABLES)):
-            from kvtier import tracing
+            from kvtier.tracing import setup_tracing
 
-            if (spans := tracing.setup({"kvtier.root_dir": self._config.root_dir})) is not None:
+            if (spans := setup_tracing({"kvtier.root_dir": self._config.root_dir})) is not None:
                 self._tracing = spans
                 self._observer.add(spans)
 

@@ -13,14 +13,29 @@ from harness.adapters.base import Adapter, Eviction, Finished, TierSetup, Verdic
 from harness.adapters.kvtier_names import KvtierNaming, run_config
 from harness.adapters.kvtier_watch import Watch
 from harness.history import Task
-from kvtier.base import JobResult, LookupResult, ReqContext, ScheduleEndContext, TransferJob
-from kvtier.config import CpuTierConfig, FsTierConfig, RunConfig
-from kvtier.cpu_tier import CPUOffloadingManager
-from kvtier.events import BlockSetAside, Event, FanOut, FilesEvicted, JobFinished, Promotion
-from kvtier.fs_tier import FileSystemTierManager
-from kvtier.hashing import OffloadKey
-from kvtier.manager import TieringOffloadingManager
-from kvtier.metrics import REFUSAL_REASONS, Gauges, Patient
+from kvtier import (
+    REFUSAL_REASONS,
+    BlockSetAside,
+    CPUOffloadingManager,
+    CpuTierConfig,
+    Event,
+    FanOut,
+    FilesEvicted,
+    FileSystemTierManager,
+    FsTierConfig,
+    Gauges,
+    JobFinished,
+    JobResult,
+    LookupResult,
+    OffloadKey,
+    Patient,
+    Promotion,
+    ReqContext,
+    RunConfig,
+    ScheduleEndContext,
+    TieringOffloadingManager,
+    TransferJob,
+)
 
 _VERDICTS: dict[LookupResult, Verdict] = {
     LookupResult.HIT: "hit",

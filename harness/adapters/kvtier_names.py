@@ -7,10 +7,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.adapters.base import TierSetup
-from kvtier.config import KVCacheGroup, RunConfig
-from kvtier.hashing import (
+from kvtier import (
     BlockHash,
+    FileMapper,
+    KVCacheGroup,
     OffloadKey,
+    RunConfig,
     get_offload_block_hash,
     hash_function,
     hash_tokens,
@@ -18,7 +20,6 @@ from kvtier.hashing import (
     none_hash,
     none_hash_digest,
 )
-from kvtier.layout import FileMapper
 
 
 def run_config(setup: TierSetup) -> RunConfig:

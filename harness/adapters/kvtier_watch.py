@@ -23,8 +23,7 @@ from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from harness.adapters.base import TierSetup
-from kvtier.events import Event, FanOut, JobFinished, RequestFinished
-from kvtier.metrics import Gauges, MetricsObserver, serve
+from kvtier import Event, FanOut, Gauges, JobFinished, MetricsObserver, RequestFinished, serve_metrics
 
 T = TypeVar("T")
 
@@ -59,16 +58,16 @@ class Watch:
             self._registry.register(self._scrapes)
             ProcessCollector(registry=self._registry)
             watchers.add(MetricsObserver(self._registry, sources, info))
-            self._server, port = serve(self._registry)
+            self._server, port = serve_metrics(self._registry)
             if self._windows is not None:
                 self._windows.pay_for_scrapes(self._server)
             self.address = f"127.0.0.1:{port}"
         if self._every:
-            from kvtier import tracing
+            from kvtier import setup_tracing
 
             attributes = {"kvtier.run": self._run_dir.name, "kvtier.root": setup.root_dir}
             instance = {"service.instance.id": f"process-{setup.process}"}
-            self._spans = tracing.setup({**attributes, **instance}, self._run_dir)
+            self._spans = setup_tracing({**attributes, **instance}, self._run_dir)
             if self._spans is not None:
                 watchers.add(self._spans)
 

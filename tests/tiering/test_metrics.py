@@ -37,7 +37,7 @@ from kvtier.events import (
 from kvtier.fs_tier import FileSystemTierManager
 from kvtier.hashing import BlockHash, make_offload_key
 from kvtier.manager import TieringOffloadingManager
-from kvtier.metrics import GAUGES, Gauges, MetricsObserver, Patient, serve
+from kvtier.metrics import GAUGES, Gauges, MetricsObserver, Patient, serve_metrics
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -266,7 +266,7 @@ def test_nothing_is_global_and_one_registry_takes_one_observer(registry: Collect
 
 @pytest.fixture
 def address(registry: CollectorRegistry) -> Iterator[str]:
-    server, port = serve(registry)
+    server, port = serve_metrics(registry)
     yield f"http://127.0.0.1:{port}/metrics"
     server.shutdown()
     server.server_close()

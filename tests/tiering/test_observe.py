@@ -27,7 +27,7 @@ from harness.observe import DASHBOARDS, PanelValue, Prometheus, RunExporter, eva
 from harness.run import EXIT_CODES, Results, run
 from harness.scenarios.load import SCENARIO, LoadOptions
 from kvtier.events import CopyFinished, FilesEvicted
-from kvtier.metrics import MetricsObserver, serve
+from kvtier.metrics import MetricsObserver, serve_metrics
 
 pytestmark = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="PANELS AND RULES ARE NOT CHECKED: apt-get install prometheus"
@@ -115,7 +115,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         for kind, job in ((_GpuNode, "synthetic"), (_Evictor, "kvtier")):
             registry = CollectorRegistry()
             registry.register(kind(MetricsObserver(registry)))
-            server, port = serve(registry)
+            server, port = serve_metrics(registry)
             stack.callback(server.server_close)
             stack.callback(server.shutdown)
             target = {"targets": [f"127.0.0.1:{port}"], "labels": {"job": job, "instance": kind.__name__}}

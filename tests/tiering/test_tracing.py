@@ -30,7 +30,7 @@ from kvtier.events import (
     TaskFact,
     child_traceparent,
 )
-from kvtier.tracing import TASK_EVENTS_MAX, PromisedIds, TracingObserver, setup
+from kvtier.tracing import TASK_EVENTS_MAX, PromisedIds, TracingObserver, setup_tracing
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 WRITER_TRACE, WRITER_SPAN = "11112222333344445555666677778888", "aaaabbbbccccdddd"
@@ -213,7 +213,7 @@ def _no_otel_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_span_reaches_a_real_receiver(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{receiver.server_port}")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test,kvtier.run=overridden")
-    observer = setup({"kvtier.run": "42", "kvtier.root": "/kv"})
+    observer = setup_tracing({"kvtier.run": "42", "kvtier.root": "/kv"})
     assert observer is not None
     for number in range(700):
         observer.on_event(job(job_id=number, traceparent=traceparent(TRACE, SPAN)))
@@ -232,7 +232,7 @@ def test_every_span_reaches_a_real_receiver(receiver: Receiver, monkeypatch: pyt
 
 
 def test_without_an_endpoint_spans_go_to_the_folder(tmp_path: Path) -> None:
-    observer = setup({"kvtier.run": "42"}, tmp_path)
+    observer = setup_tracing({"kvtier.run": "42"}, tmp_path)
     assert observer is not None
     for number in range(3):
         observer.on_event(job(job_id=number))
@@ -244,12 +244,12 @@ def test_without_an_endpoint_spans_go_to_the_folder(tmp_path: Path) -> None:
 
 
 def test_nowhere_to_go_means_no_tracing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert setup({}) is None
+    assert setup_tracing({}) is None
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
-    assert setup({}, tmp_path) is None
+    assert setup_tracing({}, tmp_path) is None
     monkeypatch.delenv("OTEL_TRACES_EXPORTER")
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
-    assert setup({}, tmp_path) is None
+    assert setup_tracing({}, tmp_path) is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -264,12 +264,12 @@ def test_nowhere_to_go_means_no_tracing(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_cannot_be_done_is_said(name: str, value: str, valid: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=rf"'{value}'; valid choices: {valid}"):
-        setup({})
+        setup_tracing({})
 
 
 def test_the_applications_own_provider_stays(tmp_path: Path) -> None:
     before = get_tracer_provider()
-    observer = setup({}, tmp_path)
+    observer = setup_tracing({}, tmp_path)
     assert observer is not None
     observer.shutdown()
     assert get_tracer_provider() is before

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from harness.watch import STALE_TEMP_SECONDS, Watch
-from kvtier.metrics import MetricsObserver, serve
+from kvtier.metrics import MetricsObserver, serve_metrics
 from tests.tiering.test_survey import BLOCKS, OPTIONS, RUN, path, store
 
 
@@ -54,7 +54,7 @@ def test_cross_process_hits_come_from_the_engines(tmp_path: Path) -> None:
     store(tmp_path, RUN, [1])
     registry = CollectorRegistry()
     MetricsObserver(registry)
-    server, port = serve(registry)
+    server, port = serve_metrics(registry)
     try:
         assert Watch(str(tmp_path), (f"127.0.0.1:{port}",)).look().foreign_hits == 0
     finally:
