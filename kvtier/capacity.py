@@ -423,7 +423,7 @@ class Capacity:
         """Remove about `quota` bytes of a folder's blocks last used up to `cutoff`; `deadline` may end it earlier."""
         started, freed, gone = time.monotonic(), 0, list[BlockFile]()
         for block in self._old_blocks(measured, cutoff):
-            if remove_block(block):
+            if remove_block(block, measured.folder.unreadable):
                 freed += block.bytes
                 gone.append(block)
             if freed >= quota or time.monotonic() > deadline or self._stop:

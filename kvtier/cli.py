@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -26,6 +27,7 @@ from kvtier.survey import GONE, Folder, Summary, UnreadableRootError, note, rank
 from kvtier.text import age_text, path_text, size_text
 
 EXIT_BAD_INPUT = ExitCode.USAGE
+PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 86400.0  # of `evict --every`
 _EXPECTED: dict[type[Exception], ExitCode] = {UnreadableRootError: ExitCode.IO, KvtierError: ExitCode.USAGE}
 
 
@@ -39,6 +41,17 @@ class _Group(click.Group):
 
 def _size(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
     return None if text is None else parse_size(param.opts[0], text)
+
+
+def _pause(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
+    seconds = None
+    if text is not None:
+        with contextlib.suppress(ValueError):
+            seconds = float(text)
+        if seconds is None or not PAUSE_SECONDS_MIN <= seconds <= PAUSE_SECONDS_MAX:
+            limits = f"{PAUSE_SECONDS_MIN:g} to {PAUSE_SECONDS_MAX:g}"
+            raise ConfigError(f"{param.opts[0]} is {text!r}; it takes a number of seconds from {limits}")
+    return seconds
 
 
 @click.group(cls=_Group)
@@ -125,7 +138,9 @@ def verify_command(root_dir: str, fix: bool, as_json: bool) -> None:
 @click.option("--high-water", default=CapacityConfig.high_water, show_default=True, help="evict above this part of it")
 @click.option("--low-water", default=CapacityConfig.low_water, show_default=True, help="... down to this one")
 @click.option("--share", "shares", multiple=True, metavar="MODEL=WEIGHT", help="weights of models, 1 unless given")
-@click.option("--every", type=click.FloatRange(0.1), metavar="SECONDS", help="go on for ever, with such pauses")
+@click.option(
+    "--every", callback=_pause, metavar="SECONDS", help="a round after each such pause, until Ctrl-C or SIGTERM"
+)
 @click.option("--once", is_flag=True, help="until nothing has to go, then end: the default")
 @click.option("--dry-run", is_flag=True, help="only say what would go")
 @click.option("--json", "as_json", is_flag=True, help="print JSON objects, one per line")
@@ -135,7 +150,8 @@ def evict(
     """Remove the least recently used blocks below ROOT_DIR until it is within its limits, and what dead writers left.
 
     Safe while engines run, and beside other evictors: one of them works at a time. Exit code 0: the root is within its
-    limits; 1: it is not (with --dry-run: something would go); 2: unknown, since another evictor is always at work.
+    limits; 1: it is not (with --dry-run: something would go); 2: not known, since another evictor is always at work, a
+    folder could not be read, files below ROOT_DIR belong to no readable folder, or there is no kvtier folder at all.
     """
     if given.pop("once") and every:
         raise ConfigError("--once and --every are both given; choose one")

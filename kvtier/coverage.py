@@ -60,6 +60,11 @@ class Coverage:
         found += [f"{path_text(path)} {problem}" for path, problem in list(self.unreadable.items())[:NAMED_MAX]]
         if (more := len(self.unreadable) - NAMED_MAX) > 0:
             found.append(f"and {more:,} more paths that could not be read")
+        if damaged := [path_text(os.path.basename(base)) for base in self.damaged_bases()]:
+            found.append(
+                f"restore config.json, or free the space when no engine uses the folder: kvtier remove "
+                f"{path_text(self.root_dir)} {damaged[0] if len(damaged) == 1 else 'FOLDER'}"
+            )
         if self.unowned_files:
             largest = (f"{path_text(path)} ({size_text(size)})" for path, size in self.largest.most_common(LARGEST_MAX))
             found.append(

@@ -17,7 +17,7 @@ from typing import Any, Self
 from kvtier.capacity import Capacity, Evicted, Plan
 from kvtier.config import CapacityConfig, ConfigError, KvtierError
 from kvtier.coverage import Coverage, cover
-from kvtier.entry import ExitCode
+from kvtier.entry import ExitCode, errno_text
 from kvtier.survey import bases
 from kvtier.text import age_text, path_text, size_text
 
@@ -75,6 +75,7 @@ class Evict:
         self._capacity = Capacity(root_dir, config, self._coverage.unreadable)
         self._files = self._bytes = self._swept = self._rounds = 0  # since the start
         self._problems: list[str] = []  # said last
+        self._trouble = ""  # why the last round failed
 
     # --- three ways to run ---
 
@@ -111,19 +112,20 @@ class Evict:
         start = {"event": "start", "every_seconds": seconds, **limits, "coverage": self._coverage.as_dict()}
         self._say(start, self._intention(seconds), *self._new_problems())
         with EndSignal(self._capacity.stop) as end:
-            trouble = ""
             while not end.number:
                 try:
                     self._round(end)
                     if time.monotonic() >= status_seconds:
                         self._status(began)
                         status_seconds = time.monotonic() + STATUS_SECONDS
-                    trouble = ""
+                    self._trouble = ""
                 except (OSError, KvtierError) as error:  # the volume may come back
                     if isinstance(error, BrokenPipeError):
                         raise
-                    if trouble != (trouble := str(error)):
-                        self._say({"event": "error", "error": trouble}, f"this round failed: {trouble}")
+                    text = f"{errno_text(error)}: {error.filename}" if isinstance(error, OSError) else str(error)
+                    if self._trouble != text:
+                        self._trouble = text
+                        self._say({"event": "error", "error": text}, f"this round failed: {text}")
                 end.wait(seconds)
         name = signal.Signals(end.number).name
         self._say(
@@ -218,7 +220,8 @@ class Evict:
         if not self._coverage.bases:
             return ["nothing was measured or removed"]
         if root is None:
-            return ["another evictor has been at work all the time; nothing was done"]
+            reason = self._trouble or "another evictor has been at work all the time"
+            return [f"nothing was measured or removed: {reason}"]
         left = f"left: {root.files:,.0f} blocks, {size_text(root.bytes)}"
         left += f"; {size_text(excess)} too many" if excess > 0 else ""
         return [left] if excess > 0 or self._coverage.is_complete else [left, NOT_KNOWN]

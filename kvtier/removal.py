@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 
 from kvtier.no_links import open_no_links
-from kvtier.survey import TEMP_SUFFIX, BlockFile, Folder, ranks, scan
+from kvtier.survey import TEMP_SUFFIX, BlockFile, Folder, Unreadable, note_error, ranks, scan
 
 TEMP_AGE_SECONDS = 60.0
 """A writer locks its temp file right after creating it: younger ones may not be locked yet."""
@@ -81,14 +81,18 @@ def _opened(folder: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-def remove_block(block: BlockFile) -> bool:
-    """Unlink a block unless it was used since it was listed; its folder goes with the last block."""
+def remove_block(block: BlockFile, unreadable: Unreadable | None = None) -> bool:
+    """Unlink a block unless it was used since it was listed; its folder goes with the last block. An error is noted."""
     folder, name = os.path.split(block.path)
-    with contextlib.suppress(OSError), _opened(folder) as descriptor:
-        if os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mtime == block.used_seconds:
-            os.unlink(name, dir_fd=descriptor)
-            _remove_empty(folder, math.inf)
-            return True
+    try:
+        with _opened(folder) as descriptor:
+            if os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mtime == block.used_seconds:
+                os.unlink(name, dir_fd=descriptor)
+                _remove_empty(folder, math.inf)
+                return True
+    except OSError as error:
+        if unreadable is not None:
+            note_error(unreadable, block.path, error, "cannot be removed")
     return False
 
 

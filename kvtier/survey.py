@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from kvtier.blockio import BlockIO, BlockOutcome, errno_name
 from kvtier.config import PAGE_BYTES, ConfigError, FsTierConfig, RootError, RunConfig
+from kvtier.entry import errno_text
 from kvtier.hashing import OffloadKey
 from kvtier.layout import RECORD_BYTES_MAX, FileMapper, check_root
 from kvtier.trailer import read_trailer
@@ -167,7 +168,7 @@ def list_root(root_dir: str) -> list[os.DirEntry[str]]:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise UnreadableRootError(
-            f"root_dir {root_dir!r} cannot be read: {_error_text(error)}; give user {os.geteuid()} access to it"
+            f"root_dir {root_dir!r} cannot be read: {errno_text(error)}; give user {os.geteuid()} access to it"
         ) from error
 
 
@@ -273,7 +274,7 @@ def _read_object(path: str) -> dict[str, Any] | str:
     except FileNotFoundError:
         return _MISSING
     except OSError as error:
-        return "is a symbolic link" if error.errno == errno.ELOOP else f"cannot be read: {_error_text(error)}"
+        return "is a symbolic link" if error.errno == errno.ELOOP else f"cannot be read: {errno_text(error)}"
     except (ValueError, RecursionError):
         return "is not JSON"
     return found if isinstance(found, dict) else "holds no JSON object"
@@ -296,13 +297,9 @@ def note(unreadable: Unreadable, path: str, problem: str) -> None:
         unreadable[path] = problem
 
 
-def note_error(unreadable: Unreadable, path: str, error: OSError) -> bool:
+def note_error(unreadable: Unreadable, path: str, error: OSError, failed: str = "cannot be read") -> bool:
     """The same for an error, unless it says that the path is gone. Whether it is a problem."""
     if errno_name(error) in GONE:
         return False
-    note(unreadable, path, f"cannot be read: {_error_text(error)}")
+    note(unreadable, path, f"{failed}: {errno_text(error)}")
     return True
-
-
-def _error_text(error: OSError) -> str:
-    return f"{errno_name(error)} ({error.strerror})"

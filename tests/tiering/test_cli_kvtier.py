@@ -162,6 +162,7 @@ def test_a_damaged_config_is_named_with_the_bytes_that_it_hides(
         assert result.code == INCONCLUSIVE, command
         assert f"{tier.config} {DAMAGES[damage]}\n" in result.out
         assert f"belong to no readable folder: in {tier.blocks} (80 KiB)" in result.out
+        assert f"when no engine uses the folder: kvtier remove {tmp_path} {tier.base.name}\n" in result.out
     assert not (tmp_path / ".kvtier-evictor").exists(), "nothing is written where nothing is known"
     assert len(list(tier.blocks.rglob("*.bin"))) == BLOCKS
 
@@ -403,7 +404,30 @@ def test_what_stands_in_the_place_of_a_folder_is_named(
     assert (result.code, f"{path} is not a folder\n" in result.out) == (INCONCLUSIVE, True)
 
 
-# --- evict: shares, remove ---
+# --- evict: what cannot go, shares; remove ---
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
+def test_evict_says_why_blocks_stay(tmp_path: Path, tier: Tier) -> None:
+    leaves = [tier.path(number).parent for number in range(BLOCKS)]
+    for leaf in leaves:
+        leaf.chmod(0o500)
+    impatient = "import kvtier.evict_command as e; e.STUCK_SECONDS = 0.2; from kvtier.cli import main; main()"
+    wrapper = NO_OVERRIDE if os.geteuid() == 0 else []
+    command = [*wrapper, sys.executable, "-c", impatient, "evict", str(tmp_path), "--max-bytes", str(5 * FILE)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    for leaf in leaves:
+        leaf.chmod(0o700)
+    assert (done.returncode, done.stderr) == (FAIL, "")
+    assert f"{tier.path(3)} cannot be removed: EACCES (Permission denied)\n" in done.stdout
+    assert "too many" in done.stdout
+
+
+@pytest.mark.parametrize("seconds", ["inf", "nan", "-1", "0", "soon", "1e12"])
+def test_a_pause_that_cannot_be_is_one_sentence(tmp_path: Path, tier: Tier, seconds: str) -> None:
+    result = kvtier(tmp_path, (*EVICT, "--every", seconds))
+    sentence = f"kvtier: --every is {seconds!r}; it takes a number of seconds from 0.1 to 86400\n"
+    assert result == (USAGE, "", sentence)
 
 
 @pytest.mark.parametrize("options", [(), ("--dry-run",), ("--every", "1")])
@@ -508,6 +532,25 @@ def test_evict_every_waits_for_an_engine_and_names_what_is_damaged(tmp_path: Pat
         evictor.kill()
     assert out.endswith("left: 4 blocks, 32 KiB\n")
     assert evictor.returncode == 143
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
+def test_evict_every_says_why_no_round_succeeds(tmp_path: Path, tier: Tier) -> None:
+    tmp_path.chmod(0o500)
+    wrapper = NO_OVERRIDE if os.geteuid() == 0 else []
+    command = [*wrapper, *COMMAND, "evict", str(tmp_path), "--every", "0.1", "--max-bytes", "1GB"]
+    evictor = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert evictor.stdout
+    try:
+        said = [evictor.stdout.readline() for _ in range(2)][1]
+        evictor.terminate()
+        out, _ = evictor.communicate(timeout=30)
+    finally:
+        tmp_path.chmod(0o700)
+        evictor.kill()
+    problem = f"EACCES (Permission denied): {tmp_path}/.kvtier-evictor\n"
+    assert said == f"this round failed: {problem}"
+    assert out.endswith(f"nothing was measured or removed: {problem}")
 
 
 def test_evict_every_outlives_a_volume_that_goes_and_comes_back(tmp_path: Path) -> None:
