@@ -28,8 +28,9 @@ from harness.conform import conform
 from harness.entry import HARNESS, VERSION, ExitCode
 from harness.findings import findings
 from harness.inputs import check_output
+from harness.install_peer import InstallFailed, install_peer
 from harness.mutants.commands import false_alarms, mutants
-from harness.observe import NoPrometheus, observe
+from harness.observe import NoDashboards, NoPrometheus, observe
 from harness.options_file import read_options
 from harness.report import write_comparison, write_index, write_report
 from harness.report.compare import compare, difference_table, differing_options, in_words, read_side
@@ -45,7 +46,9 @@ EXPECTED: dict[type[Exception], ExitCode] = {
     UsageError: ExitCode.USAGE,
     UnknownTier: ExitCode.USAGE,
     PeerMissing: ExitCode.INCONCLUSIVE,
+    NoDashboards: ExitCode.INCONCLUSIVE,
     NoPrometheus: ExitCode.INCONCLUSIVE,
+    InstallFailed: ExitCode.IO,
 }
 """Exceptions whose text is a sentence for the user."""
 RUNS_DIR = Declared("runs_dir", str, False, "runs", "where the run's folder is made", is_path=True)
@@ -121,7 +124,7 @@ for _chosen in scenarios():
     run_group.add_command(_scenario_command(_chosen))
 
 
-for _command in (conform, findings, mutants, false_alarms):
+for _command in (conform, findings, install_peer, mutants, false_alarms):
     cli.add_command(_command)
 
 

@@ -19,8 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import harness
 from harness.history import HistoryWriter, Job, Note, Stop, read_records
+from harness.installation import import_root
 from harness.worker import Instruction
 
 LAST_WORDS_LINES = 32
@@ -30,7 +30,6 @@ STOP_SECONDS_MAX = 8.0
 SILENCE_SECONDS_MAX = 60.0
 """A worker that says nothing for so long hangs: it is made to print its stacks, and killed."""
 GO_AFTER_SECONDS = 0.2
-REPOSITORY = Path(harness.__file__).resolve().parent.parent
 
 
 class WorkerFailed(Exception):
@@ -56,7 +55,7 @@ class Child:
         self.failure = ""
         self.metrics_address: str | None = None
         self.heard_seconds = time.monotonic()
-        environment = {**os.environ, "PYTHONPATH": _python_path(), **env}
+        environment = {**os.environ, "PYTHONPATH": python_path(python, self.stderr_path.parent), **env}
         with open(self.stderr_path, "ab") as stderr:
             self._popen = subprocess.Popen(
                 [python, "-m", "harness.worker"],
@@ -144,9 +143,10 @@ class Child:
         self._reader.join()
 
 
-def _python_path() -> str:
-    """Where a worker finds the harness and whatever module the caller could import."""
-    return os.pathsep.join(dict.fromkeys([str(REPOSITORY), os.getcwd(), *os.environ.get("PYTHONPATH", "").split(":")]))
+def python_path(python: str, run_dir: Path) -> str:
+    """Where a process of the interpreter `python` finds the harness and whatever module the caller could import."""
+    harness_at = str(import_root(python, run_dir))
+    return os.pathsep.join(dict.fromkeys([harness_at, os.getcwd(), *os.environ.get("PYTHONPATH", "").split(":")]))
 
 
 class Workers:

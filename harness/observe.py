@@ -33,13 +33,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.history import Note, read_records
-from harness.launch import REPOSITORY, Child
+from harness.installation import DASHBOARDS
+from harness.launch import Child
 from harness.report.figures import MIB, duration
 from harness.run import Results
 from harness.scenarios.load import SCENARIO, LoadOptions
 from harness.show import carry_out, say_results, say_table
 
-DASHBOARDS = REPOSITORY / "dashboards"
+DASHBOARD_FILES = ("overview.json", "load.json", "gpu.json", "rules.yml", "vllm-names.yml")
 SCRAPE_SECONDS = 0.25
 RATE_SCRAPES = 8
 """`$__rate_interval` in scrapes, when panels are evaluated: Grafana's own is 4, a busy machine misses some."""
@@ -50,6 +51,10 @@ PROMETHEUS_PORT, GRAFANA_PORT, OTLP_PORT = 9090, 3000, 4318
 
 class NoPrometheus(Exception):
     """There is no server here; its text is one sentence that says what to do."""
+
+
+class NoDashboards(Exception):
+    """This installation lacks dashboards or rules; its text is one sentence that says what to do."""
 
 
 class QueryError(Exception):
@@ -351,11 +356,19 @@ def show(values: Sequence[PanelValue], console: Console) -> None:
         )
 
 
+def check_dashboards() -> None:
+    """Raises `NoDashboards` when a dashboard or a rule file is absent: without them a run looks free of alerts."""
+    absent = [name for name in DASHBOARD_FILES if not (DASHBOARDS / name).is_file()]
+    if absent:
+        raise NoDashboards(f"{DASHBOARDS} has no {', '.join(absent)}; install kvtier again, from a complete wheel")
+
+
 def observe(options: LoadOptions, runs_dir: Path, console: Console, wait: bool) -> Results:
     """Make a load run with Prometheus, and Grafana and Tempo where they start, around it; say what every panel shows.
 
-    With `wait` the servers stay up until Enter. Raises `NoPrometheus`, and what `run` raises.
+    With `wait` the servers stay up until Enter. Raises `NoDashboards`, `NoPrometheus`, and what `run` raises.
     """
+    check_dashboards()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvtier-observe-")))
         prometheus = stack.enter_context(Prometheus(folder, free_port(PROMETHEUS_PORT)))
@@ -367,7 +380,7 @@ def observe(options: LoadOptions, runs_dir: Path, console: Console, wait: bool) 
         if viewers.why_not:
             console.print(
                 f"Grafana and Tempo are not started: {escape(viewers.why_not)}. To see the dashboards, import "
-                f"dashboards/*.json into a Grafana of yours that reads {prometheus.address}; to see the traces, set "
+                f"{DASHBOARDS}/*.json into a Grafana of yours that reads {prometheus.address}; to see the traces, set "
                 "OTEL_EXPORTER_OTLP_ENDPOINT to your receiver, else they go to spans-*.jsonl in the run's folder.",
                 soft_wrap=True,
             )

@@ -20,12 +20,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from harness.adapters.base import Adapter, Finished, PeerMissing, TierSetup, Verdict
+from harness.adapters.peers import PEERS, peer_python
 
 VERSION = "0.33.0"
 PYTHON_VARIABLE = "HARNESS_VLLM_PYTHON"
 DEFAULT_OPTIONS: dict[str, Any] = {"c_extension": True, "raise_none_refcount": False, "seed_random": 0}
-_INSTALL = "install it with `make install-vllm`"
-_REPOSITORY = Path(__file__).resolve().parents[2]
+_INSTALL = PEERS["vllm"].how_to_install
 
 
 def import_vllm(c_extension: bool) -> SimpleNamespace:
@@ -117,11 +117,13 @@ class VllmAdapter(Adapter):
 
     @classmethod
     def python(cls) -> str:
-        """The Python that has vLLM, for starting workers: `HARNESS_VLLM_PYTHON`, else that of `.venv-vllm`. Raises
-        `PeerMissing`."""
-        path = os.environ.get(PYTHON_VARIABLE) or str(_REPOSITORY / ".venv-vllm" / "bin" / "python")
+        """The Python that has vLLM, for starting workers: `HARNESS_VLLM_PYTHON`, else that of the peer's environment.
+        Raises `PeerMissing`."""
+        path = os.environ.get(PYTHON_VARIABLE)
+        if not path:
+            return peer_python("vllm")
         if not os.access(path, os.X_OK):
-            raise PeerMissing(f"no vLLM {VERSION} at {path}; {_INSTALL}, or name its Python in {PYTHON_VARIABLE}")
+            raise PeerMissing(f"{PYTHON_VARIABLE} is {path!r}, which is no program; {_INSTALL}")
         return path
 
     @classmethod

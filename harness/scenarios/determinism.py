@@ -33,7 +33,7 @@ from harness.adapters.base import Adapter
 from harness.checkers.matrix import PRIVATE, REFUSED
 from harness.faults import FaultUnavailable
 from harness.faults.attach import Attached
-from harness.launch import REPOSITORY
+from harness.launch import python_path
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, option
 from harness.scenarios.crew import Crew
 
@@ -191,8 +191,7 @@ def _probe(
         for setting in settings
     ]
     order = {"tier": context.options.tier, "whole": whole, "fresh_roots": root is None, "setups": setups}
-    paths = [str(REPOSITORY), os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+    environment = {**os.environ, "PYTHONPATH": python_path(path, context.run_dir)}
     environment.pop("PYTHONHASHSEED", None)
     if seed is not None:
         environment["PYTHONHASHSEED"] = seed

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Make the venv in which the vllm adapter's workers run: install.sh PYTHON TARGET (e.g. python3.12 .venv-vllm).
+# `make install-vllm` and `kvtier-harness install-peer vllm` run it.
 # Only vLLM's tier and hashing are wanted, so vllm comes without its dependencies. A CPU build of torch is enough;
 # where the default index has only CUDA builds (gigabytes), PIP_EXTRA_INDEX_URL may name one with CPU builds.
 # Needs a C compiler ($CC, cc) where torch is a CPU build.
@@ -18,10 +19,13 @@ pip --requirement "$here/requirements.txt"
 stubs="$target/lib/vllm-stubs"
 mkdir -p "$stubs"
 if "$target/bin/python" -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then
+    command -v "${CC:-cc}" >/dev/null || { echo "install.sh: no C compiler (${CC:-cc}); on Debian: apt-get install gcc" >&2; exit 1; }
     for library in libtorch_cuda.so libc10_cuda.so libnvrtc.so.13; do
         "${CC:-cc}" -shared -x c /dev/null "-Wl,-soname,$library" -o "$stubs/$library"
     done
 fi
-cd "$here/../../.." # the harness is not installed there: workers find it in the repository
-"$target/bin/python" -c 'from harness.adapters.vllm import import_vllm; import_vllm(c_extension=True)'
+packages=$(mktemp -d) # the harness is not installed there: workers get it through PYTHONPATH
+trap 'rm -r "$packages"' EXIT
+ln -s "$(dirname "$(dirname "$here")")" "$packages/harness"
+PYTHONPATH=$packages "$target/bin/python" -P -c 'from harness.adapters.vllm import import_vllm; import_vllm(c_extension=True)'
 echo "$target/bin/python drives vLLM 0.33.0's tier"

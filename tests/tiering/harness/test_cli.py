@@ -18,7 +18,7 @@ import pytest
 from harness.cli import main
 from harness.conform import plan
 from harness.history import History
-from harness.launch import REPOSITORY
+from harness.installation import ROOT as REPOSITORY
 from harness.scenarios import scenarios
 from tests.tiering.harness.certain_trace import REQUESTS, write_certain_trace
 

@@ -16,7 +16,8 @@ import pytest
 
 from harness.adapters.base import TierSetup
 from harness.history import History
-from harness.launch import REPOSITORY, WorkerFailed, Workers
+from harness.installation import ROOT as REPOSITORY
+from harness.launch import WorkerFailed, Workers
 from harness.worker import Instruction
 
 BROKEN = "tests.tiering.harness.broken_tiers"

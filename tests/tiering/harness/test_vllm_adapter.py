@@ -98,7 +98,7 @@ def peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
 
 def test_a_missing_venv_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(PYTHON_VARIABLE, str(tmp_path / "python"))
-    with pytest.raises(PeerMissing, match="make install-vllm"):
+    with pytest.raises(PeerMissing, match="install-peer vllm DIR"):
         VllmAdapter.python()
 
 
