@@ -32,6 +32,7 @@ from harness.install_peer import InstallFailed, install_peer
 from harness.mutants.commands import false_alarms, mutants
 from harness.observe import NoDashboards, NoPrometheus, observe
 from harness.options_file import read_options
+from harness.recorded import check_run, read_results
 from harness.report import write_comparison, write_index, write_report
 from harness.report.compare import compare, difference_table, differing_options, in_words, read_side
 from harness.run import EXIT_CODES, Results, judge, known_tiers
@@ -231,8 +232,12 @@ def _written(page: Path) -> Iterator[None]:
 
 
 def _judged(run_dir: Path) -> Path:
-    """The same folder, with results. Raises `UsageError` when it is no run."""
-    if not (run_dir / "results.json").exists():
+    """The same folder, with results, judged again if these are missing or damaged. Raises `UsageError` when it is no
+    run."""
+    check_run(run_dir)
+    try:
+        read_results(run_dir)
+    except UsageError:
         judge(run_dir)
     return run_dir
 

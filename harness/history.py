@@ -13,6 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO
 
+from harness.inputs import DamagedFile, read_file, read_json
+
+BYTES_MAX = 1 << 36
+"""Of a history file; none of a run comes near."""
+
 Outcome = Literal["ok", "fail", "info"]
 Direction = Literal["load", "store"]
 
@@ -142,7 +147,7 @@ def decode(line: str) -> Record:
     try:
         name, *values = json.loads(line)
         record = _TYPES[name](*values)
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"not a record: {line[:60]!r} ({error})") from error
     if isinstance(record, Job):  # JSON has no tuples
         record = record._replace(wrong=[(block, how) for block, how in record.wrong])
@@ -198,15 +203,19 @@ class History:
         for path in sorted(run_dir.glob("history-*.jsonl")):
             for record in read_records(path):
                 history.add(record)
-        for name in ("files", "options"):
+        for name, kind in (("files", list), ("options", dict)):
             if (path := run_dir / f"{name}.json").exists():
-                setattr(history, name, json.loads(path.read_text()))
+                setattr(history, name, read_json(path, kind))
         return history
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """Records of one file in order; a last line torn by a killed writer is dropped, any other bad line raises."""
-    lines = path.read_text(encoding="utf-8").split("\n")
+    """Records of one file in order; a last line torn by a killed writer is dropped, any other bad line raises
+    `DamagedFile`."""
+    try:
+        lines = read_file(path, BYTES_MAX).decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise DamagedFile(f"{str(path)!r} is damaged: {error}") from error
     for number, line in enumerate(lines, 1):
         if not line:
             continue
@@ -214,4 +223,4 @@ def read_records(path: Path) -> Iterator[Record]:
             yield decode(line)
         except ValueError as error:
             if number < len(lines):
-                raise ValueError(f"{path.name}, line {number}: {error}") from error
+                raise DamagedFile(f"{str(path)!r} is damaged: {path.name}, line {number}: {error}") from error

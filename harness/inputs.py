@@ -7,13 +7,17 @@ them; nothing here is created, and no read waits for a writer.
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from kvtier import ConfigError, parse_size
+
+T = TypeVar("T")
 
 SECONDS_MAX = 30 * 86400.0
 """Of everything that lasts; a longer time is a typing error."""
@@ -28,6 +32,10 @@ _KINDS = {
 
 class UsageError(Exception):
     """An option cannot work; its text is one sentence for a person."""
+
+
+class DamagedFile(UsageError, ValueError):
+    """A file does not hold what it should; its text is one sentence with the file's path."""
 
 
 def check_number(
@@ -97,9 +105,10 @@ def read_file(path: str | Path, bytes_max: int) -> bytes:
             status = os.fstat(descriptor)
             if (kind := stat.S_IFMT(status.st_mode)) != stat.S_IFREG:
                 raise UsageError(f"{str(path)!r} is {_KINDS.get(kind, 'no file')}; it must be a regular file")
-            size = status.st_size or bytes_max + 1  # files of /proc have no size
             with open(descriptor, "rb", closefd=False) as file:
-                content = file.read(min(size, bytes_max + 1))
+                content = file.read(min(status.st_size, bytes_max + 1))
+                while not status.st_size and len(content) <= bytes_max and (more := file.read(1 << 16)):
+                    content += more  # files of /proc state no size
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -109,6 +118,19 @@ def read_file(path: str | Path, bytes_max: int) -> bytes:
     if max(len(content), status.st_size) > bytes_max:
         raise UsageError(f"{str(path)!r} holds more than {bytes_max:,} bytes, the largest that is read")
     return content
+
+
+def read_json(path: str | Path, kind: type[T], bytes_max: int = 1 << 30) -> T:
+    """The JSON value in a regular file, an object or a list as `kind` says. Raises `UsageError`."""
+    content = read_file(path, bytes_max)
+    try:
+        value = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(f"{str(path)!r} is damaged: it is not JSON ({error})") from error
+    if not isinstance(value, kind):
+        expected = "an object" if kind is dict else "a list"
+        raise DamagedFile(f"{str(path)!r} is damaged: it holds {_short(value)}, not {expected}")
+    return value
 
 
 def check_output(name: str, path: str | Path) -> None:
@@ -134,6 +156,11 @@ def _is_socket(path: str | Path) -> bool:
         return stat.S_ISSOCK(os.stat(path).st_mode)
     except OSError:
         return False
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _text(bound: float) -> str:

@@ -27,7 +27,9 @@ from harness.checkers import CHECKERS
 from harness.device import measure
 from harness.environment import describe
 from harness.history import History
+from harness.inputs import read_json
 from harness.launch import LAST_WORDS_LINES, Child, WorkerFailed, Workers
+from harness.recorded import check_run
 from harness.scenarios import scenario
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, check_root, check_tier
 from harness.seeds import fresh_seed
@@ -140,14 +142,10 @@ def run(
 
 def judge(run_dir: Path) -> Results:
     """Judge a recorded run (again): pure checkers over its history. Writes and returns its `results.json`."""
-    if not (run_dir / "options.json").exists():
-        raise UsageError(f"{str(run_dir)!r} is not a run folder: it has no options.json")
-    try:
-        history = History.read(run_dir)
-    except ValueError as error:
-        raise UsageError(f"{str(run_dir)!r} cannot be read: {error}") from error
+    check_run(run_dir)
+    history = History.read(run_dir)
     options = history.options
-    ended = json.loads((run_dir / "run.json").read_text()) if (run_dir / "run.json").exists() else {}
+    ended: dict[str, Any] = read_json(run_dir / "run.json", dict) if (run_dir / "run.json").exists() else {}
     verdicts = [_check(name, history) for name in scenario(options["scenario"]).checkers]
     values = {v["value"] for v in verdicts}
     reason = ended.get("reason", "the run did not come to its end")
@@ -274,7 +272,13 @@ def _as_arguments(options: CommonOptions) -> Iterator[str]:
 
 
 def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
+    """In one step, so that a full disk leaves the old file or the whole new one."""
+    fresh = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
+    try:
+        fresh.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ tell about themselves. They know nothing of a machine that was busier on the oth
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.history import History
+from harness.recorded import read_results
 from harness.report.figures import (
     CLASS_COLOURS,
     MIB,
@@ -34,7 +34,7 @@ from harness.report.figures import (
     plain,
 )
 from harness.report.flow import LATENCY_NAMES, latencies
-from harness.report.page import read_json, verdict_words
+from harness.report.page import read_environment, verdict_words
 from harness.report.shell import section_html, write_page
 from harness.report.tables import flat, table_html
 
@@ -110,8 +110,7 @@ class Side(NamedTuple):
 
 def read_side(run_dir: Path) -> Side:
     run_dir = run_dir.resolve()
-    results = json.loads((run_dir / "results.json").read_text())
-    return Side(run_dir, results, read_json(run_dir / "environment.json"), History.read(run_dir))
+    return Side(run_dir, read_results(run_dir), read_environment(run_dir), History.read(run_dir))
 
 
 def compare(a: Side, b: Side) -> list[Difference]:

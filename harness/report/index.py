@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from harness.inputs import UsageError
+from harness.recorded import read_results
 from harness.report.figures import duration
 from harness.report.shell import write_page
 
@@ -32,9 +33,9 @@ def write_index(runs_dir: Path) -> Path:
     folders = sorted((p for p in runs_dir.iterdir() if p.is_dir() and not p.is_symlink()), reverse=True)
     for folder in folders:
         try:
-            results = json.loads((folder / "results.json").read_text())
-        except (OSError, ValueError):
-            continue  # under way, or not a run
+            results = read_results(folder)
+        except UsageError:
+            continue  # under way, damaged, or not a run
         rows.append(_row(folder, results))
         if len(rows) == RUNS_MAX:
             break

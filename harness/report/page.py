@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from html import escape
 from importlib import import_module
@@ -11,6 +10,8 @@ from typing import Any
 
 from harness.checkers import CHECKERS
 from harness.history import History
+from harness.inputs import read_json
+from harness.recorded import read_results
 from harness.report import faults, flow, machine, schedule
 from harness.report.figures import Section, duration
 from harness.report.shell import section_html, write_page
@@ -25,8 +26,8 @@ WORDS = {"true": "holds", "false": "is broken", "unknown": "was not decided"}
 
 def write_report(run_dir: Path) -> Path:
     """Make the page from `results.json`, `environment.json` and the history; returns its path."""
-    results = json.loads((run_dir / "results.json").read_text())
-    environment = read_json(run_dir / "environment.json")
+    results = read_results(run_dir)
+    environment = read_environment(run_dir)
     history = History.read(run_dir)
     plots = sections(history, results)
     happened = machine.happenings(history)
@@ -68,9 +69,10 @@ def sections(history: History, results: Mapping[str, Any]) -> list[Section]:
     return [section for section in made if section is not None]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The file's content; empty if there is none."""
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+def read_environment(run_dir: Path) -> dict[str, Any]:
+    """environment.json; empty if there is none."""
+    path = run_dir / "environment.json"
+    return read_json(path, dict) if path.exists() else {}
 
 
 def verdict_words(results: Mapping[str, Any]) -> str:
