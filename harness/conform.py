@@ -78,6 +78,8 @@ def conform(tier: str, names: tuple[str, ...], runs_dir: str, as_json: bool, qui
             mark = f"[{COLOURS[results.verdict]}]{results.verdict:<7}[/]"
             line = f"{results.scenario:<12} {mark}  {results.seconds:4.0f} s  {runs_dir}/{folder}/report.html"
             console.print(line, soft_wrap=True)
+            if results.reason:
+                console.print(f"{'':<12} {escape(results.reason.splitlines()[0])}", soft_wrap=True)
         for name, why in left_out.items():
             console.print(f"{name:<12} left out: {escape(why)}", soft_wrap=True)
         line = f"{escape(tier)}: [bold {COLOURS[worst]}]{worst}[/], seed {seed}; all runs: {runs_dir}/index.html"

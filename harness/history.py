@@ -7,8 +7,10 @@ A block is named by its trace id (an int, prefix-chained: equal ids mean equal p
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO
@@ -122,7 +124,10 @@ class Note(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """A process ended: exit code (negative: signal), and what it left (slots still pinned, fds more than at start)."""
+    """A process ended: exit code (negative: signal), and what it left (slots still pinned, fds more than at start).
+
+    `outside` is empty unless something other than the tier ended the process; then it is a sentence that says what.
+    """
 
     process: int
     incarnation: int
@@ -131,6 +136,7 @@ class Stop(NamedTuple):
     pinned_slots: int
     leaked_fds: int
     findings: list[str]
+    outside: str = ""
 
 
 Record = Start | Request | Job | Task | Name | Gauge | Note | Stop
@@ -154,20 +160,45 @@ def decode(line: str) -> Record:
     return record  # type: ignore[no-any-return]
 
 
+def in_words(error: OSError) -> str:
+    """What the operating system refused, as one sentence: "ENOSPC (No space left on device): /runs/x/run.json"."""
+    name = errno.errorcode.get(error.errno or 0, type(error).__name__)
+    return f"{name} ({error.strerror or error})" + (f": {error.filename}" if error.filename else "")
+
+
+class HistoryLost(OSError):
+    """A history could not be written: the folder of runs is full, read-only or gone. No tier is to blame."""
+
+
 class HistoryWriter:
-    """Appends records to one process's file. A killed process loses at most what it wrote since its last `flush`."""
+    """Appends records to one process's file. A killed process loses at most what it wrote since its last `flush`.
+
+    Raises `HistoryLost` where the file cannot be written.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file: TextIO = open(path, "a", buffering=1 << 16, encoding="utf-8")
+        self._path = path
+        with self._lost():
+            self._file: TextIO = open(path, "a", buffering=1 << 16, encoding="utf-8")
+
+    @contextmanager
+    def _lost(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise HistoryLost(error.errno, error.strerror, str(self._path)) from error
 
     def write(self, *records: Record) -> None:
-        self._file.write("".join(encode(r) + "\n" for r in records))
+        with self._lost():
+            self._file.write("".join(encode(r) + "\n" for r in records))
 
     def flush(self) -> None:
-        self._file.flush()
+        with self._lost():
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with self._lost():
+            self._file.close()
 
 
 @dataclass

@@ -14,12 +14,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from harness.history import HistoryWriter, Job, Note, Stop, read_records
+from harness.history import HistoryWriter, Job, Note, Stop, in_words, read_records
 from harness.installation import import_root
 from harness.worker import Instruction
 
@@ -27,13 +27,28 @@ LAST_WORDS_LINES = 32
 READY_SECONDS_MAX = 180.0
 STOP_SECONDS_MAX = 8.0
 """A worker told to stop may take this long to end in good order; after that it is killed."""
+REAP_SECONDS_MAX = 60.0
+"""How long killed workers, of which there may be thousands, may take to end."""
 SILENCE_SECONDS_MAX = 60.0
 """A worker that says nothing for so long hangs: it is made to print its stacks, and killed."""
 GO_AFTER_SECONDS = 0.2
+STACKS_SECONDS_MAX = 5.0
+"""How long a process that did not come up in time may take to print its stacks, before it is killed."""
+SENT_FROM_OUTSIDE = frozenset(
+    {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU, signal.SIGXFSZ}
+)
+"""Signals by which an operator, a supervisor, the OOM killer or a resource limit ends a process."""
 
 
 class WorkerFailed(Exception):
-    """A worker did not come up; the text is one sentence, then the process's last words."""
+    """A worker did not come up; the text is one sentence, then the process's last words.
+
+    `outside`: something other than the tier was the reason, so that another try would say nothing about the tier.
+    """
+
+    def __init__(self, text: str, outside: bool = False) -> None:
+        super().__init__(text)
+        self.outside = outside
 
 
 class Child:
@@ -53,10 +68,13 @@ class Child:
         self.python = python
         self.state = "starting"  # then "ready", "running", "done", "dead"
         self.failure = ""
+        self.makes_tier = False  # its tier's constructor has been called
+        self.outside = ""  # what ended it, if that was not the tier
+        self._signalled: set[int] = set()  # by the harness, or by the process itself
         self.metrics_address: str | None = None
         self.heard_seconds = time.monotonic()
-        environment = {**os.environ, "PYTHONPATH": python_path(python, self.stderr_path.parent), **env}
-        with open(self.stderr_path, "ab") as stderr:
+        with _starting(self.label), open(self.stderr_path, "ab") as stderr:
+            environment = {**os.environ, "PYTHONPATH": python_path(python, self.stderr_path.parent), **env}
             self._popen = subprocess.Popen(
                 [python, "-m", "harness.worker"],
                 stdin=subprocess.PIPE,
@@ -66,7 +84,12 @@ class Child:
                 process_group=0,  # a terminal's Ctrl-C reaches the parent alone, which then stops its children
             )
         self._reader = threading.Thread(target=self._read, args=(events,), name=f"reader-{self.label}", daemon=True)
-        self._reader.start()
+        try:
+            self._reader.start()
+        except RuntimeError as error:  # no more threads
+            self._popen.kill()
+            self._popen.communicate()
+            raise WorkerFailed(f"process {self.label} could not be started: {error}", outside=True) from error
         self._send_line(instruction.to_json())
 
     def _read(self, events: queue.SimpleQueue[tuple[Child, dict[str, Any]]]) -> None:
@@ -112,7 +135,12 @@ class Child:
 
     def signal(self, number: int) -> None:
         """Send a signal to this process, if it still runs."""
+        self._signalled.add(number)
         self._popen.send_signal(number)
+
+    def expects(self, number: int) -> None:
+        """The process is about to send itself this signal."""
+        self._signalled.add(number)
 
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
@@ -134,6 +162,21 @@ class Child:
             return "still runs"
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
+    def ended_from_outside(self) -> str:
+        """A sentence if something other than the tier ended this process, else an empty string.
+
+        A process cannot tell who sent it SIGKILL. One that its own Python code sent is announced by the worker, and
+        the harness remembers its own; any other is from outside. A crash (SIGSEGV, SIGABRT, ...) is the process's own.
+        """
+        code = self.exit_code
+        if self.outside or code is None:
+            return self.outside
+        if not self.makes_tier:
+            return f"it {self.how_it_ended()} before its tier was made"
+        if code < 0 and -code in SENT_FROM_OUTSIDE and -code not in self._signalled:
+            return f"it {self.how_it_ended()}, which neither the tier nor the harness sent"
+        return ""
+
     def reap(self) -> None:
         """Wait for a process that has closed its stdout, or was killed; release its pipes."""
         assert self._popen.stdin is not None
@@ -141,6 +184,25 @@ class Child:
             self._popen.stdin.close()
         self._popen.wait()
         self._reader.join()
+
+
+@contextmanager
+def _starting(label: str) -> Iterator[None]:
+    """Turns what the operating system refuses (EAGAIN, ENOMEM, EMFILE, ENOSPC, ...) into a `WorkerFailed`."""
+    try:
+        yield
+    except OSError as error:
+        text = f"process {label} could not be started: {in_words(error)}"
+        raise WorkerFailed(text, outside=True) from error
+
+
+def _oom_kills() -> int:
+    """How many processes the kernel's OOM killer has ended since this machine came up; 0 where nothing says."""
+    with suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
 
 
 def python_path(python: str, run_dir: Path) -> str:
@@ -156,19 +218,26 @@ class Workers:
         self.children: list[Child] = []
         self._events: queue.SimpleQueue[tuple[Child, dict[str, Any]]] = queue.SimpleQueue()
         self._on_tick = on_tick
+        self._oom_kills_before = _oom_kills()
+        self.broken_off = ""  # why the run came to no regular end; its processes are then not judged by how they ended
+        self.troubles: list[str] = []  # what the harness itself could not do, a sentence each
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
         try:
+            if self.broken_off:
+                for child in self.children:
+                    if child.alive and not child.outside:
+                        child.outside = f"the harness ended it: {self.broken_off}"
             self.stop()
         finally:  # also when a second Ctrl-C interrupts the patience above
             for child in self.children:
                 if child.alive:
                     child.resume()
                     child.kill()
-            self.wait(seconds=STOP_SECONDS_MAX)
+            self.wait(seconds=REAP_SECONDS_MAX)
 
     def start(
         self, instruction: Instruction, env: Mapping[str, str | None] | None = None, python: str = sys.executable
@@ -178,18 +247,23 @@ class Workers:
         self.children.append(child)
         return child
 
-    def await_ready(self, children: Iterable[Child], seconds: float = READY_SECONDS_MAX) -> None:
-        """Until each is ready. Raises `WorkerFailed` when one dies or time is up."""
-        children = list(children)
+    def await_ready(self, children: Iterable[Child], seconds: float | None = None) -> None:
+        """Until each is ready. Raises `WorkerFailed` when one dies or time is up (default: `READY_SECONDS_MAX`)."""
+        children, seconds = list(children), READY_SECONDS_MAX if seconds is None else seconds
         self.until(lambda: all(c.state != "starting" for c in children), seconds)
+        late = [child for child in children if child.state == "starting"]
+        for child in late:
+            child.outside = f"it was not ready after {seconds:g} s, and the harness ended it"
+            child.signal(signal.SIGABRT)  # faulthandler prints every thread's stack: its last words
+        self.wait(late, STACKS_SECONDS_MAX)
         for child in children:
             if child.state in ("starting", "dead"):
-                why = child.failure or (
-                    f"it {child.how_it_ended()}" if child.state == "dead" else f"not ready after {seconds:g} s"
-                )
+                self.explain(child)
+                why = child.failure or child.ended_from_outside() or f"it {child.how_it_ended()}"
                 # What a tier refuses is said in its one sentence; only an unexplained end needs the last words.
                 words = "" if child.failure else child.last_words()
-                raise WorkerFailed(f"process {child.label} did not come up: {why}" + (f"\n{words}" if words else ""))
+                text = f"process {child.label} did not come up: {why}" + (f"\n{words}" if words else "")
+                raise WorkerFailed(text, outside=bool(child.ended_from_outside()))
 
     def go(self, children: Iterable[Child]) -> float:
         """Let them start at one common moment, and return it (monotonic seconds)."""
@@ -245,20 +319,44 @@ class Workers:
             case "ready":
                 child.state = "ready"
                 child.metrics_address = message["metrics_address"]
-                write_targets(self.children)
+                self._write_targets()
             case "progress":
                 child.counts, child.gauges = message["counts"], message["gauges"]
+            case "making":
+                child.makes_tier = True
+            case "signal":
+                child.expects(message["number"])
+            case "outside":
+                child.outside = message["text"]
             case "failed":
                 child.failure = message["text"]
             case "done":
                 child.counts = message["counts"]
             case "end":
                 child.reap()
-                came_up = child.state != "starting"
                 child.state = "done" if child.exit_code == 0 else "dead"
-                write_targets(self.children)
-                if child.state == "dead" and came_up:  # else `await_ready` tells, and there is no history to complete
-                    write_post_mortem(child)
+                self._write_targets()
+                if child.state == "dead" and not child.failure:  # a tier that refused is quoted by `await_ready`
+                    self.explain(child)
+                    self._try(lambda: write_post_mortem(child))
+
+    def explain(self, child: Child) -> None:
+        """Say more of a process that something outside ended, if anything on this machine does."""
+        kills = _oom_kills() - self._oom_kills_before
+        if kills and child.exit_code == -signal.SIGKILL and (outside := child.ended_from_outside()):
+            processes = "1 process" if kills == 1 else f"{kills} processes"
+            child.outside = f"{outside}; the kernel's OOM killer has ended {processes} since the run began"
+            self._oom_kills_before += kills
+
+    def _write_targets(self) -> None:
+        self._try(lambda: write_targets(self.children))
+
+    def _try(self, write: Callable[[], None]) -> None:
+        """A file of the run that cannot be written is a trouble of the harness, not the end of the run."""
+        try:
+            write()
+        except OSError as error:
+            self.troubles.append(in_words(error))
 
     def _end_the_silent(self, now: float) -> None:
         for child in self.children:
@@ -303,9 +401,9 @@ def write_post_mortem(child: Child) -> None:
         what = (child.process, job_id, detail["request"], detail["direction"], detail["blocks"])
         writer.write(Job(*what, at, at, now, time.time(), "info", [], [], 0, [], 0))
     if not stopped:
-        words = child.last_words()
-        finding = f"process {child.label} {child.how_it_ended()}" + (f"; its last words:\n{words}" if words else "")
         code = child.exit_code
         assert code is not None
-        writer.write(Stop(child.process, child.instruction.incarnation, now, code, 0, 0, [finding]))
+        writer.write(
+            Stop(child.process, child.instruction.incarnation, now, code, 0, 0, [], child.ended_from_outside())
+        )
     writer.close()

@@ -14,6 +14,7 @@ import shlex
 import shutil
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -24,9 +25,10 @@ from typing import Any
 
 from harness.adapters import TIERS, adapter_class, tier_python
 from harness.checkers import CHECKERS
+from harness.checkers.base import Verdict
 from harness.device import measure
 from harness.environment import describe
-from harness.history import History
+from harness.history import History, in_words
 from harness.inputs import read_json
 from harness.launch import LAST_WORDS_LINES, Child, WorkerFailed, Workers
 from harness.recorded import check_run
@@ -36,6 +38,7 @@ from harness.seeds import fresh_seed
 
 EXIT_CODES = {"true": 0, "false": 1, "unknown": 2}
 EXIT_INTERRUPTED = 130
+ERROR_FILE = "scenario-error.txt"
 REMOVERS = 8
 FILES_MAX = 2_000_000
 """Files under the root that are listed after a run; more is an error of the run, not of the tier."""
@@ -113,14 +116,17 @@ def run(
                 chosen.run(context, prepared)
             except KeyboardInterrupt:
                 ended = {"interrupted": True, "reason": "interrupted; what was recorded until then is kept and judged"}
-            except WorkerFailed as error:
-                ended["reason"] = str(error)
+                workers.broken_off = "the run was interrupted"
+            except Exception as error:
+                ended["reason"] = _why_it_broke_off(error, run_dir)
+                workers.broken_off = "the run was broken off"
             finally:
                 context.close()
     except KeyboardInterrupt:  # the second one: the workers were killed
         ended = {"interrupted": True, "reason": "interrupted twice; the workers were killed"}
     seconds = time.monotonic() - started_seconds
     with _patience():
+        ended["reason"] = "; ".join(filter(None, [ended["reason"], *dict.fromkeys(workers.troubles)]))
         if ended["interrupted"]:
             device = {"why": "the run was interrupted"}
         elif seconds * DEVICE_SHARE < DEVICE_SECONDS_MIN:
@@ -138,6 +144,21 @@ def run(
         on_stage(f"removing {len(files):,} files")
         _remove(root_dir, files)
     return results
+
+
+def _why_it_broke_off(error: Exception, run_dir: Path) -> str:
+    """One sentence. What the scenario itself did not expect leaves its traceback in the run's folder."""
+    if isinstance(error, WorkerFailed):
+        return str(error)
+    if isinstance(error, OSError) and error.errno:
+        return f"the run was broken off by the operating system: {in_words(error)}"
+    with suppress(OSError):
+        (run_dir / ERROR_FILE).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    return f"the scenario failed: {_in_one_line(error)} (traceback in {ERROR_FILE})"
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def judge(run_dir: Path) -> Results:
@@ -170,7 +191,11 @@ def judge(run_dir: Path) -> Results:
 
 
 def _check(name: str, history: History) -> dict[str, Any]:
-    verdict = CHECKERS[name](history)
+    """The verdict as JSON has it. A checker that fails on this history has no verdict."""
+    try:
+        verdict = CHECKERS[name](history)
+    except Exception as error:
+        verdict = Verdict(name, "unknown", f"the checker failed on this history: {_in_one_line(error)}", [], {})
     return {
         "name": verdict.name,
         "value": verdict.value,

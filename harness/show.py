@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from harness.checkers.base import some
 from harness.launch import Child
 from harness.progress import Progress
 from harness.report import write_index, write_report
@@ -91,10 +92,21 @@ def say_verdicts(results: Results, console: Console) -> None:
                 console.print(f"  {verdict['name']}: {more} more in results.json")
     if results.reason:
         console.print(f"[yellow]{escape(results.reason)}[/]", soft_wrap=True)
-    for label, said in list(results.last_words.items())[:LAST_WORDS_SHOWN_MAX]:
-        console.print(f"last words of process {label}:")
+    for labels, said in _last_words(results)[:LAST_WORDS_SHOWN_MAX]:
+        console.print(f"last words of process {labels[0]}:")
         console.print("\n".join(f"  {line}" for line in said.splitlines()), soft_wrap=True, markup=False)
+        if also := labels[1:]:
+            console.print(f"  the same of process{'es' if len(also) > 1 else ''} {some(also)}")
     console.print(f"seed {results.seed}; again: {escape(results.command)}", soft_wrap=True)
+
+
+def _last_words(results: Results) -> list[tuple[list[str], str]]:
+    """What dead processes last said, each thing once, with their labels. Tracebacks of one error are one thing."""
+    said: dict[str, tuple[list[str], str]] = {}
+    for label, words in results.last_words.items():
+        is_traceback = "Traceback (most recent call last)" in words
+        said.setdefault(words.splitlines()[-1] if is_traceback else words, ([], words))[0].append(label)
+    return list(said.values())
 
 
 def say_table(table: Table, console: Console) -> None:

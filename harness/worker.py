@@ -9,37 +9,45 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import faulthandler
 import importlib
 import json
 import os
 import queue
+import resource
 import signal
 import sys
 import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import psutil
 
 from harness.adapters import adapter_class
 from harness.adapters.base import TierSetup
-from harness.history import Gauge, HistoryWriter, Note, Record, Start, Stop
+from harness.history import Gauge, HistoryLost, HistoryWriter, Note, Record, Start, Stop, in_words
+
+T = TypeVar("T")
 
 SAMPLE_SECONDS = 0.02
 """How often the tier's gauges are looked at, so that the parent hears of peaks between two records."""
 GAUGE_SECONDS = 0.2
 PROGRESS_SECONDS = 0.25
 CANARY_ASKS_SECONDS = 0.01
+FDS_COUNTED_MAX = 1 << 16
 ORPHAN_SECONDS_MAX = 10.0
 """How long a worker whose parent is gone may take to end in good order."""
 EXIT_BROKEN = 70
 """The tier or the driver raised; what it said stands in the history and on stderr."""
+EXIT_IO = 74
+"""The history could not be written."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,11 @@ class Canary:
 
 def _be_as_nice_as_any_thread() -> None:
     nice = []
-    for thread in os.listdir("/proc/self/task"):
+    try:
+        threads = os.listdir("/proc/self/task")
+    except OSError:  # no descriptor is free at present
+        return
+    for thread in threads:
         with contextlib.suppress(OSError):  # it has just ended
             nice.append(os.getpriority(os.PRIO_PROCESS, int(thread)))
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), max(nice))
@@ -186,32 +198,15 @@ class Worker:
         if hasattr(self._driver, "before_tier"):  # what an application does before it makes its tier
             self._driver.before_tier(**instruction.arguments)
         tier = adapter_class(instruction.tier)
+        self._errors: set[str] = set()
+        self._exit_code = 0
+        parent.say("making")
         self._nones_before = sys.getrefcount(None)
-        self._fds_before = self._me.num_fds()  # all that the tier opens from here on it must close
+        self._fds_before = self._open_fds()  # all that the tier opens from here on it must close
         self.adapter = tier(instruction.setup)
         self._sample_due = self._gauge_due = self._progress_due = 0.0
         self._tick_seconds, self._longest_pass_seconds = time.monotonic(), 0.0
         self._peaks: dict[str, float] = {}
-        self.write(
-            Start(
-                self.process,
-                instruction.incarnation,
-                os.getpid(),
-                instruction.tier,
-                self.adapter.none_hash_digest(),
-                time.monotonic(),
-                time.time(),
-                {
-                    "python": sys.version.split()[0],
-                    "PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED"),
-                    "metrics_address": self.adapter.metrics_address(),
-                    "driver": instruction.driver,
-                    "read_threads": instruction.setup.n_read_threads,
-                    "write_threads": instruction.setup.n_write_threads,
-                    "runs_in_submit": tier.runs_in_submit,
-                },
-            )
-        )
 
     def write(self, *records: Record) -> None:
         """Append to the history and hand it to the kernel: what was written survives a SIGKILL of this process."""
@@ -241,8 +236,14 @@ class Worker:
             self.parent.say("progress", counts=self.counts, gauges=self._peaks)
             self._peaks = {}
 
+    def _open_fds(self) -> int:
+        try:
+            return self._me.num_fds()
+        except OSError:  # no descriptor is free to read /proc; the one that reading takes counts there
+            return 1 + sum(map(_is_open, range(min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], FDS_COUNTED_MAX))))
+
     def _own_gauges(self) -> dict[str, float]:
-        with self._me.oneshot():
+        with contextlib.suppress(OSError), self._me.oneshot():
             return {
                 "fds": float(self._me.num_fds()),
                 "rss_bytes": float(self._me.memory_info().rss),
@@ -250,34 +251,108 @@ class Worker:
                 "none_references_lost": float(self._nones_before - sys.getrefcount(None)),
                 "cpu_seconds": sum(self._me.cpu_times()[:2]),
             }
+        return {}  # no descriptor is free to look at /proc
 
     def drive(self) -> None:
         """Run the driver named by the instruction between {"ready"} and the end."""
         digest, address = self.adapter.none_hash_digest(), self.adapter.metrics_address()
+        setup = self.setup
+        detail = {
+            "python": sys.version.split()[0],
+            "PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED"),
+            "metrics_address": address,
+            "driver": self.instruction.driver,
+            "read_threads": setup.n_read_threads,
+            "write_threads": setup.n_write_threads,
+            "runs_in_submit": self.adapter.runs_in_submit,
+        }
+        what = (self.process, self.instruction.incarnation, os.getpid(), self.instruction.tier, digest)
+        self.write(Start(*what, time.monotonic(), time.time(), detail))
         self.parent.say("ready", none_hash_digest=digest, metrics_address=address)
         self._driver.drive(self, **self.instruction.arguments)
 
-    def close(self, exit_code: int) -> None:
+    def broke(self, error: Exception) -> None:
+        """Record what the tier or the driver raised, once; the exit code is `EXIT_BROKEN` from now on."""
+        self._exit_code = EXIT_BROKEN
+        text = f"{type(error).__name__}: {error}"
+        if text not in self._errors:
+            self._errors.add(text)
+            traceback.print_exception(error)
+            self.note("error", text, **_refusal(error))
+
+    def _ask(self, part: Callable[[], T], otherwise: T) -> T:
+        """One question to the tier at its end; what it raises does not keep the others from being put."""
+        try:
+            return part()
+        except HistoryLost:
+            raise
+        except Exception as error:
+            self.broke(error)
+            return otherwise
+
+    def close(self) -> int:
         """The end in good order: what the tier finds wrong with itself, descriptors, slots, and the Stop record."""
-        findings = list(self.adapter.findings())
-        if counts := self.adapter.counts():
-            self.note("counts", "what the tier counted", counts=dict(counts))
-        self.adapter.close()
+        no_findings: list[str] = []
+        no_counts: dict[str, float] = {}
+        findings = self._ask(lambda: list(self.adapter.findings()), no_findings)
+        if counts := self._ask(lambda: dict(self.adapter.counts()), no_counts):
+            self.note("counts", "what the tier counted", counts=counts)
+        self._ask(self.adapter.close, None)
         self._sample_due = self._gauge_due = 0.0  # the last pass may have been the longest
-        self.tick()
+        self._ask(self.tick, None)
         self._canary.close()  # it opens a folder once a second, which would count
-        leaked = self._me.num_fds() - self._fds_before
+        leaked = self._open_fds() - self._fds_before
         stop = Stop(
             self.process,
             self.instruction.incarnation,
             time.monotonic(),
-            exit_code,
+            self._exit_code,
             self.pinned_slots,
             max(0, leaked),
             findings,
         )
         self.write(*self._canary.take(), stop)
         self._history.close()
+        return self._exit_code
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def _refusal(error: Exception) -> dict[str, Any]:
+    """What the operating system refused, if that is what the error says: {"errno", "path"}."""
+    if isinstance(error, MemoryError) or "can't start new thread" in str(error):
+        return {"errno": "ENOMEM" if isinstance(error, MemoryError) else "EAGAIN", "path": ""}
+    if isinstance(error, OSError) and error.errno:
+        return {"errno": errno.errorcode.get(error.errno, str(error.errno)), "path": str(error.filename or "")}
+    return {}
+
+
+def _announce_own_signals(parent: Parent) -> None:
+    """Python code of this process that sends it a signal says so first: nothing else tells its parent who did."""
+    me = os.getpid()
+
+    def announcing(function: Callable[..., Any], is_me: Callable[..., bool]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            if is_me(*arguments[:-1]):
+                parent.say("signal", number=int(arguments[-1]))
+            return function(*arguments)
+
+        return call
+
+    wrapped: tuple[tuple[Any, str, Callable[..., bool]], ...] = (
+        (os, "kill", lambda pid: pid in (0, me, -me)),  # it leads a process group of its own
+        (os, "killpg", lambda group: group in (0, me)),
+        (signal, "raise_signal", lambda: True),
+        (signal, "pthread_kill", lambda thread: True),
+    )
+    for module, name, is_me in wrapped:
+        setattr(module, name, announcing(getattr(module, name), is_me))
 
 
 def main() -> int:
@@ -287,20 +362,30 @@ def main() -> int:
     faulthandler.enable()
     parent = Parent(sys.stdin, sink)
     instruction = parent.instruction()
+    _announce_own_signals(parent)
+    try:
+        return _work(instruction, parent)
+    except HistoryLost as error:
+        parent.say("outside", text=f"its history could not be written: {in_words(error)}")
+        os._exit(EXIT_IO)  # threads of the tier may still run
+
+
+def _work(instruction: Instruction, parent: Parent) -> int:
     try:
         worker = Worker(instruction, parent)
+    except HistoryLost:
+        raise
     except Exception as error:
-        parent.say("failed", text=f"{type(error).__name__}: {error}" if not str(error) else str(error))
+        parent.say("failed", text=str(error) or type(error).__name__)
         traceback.print_exc()
         return EXIT_BROKEN
-    exit_code = 0
     try:
         worker.drive()
+    except HistoryLost:
+        raise
     except Exception as error:
-        exit_code = EXIT_BROKEN
-        traceback.print_exc()
-        worker.note("error", f"{type(error).__name__}: {error}")
-    worker.close(exit_code)
+        worker.broke(error)
+    exit_code = worker.close()
     parent.say("done", counts=worker.counts, exit_code=exit_code)
     return exit_code
 

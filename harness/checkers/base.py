@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
@@ -106,6 +107,44 @@ def first_fault_seconds(history: History) -> float:
 def was_meant_to_die(history: History, process: int) -> bool:
     """Whether a fault was aimed at this process, by the note's process or by its detail."""
     return any(n.kind == "fault" and process in (n.process, n.detail.get("process")) for n in history.notes)
+
+
+def unexplained_ends(history: History) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Processes that ended badly with no fault aimed at them, as (process, how) for `grouped`: those whose end is the
+    tier's, then those that something outside the tier ended or that have no record of their end."""
+    tier, outside = [], []
+    for stop in history.stops:
+        if not stop.exit_code or was_meant_to_die(history, stop.process):
+            continue
+        who = called(stop.process, stop.incarnation)
+        if stop.outside:
+            outside.append((who, stop.outside))
+        elif stop.exit_code < 0:
+            name = signal.Signals(-stop.exit_code).name
+            tier.append((who, f"was ended by {name} (signal {-stop.exit_code}), and no fault was aimed at it"))
+        else:
+            tier.append((who, f"ended with {stop.exit_code}, and no fault was aimed at it"))
+    for life in Lives(history).all():
+        if life.exit_code is None:
+            outside.append((called(life.process, life.incarnation), "has no record of its end"))
+    return tier, outside
+
+
+def called(process: int, incarnation: int = 0) -> str:
+    """A process for a person: "3", or "3 (start 1)" after its first restart."""
+    return f"{process}" + (f" (start {incarnation})" if incarnation else "")
+
+
+def grouped(pairs: Iterable[tuple[str, str]], colon: bool = False) -> list[str]:
+    """One sentence for each thing that happened, with all processes that it happened to."""
+    who: dict[str, list[str]] = {}
+    for process, what in pairs:
+        if process not in (named := who.setdefault(what, [])):
+            named.append(process)
+    return [
+        f"process{'es' if len(named) > 1 else ''} {some(named)}{':' if colon else ''} {what}"
+        for what, named in who.items()
+    ]
 
 
 def milliseconds(seconds: float) -> str:

@@ -3,6 +3,8 @@
 Covers what the driver "contract" wrote down (notes "promise"): a promise that was begun and never ended killed or hung
 its process, and is broken. Not covered: several processes, floods, crashes, faults.
 
+false, too: a process that died by itself outside a promise, or an error that it noted.
+
 unknown: no promise was asked for, or the process was stopped before the last.
 """
 
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.checkers.base import Findings, Value, Verdict
+from harness.checkers.base import Findings, Value, Verdict, called, grouped, unexplained_ends
 from harness.history import History
 
 
@@ -28,7 +30,15 @@ def check(history: History) -> Verdict:
     for name, promise in promises.items():
         if promise["kept"] != "true":
             findings.add(f"{name}: {promise['why']} (owed: {promise['promise']})")
+    ends, outside = unexplained_ends(history)
+    if len(ends) > sum(p["seconds"] is None for p in promises.values()):  # not each of them in a promise
+        for text in grouped(ends):
+            findings.add(text)
+    errors = (n for n in history.notes if n.kind == "error" and n.process >= 0)
+    for text in grouped(((called(n.process), n.text) for n in errors), colon=True):
+        findings.add(text)
+    doubts = grouped(outside, colon=True)
     kept = sum(p["kept"] == "true" for p in promises.values())
-    value: Value = "false" if findings else "true" if promises else "unknown"
+    value: Value = "false" if findings else "unknown" if doubts or not promises else "true"
     figure = f"{kept} of {len(promises)} promises were kept" if promises else "no promise was asked for"
-    return Verdict("contract", value, figure, findings.list(), {"promises": list(promises.values())})
+    return Verdict("contract", value, figure, [*findings.list(), *doubts], {"promises": list(promises.values())})

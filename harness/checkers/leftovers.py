@@ -9,7 +9,8 @@ Where no process named a block, only names that say "tmp" or "part" count as tem
 
 Not covered: memory, threads, files outside the root, block files that nobody expects (determinism).
 
-false: a leftover, or a process that died by itself. unknown: no process recorded its end.
+false: a leftover, or a process that died by itself. unknown: no process recorded its end, or something outside the tier
+ended one (an operator, the OOM killer, a resource limit, a run that was interrupted), so that it could not clean up.
 """
 
 from __future__ import annotations
@@ -17,7 +18,17 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
-from harness.checkers.base import Findings, Lives, Value, Verdict, is_bookkeeping, is_set_aside, was_meant_to_die
+from harness.checkers.base import (
+    Findings,
+    Value,
+    Verdict,
+    called,
+    grouped,
+    is_bookkeeping,
+    is_set_aside,
+    unexplained_ends,
+    was_meant_to_die,
+)
 from harness.history import History
 
 _TEMP = re.compile(r"tmp|temp|\.part", re.IGNORECASE)
@@ -31,6 +42,8 @@ def check(history: History) -> Verdict:
     # A process that was killed where files cannot be without a name may leave its temp files: so many at most.
     temp_files_allowed = sum(int(n.detail.get("files_left_max", 0)) for n in history.notes if n.kind == "fault")
     temp_files = 0
+    ends, outside = unexplained_ends(history)
+    doubts = grouped(outside, colon=True)
     for path in history.files:
         if is_bookkeeping(path) or path in names:
             continue
@@ -38,16 +51,14 @@ def check(history: History) -> Verdict:
         if _TEMP.search(name.name) or (suffixes and name.suffix not in suffixes):
             temp_files += 1
             if temp_files > temp_files_allowed:
-                findings.add(f"{path} was left under the root")
+                # A process that something outside ended could not remove its own.
+                (doubts.append if outside else findings.add)(f"{path} was left under the root")
     pinned = leaked = excused = 0
     for stop in history.stops:
-        who = f"process {stop.process}" + (f" (start {stop.incarnation})" if stop.incarnation else "")
-        if stop.exit_code and was_meant_to_die(history, stop.process):
+        who = f"process {called(stop.process, stop.incarnation)}"
+        if stop.exit_code and (stop.outside or was_meant_to_die(history, stop.process)):
             excused += 1
             continue
-        if stop.exit_code:
-            how = f"was killed by signal {-stop.exit_code}" if stop.exit_code < 0 else f"ended with {stop.exit_code}"
-            findings.add(f"{who} {how}, and no fault was aimed at it")
         if stop.pinned_slots:
             findings.add(f"{who} ended with {stop.pinned_slots} slots still pinned")
         if stop.leaked_fds:
@@ -56,11 +67,10 @@ def check(history: History) -> Verdict:
             findings.add(f"{who}: {text}")
         pinned += stop.pinned_slots
         leaked += stop.leaked_fds
-    for life in Lives(history).all():
-        if life.exit_code is None:
-            findings.add(f"process {life.process} (start {life.incarnation}) has no record of its end")
+    for text in grouped(ends):
+        findings.add(text)
     judged = len(history.stops) - excused
-    value: Value = "false" if findings else "true" if judged else "unknown"
+    value: Value = "false" if findings else "unknown" if doubts or not judged else "true"
     figure = (
         f"{temp_files} temp files among {len(history.files)} files, {pinned} pinned slots and {leaked} leaked "
         f"descriptors in {judged} processes, {findings.count} findings"
@@ -74,4 +84,4 @@ def check(history: History) -> Verdict:
         "processes": judged,
         "meant_to_die": excused,
     }
-    return Verdict("leftovers", value, figure, findings.list(), data)
+    return Verdict("leftovers", value, figure, [*findings.list(), *doubts], data)

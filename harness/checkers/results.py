@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from harness.checkers.base import Findings, Lives, Value, Verdict, first_fault_seconds, some
+from harness.checkers.base import Findings, Lives, Value, Verdict, called, first_fault_seconds, grouped, some
 from harness.history import History, Job
 
 _Key = tuple[int, int, int]  # process, incarnation, job id
@@ -55,10 +55,13 @@ def check(history: History) -> Verdict:
     for (process, _, job_id), count in records.items():
         if count > 1:
             findings.add(f"job {job_id} of process {process} is recorded {count} times")
+    errors = [n for n in history.notes if n.kind == "error"]
+    for text in grouped(((called(n.process), n.text) for n in errors if n.process >= 0), colon=True):
+        findings.add(text)
+    for text in dict.fromkeys(n.text for n in errors if n.process < 0):
+        findings.add(f"the harness: {text}")
     for note in history.notes:
-        if note.kind == "error":
-            findings.add(f"{f'process {note.process}' if note.process >= 0 else 'the harness'}: {note.text}")
-        elif note.kind == "submitted":
+        if note.kind == "submitted":
             life = lives.at(note.process, note.monotonic_seconds)
             if not records[note.process, life.incarnation, note.detail["job_id"]]:
                 if life.ended_well:

@@ -62,6 +62,8 @@ def run(context: Context, plan: Plan) -> None:
     stored: list[Chain] = []
     number = 0
     while number < ROUNDS_MIN or time.monotonic() - began < options.seconds:
+        if not crew.alive():
+            return
         kind = ("the same at once", "one stores, others read", "each its own")[number % 3]
         context.note(time.monotonic(), "phase", f"round {number}: {kind}")
         fresh = _round(crew, kind, number, options.blocks)

@@ -190,15 +190,37 @@ def test_results_counts_failures_after_a_fault_and_refused_stores_without_judgin
         (lambda h: change_stop(h, 0, pinned_slots=3), "process 0 ended with 3 slots still pinned"),
         (lambda h: change_stop(h, 1, leaked_fds=2), "process 1 ended with 2 more descriptors"),
         (lambda h: change_stop(h, 1, findings=["slot 4 has no owner"]), "process 1: slot 4 has no owner"),
-        (lambda h: change_stop(h, 1, exit_code=-11), "process 1 was killed by signal 11, and no fault"),
+        (lambda h: change_stop(h, 1, exit_code=-11), "process 1 was ended by SIGSEGV (signal 11), and no fault"),
         (lambda h: change_stop(h, 1, exit_code=70), "process 1 ended with 70"),
-        (lambda h: h.stops.pop() and h, "process 1 (start 0) has no record of its end"),
     ],
 )
 def test_leftovers_rejects(bad: Callable[[History], History], finding: str) -> None:
     verdict = judge("leftovers", bad(good_history()))
     assert verdict.value == "false"
     assert finding in verdict.findings[0]
+
+
+@pytest.mark.parametrize(
+    ("ended", "doubt"),
+    [
+        (lambda h: h.stops.pop() and h, "process 1: has no record of its end"),
+        (lambda h: change_stop(h, 1, exit_code=-9, outside="it was ended by SIGKILL"), "process 1: it was ended by"),
+    ],
+)
+def test_leftovers_blames_no_tier_for_an_end_that_came_from_outside(
+    ended: Callable[[History], History], doubt: str
+) -> None:
+    history = ended(good_history())
+    history.files.append("model_r0/000/x.tmp")  # which the process could not remove
+    verdict = judge("leftovers", history)
+    assert verdict.value == "unknown"
+    assert doubt in verdict.findings[0]
+
+
+def test_what_happened_to_many_processes_is_said_once() -> None:
+    history = good_history()
+    history.notes += [note("error", 2.0, process, "RuntimeError: no") for process in (0, 1, 1)]
+    assert judge("results", history).findings == ["processes 0, 1: RuntimeError: no"]
 
 
 def test_leftovers_excuses_the_victim_of_a_fault_but_not_its_temp_files() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -26,7 +27,10 @@ END_SECONDS_MAX = 30
 
 def instruction(tmp_path: Path, tier: str = "memory", process: int = 0, **arguments: Any) -> Instruction:
     (tmp_path / "root").mkdir(exist_ok=True)
-    setup = TierSetup(str(tmp_path / "root"), 4096, 8, tokens_per_block=4, process=process, run_dir=str(tmp_path))
+    options = {name: arguments.pop(name) for name in ("method", "how") if name in arguments}
+    setup = TierSetup(
+        str(tmp_path / "root"), 4096, 8, tokens_per_block=4, process=process, run_dir=str(tmp_path), options=options
+    )
     # By default the second request lies an hour ahead: the worker stays up until told otherwise.
     requests = [[0.0, 0, [0, 1, 2]], [3600.0, 1, [0]]]
     return Instruction(tier, setup, {"requests": requests, "window": 1, **arguments})
@@ -46,8 +50,65 @@ def test_a_killed_worker_leaves_last_words_and_a_complete_history(tmp_path: Path
     history = History.read(tmp_path)
     (stop,) = history.stops
     assert stop.exit_code == -signal.SIGKILL
-    assert "process 0 was ended by SIGKILL" in stop.findings[0]
+    assert (stop.findings, stop.outside) == ([], ""), "the harness sent it"
     assert [(j.direction, j.blocks, j.outcome, j.results) for j in history.jobs] == [("store", [0, 1, 2], "info", 0)]
+
+
+def test_a_signal_from_outside_is_told_from_the_tiers_own(tmp_path: Path) -> None:
+    def kill_the_first(children: Any) -> None:
+        if children[0].alive and children[0].gauges:
+            os.kill(children[0].pid, signal.SIGKILL)
+
+    with Workers(kill_the_first) as workers:
+        kills_itself = {"method": "submit_store", "how": "kill"}
+        children = [
+            workers.start(instruction(tmp_path, f"{BROKEN}:NeverReports")),
+            workers.start(instruction(tmp_path, "tests.tiering.harness.broken_adapters:Breaks", 1, **kills_itself)),
+        ]
+        workers.await_ready(children)
+        workers.go(children)
+        workers.wait(children)
+    first, second = sorted(History.read(tmp_path).stops, key=lambda stop: stop.process)
+    assert (first.exit_code, second.exit_code) == (-signal.SIGKILL, -signal.SIGKILL)
+    assert "SIGKILL, which neither the tier nor the harness sent" in first.outside
+    assert second.outside == ""
+
+
+def test_what_the_operating_system_refuses_is_no_fault_of_the_tier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more(*arguments: Any, **keywords: Any) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    with Workers() as workers:
+        workers.start(instruction(tmp_path))
+        monkeypatch.setattr(subprocess, "Popen", no_more)
+        with pytest.raises(WorkerFailed, match="process 1 could not be started: EAGAIN") as failure:
+            workers.start(instruction(tmp_path, process=1))
+    assert failure.value.outside
+
+
+def test_a_start_that_was_broken_off_says_nothing_about_the_tier(tmp_path: Path) -> None:
+    with Workers() as workers:
+        for process in range(3):
+            workers.start(instruction(tmp_path, process=process))
+        workers.broken_off = "the run was interrupted"
+        for child in workers.children:
+            child.kill()
+    history = History.read(tmp_path)
+    assert len(history.stops) == 3
+    assert {stop.outside for stop in history.stops} == {"the harness ended it: the run was interrupted"}
+
+
+def test_a_worker_that_hangs_in_its_constructor_is_told_with_its_stacks(tmp_path: Path) -> None:
+    hangs = {"method": "constructor", "how": "hang"}
+    with Workers() as workers:
+        child = workers.start(instruction(tmp_path, "tests.tiering.harness.broken_adapters:Breaks", **hangs))
+        workers.until(lambda: child.makes_tier)
+        with pytest.raises(WorkerFailed, match=r"not ready after 1 s.*\n(.*\n)*.*broken_adapters.py") as failure:
+            workers.await_ready([child], seconds=1.0)
+    assert failure.value.outside
+    assert child.exit_code == -signal.SIGABRT
 
 
 def test_a_stopped_worker_ends_in_good_order(tmp_path: Path) -> None:
