@@ -131,8 +131,8 @@ def unexplained_ends(history: History) -> tuple[list[tuple[str, str]], list[tupl
 
 
 def called(process: int, incarnation: int = 0) -> str:
-    """A process for a person: "3", or "3 (start 1)" after its first restart."""
-    return f"{process}" + (f" (start {incarnation})" if incarnation else "")
+    """A process as its files call it: "3", or "3.1" after its first restart."""
+    return f"{process}" + (f".{incarnation}" if incarnation else "")
 
 
 def grouped(pairs: Iterable[tuple[str, str]], colon: bool = False) -> list[str]:

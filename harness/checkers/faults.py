@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from harness.checkers.base import Findings, Value, Verdict, is_bookkeeping, some
+from harness.checkers.base import Findings, Value, Verdict, grouped, is_bookkeeping, some, unexplained_ends
 from harness.faults import FAULTS, Fault
 from harness.history import History, Job, Note
 
@@ -78,6 +78,11 @@ def check(history: History) -> Verdict:
         doubts.append(f"{note.text}; so this fault was not met")
         table[note.detail["fault"]] = {"verdict": "unknown", "owed": {}, "hurt": 0}
     _judge_openings(history, table, findings)
+    under_faults = {label for n in history.notes if n.kind == "met" for label in n.detail["died"]}
+    ends, outside = unexplained_ends(history)
+    for text in grouped((who, how) for who, how in ends if who not in under_faults):
+        findings.add(text)
+    doubts += grouped(outside, colon=True)
     skipped = {n.detail["fault"]: n.text for n in history.notes if n.kind == "skipped" and "fault" in n.detail}
     for name, why in skipped.items():
         table.setdefault(name, {"verdict": "skipped", "owed": {}, "hurt": 0, "why": why})

@@ -10,7 +10,7 @@ every generator alike; no name twice. "instance": what an instance calls itself;
 
 Not covered: settings that were skipped (listed), names of blocks that nobody asked for.
 
-unknown: fewer than two processes of one family were compared, or no pair was tried.
+unknown: the tier refused every cell, fewer than two processes of one family were compared, or no pair was tried.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ _Family = tuple[str, str]  # algorithm, family
 def check(history: History) -> Verdict:
     """Judges notes of kind "cell", "pair", "created" and "instance"."""
     cells = [n.detail for n in history.notes if n.kind == "cell"]
+    if cells and all(cell["status"] in ("refused", "missing") for cell in cells):
+        why = some(dict.fromkeys(str(cell["why"]) for cell in cells), 3)
+        return Verdict("matrix", "unknown", f"none of {len(cells)} cells could be opened: {why}", [], {})
     missing = Counter(str(c["why"]) for c in cells if c["status"] == "missing")
     pairs = [n.detail for n in history.notes if n.kind == "pair"]
     # Each kind of finding is heard, however many there are of another.
@@ -92,7 +95,8 @@ def _compare(cells: list[dict[str, Any]], sharing: Findings, parting: Findings) 
         if cell["expected"] == REFUSED or cell["status"] == "missing":
             continue
         if cell["status"] != "names":
-            sharing.add(f"{_where(cell)}: refused, though the rules allow it: {cell['why']}")
+            what = "raised" if cell["status"] == "raised" else "refused, though the rules allow it"
+            sharing.add(f"{_where(cell)}: {what}: {cell['why']}")
             continue
         own = f"{PRIVATE} {number}" if cell["expected"] == PRIVATE else cell["expected"]
         families[cell["algorithm"], own].append(cell)

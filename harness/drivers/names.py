@@ -7,6 +7,7 @@ loads nothing.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -32,7 +33,8 @@ START_SECONDS_MAX = 200.0
 
 def derive(tier: str, whole: bool, fresh_roots: bool, setups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """What this process calls the blocks of `CHAINS` under each setup: {"status": "names", "digest", "names": [[block,
-    key, file name], ...]}, or "refused" with what the tier said, or "missing" with what this interpreter lacks."""
+    key, file name], ...]}, or "refused" with what its constructor said, or "raised" with what came later, or "missing"
+    with what this interpreter lacks."""
     return [_derive(tier, whole, fresh_roots, TierSetup(**values)) for values in setups]
 
 
@@ -52,10 +54,12 @@ def _derive(tier: str, whole: bool, fresh_roots: bool, setup: TierSetup) -> dict
         return {"status": "missing", "why": str(error)}
     except Exception as error:
         missing = "needs the package" in str(error)
-        return {"status": "missing" if missing else "refused", "why": str(error) or type(error).__name__}
+        status = "missing" if missing else "raised" if naming else "refused"
+        return {"status": status, "why": str(error) or type(error).__name__}
     finally:
         if isinstance(naming, Adapter):
-            naming.close()
+            with contextlib.suppress(Exception):  # the last part of the scenario judges how a tier closes
+                naming.close()
         if fresh_roots:
             shutil.rmtree(root, ignore_errors=True)
 

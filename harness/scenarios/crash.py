@@ -14,6 +14,7 @@ host that vanishes, or a death while the root is being opened.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -135,7 +136,7 @@ class _Round:
         """The victims store and are hit, the witness reads along; ends when each is dead or has done its part."""
         crew, members = self.crew, self.crew.members
         crew.do({v: {"store": chains} for v, chains in self._finished.items()})
-        tracers = {v: self._attach(v, blow) for v, blow in self.blows.items() if blow.step != MOMENT}
+        tracers = [self._attach(v, blow) for v, blow in self.blows.items() if blow.step != MOMENT]
         orders: dict[int, dict[str, Any]] = {
             v: {"store": chains, "window": WINDOW} for v, chains in self._victims.items()
         }
@@ -160,7 +161,7 @@ class _Round:
         if paused:
             held = [chain for v in paused for chain in self._victims[v][:SEEN_CHAINS]]
             crew.do({0: {"store": held, "find": held, **self._find}})
-        for tracer in tracers.values():
+        for tracer in filter(None, tracers):
             tracer.detach()  # else the next thread that comes to its n-th call would be hit as well
         for victim in paused:
             members[victim].resume()
@@ -174,9 +175,12 @@ class _Round:
         crew.do({v: {"store": self._victims[v]} for v in up})
         crew.do({0: {"find": self._all, **self._find}})
 
-    def _attach(self, victim: int, blow: Blow) -> Attached:
+    def _attach(self, victim: int, blow: Blow) -> Attached | None:
+        """None where the victim has ended by itself before it was hit."""
         injection = Injection(PUBLISH_STEPS[blow.step].calls, str(blow.when), kill=blow.signal)
-        return Attached(self.crew.members[victim].pid, injection)
+        with contextlib.suppress(ProcessLookupError):
+            return Attached(self.crew.members[victim].pid, injection)
+        return None
 
 
 def unnamed_files_work(folder: Path) -> bool:

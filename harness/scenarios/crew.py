@@ -47,6 +47,8 @@ class Crew:
             try:
                 self.context.workers.await_ready([child])
             except WorkerFailed as error:
+                if error.outside:
+                    raise
                 self.context.note(time.monotonic(), "error", f"after its restart {error}", process=process)
             else:
                 self.context.workers.go([child])

@@ -33,7 +33,7 @@ from harness.adapters.base import Adapter
 from harness.checkers.matrix import PRIVATE, REFUSED
 from harness.faults import FaultUnavailable
 from harness.faults.attach import Attached
-from harness.launch import python_path
+from harness.launch import WorkerFailed, python_path
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, option
 from harness.scenarios.crew import Crew
 
@@ -201,8 +201,8 @@ def _probe(
         done = subprocess.run(
             command, input=text, env=environment, capture_output=True, text=True, timeout=PROBE_SECONDS_MAX
         )
-    except subprocess.TimeoutExpired:
-        return None, f"it said nothing for {PROBE_SECONDS_MAX:g} s"
+    except subprocess.TimeoutExpired as error:
+        raise WorkerFailed(f"a process that derives names said nothing for {PROBE_SECONDS_MAX:g} s", True) from error
     lines = done.stdout.strip().splitlines()
     return (json.loads(lines[-1]) if lines and not done.returncode else None), done.stderr
 
@@ -276,7 +276,7 @@ def _unique(context: Context) -> None:
         try:
             for process, child in crew.members.items():
                 stack.enter_context(Attached(child.pid, calls=_CREATING, log=logs[process]))
-        except FaultUnavailable as reason:
+        except (FaultUnavailable, ProcessLookupError) as reason:  # the latter: a process ended by itself
             context.note(time.monotonic(), "skip", f"temp names are not looked at: {reason}")
         while number < ROUNDS_MIN or time.monotonic() - began < options.seconds:
             chain = crew.chain(8)

@@ -119,17 +119,22 @@ class Pair:
         self.scene, self.tier_root, self.env = scene, tier_root, env
         self.root = root or tier_root
         self.children: list[Child] = []
+        self.given_up = ""  # why no process of it ever came up
         self._seen: set[str] = set()
 
     def up(self) -> None:
         """Make sure that both run. Raises `WorkerFailed`."""
-        context = self.scene.context
-        if not self.children:
+        context, is_first = self.scene.context, not self.children
+        if is_first:
             numbers = [next(self.scene.processes), next(self.scene.processes)]
             self.children = [context.start(n, "steps", {}, self.env, root_dir=str(self.tier_root)) for n in numbers]
         else:
             self.children = [c if c.alive else context.workers.restart(c, self.env) for c in self.children]
-        context.workers.await_ready([c for c in self.children if c.state == "starting"] or self.children)
+        try:
+            context.workers.await_ready([c for c in self.children if c.state == "starting"] or self.children)
+        except WorkerFailed as error:
+            self.given_up = str(error) if is_first else ""
+            raise
 
     def step(self, orders: dict[int, dict[str, Any]]) -> int:
         """Order a step of process 0 and/or 1 of the pair, and wait; returns its number."""
@@ -206,6 +211,10 @@ class Scene:
     def meet(self, fault: Fault, pair: Pair, inject: Inject, lift: Callable[[], int | None], **under: Any) -> None:
         """All steps of one fault. `inject` and `lift` may say how many blocks can be hurt at most; None: any number."""
         ids, steps = Ids(next(self._ids)), {}
+        if pair.given_up:
+            lift()
+            self.skip([fault], f"its processes did not come up: {pair.given_up.splitlines()[0]}")
+            return
         try:
             pair.up()
             steps["before"] = pair.step({0: {"store": _jobs(ids.old), "name": ids.new}, 1: {"name": ids.old}})
@@ -218,6 +227,8 @@ class Scene:
             return
         except (WorkerFailed, OSError, ValueError) as error:  # no block is where one should have been stored
             lift()
+            if isinstance(error, WorkerFailed) and error.outside:
+                raise
             text = f"{fault.name}: {error}"
             self.context.note(time.monotonic(), "unready", text, fault=fault.name)
             return

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from harness.adapters.base import TierSetup
@@ -17,6 +18,8 @@ METHODS = (
     *("gauges", "tasks", "evictions", "counts", "instance_id", "findings", "metrics_address"),
 )
 MESSAGE = "the tier fell over"
+TRACE = "broke"
+"""A file of the run's folder that is there once the method was reached."""
 
 
 def _raise() -> None:
@@ -41,6 +44,7 @@ class Breaks(MemoryAdapter):
 
     def _called(self, method: str) -> None:
         if self.setup.options["method"] == method:
+            Path(self.setup.run_dir, TRACE).touch()
             WAYS[self.setup.options["how"]]()
 
     @property
@@ -60,3 +64,9 @@ def _overridden(name: str) -> Callable[..., Any]:
 for _name in METHODS:
     if _name not in ("constructor", "view"):
         setattr(Breaks, _name, _overridden(_name))
+
+
+class KeepsLimit(Breaks):
+    """The same; it says that it keeps a limit, so that the scenario "capacity" runs on it."""
+
+    keeps_limit = True
