@@ -37,6 +37,10 @@ WAYS: dict[str, Callable[[], object]] = {
 class Breaks(MemoryAdapter):
     """Options: `method` is one of `METHODS`, `how` one of `WAYS`; from its first call on."""
 
+    @classmethod
+    def check_options(cls, setup: TierSetup) -> None:
+        """Those of this tier are for tests, and known."""
+
     def __init__(self, setup: TierSetup) -> None:
         self.setup = setup
         self._called("constructor")
