@@ -100,6 +100,9 @@ class SecondaryTierManager(ABC):
 
     For every submitted job exactly one `JobResult` comes out of `get_finished_jobs`, whatever happens, also after
     `shutdown`. Between submission and result the tier may touch the job's slots; never after the result.
+
+    A call that depends on a background thread of the tier raises `KvtierError` once that thread has died of a bug; a
+    job that such a thread had taken has no result.
     """
 
     tier_type: str

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from kvtier.background import BackgroundThreads
 from kvtier.blockio import RECENCY_SECONDS
 from kvtier.config import CapacityConfig, RootError
 from kvtier.events import FileEvictionReason
@@ -149,10 +150,9 @@ class Capacity:
         self._growth = 0.0  # bytes a second, between the last two measurements
         self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
+    def start(self, background: BackgroundThreads) -> None:
         """Do rounds on a thread of its own until `stop`."""
-        self._thread = threading.Thread(target=self._run, name="kvtier_capacity", daemon=True)
-        self._thread.start()
+        self._thread = background.start("capacity", "kvtier_capacity", self._run)
 
     def stop(self) -> None:
         """Ends the thread at the next folder."""

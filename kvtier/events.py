@@ -21,6 +21,8 @@ EvictionReason = Literal["capacity", "failed", "reset"]
 RefusalReason = Literal["refused", "backlog", "full"]
 """Why a store was turned away, which is no failure: its queue is full, holds up too many slots, or the root is full."""
 FileEvictionReason = Literal["max_bytes", "min_free_bytes"]
+ThreadRole = Literal["lookup", "load", "store", "capacity"]
+"""What a background thread of a tier is for; "load" and "store" as the thread prefers."""
 
 
 def child_traceparent(parent: str | None) -> str | None:
@@ -109,6 +111,15 @@ class FilesEvicted(NamedTuple):
     finished_seconds: float
 
 
+class ThreadDied(NamedTuple):
+    """A background thread ended by an exception, which is a bug. Emitted once for each, at the end of a step or before
+    the tier raises."""
+
+    tier: str
+    thread: ThreadRole
+    error: str  # type and text of the exception
+
+
 class Lookup(NamedTuple):
     """The manager answered lookups of one request in one step: blocks by outcome."""
 
@@ -172,6 +183,7 @@ Event = (
     | TierAnswers
     | BlockSetAside
     | FilesEvicted
+    | ThreadDied
     | Lookup
     | Promotion
     | Cascade

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from kvtier import file_system
+from kvtier.background import BackgroundThreads
 from kvtier.base import (
     JobId,
     JobResult,
@@ -41,6 +42,8 @@ from kvtier.events import (
     LookupBatch,
     NullObserver,
     Observer,
+    ThreadDied,
+    ThreadRole,
     TierAnswers,
     child_traceparent,
 )
@@ -128,8 +131,9 @@ class FileSystemTierManager(SecondaryTierManager):
         self._evicted: dict[OffloadKey, None] = {}  # by this process, the latest
         self._missed_evicted = 0
         self._events: list[OffloadingEvent] = []
+        self._background = BackgroundThreads()
         self._lookup = AsyncLookupManager(
-            self._probe, config.known_keys_max, f"kvtier_{tier_type}_lookup", config.hung_seconds
+            self._probe, config.known_keys_max, f"kvtier_{tier_type}_lookup", config.hung_seconds, self._background
         )
         self._pool = DualQueueThreadPool(
             config.n_read_threads,
@@ -138,12 +142,13 @@ class FileSystemTierManager(SecondaryTierManager):
             f"kvtier_{tier_type}",
             config.hung_seconds,
             config.thread_nice,
+            self._background,
         )
         self._store_pause_seconds = 0.0  # the volume is full: how long stores are refused before one is tried again
         self._stores_resume_seconds = 0.0
         self._capacity = Capacity(config.root_dir, config.capacity) if config.capacity else None
         if self._capacity:
-            self._capacity.start()
+            self._capacity.start(self._background)
 
     # --- requests ---
 
@@ -154,6 +159,8 @@ class FileSystemTierManager(SecondaryTierManager):
         self._lookup.cleanup(req_context.req_id)
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
+        if self._background.deaths:
+            self._need("lookup")
         present = self._lookup.lookup(key, req_context.req_id, req_context.traceparent)
         self._answers[present] += 1
         if present is False and key in self._evicted:
@@ -174,23 +181,30 @@ class FileSystemTierManager(SecondaryTierManager):
             self._observer.on_event(TierAnswers(self.tier_type, hits, misses, retries, self._missed_evicted))
             self._answers.clear()
             self._missed_evicted = 0
+        self._need()
 
     # --- jobs ---
 
     def submit_store(self, job: TransferJob) -> None:
+        self._need("load", "store", "capacity")
         self._submit(job, "store")
 
     def submit_load(self, job: TransferJob) -> None:
+        self._need("load", "store")
         self._submit(job, "load")
 
     def get_finished_jobs(self) -> Iterable[JobResult]:
-        return [self._settle(completion) for completion in self._pool.get_finished()]
+        results = [self._settle(completion) for completion in self._pool.get_finished()]
+        if not results:
+            self._need("load", "store")
+        return results
 
     def has_pending_work(self) -> bool:
         return bool(self._submitted)
 
     def drain_jobs(self) -> None:
-        self._pool.wait_idle()
+        if not self._pool.wait_idle():
+            self._need("load", "store")
 
     def take_events(self) -> Iterable[OffloadingEvent]:
         events, self._events = self._events, []
@@ -225,6 +239,12 @@ class FileSystemTierManager(SecondaryTierManager):
         self._lookup.shutdown()
         self._pool.shutdown()
         self._bytes.release()  # the owner of the slots may now give their memory back
+
+    def _need(self, *roles: ThreadRole) -> None:
+        """Report threads that died. Raises KvtierError when one of `roles` did: without it this call has no effect."""
+        for death in self._background.take_deaths():
+            self._observer.on_event(ThreadDied(self.tier_type, *death))
+        self._background.check(*roles)
 
     # --- how a job becomes tasks, and outcomes become a result ---
 

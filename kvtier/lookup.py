@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from kvtier.background import BackgroundThreads
 from kvtier.hashing import OffloadKey
 
 THREADS = 2
@@ -169,6 +169,7 @@ class AsyncLookupManager:
         known_keys_max: int,
         thread_name: str,
         hung_seconds: float = math.inf,
+        background: BackgroundThreads | None = None,
     ) -> None:
         self._probe = probe
         self._hung_seconds = hung_seconds
@@ -178,11 +179,8 @@ class AsyncLookupManager:
         self._batches: queue.SimpleQueue[tuple[list[Probe], float, str | None] | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[list[Probe], Sequence[bool], ProbeFact]] = queue.SimpleQueue()
         self._facts: list[ProbeFact] = []
-        self._threads = [
-            threading.Thread(target=self._work, name=f"{thread_name}_{n}", daemon=True) for n in range(THREADS)
-        ]
-        for thread in self._threads:
-            thread.start()
+        background = background or BackgroundThreads()
+        self._threads = [background.start("lookup", f"{thread_name}_{n}", self._work) for n in range(THREADS)]
 
     def lookup(self, key: OffloadKey, req_id: str, traceparent: str | None = None) -> bool | None:
         """True, False, or None: the answer is on its way (it is asked for at the next `flush` at the latest). The fact

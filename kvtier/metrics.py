@@ -7,13 +7,13 @@ values are closed sets (tier, direction, outcome, reason), never a key, a path o
 from __future__ import annotations
 
 import errno
+import logging
 import re
 import threading
 import time
 from collections import Counter as Counts
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from functools import lru_cache
 from typing import Any, get_args
 from wsgiref.simple_server import WSGIServer
@@ -40,8 +40,12 @@ from kvtier.events import (
     Promotion,
     RefusalReason,
     RequestFinished,
+    ThreadDied,
+    ThreadRole,
     TierAnswers,
 )
+
+logger = logging.getLogger(__name__)
 
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 CORRUPT_REASONS: frozenset[str] = frozenset(get_args(CorruptReason))
@@ -154,6 +158,7 @@ class MetricsObserver:
         self._evicted_age = histogram("evicted_file_age_seconds", age, "tier", buckets=AGE_BUCKETS)
         again = "Misses of blocks that this process had evicted from the root not long ago."
         self._evicted_wanted = counter("evicted_then_wanted_blocks", again, "tier")
+        self._deaths = counter("thread_deaths", "Threads that died of an exception, a bug.", "tier", "thread")
         self._copies = counter("copies", "Copies between GPU and CPU ended.", "direction", "outcome")
         self._copy_blocks = counter("copy_blocks", "Blocks copied between GPU and CPU.", "direction")
         self._copy_bytes = counter("copy_bytes", "Bytes copied between GPU and CPU.", "direction")
@@ -172,6 +177,7 @@ class MetricsObserver:
             Cascade: lambda event: self._add(self._cascaded, event.blocks, event.tier),
             Eviction: lambda event: self._add(self._evicted, event.blocks, event.reason),
             FilesEvicted: self._on_files_evicted,
+            ThreadDied: lambda event: self._add(self._deaths, 1, event.tier, event.thread),
             CopyFinished: self._on_copy,
             RequestFinished: lambda event: None,
         }
@@ -223,6 +229,8 @@ class MetricsObserver:
                     self._child(self._tasks, tier, direction, group)
             for reason in REFUSAL_REASONS:
                 self._child(self._failures, tier, "store", reason)
+            for role in get_args(ThreadRole):
+                self._child(self._deaths, tier, role)
             for reason in get_args(FileEvictionReason):
                 self._child(self._files_evicted, tier, reason)
                 self._child(self._files_evicted_bytes, tier, reason)
@@ -343,6 +351,7 @@ class Patient:
         self._ask, self._seconds_max, self._keep_seconds = ask, seconds_max, keep_seconds
         self._asked_seconds = 0.0
         self._answer: Mapping[str, float] = {}
+        self._bug_logged = False
         self._lock = threading.Lock()  # scrapes may come together
         self._thread: threading.Thread | None = None
 
@@ -357,8 +366,14 @@ class Patient:
         return self._answer
 
     def _run(self) -> None:
-        with suppress(OSError):
+        try:
             self._answer = self._ask()
+        except OSError:
+            pass  # of the device
+        except Exception:
+            if not self._bug_logged:
+                logger.exception("gauges are absent: %r raised, which is a bug in kvtier", self._ask)
+            self._bug_logged = True
 
 
 def serve_metrics(registry: CollectorRegistry, address: str = "127.0.0.1", port: int = 0) -> tuple[WSGIServer, int]:

@@ -14,6 +14,7 @@ Called by one thread; its own threads touch only the queues and what a task clos
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import os
@@ -23,6 +24,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from kvtier.background import BackgroundThreads
 from kvtier.events import Direction, TaskFact
 
 LOOKS = 8
@@ -122,6 +124,7 @@ class DualQueueThreadPool:
         thread_name_prefix: str = "kvtier",
         hung_seconds: float = math.inf,
         thread_nice: int = 0,
+        background: BackgroundThreads | None = None,
     ) -> None:
         assert min(n_read_threads, n_write_threads) >= 1, (n_read_threads, n_write_threads)
         assert hung_seconds > 0, hung_seconds
@@ -146,6 +149,8 @@ class DualQueueThreadPool:
         self._thread_nice = thread_nice
         self._lost: dict[int, Direction] = {}  # threads that have been replaced and whose task still runs: their group
         self._thread_name_prefix, self._numbers = thread_name_prefix, itertools.count()
+        self._background = background or BackgroundThreads()
+        self._thread_died = False
         self._threads: list[threading.Thread] = []
         for group, threads in self._queue.threads.items():
             for _ in range(threads):
@@ -153,10 +158,13 @@ class DualQueueThreadPool:
 
     def _start_thread(self, group: Direction) -> None:
         number = next(self._numbers)
-        name = f"{self._thread_name_prefix}_{group}_{number}"
-        thread = threading.Thread(target=self._work, args=(group, number), name=name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        name, work = f"{self._thread_name_prefix}_{group}_{number}", functools.partial(self._work, group, number)
+        self._threads.append(self._background.start(group, name, work, self._on_death))
+
+    def _on_death(self) -> None:
+        with self._lock:
+            self._thread_died = True
+            self._all_done.notify_all()
 
     def submit(self, job_id: int, direction: Direction, works: Sequence[Work]) -> None:
         """Enqueue a job and return at once. Exactly one `Completion` will follow, also for a job without tasks, of
@@ -222,9 +230,10 @@ class DualQueueThreadPool:
         return sum(self._queue.idle.values())
 
     def wait_idle(self, timeout_seconds: float | None = None) -> bool:
-        """Block until no job is in flight; False when the time ran out."""
+        """Block until no job is in flight; False when the time ran out, or a thread has died, whose job may not end."""
         with self._lock:
-            return self._all_done.wait_for(lambda: self._jobs_in_flight == 0, timeout_seconds)
+            self._all_done.wait_for(lambda: self._jobs_in_flight == 0 or self._thread_died, timeout_seconds)
+            return self._jobs_in_flight == 0
 
     def gauges(self) -> dict[str, float]:
         """Tasks and bytes queued, age of the oldest that waits, tasks running, age of the oldest that runs, by class;
@@ -283,7 +292,7 @@ class DualQueueThreadPool:
                 self._lock.release()
             try:
                 result = task.run()
-            except Exception as error:
+            except BaseException as error:
                 result = error
             task.job.facts.append(  # a list's append is atomic, and nobody reads before the job's last task is recorded
                 TaskFact(

@@ -32,6 +32,7 @@ from kvtier.events import (
     Promotion,
     RequestFinished,
     TaskFact,
+    ThreadDied,
     TierAnswers,
 )
 from kvtier.fs_tier import FileSystemTierManager
@@ -107,6 +108,7 @@ def test_every_other_event_has_its_series(registry: CollectorRegistry, observer:
         Cascade("fs", "r1", 7),
         Eviction(8, "capacity"),
         FilesEvicted("fs", "max_bytes", 11, 1100, (60.0, 7200.0), 1.0, 2.0),
+        ThreadDied("fs", "capacity", "AttributeError: x"),
         CopyFinished("store", 1, 9, 900, 0.125, True),
         CopyFinished("store", 2, 9, 900, 0.125, False),
     ):
@@ -133,6 +135,7 @@ def test_every_other_event_has_its_series(registry: CollectorRegistry, observer:
         ("evicted_file_age_seconds_sum", ("tier", "fs")): 7260,
         ("evicted_then_wanted_blocks_total", ("tier", "fs")): 1,
         ("evicted_file_bytes_total", ("tier", "fs"), ("reason", "max_bytes")): 1100,
+        ("thread_deaths_total", ("tier", "fs"), ("thread", "capacity")): 1,
         ("copies_total", ("direction", "store"), ("outcome", "ok")): 1,
         ("copies_total", ("direction", "store"), ("outcome", "failed")): 1,
         ("copy_blocks_total", ("direction", "store")): 9,
@@ -251,7 +254,17 @@ def test_names_follow_prometheus_conventions(registry: CollectorRegistry, observ
         assert family.name.startswith("kvtier_")
         assert family.documentation
         for sample in family.samples:
-            assert set(sample.labels) <= {"tier", "direction", "outcome", "reason", "group", "le", "class", "version"}
+            assert set(sample.labels) <= {
+                "tier",
+                "direction",
+                "outcome",
+                "reason",
+                "group",
+                "le",
+                "class",
+                "thread",
+                "version",
+            }
         assert family.type != "histogram" or family.name.endswith("_seconds")
 
 

@@ -485,6 +485,31 @@ def test_kv_events_where_engine_and_tier_enable_them(peer: Peer, tmp_path: Path)
     assert peer.ask(EVENTS, str(tmp_path)) == [[[True, "STORAGE", False, "REMOTE"]], [], []]
 
 
+DEATH = """
+import kvtier.capacity
+def dies(root_dir):
+    raise AttributeError("a bug")
+folders, kvtier.capacity.folders = kvtier.capacity.folders, dies
+engine_starts()
+tier = kvtiers(question, memory(), spec(), capacity="1GiB")
+tier.on_new_request(context())
+tier._fs._capacity._thread.join()
+kvtier.capacity.folders = folders
+tier.on_schedule_end(vllm.base.ScheduleEndContext((), ()))
+counted = {" ".join(labels): value for labels, value in
+           tier.get_stats().metric_sections()[1]["kvtier_thread_deaths"].items()}
+answer = [counted, refusal(run_job, tier, "store", keys(), range(SLOTS))]
+tier.shutdown()
+"""
+
+
+def test_a_dead_capacity_thread_is_counted_and_ends_stores_with_an_error(peer: Peer, tmp_path: Path) -> None:
+    counted, refused = peer.ask(DEATH, str(tmp_path))
+    deaths = {"capacity": 1, "lookup": 0, "load": 0, "store": 0}
+    assert counted == {f"KvtierFileSystemTier {thread}": count for thread, count in deaths.items()}
+    assert refused.startswith("KvtierError: a capacity thread died (AttributeError: a bug), which is a bug in kvtier")
+
+
 METRICS = """
 engine_starts()
 tier = kvtiers(question, memory(), spec())
