@@ -9,11 +9,11 @@ DIST      := dist
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-run test lint format types cov load scenarios soak capacity shared-volume power-loss install-vllm findings e2e-vllm observe dashboards schemas mutants false-alarms bench bench-compare bench-gpu bench-docs bench-eviction fuzz-trailer dist clean
+.PHONY: help install install-run test lint format types cov load scenarios soak capacity shared-volume power-loss install-vllm findings e2e-vllm observe dashboards schemas mutants false-alarms bench bench-compare bench-gpu bench-gpu-compare bench-docs bench-eviction fuzz-trailer dist clean
 
 help: ## print this list
 	@echo "usage: make TARGET [NAME=value ...]"; echo
-	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)$$/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  %-14s %s\n", $$1, $$2}'
+	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)$$/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  %-17s %s\n", $$1, $$2}'
 
 install: $(DEV)/.installed ## make .venv, with torch: for tests and GPU work (PYTHON=python3 TORCH=torch==2.13.0); done once
 
@@ -123,6 +123,9 @@ bench-compare: $(DEV)/.installed ## is this checkout slower than a commit? exit 
 
 bench-gpu: ## the GPU path on a CUDA device; also runs with PYTHON= alone, without .venv
 	$(if $(wildcard $(DEV)/bin/python),$(DEV)/bin/python,$(PYTHON)) -m pytest -m gpu tests/tiering -rs $(ARGS)
+
+bench-gpu-compare: ## the GPU copy beside its candidates in ten minutes; exit code 2 without a CUDA device (PYTHON= OUT=runs/gpu)
+	@PYTHON=$(or $(if $(filter file,$(origin PYTHON)),$(wildcard $(DEV)/bin/python)),$(PYTHON)) OUT="$(or $(OUT),runs/gpu)" tests/tiering/bench/gpu/run.sh
 
 bench-eviction: $(DEV)/.installed ## what a pass over a full root of FILES files costs loads meanwhile (FILES=1000000 DIR=/tmp)
 	$(DEV)/bin/python -m harness.bench eviction --files $(or $(FILES),1000000) $(if $(DIR),--dir "$(DIR)") $(ARGS)

@@ -113,6 +113,9 @@ def write_docs(results: Mapping[str, Mapping[str, Any]], folder: Path) -> Path:
         "`make bench-compare` judges a change. Contestants take turns in one run, each measurement in a new process; a",
         "figure is the median of its rounds with its robust spread, a ratio pairs neighbours in time, with its 95 %",
         "bootstrap interval. Integrity verification and metrics are on. Cold: no byte of it is in the page cache.",
+        "",
+        "The GPU path is unmeasured; `make bench-gpu-compare` measures today's copy loop beside four candidates in ten",
+        "minutes ([predictions](../tests/tiering/bench/gpu/README.md)).",
     ]
     for name, content in sorted(results.items()):
         result = content.get("table")
