@@ -30,7 +30,8 @@ class InstallFailed(Exception):
 def install_peer(peer: str, dir: str, python: str) -> None:
     """Make the environment of a peer, a tier of another project, in the new folder DIR. PEER is vllm.
 
-    Downloads vLLM's wheel, a build of torch and what they import. Set KVTIER_PEER_VLLM=DIR to run --tier vllm.
+    Installs vLLM's wheel, a build of torch and what they import: about 3 GB with a CPU build. Set KVTIER_PEER_VLLM=DIR
+    to run --tier vllm.
     """
     chosen, target = PEERS[peer], Path(dir).absolute()
     interpreter = _interpreter(python)

@@ -171,6 +171,15 @@ def test_main_job_runs_from_a_wheel_in_another_folder(wheel: Path, venv: Venv) -
     assert str(ROOT) not in venv.run("python", "-c", "import harness; print(harness.__file__)")
 
 
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="no prometheus here: apt-get install prometheus")
+def test_observe_from_a_wheel_shows_its_panels(wheel: Path, venv: Venv) -> None:
+    venv.install(f"{wheel}[harness,tracing]")
+    said = venv.run("kvtier-harness", "observe", "--no-wait", "--seconds", "8", "--processes", "2")
+    for panel in ("Bytes moved", "Job latency", "Hit ratio by tier"):
+        assert panel in said
+    assert "alerts firing" in said
+
+
 # --- the sdist ---
 
 

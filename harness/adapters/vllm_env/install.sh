@@ -24,8 +24,8 @@ if "$target/bin/python" -c 'import sys, torch; sys.exit(torch.version.cuda is no
         "${CC:-cc}" -shared -x c /dev/null "-Wl,-soname,$library" -o "$stubs/$library"
     done
 fi
-packages=$(mktemp -d) # the harness is not installed there: workers get it through PYTHONPATH
+packages=$(mktemp -d) # neither package is installed there: workers get them through PYTHONPATH
 trap 'rm -r "$packages"' EXIT
-ln -s "$(dirname "$(dirname "$here")")" "$packages/harness"
+for package in harness kvtier; do ln -s "$(cd "$here/../../../$package" && pwd)" "$packages/$package"; done
 PYTHONPATH=$packages "$target/bin/python" -P -c 'from harness.adapters.vllm import import_vllm; import_vllm(c_extension=True)'
 echo "$target/bin/python drives vLLM 0.33.0's tier"

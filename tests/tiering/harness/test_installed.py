@@ -23,6 +23,7 @@ case "$*" in
 "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
 *"pip "*vllm==*) exit "${FAIL:-0}" ;;
 *torch.version.cuda*) exit 1 ;;
+*import_vllm*) ls "$PYTHONPATH" >> "$LOG" ;;
 esac
 """
 
@@ -118,6 +119,7 @@ def test_a_peer_is_installed_and_then_found(site: Path, elsewhere: Path, fake_py
     asked = log.read_text()
     assert "vllm==0.33.0" in asked
     assert "torch==2.13.0" in asked
+    assert asked.endswith("\nharness\nkvtier\n"), "what the last check can import"
     code = "from harness.adapters import tier_python; print(tier_python('vllm'))"
     found = run(site, elsewhere, "-c", code, KVTIER_PEER_VLLM="peers/vllm").stdout.strip()
     assert found == str(folder / "bin" / "python")
