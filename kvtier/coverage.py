@@ -19,6 +19,7 @@ from kvtier.text import path_text, size_text
 
 UNOWNED_FILES_MAX = 200_000
 UNOWNED_SECONDS_MAX = 5.0
+ATTEMPTS_MAX = 3
 NAMED_MAX = 20  # problems in a text
 LARGEST_MAX = 5  # entries of the root, by the bytes in them
 _NOT_COUNTED = (LEASE_NAME, "lost+found")
@@ -90,11 +91,21 @@ class Coverage:
 
 
 def cover(root_dir: str) -> Coverage:
-    """Look at a root once. Raises RootError when there is none, or when it cannot be listed."""
+    """Look at a root. Raises RootError when there is none, or when it cannot be listed."""
+    for _ in range(ATTEMPTS_MAX):
+        coverage = _cover(root_dir)
+        # An engine may have opened the root after the folders were read, and stored before the rest was counted.
+        if not coverage.largest or bases(root_dir) == coverage.bases:
+            break
+    return coverage
+
+
+def _cover(root_dir: str) -> Coverage:
     unreadable: Unreadable = {}
-    coverage = Coverage(root_dir, list(folders(root_dir, unreadable)), bases(root_dir), unreadable)
+    listed, known = list_root(root_dir), bases(root_dir)  # first: what an engine adds later is not counted as unowned
+    coverage = Coverage(root_dir, list(folders(root_dir, unreadable)), known, unreadable)
     owned = {*coverage.bases, *(folder.mapper.blocks_path for folder in coverage.folders)}
-    others = [entry for entry in list_root(root_dir) if entry.path not in owned and entry.name not in _NOT_COUNTED]
+    others = [entry for entry in listed if entry.path not in owned and entry.name not in _NOT_COUNTED]
     deadline = time.monotonic() + UNOWNED_SECONDS_MAX
     for top, size in _walk(others, os.stat(root_dir).st_dev, coverage):
         if size is not None:
