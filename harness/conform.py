@@ -21,7 +21,7 @@ from harness.adapters import adapter_class, tier_python
 from harness.click_types import PATH, SECONDS, SEED, SIZE
 from harness.run import EXIT_CODES, EXIT_INTERRUPTED, Results
 from harness.scenarios import scenarios
-from harness.scenarios.base import CommonOptions, Scenario, UsageError, check_tier
+from harness.scenarios.base import CommonOptions, Scenario, UsageError, check_machine, check_tier
 from harness.seeds import fresh_seed
 from harness.show import COLOURS, carry_out, say_verdicts
 
@@ -52,7 +52,7 @@ def conform(tier: str, names: tuple[str, ...], runs_dir: str, as_json: bool, qui
     adapter_class(tier)  # an unknown tier is told before anything else
     tier_python(tier)
     seed = fresh_seed() if given["seed"] is None else given["seed"]
-    planned, left_out = plan(tier, names, seed, given)
+    planned, left_out = plan(tier, names, seed, given, Path(runs_dir))
     console = Console(stderr=as_json, highlight=False)
     done: list[Results] = []
     for number, (chosen, options) in enumerate(planned, 1):
@@ -88,7 +88,7 @@ def conform(tier: str, names: tuple[str, ...], runs_dir: str, as_json: bool, qui
 
 
 def plan(
-    tier: str, names: Sequence[str], seed: int, given: Mapping[str, Any]
+    tier: str, names: Sequence[str], seed: int, given: Mapping[str, Any], runs_dir: Path = Path("runs")
 ) -> tuple[list[tuple[Scenario, CommonOptions]], dict[str, str]]:
     """The scenarios `names` (none: all that this tier can be asked) with their options, and why others are left out.
 
@@ -104,7 +104,8 @@ def plan(
     planned = [(item, _options(item, tier, seed, given)) for item in chosen]
     for item, options in planned:
         check_tier(options)
-        item.prepare(options)
+        check_machine(item, options, runs_dir)
+        check_machine(item, options, runs_dir, item.prepare(options))
     return planned, left_out
 
 

@@ -33,7 +33,7 @@ from harness.inputs import read_json
 from harness.launch import LAST_WORDS_LINES, Child, WorkerFailed, Workers
 from harness.recorded import check_run
 from harness.scenarios import scenario
-from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, check_root, check_tier
+from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, check_machine, check_root, check_tier
 from harness.seeds import fresh_seed
 
 EXIT_CODES = {"true": 0, "false": 1, "unknown": 2}
@@ -90,7 +90,9 @@ def run(
     if options.root_dir is not None:
         check_root(options.root_dir)
     check_tier(options)
+    check_machine(chosen, options, runs_dir)
     prepared = chosen.prepare(options)
+    check_machine(chosen, options, runs_dir, prepared)
     run_dir = _make_run_dir(runs_dir, f"{chosen.name}-{options.tier.replace(':', '.')}")
     root_dir = (Path(options.root_dir) / f"harness-{run_dir.name}" if options.root_dir else run_dir / "root").resolve()
     command = shlex.join(["python", "-m", "harness", "run", chosen.name, *_as_arguments(options)])

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.adapters import check_options
+from harness.adapters import adapter_class, check_options
 from harness.adapters.base import TierSetup
 from harness.history import HistoryWriter, Note
 from harness.inputs import SECONDS_MAX
 from harness.inputs import UsageError as UsageError
 from harness.launch import Child, Workers
+from harness.limits import Machine, Needs, shortage
 from harness.scenarios.options import declarations
 from harness.scenarios.options import option as option
 from harness.seeds import SEED_MAX
@@ -110,6 +111,24 @@ def check_tier(options: CommonOptions) -> None:
         raise UsageError(f"tier {options.tier!r} refuses {given or 'its options'}: {error}") from error
 
 
+def common_needs(options: CommonOptions, prepared: Any = None, root_blocks: int = 0, **changes: Any) -> Needs:
+    """What every scenario needs at least; `changes` are fields of `Needs` that a scenario knows better. `root_blocks`
+    count only where the tier keeps a file per block and has no options, which may bound what it keeps."""
+    tier = adapter_class(options.tier)
+    threads = 0 if tier.runs_in_submit else (options.read_threads or 0) + (options.write_threads or 0)
+    kept = root_blocks if tier.exposes_files and not options.tier_option else 0
+    needs = Needs(options.processes, threads, options.slots, options.block_bytes, kept)
+    return dataclasses.replace(needs, **changes)
+
+
+def check_machine(chosen: Scenario, options: CommonOptions, runs_dir: Path, prepared: Any = None) -> None:
+    """Raises `UsageError` where this machine has less than the scenario needs at least; starts nothing. Without
+    `prepared` only what the options alone say is checked, which takes no time."""
+    machine = Machine.here(Path(options.root_dir or runs_dir), runs_dir)
+    if lacking := shortage(chosen.needs(options, prepared), machine):
+        raise UsageError(f"{chosen.name}: {lacking}")
+
+
 @dataclass
 class Context:
     """What `Scenario.run` is given: its options, the run's folder, the shared root, and the workers to start.
@@ -171,6 +190,7 @@ class Scenario:
     checkers: tuple[str, ...]
     prepare: Callable[[Any], Any]  # options -> what `run` needs; raises UsageError; touches nothing
     run: Callable[[Context, Any], None]
+    needs: Callable[[Any, Any], Needs] = common_needs  # options, what `prepare` returned or None -> lower bounds
     seconds_min: float = 0.0
     apart: str = ""
 

@@ -30,7 +30,8 @@ from typing import NamedTuple
 from harness.adapters import adapter_class
 from harness.checkers.base import is_bookkeeping
 from harness.launch import Child
-from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, option
+from harness.limits import Needs
+from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 
 SAMPLE_SECONDS = 0.25
 KILL_SECONDS_MIN = 2.0
@@ -124,6 +125,14 @@ def prepare(options: CapacityOptions) -> Plan:
     return Plan(f"{roles}, a limit of {options.max_bytes >> 20} MiB, for {options.seconds:g} s")
 
 
+def needs(options: CapacityOptions, plan: Plan | None) -> Needs:
+    """The root holds what its limit allows, in a run that is long enough for a verdict."""
+    fills = options.turnovers >= 1 and options.seconds >= SCENARIO.seconds_min
+    blocks = options.max_bytes // options.block_bytes if fills else options.readers * options.kept
+    processes = options.processes + options.readers + options.evictors
+    return common_needs(options, root_blocks=blocks, processes=processes)
+
+
 def run(context: Context, plan: Plan) -> None:
     options: CapacityOptions = context.options
     if not adapter_class(options.tier).keeps_limit:
@@ -173,5 +182,6 @@ SCENARIO = Scenario(
     checkers=("capacity", "integrity", "results", "leftovers"),
     prepare=prepare,
     run=run,
+    needs=needs,
     seconds_min=60.0,
 )

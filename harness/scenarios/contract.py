@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from harness.contract import PROMISES, SLOTS_MIN
 from harness.history import History
 from harness.launch import Child
-from harness.scenarios.base import CommonOptions, Context, Scenario, option
+from harness.scenarios.base import CommonOptions, Context, Scenario, common_needs, option
 
 PROMISE_SECONDS_MAX = 30.0
 """A promise that takes longer hangs: its process is killed, and the next one goes on behind it."""
@@ -87,4 +87,5 @@ SCENARIO = Scenario(
     checkers=("contract",),
     prepare=prepare,
     run=run,
+    needs=lambda options, plan: common_needs(options, root_blocks=SLOTS_MIN, processes=1),
 )

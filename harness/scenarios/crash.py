@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from harness.faults import PUBLISH_STEPS, FaultUnavailable, Injection
 from harness.faults.attach import Attached
-from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, option
+from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 from harness.scenarios.crew import RENDEZVOUS_SECONDS, Crew
 from harness.seeds import stream
 
@@ -240,4 +240,5 @@ SCENARIO = Scenario(
     checkers=("recovery", "visibility", "integrity", "results", "determinism", "leftovers"),
     prepare=prepare,
     run=run,
+    needs=lambda options, plan: common_needs(options, root_blocks=(options.processes - 1) * options.blocks),
 )

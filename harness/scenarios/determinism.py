@@ -34,7 +34,7 @@ from harness.checkers.matrix import PRIVATE, REFUSED
 from harness.faults import FaultUnavailable
 from harness.faults.attach import Attached
 from harness.launch import WorkerFailed, python_path
-from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, option
+from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 from harness.scenarios.crew import Crew
 
 SEEDS = (None, "", "0", "1", "random")
@@ -42,6 +42,7 @@ START_METHODS = ("spawn", "forkserver")  # besides a fresh interpreter
 PROBE_SECONDS_MAX = 600.0
 APPLICATION_SEED = 0
 ROUNDS_MIN = 3
+ROUND_BLOCKS = 8
 CREATED_MAX = 1000
 _CREATING = "open,openat,openat2,creat"
 _CREATED = re.compile(r'(?:open|openat|openat2|creat)\([^"]*"([^"]+)", [^)]*\bO_CREAT\b')
@@ -279,7 +280,7 @@ def _unique(context: Context) -> None:
         except (FaultUnavailable, ProcessLookupError) as reason:  # the latter: a process ended by itself
             context.note(time.monotonic(), "skip", f"temp names are not looked at: {reason}")
         while number < ROUNDS_MIN or time.monotonic() - began < options.seconds:
-            chain = crew.chain(8)
+            chain = crew.chain(ROUND_BLOCKS)
             store = {"store": [chain], "application_seed": APPLICATION_SEED}
             for what, together in ((store, True), ({"find": [chain]}, False)):
                 crew.do(dict.fromkeys(crew.alive(), what), together)
@@ -303,4 +304,5 @@ SCENARIO = Scenario(
     checkers=("matrix", "determinism", "integrity", "results", "leftovers"),
     prepare=prepare,
     run=run,
+    needs=lambda options, plan: common_needs(options, root_blocks=ROUNDS_MIN * ROUND_BLOCKS),
 )

@@ -43,7 +43,7 @@ from harness.faults import (
 from harness.faults.attach import Attached
 from harness.history import Name, read_records
 from harness.launch import Child, WorkerFailed
-from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, option
+from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 
 BLOCKS = 8
 JOB_BLOCKS = 4
@@ -462,6 +462,7 @@ SCENARIO = Scenario(
     checkers=("faults", "integrity", "results"),
     prepare=prepare,
     run=run,
+    needs=lambda options, plan: common_needs(options, root_blocks=2 * BLOCKS, processes=2),
 )
 
 if __name__ == "__main__":

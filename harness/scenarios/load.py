@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, option
+from harness.limits import Needs
+from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 from harness.traffic import PlannedRequest, TraceError, TraceRequest, plan, read_trace, synthetic_trace
 
 SYNTHETIC_REQUESTS_PER_SECOND = 20
@@ -78,6 +79,15 @@ def prepare(options: LoadOptions) -> Traffic:
     return Traffic(plans, ", ".join(filter(None, [source, how, f"{total} of {len(trace)} requests"])))
 
 
+def needs(options: LoadOptions, traffic: Traffic | None) -> Needs:
+    """The root holds each block of the traffic once; a quarter of them where the time may be over before the traffic,
+    none where the traffic is as long as the time allows."""
+    blocks: set[int] = set()
+    if traffic is not None and not (options.speed == 0 and options.seconds):
+        blocks = {block for mine in traffic.plans for request in mine for block in request.trace.hash_ids}
+    return common_needs(options, root_blocks=len(blocks) // 4 if options.seconds else len(blocks))
+
+
 def _recorded(options: LoadOptions) -> list[TraceRequest]:
     assert options.trace is not None
     try:
@@ -117,4 +127,5 @@ SCENARIO = Scenario(
     checkers=("sharing", "determinism", "starvation", "nonblocking", "integrity", "results", "leftovers"),
     prepare=prepare,
     run=run,
+    needs=needs,
 )

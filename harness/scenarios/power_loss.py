@@ -30,7 +30,7 @@ from harness.faults.mounts import require_root, run_command, undertaken
 from harness.faults.rules import FaultUnavailable
 from harness.hosts.kernel import Kernel, add_control, require_kernels
 from harness.hosts.network import Network, network
-from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, option
+from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 from harness.scenarios.crew import Chain, Crew
 from harness.seeds import stream
 from harness.worker import Instruction
@@ -302,5 +302,6 @@ SCENARIO = Scenario(
     checkers=("power_loss", "integrity", "results"),
     prepare=prepare,
     run=run,
+    needs=lambda options, plan: common_needs(options, processes=2),
     apart="takes root, disks of its own and options of kvtier's: make power-loss",
 )

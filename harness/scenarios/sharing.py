@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, option
+from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 from harness.scenarios.crew import Chain, Crew
 from harness.seeds import stream
 
@@ -113,4 +113,5 @@ SCENARIO = Scenario(
     checkers=("sharing", "visibility", "integrity", "results", "determinism", "leftovers"),
     prepare=prepare,
     run=run,
+    needs=lambda options, plan: common_needs(options, root_blocks=ROUNDS_MIN * options.blocks),
 )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from harness.adapters import adapter_class
 from harness.drivers.soak import REQUEST_BLOCKS_MAX
-from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, option
+from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,5 +72,6 @@ SCENARIO = Scenario(
     checkers=("soak", "integrity", "results", "leftovers"),
     prepare=prepare,
     run=run,
+    needs=lambda options, plan: common_needs(options, root_blocks=options.blocks // 4, slots_filled=1.0),
     seconds_min=15.0,
 )

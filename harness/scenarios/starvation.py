@@ -20,6 +20,7 @@ anything about sharing, crashes or other faults.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,7 +32,8 @@ from harness.adapters.base import other
 from harness.faults import FaultFs, FaultUnavailable, Rule
 from harness.history import Direction
 from harness.launch import Child
-from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, option
+from harness.limits import Needs
+from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 from harness.scenarios.on_hosts import OnHosts
 
 SPLITS = ((1, 1), (4, 4), (16, 16), (31, 1), (1, 31))
@@ -126,6 +128,21 @@ def flood_jobs(threads: int, blocks: int) -> int:
     return threads + 2 if blocks > 16 else 4 * threads + 8
 
 
+def _flood_slots(split: tuple[int, int], phases: tuple[Phase, ...]) -> int:
+    """Slots that the jobs of the largest flood take."""
+    return max(flood_jobs(sum(split), phase.blocks) * phase.blocks for phase in phases)
+
+
+def needs(options: StarvationOptions, plan: Plan | None) -> Needs:
+    """Splits come one after the other; each stores the blocks that it will load."""
+    if plan is None:
+        return common_needs(options)
+    slots = options.slots or max(_flood_slots(split, phases) for split, phases in plan.floods.items())
+    blocks = STORED_BLOCKS * options.processes * len(plan.floods)
+    needed = common_needs(options, root_blocks=blocks, slots=slots)
+    return dataclasses.replace(needed, threads=max(map(sum, plan.floods))) if needed.threads else needed
+
+
 def run(context: Context, plan: Plan) -> None:
     """Each split in turn, then one split on the fault file system."""
     options: StarvationOptions = context.options
@@ -146,7 +163,7 @@ def _start(
     context: Context, first: int, split: tuple[int, int], phases: tuple[Phase, ...], root_dir: str
 ) -> list[Child]:
     options: StarvationOptions = context.options
-    needed = max(flood_jobs(sum(split), p.blocks) * p.blocks for p in phases)
+    needed = _flood_slots(split, phases)
     changes: dict[str, Any] = {"n_read_threads": split[0], "n_write_threads": split[1], "root_dir": root_dir}
     changes["slots"] = options.slots or SLOTS_FACTOR * max(needed, STORED_BLOCKS)
     children = [
@@ -279,4 +296,5 @@ SCENARIO = Scenario(
     checkers=("starvation", "floods", "nonblocking", "integrity", "results", "leftovers"),
     prepare=prepare,
     run=run,
+    needs=needs,
 )
