@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from kvtier.background import BackgroundThreads
 from kvtier.blockio import RECENCY_SECONDS
-from kvtier.config import CapacityConfig, RootError
+from kvtier.config import CapacityConfig, ConfigError, RootError
 from kvtier.events import FileEvictionReason
 from kvtier.hashing import OffloadKey
 from kvtier.removal import remove_block, sweep
@@ -119,6 +119,7 @@ class Capacity:
     def __init__(self, root_dir: str, config: CapacityConfig, unreadable: Unreadable | None = None) -> None:
         self.root_dir = os.path.realpath(root_dir)
         self.config = config
+        _check_min_free(self.root_dir, config.min_free_bytes)
         self._unreadable = unreadable  # filled with what could not be read
         self.root: Root | None = None  # None before the first measurement
         self.excess_bytes = 0.0  # to go when last measured
@@ -470,3 +471,15 @@ def _cutoff(sample: list[BlockFile], fraction: float) -> float:
         if wanted <= 0:
             return block.used_seconds
     return time.time()
+
+
+def _check_min_free(root_dir: str, min_free_bytes: int | None) -> None:
+    """Raises ConfigError when no eviction could ever leave so much free: each store would be refused."""
+    with contextlib.suppress(OSError):  # a root that cannot be used is another error, and its user's to raise
+        status = os.statvfs(root_dir)
+        size = status.f_blocks * status.f_frsize
+        if min_free_bytes is not None and min_free_bytes >= size:
+            raise ConfigError(
+                f"min_free_bytes is {min_free_bytes}; the file system at {root_dir} has {size} bytes in all, so no "
+                "store could ever be admitted"
+            )

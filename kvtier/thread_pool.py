@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import math
 import os
 import threading
@@ -26,6 +27,8 @@ from typing import Any, NamedTuple
 
 from kvtier.background import BackgroundThreads
 from kvtier.events import Direction, TaskFact
+
+logger = logging.getLogger(__name__)
 
 LOOKS = 8
 """So many times in `hung_seconds` the pool looks for threads that are lost."""
@@ -267,8 +270,11 @@ class DualQueueThreadPool:
             thread.join()
 
     def _work(self, group: Direction, thread: int) -> None:
-        nice = os.getpriority(os.PRIO_PROCESS, 0) + self._thread_nice + (READ_NICER if group == "load" else 0)
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)  # of this thread alone, on Linux
+        try:
+            nice = os.getpriority(os.PRIO_PROCESS, 0) + self._thread_nice + (READ_NICER if group == "load" else 0)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)  # of this thread alone, on Linux
+        except OSError as error:  # a sandbox may refuse it; the tier is right without it, only less polite
+            logger.debug("thread_nice has no effect: %s", error)
         queue, wake = self._queue, self._wake[group]
         task: Task | None = None
         result: Any = None

@@ -421,6 +421,14 @@ def test_bad_limits_are_named(tmp_path: Path, options: dict[str, Any], names: st
         FsTierConfig(str(tmp_path), BLOCK, capacity=options)  # type: ignore[arg-type]
 
 
+def test_a_reserve_that_the_file_system_does_not_have_is_refused(tmp_path: Path) -> None:
+    status = os.statvfs(tmp_path)
+    size = status.f_blocks * status.f_frsize
+    with pytest.raises(ConfigError, match=f"min_free_bytes is {size}; the file system at .* has {size} bytes in all"):
+        Capacity(str(tmp_path), CapacityConfig(min_free_bytes=size))
+    Capacity(str(tmp_path), CapacityConfig(min_free_bytes=size - 1))
+
+
 # --- the command line ---
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import os
@@ -335,6 +336,18 @@ def test_blocked_threads_wake_for_work_that_arrives_one_by_one() -> None:
     for job_id in range(500):
         pool.submit(job_id, DIRECTIONS[job_id % 2], [(lambda: None, BLOCK)])
         assert pool.wait_idle(30), f"hand-over {job_id} was lost"
+    pool.shutdown()
+
+
+def test_a_sandbox_that_refuses_priorities_does_not_end_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: int) -> None:
+        raise PermissionError(errno.EPERM, "not here")
+
+    monkeypatch.setattr(os, "setpriority", refused)
+    pool = DualQueueThreadPool(1, 1, 1 << 20, thread_nice=3)
+    pool.submit(1, "store", [(lambda: "done", 1)])
+    pool.wait_idle()
+    assert [completion.results for completion in pool.get_finished()] == [("done",)]
     pool.shutdown()
 
 
