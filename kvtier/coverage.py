@@ -1,6 +1,6 @@
 """How much of a root its readable folders account for: what could not be read, and the files that belong to no folder.
-The command line asks it before it says that a root is well. It reads names and sizes, follows no link, stays on the
-root's file system, and stops counting at a limit.
+The command line reports it, and exits with 0 only when the coverage is complete. It reads names and sizes, follows no
+link, stays on the root's file system, and stops counting at a limit.
 """
 
 from __future__ import annotations

@@ -21,5 +21,5 @@ def age_text(seconds: float) -> str:
 
 
 def path_text(path: str) -> str:
-    """A path as it is; quoted and escaped when it holds what a terminal would obey."""
+    """A path; quoted and escaped when it holds control characters, which a terminal would interpret."""
     return path if path.isprintable() else repr(path)

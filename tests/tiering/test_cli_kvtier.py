@@ -1,4 +1,4 @@
-"""The command `kvtier`, often as a process of its own: it says that a root is well only when it has seen all of it."""
+"""The command `kvtier`, often as a process of its own: exit code 0 means that it has seen all of a root."""
 
 from __future__ import annotations
 
@@ -90,10 +90,10 @@ def command(request: pytest.FixtureRequest) -> tuple[str, ...]:
     return request.param  # type: ignore[no-any-return]
 
 
-# --- a root that is well ---
+# --- exit code 0 ---
 
 
-def test_a_root_in_use_is_well(tmp_path: Path, tier: Tier, command: tuple[str, ...]) -> None:
+def test_a_root_in_use_exits_with_0(tmp_path: Path, tier: Tier, command: tuple[str, ...]) -> None:
     Tier(tmp_path, "other", blocks=0)
     (tmp_path / "lost+found").mkdir(0o700)
     (tmp_path / "lost+found" / "#1").write_bytes(b"x")
@@ -101,7 +101,7 @@ def test_a_root_in_use_is_well(tmp_path: Path, tier: Tier, command: tuple[str, .
     assert kvtier_process(tmp_path, (*command, "--json")).code == 0
 
 
-def test_a_root_that_an_engine_has_opened_is_well_before_the_first_block(
+def test_a_root_that_an_engine_has_opened_exits_with_0_before_the_first_block(
     tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     Tier(tmp_path, blocks=0)
@@ -110,7 +110,7 @@ def test_a_root_that_an_engine_has_opened_is_well_before_the_first_block(
 
 
 @pytest.mark.parametrize("name", ["list_root", "bases", "folders"])
-def test_an_engine_that_opens_the_root_meanwhile_does_not_make_it_ill(
+def test_a_folder_that_an_engine_adds_during_the_look_is_not_unowned(
     tmp_path: Path, tier: Tier, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = getattr(coverage, name)
@@ -298,7 +298,7 @@ def test_a_root_that_cannot_be_listed_is_one_sentence(tmp_path: Path, tier: Tier
 
 
 @pytest.mark.parametrize("content", ["empty", "files"])
-def test_a_wrong_root_is_never_green(tmp_path: Path, command: tuple[str, ...], content: str) -> None:
+def test_a_wrong_root_exits_with_2(tmp_path: Path, command: tuple[str, ...], content: str) -> None:
     if content == "files":
         (tmp_path / "ssh").mkdir()
         (tmp_path / "ssh" / "config").write_bytes(bytes(1000))
@@ -322,7 +322,7 @@ def test_bytes_beside_the_folders_are_counted(tmp_path: Path, tier: Tier, comman
     assert ("within its limits is not known" in result.out) is (command == EVICT)
 
 
-def test_a_name_cannot_give_orders_to_the_terminal(tmp_path: Path, tier: Tier) -> None:
+def test_control_characters_in_names_are_escaped(tmp_path: Path, tier: Tier) -> None:
     (tmp_path / "a\x1b[2Jb\n").write_bytes(b"x")
     result = kvtier(tmp_path, ("inspect",))
     assert "\x1b" not in result.out
@@ -403,7 +403,7 @@ def test_what_has_a_blocks_name_and_is_no_file_is_corrupt(
     assert kvtier_process(tmp_path, ("verify",)) == (0, "9 blocks: 9 right\n", "")
 
 
-def test_a_folder_of_one_fifo_is_not_well(tmp_path: Path) -> None:
+def test_a_folder_of_one_fifo_exits_with_1(tmp_path: Path) -> None:
     tier = Tier(tmp_path, blocks=1)
     os.unlink(tier.mapper.record_path)
     tier.path(0).unlink()
@@ -575,7 +575,7 @@ def test_evict_every_says_why_no_round_succeeds(tmp_path: Path, tier: Tier) -> N
     assert out.endswith(f"nothing was measured or removed: {problem}")
 
 
-def test_evict_every_outlives_a_volume_that_goes_and_comes_back(tmp_path: Path) -> None:
+def test_evict_every_goes_on_after_a_volume_that_goes_and_comes_back(tmp_path: Path) -> None:
     root, away = tmp_path / "root", tmp_path / "away"
     root.mkdir()
     Tier(root, blocks=0)
