@@ -23,7 +23,7 @@ from rich.table import Table
 from harness.adapters import UnknownTier
 from harness.adapters import mutants as known_mutants
 from harness.adapters.base import PeerMissing
-from harness.click_types import PATH, PAUSE, SECONDS, SIZE
+from harness.click_types import ADDRESS, PATH, PAUSE, SECONDS, SIZE
 from harness.conform import conform
 from harness.entry import HARNESS, VERSION, ExitCode
 from harness.findings import findings
@@ -37,7 +37,7 @@ from harness.report import write_comparison, write_index, write_report
 from harness.report.compare import compare, difference_table, differing_options, in_words, read_side
 from harness.run import EXIT_CODES, Results, judge, known_tiers
 from harness.scenarios import scenarios
-from harness.scenarios.base import Scenario, UsageError
+from harness.scenarios.base import Scenario, UsageError, check_tier
 from harness.scenarios.load import SCENARIO as LOAD
 from harness.scenarios.load import LoadOptions
 from harness.scenarios.options import Declared, declarations
@@ -142,6 +142,7 @@ def _observe_command() -> click.Command:
 
     def invoke(runs_dir: str, wait: bool | None, **values: Any) -> None:
         options, console = LoadOptions(**values), Console(highlight=False)
+        check_tier(options)
         results = observe(options, Path(runs_dir), console, sys.stdin.isatty() if wait is None else wait)
         sys.exit(results.exit_code)
 
@@ -192,6 +193,8 @@ def compare_runs(run_a: str, run_b: str, output: str | None, anyway: bool, as_js
     Gives no verdict: the exit code is 0 whatever differs, and 64 when the runs cannot be compared.
     """
     page = Path(output) if output else Path(run_b) / f"compare-{Path(run_a).resolve().name}.html"
+    for run_dir in (run_a, run_b):
+        check_run(Path(run_dir))
     if not as_json:
         check_output("--output", page)
     a, b = (read_side(_judged(Path(run_dir))) for run_dir in (run_a, run_b))
@@ -274,7 +277,9 @@ def list_all(as_json: bool) -> None:
 @click.argument("root_dir", type=PATH)
 @click.option("--seconds", type=SECONDS, default=60.0, show_default=True, help="how long to watch")
 @click.option("--every", type=PAUSE, default=5.0, show_default=True, help="seconds between two looks")
-@click.option("--metrics", multiple=True, metavar="HOST:PORT", help="an engine's /metrics, for cross-process hits")
+@click.option(
+    "--metrics", type=ADDRESS, multiple=True, metavar="HOST:PORT", help="an engine's /metrics, for cross-process hits"
+)
 def watch(root_dir: str, seconds: float, every: float, metrics: tuple[str, ...]) -> None:
     """Judge a root that live engines use, from outside. Exit code 1 when something is wrong, 2 when nothing moved."""
     from harness.watch import RootUnreadable, Watch

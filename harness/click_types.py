@@ -5,6 +5,7 @@ A wrong value is refused in one sentence by `harness.inputs`, before the command
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import click
@@ -21,6 +22,16 @@ class _Path(click.ParamType):  # type: ignore[type-arg]  # click before 8.2 has 
             return check_path(_typed(param), value)
         except UsageError as error:
             raise click.UsageError(str(error), ctx) from error
+
+
+class _Address(click.ParamType):  # type: ignore[type-arg]
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        host, _, port = str(value).rpartition(":")
+        if not re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:]+\]", host) or not (port.isdecimal() and 0 < int(port) < 65536):
+            raise click.UsageError(f"{_typed(param)} is {value!r}; it takes HOST:PORT, such as 127.0.0.1:8000", ctx)
+        return str(value)
 
 
 class Number(click.ParamType):  # type: ignore[type-arg]
@@ -52,6 +63,7 @@ class _Size(click.ParamType):  # type: ignore[type-arg]
             raise click.UsageError(str(error), ctx) from error
 
 
+ADDRESS = _Address()
 PATH = _Path()
 """A path that is not empty; a leading `~` is the home folder."""
 SEED = Number(int, 0, SEED_MAX)

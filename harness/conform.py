@@ -21,7 +21,7 @@ from harness.adapters import adapter_class, tier_python
 from harness.click_types import PATH, SECONDS, SEED, SIZE
 from harness.run import EXIT_CODES, EXIT_INTERRUPTED, Results
 from harness.scenarios import scenarios
-from harness.scenarios.base import CommonOptions, Scenario, UsageError, check_machine, check_tier
+from harness.scenarios.base import CommonOptions, Scenario, UsageError, check_machine, check_root, check_tier
 from harness.seeds import fresh_seed
 from harness.show import COLOURS, carry_out, say_verdicts
 
@@ -103,6 +103,8 @@ def plan(
     chosen = [known[name] for name in dict.fromkeys(names or known) if name not in left_out]
     planned = [(item, _options(item, tier, seed, given)) for item in chosen]
     for item, options in planned:
+        if options.root_dir is not None:
+            check_root(options.root_dir)
         check_tier(options)
         check_machine(item, options, runs_dir)
         check_machine(item, options, runs_dir, item.prepare(options))

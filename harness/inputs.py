@@ -134,10 +134,12 @@ def read_json(path: str | Path, kind: type[T], bytes_max: int = 1 << 30) -> T:
 
 
 def check_output(name: str, path: str | Path) -> None:
-    """Raises `UsageError` unless `path` can be a new file or replace a regular one."""
+    """Raises `UsageError` unless `path` can be a new file in an existing folder, or replace a regular file."""
     try:
         kind = stat.S_IFMT(os.stat(path).st_mode)
     except FileNotFoundError:
+        if not Path(path).parent.is_dir():
+            raise UsageError(f"{name} is {str(path)!r}, whose folder does not exist; make it first") from None
         return
     except OSError as error:
         raise UsageError(f"{name} is {str(path)!r}, which cannot be used: {error.strerror}") from error

@@ -27,6 +27,7 @@ from harness.adapters import TIERS, adapter_class, tier_python
 from harness.checkers import CHECKERS
 from harness.checkers.base import Verdict
 from harness.device import measure
+from harness.entry import naming
 from harness.environment import describe
 from harness.history import History, in_words
 from harness.inputs import read_json
@@ -106,7 +107,11 @@ def run(
             "cpus": os.cpu_count(),
         },
     )
-    root_dir.mkdir()
+    try:
+        root_dir.mkdir()
+    except OSError as error:
+        shutil.rmtree(run_dir)
+        raise UsageError(f"the folder for blocks {str(root_dir)!r} cannot be made: {error.strerror}") from error
     _write_json(run_dir / "environment.json", describe(root_dir))
     on_start(options, run_dir, getattr(prepared, "source", ""))
     started_seconds = time.monotonic()
@@ -302,7 +307,8 @@ def _write_json(path: Path, value: object) -> None:
     """In one step, so that a full disk leaves the old file or the whole new one."""
     fresh = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     try:
-        fresh.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
+        with naming(path):
+            fresh.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)

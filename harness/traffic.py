@@ -105,7 +105,7 @@ def _parse(line: bytes) -> TraceRequest:
         raise ValueError("the line is blank; a trace has one JSON object per line")
     try:
         values = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"a JSON object was expected, not {_short(values)}")

@@ -134,7 +134,7 @@ class EntryPoint(NamedTuple):
                 return ExitCode.USAGE, ""
             context = getattr(error, "ctx", None)
             hint = f" (see `{context.command_path} --help`)" if context else ""
-            return ExitCode.USAGE, error.format_message() + hint
+            return ExitCode.USAGE, " ".join(error.format_message().split()) + hint
         match error:
             case Terminated():
                 return ExitCode.TERMINATED, "terminated"

@@ -25,6 +25,10 @@ class UnknownTier(ValueError):
     """No tier answers to that name; the text is one sentence for a person."""
 
 
+class OptionRefused(ValueError):
+    """A tier does not take its options; the text is one sentence for a person."""
+
+
 def mutants() -> Mapping[str, Any]:
     """Tiers with a known defect by name, as docs/mutants.md lists them; imported only when asked for."""
     return importlib.import_module("harness.mutants.registry").MUTANTS  # type: ignore[no-any-return]
@@ -66,14 +70,14 @@ def _place(tier: str) -> str:
 
 
 def check_options(tier: str, setup: TierSetup) -> None:
-    """Raises `ValueError`, one sentence, for an option that the tier refuses; a tier need not be able to tell."""
+    """Raises `OptionRefused` for an option that the tier can tell it refuses; `UnknownTier`, `PeerMissing`."""
     chosen = adapter_class(tier)
     try:
         chosen.check_options(setup)
-    except ValueError:
-        raise
+    except ValueError as error:
+        raise OptionRefused(str(error)) from error
     except Exception as error:
-        raise ValueError(f"{tier} cannot use its options: {type(error).__name__}: {error}") from error
+        raise OptionRefused(f"{tier} cannot use its options: {type(error).__name__}: {error}") from error
 
 
 def tier_python(tier: str) -> str:

@@ -44,6 +44,15 @@ _VERDICTS: dict[LookupResult, Verdict] = {
 }
 
 
+HARNESS_OPTIONS = {
+    "root_dir": "--root-dir",
+    "block_bytes": "--block-bytes",
+    "n_read_threads": "--read-threads",
+    "n_write_threads": "--write-threads",
+}
+"""What the harness chooses for the tier and must know: option of the tier -> option of the harness."""
+
+
 class KvtierAdapter(Adapter):
     """kvtier's file-system tier by itself; `setup.options` are further keywords of `FsTierConfig`."""
 
@@ -55,6 +64,9 @@ class KvtierAdapter(Adapter):
 
     @classmethod
     def check_options(cls, setup: TierSetup) -> None:
+        for name, own in HARNESS_OPTIONS.items():
+            if name in setup.options:
+                raise ValueError(f"{name} is not the tier's to choose here; give {own}")
         cls._config(setup)
 
     @classmethod

@@ -41,7 +41,7 @@ def convicted_by(
         name = mutant.__name__
         assert name not in MUTANTS, f"two mutants are called {name}"
         assert mutant.__doc__, f"{name} does not say what its sin is"
-        sin = " ".join(mutant.__doc__.split("\n\n")[0].split())
+        sin = " ".join((mutant.__doc__ or "").split("\n\n")[0].split())
         MUTANTS[name] = Mutant(name, f"{mutant.__module__}:{name}", sin, scenario, checker, finding, options)
         return mutant
 

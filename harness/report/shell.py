@@ -77,7 +77,7 @@ def write_page(path: Path, title: str, body: Sequence[str], sections: Sequence[S
         f"<body><main>{''.join(body)}</main>{scripts}</body></html>\n"
     )
     fresh = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
-    fresh.write_text(page, encoding="utf-8")
+    fresh.write_text(page, encoding="utf-8", errors="backslashreplace")  # names of files may be any bytes
     fresh.replace(path)
     return path
 

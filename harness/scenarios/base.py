@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.adapters import adapter_class, check_options
+from harness.adapters import OptionRefused, adapter_class, check_options
 from harness.adapters.base import TierSetup
 from harness.history import HistoryWriter, Note
 from harness.inputs import SECONDS_MAX
@@ -106,7 +107,7 @@ def check_tier(options: CommonOptions) -> None:
     )
     try:
         check_options(options.tier, setup)
-    except ValueError as error:
+    except OptionRefused as error:
         given = " ".join(f"--tier-option {text}" for text in options.tier_option)
         raise UsageError(f"tier {options.tier!r} refuses {given or 'its options'}: {error}") from error
 
@@ -202,15 +203,17 @@ class Scenario:
     @property
     def proves(self) -> str:
         """The paragraphs after it; help texts and the report print them."""
-        return self.text.split("\n\n", 1)[1].strip()
+        return self.text.partition("\n\n")[2].strip()  # no text under python -OO
 
 
 def check_root(root_dir: str) -> None:
-    """Raises `UsageError` when `root_dir` is not a directory that this process can write to."""
+    """Raises `UsageError` when `root_dir` is not a directory in which this process can make folders."""
     path = Path(root_dir)
     if not path.exists():
         raise UsageError(f"--root-dir is {root_dir!r}, which does not exist; make it first, the harness makes no roots")
     if not path.is_dir():
         raise UsageError(f"--root-dir is {root_dir!r}, which is not a directory")
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise UsageError(f"--root-dir is {root_dir!r}, where this user may not write")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".harness-", dir=path))
+    except OSError as error:
+        raise UsageError(f"--root-dir is {root_dir!r}, where no folder can be made: {error.strerror}") from error

@@ -99,6 +99,9 @@ class Plan(NamedTuple):
 
 
 def prepare(options: DeterminismOptions) -> Plan:
+    for name in ("hash_algorithm", "seed_policy"):
+        if name in options.tier_options():
+            raise UsageError(f"--tier-option {name} contradicts determinism, which tries them all; leave it out")
     tier: type[Adapter] = adapter_class(options.tier)
     settings = [Setting(s, a, p) for s in SEEDS for a in tier.hash_algorithms for p in tier.seed_policies]
     pythons = find_pythons(options.python, tier.python())
@@ -119,6 +122,10 @@ def find_pythons(wanted: Sequence[str], own: str) -> dict[str, str]:
         except (OSError, subprocess.SubprocessError) as error:
             if wanted:
                 raise UsageError(f"--python is {path!r}, which does not run: {error}") from error
+            continue
+        if not re.fullmatch(r"\d+\.\d+\.\d+", version):
+            if wanted:
+                raise UsageError(f"--python is {path!r}, which is no Python: it says {version!r} of its version")
             continue
         minor = version.rpartition(".")[0]
         if wanted or (minor not in {v.rpartition(".")[0] for v in found} and int(minor.split(".")[1]) >= 11):

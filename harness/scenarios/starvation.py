@@ -40,6 +40,7 @@ SPLITS = ((1, 1), (4, 4), (16, 16), (31, 1), (1, 31))
 SPLIT_UNDER_FAULTS = (4, 4)
 THREADS_DEFAULT = 4
 JOB_BLOCKS = (1, 16, 512)
+JOB_BLOCKS_MAX = 1 << 16
 STORED_BLOCKS = 512
 SLOTS_FACTOR = 4
 """A tier may refuse stores that take too large a share of the slots: a flood is to be queued, not refused."""
@@ -104,8 +105,9 @@ def prepare(options: StarvationOptions) -> Plan:
         sizes = tuple(int(text) for text in options.job_blocks.split(","))
     except ValueError:
         sizes = ()
-    if not sizes or min(sizes) < 1:
-        raise UsageError(f"--job-blocks is {options.job_blocks!r}; it takes numbers of at least 1 between commas")
+    if not sizes or min(sizes) < 1 or max(sizes) > JOB_BLOCKS_MAX:
+        valid = f"it takes numbers from 1 to {JOB_BLOCKS_MAX} between commas"
+        raise UsageError(f"--job-blocks is {options.job_blocks!r}; {valid}")
     if not options.cut_seconds > options.hung_seconds_max:
         least = f"above --hung-seconds-max, which is {options.hung_seconds_max:g}"
         raise UsageError(f"--cut-seconds is {options.cut_seconds:g}; it must be {least}")

@@ -245,7 +245,7 @@ def test_conform_runs_scenarios_on_a_tier_of_ones_own_and_compare_sets_two_runs_
     assert say("compare", f"runs/{load}", f"runs/{load}").out.endswith(f"runs/{load}/compare-{load}.html\n")
     said = say("compare", f"runs/{load}", f"runs/{load}", "--output", "nowhere/page.html")
     assert (said.exit_code, len(said.err.splitlines())) == (64, 1)
-    assert "'nowhere/page.html' cannot be made: No such file or directory" in said.err
+    assert "--output is 'nowhere/page.html', whose folder does not exist; make it first" in said.err
     differences = json.loads(say("compare", f"runs/{load}", f"runs/{load}", "--json").out)["differences"]
     assert {d["ratio"] for d in differences if d["ratio"] is not None} == {1.0}
 
