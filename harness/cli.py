@@ -313,5 +313,10 @@ def watch(root_dir: str, seconds: float, every: float, metrics: tuple[str, ...])
 
 def main(arguments: Sequence[str] | None = None) -> typing.NoReturn:
     """Carries out the command and ends the process with its exit code."""
-    run = functools.partial(cli.main, prog_name=HARNESS.program, standalone_mode=False)
-    HARNESS.answer(run, sys.argv[1:] if arguments is None else arguments, EXPECTED)
+    answer(cli, HARNESS.program, arguments)
+
+
+def answer(command: click.Command, program: str, arguments: Sequence[str] | None = None) -> typing.NoReturn:
+    """The same for any command of the harness: those that only `python -m` reaches end alike."""
+    run = functools.partial(command.main, prog_name=program, standalone_mode=False)
+    HARNESS._replace(program=program).answer(run, sys.argv[1:] if arguments is None else arguments, EXPECTED)

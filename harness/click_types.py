@@ -5,6 +5,7 @@ A wrong value is refused in one sentence by `harness.inputs`, before the command
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -22,6 +23,16 @@ class _Path(click.ParamType):  # type: ignore[type-arg]  # click before 8.2 has 
             return check_path(_typed(param), value)
         except UsageError as error:
             raise click.UsageError(str(error), ctx) from error
+
+
+class _Folder(_Path):
+    name = "folder"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        path = super().convert(value, param, ctx)
+        if not os.path.isdir(path):
+            raise click.UsageError(f"{_typed(param)} is {value!r}, which is no folder; make it first", ctx)
+        return path
 
 
 class _Address(click.ParamType):  # type: ignore[type-arg]
@@ -64,6 +75,7 @@ class _Size(click.ParamType):  # type: ignore[type-arg]
 
 
 ADDRESS = _Address()
+FOLDER = _Folder()
 PATH = _Path()
 """A path that is not empty; a leading `~` is the home folder."""
 SEED = Number(int, 0, SEED_MAX)

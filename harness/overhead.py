@@ -26,7 +26,7 @@ import click
 from rich.console import Console
 
 from harness.bench.stats import Interval, bootstrap
-from harness.click_types import SIZE
+from harness.click_types import PATH, SIZE, Number
 from harness.run import run
 from harness.scenarios.load import SCENARIO, LoadOptions
 
@@ -122,13 +122,15 @@ def _said(ratio: Interval) -> str:
 
 
 @click.command()
-@click.option("--runs", default=10, show_default=True, help="load runs")
+@click.option("--runs", type=Number(int, 1, 1000), default=10, show_default=True, help="load runs")
 @click.option("--processes", default=2, show_default=True, help="worker processes")
 @click.option("--requests", default=5000, show_default=True, help="requests of a run")
 @click.option("--block-bytes", type=SIZE, default=256 << 10, show_default=True, help="size of a block")
-@click.option("--root-dir", default=None, help="folder for the blocks (default: the run's)")
+@click.option("--root-dir", type=PATH, default=None, help="folder for the blocks (default: the run's)")
 @click.option("--trace-every", default=20, show_default=True, help="every n-th request leaves spans")
-@click.option("--seed", default=0, show_default=True, help="the first run's; the next has the next")
+@click.option(
+    "--seed", type=Number(int, 0, 1 << 31), default=0, show_default=True, help="the first run's; the next has the next"
+)
 def main(
     runs: int, processes: int, requests: int, block_bytes: int, root_dir: str | None, trace_every: int, seed: int
 ) -> None:
@@ -171,4 +173,6 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    from harness.cli import answer
+
+    answer(main, "python -m harness.overhead")

@@ -9,7 +9,6 @@ Exit code: the worst of all runs: 1 false, 2 unknown, 0 true. A file system that
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from harness.adapters import tier_python
+from harness.click_types import PATH, SEED
 from harness.faults.rules import FaultUnavailable
 from harness.hosts import HOSTS
 from harness.hosts.base import Volume
@@ -101,16 +102,15 @@ def _run_all(name: str, chosen: list[str], given: dict[str, Any], runs_dir: Path
 @click.command()
 @click.option("--file-system", "names", multiple=True, type=click.Choice(list(HOSTS)), help="default: all of them")
 @click.option("--scenario", "chosen", multiple=True, type=click.Choice(list(RUNS)), help="default: all of them")
-@click.option("--seed", type=int, default=None, help="the integer that every random choice derives from")
+@click.option("--seed", type=SEED, default=None, help="the integer that every random choice derives from")
 @click.option("--tier", default="kvtier", show_default=True, help="the tier to judge: a name, or module:Class")
-@click.option("--runs-dir", default="runs", show_default=True, help="where the runs' folders are made")
+@click.option("--runs-dir", type=PATH, default="runs", show_default=True, help="where the runs' folders are made")
 @click.option("--skip-is-well", is_flag=True, help="what cannot be had here does not spoil the exit code")
 def main(
     names: tuple[str, ...], chosen: tuple[str, ...], seed: int | None, tier: str, runs_dir: str, skip_is_well: bool
 ) -> None:
     """Scenarios with processes on two hosts that share a volume of a real network file system."""
-    # A supervisor's SIGTERM ends a run in the same good order as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    tier_python(tier)
     console = Console(highlight=False, soft_wrap=True)
     Path(runs_dir).mkdir(exist_ok=True)
     lines: list[Line] = []
@@ -134,4 +134,6 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    from harness.cli import answer
+
+    answer(main, "python -m harness.shared_volume")

@@ -23,6 +23,7 @@ from harness.bench.disk import Disk, Unavailable, own_disk, plain_folder
 from harness.bench.frozen import default_commit, freeze
 from harness.bench.show import print_tables, write_docs
 from harness.bench.targets import targets
+from harness.click_types import FOLDER, PATH, SECONDS, SEED, Number
 
 BASELINES = Path(__file__).resolve().parents[2] / "tests" / "tiering" / "baselines"
 COMPARE_DISK_BYTES = 1 << 30
@@ -42,9 +43,9 @@ def cli() -> None:
 @click.option(
     "--contestant", "names", multiple=True, type=click.Choice(list(CONTESTANTS)), help="only these; default all"
 )
-@click.option("--dir", "folder", default="/tmp", show_default=True, help="folder on the device to measure")
-@click.option("--rounds", type=int, help="instead of the size's own number")
-@click.option("--out", type=click.Path(), help="write the JSON here")
+@click.option("--dir", "folder", type=FOLDER, default="/tmp", show_default=True, help="folder on the device to measure")
+@click.option("--rounds", type=Number(int, 1, 1000), help="instead of the size's own number")
+@click.option("--out", type=PATH, help="write the JSON here")
 @click.option("--save", is_flag=True, help="keep it in this machine class's file under tests/tiering/baselines")
 @click.option("--small", type=click.Path(exists=True), help="with --save: pytest-benchmark's JSON, kept beside it")
 def table(
@@ -119,11 +120,23 @@ def measure(
 
 
 @cli.command(name="compare")
-@click.option("--dir", "folder", default="/tmp", show_default=True, help="folder on the device to measure")
+@click.option("--dir", "folder", type=FOLDER, default="/tmp", show_default=True, help="folder on the device to measure")
 @click.option("--against", help="a commit; default: the one whose table was kept last in tests/tiering/baselines")
-@click.option("--slower", default=1.0, show_default=True, help="make the tier take so many times longer, to be found")
+@click.option(
+    "--slower",
+    type=Number(float, 1.0, 1000.0),
+    default=1.0,
+    show_default=True,
+    help="make the tier take so many times longer, to be found",
+)
 @click.option("--metric", "metrics", multiple=True, type=click.Choice(list(compare.METRICS)), help="only these")
-@click.option("--trials", default=1, show_default=True, help="so many runs, and how many of them raised an alarm")
+@click.option(
+    "--trials",
+    type=Number(int, 1, 10_000),
+    default=1,
+    show_default=True,
+    help="so many runs, and how many of them raised an alarm",
+)
 def compare_command(folder: str, against: str | None, slower: float, metrics: tuple[str, ...], trials: int) -> None:
     """Is this checkout's tier slower than that of an earlier commit? Exit code 0 no, 1 yes, 2 unknown."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else TABLE_COLUMNS)
@@ -159,12 +172,18 @@ def compare_command(folder: str, against: str | None, slower: float, metrics: tu
 
 @cli.command(name="eviction")
 @click.option(
-    "--files", default=100_000, show_default=True, help="of the root; 1,000,000 take 3 GB and minutes to make"
+    "--files",
+    type=Number(int, 1, 10**8),
+    default=100_000,
+    show_default=True,
+    help="of the root; 1,000,000 take 3 GB and minutes to make",
 )
-@click.option("--dir", "folder", default="/tmp", show_default=True, help="where the root is made, and removed")
-@click.option("--seconds", default=600.0, show_default=True, help="the pass is cut short after so long")
-@click.option("--seed", default=0, show_default=True, help="of ages and loads")
-@click.option("--out", type=click.Path(), help="write the JSON here")
+@click.option(
+    "--dir", "folder", type=FOLDER, default="/tmp", show_default=True, help="where the root is made, and removed"
+)
+@click.option("--seconds", type=SECONDS, default=600.0, show_default=True, help="the pass is cut short after so long")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="of ages and loads")
+@click.option("--out", type=PATH, help="write the JSON here")
 def eviction_command(files: int, folder: str, seconds: float, seed: int, out: str | None) -> None:
     """What a pass of eviction over very many files costs those who load meanwhile."""
     with tempfile.TemporaryDirectory(dir=folder, prefix="bench-eviction-") as root_dir:
@@ -242,4 +261,6 @@ def _disk(stack: contextlib.ExitStack, folder: Path, size: plan.Size, notes: lis
 
 
 if __name__ == "__main__":
-    cli(prog_name="python -m harness.bench")
+    from harness.cli import answer
+
+    answer(cli, "python -m harness.bench")

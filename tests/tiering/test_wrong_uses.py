@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -18,14 +19,27 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
+import harness.bench.__main__ as bench
 import harness.cli
 import kvtier.cli
+from harness import overhead, shared_volume
 from harness.history import Note, Start, Stop, encode
 from tests.tiering.wrong_uses import REFUSED
 
 REPOSITORY = Path(__file__).parents[2]
-MAIN: dict[str, Callable[[list[str]], Any]] = {"h": harness.cli.main, "k": kvtier.cli.main}
-NAME = {"h": "kvtier-harness", "k": "kvtier"}
+NAME = {
+    "h": "kvtier-harness",
+    "k": "kvtier",
+    "overhead": "python -m harness.overhead",
+    "volume": "python -m harness.shared_volume",
+    "bench": "python -m harness.bench",
+}
+COMMANDS = {"overhead": overhead.main, "volume": shared_volume.main, "bench": bench.cli}
+MAIN: dict[str, Callable[[list[str]], Any]] = {
+    "h": harness.cli.main,
+    "k": kvtier.cli.main,
+    **{name: functools.partial(harness.cli.answer, command, NAME[name]) for name, command in COMMANDS.items()},
+}
 
 LINES = [line for line in REFUSED.splitlines() if line and not line.startswith("#")]
 CASES = [(*line.partition(" -> ")[0].split(" | "), int(line.partition(" -> ")[2] or 64)) for line in LINES]
@@ -140,7 +154,7 @@ def test_a_wrong_use_is_one_sentence_with_the_value(
 ) -> None:
     before = files_of(world)
     said = say(world, line)
-    assert_one_sentence(line[0], said)
+    assert_one_sentence(line.split()[0], said)
     assert said.exit_code == code, said
     assert words in said.err
     assert said.out == ""
