@@ -10,6 +10,8 @@ import pytest
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
 WORDS = "docs/words.txt"
 CHECKED = (  # to be widened to all tracked text
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
     "docs/adapter.md",
     "docs/architecture.md",
     "docs/architecture.svg",
