@@ -220,6 +220,7 @@ class Workers:
         self._on_tick = on_tick
         self._oom_kills_before = _oom_kills()
         self.broken_off = ""  # why the run came to no regular end; its processes are then not judged by how they ended
+        self._incomplete: list[Child] = []
         self.troubles: list[str] = []  # what the harness itself could not do, a sentence each
 
     def __enter__(self) -> Workers:
@@ -338,7 +339,8 @@ class Workers:
                 self._write_targets()
                 if child.state == "dead" and not child.failure:  # a tier that refused is quoted by `await_ready`
                     self.explain(child)
-                    self._try(lambda: write_post_mortem(child))
+                    if not self._try(lambda: write_post_mortem(child)):
+                        self._incomplete.append(child)
 
     def explain(self, child: Child) -> None:
         """Say more of a process that something outside ended, if anything on this machine does."""
@@ -351,12 +353,18 @@ class Workers:
     def _write_targets(self) -> None:
         self._try(lambda: write_targets(self.children))
 
-    def _try(self, write: Callable[[], None]) -> None:
+    def _try(self, write: Callable[[], None]) -> bool:
         """A file of the run that cannot be written is a trouble of the harness, not the end of the run."""
         try:
             write()
         except OSError as error:
             self.troubles.append(in_words(error))
+            return False
+        return True
+
+    def complete(self) -> None:
+        """Write the histories that could not be completed while the disk was full."""
+        self._incomplete = [c for c in self._incomplete if not self._try(lambda c=c: write_post_mortem(c))]  # type: ignore[misc]
 
     def _end_the_silent(self, now: float) -> None:
         for child in self.children:
@@ -395,7 +403,9 @@ def write_post_mortem(child: Child) -> None:
             case Stop():
                 stopped = True
     now = time.monotonic()
-    writer = HistoryWriter(path.with_name(f"history-{child.label}-after.jsonl"))
+    after = path.with_name(f"history-{child.label}-after.jsonl")
+    after.unlink(missing_ok=True)  # half of one that did not fit
+    writer = HistoryWriter(after)
     for job_id in submitted.keys() - finished:
         at, detail = submitted[job_id].monotonic_seconds, submitted[job_id].detail
         what = (child.process, job_id, detail["request"], detail["direction"], detail["blocks"])

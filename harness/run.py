@@ -15,7 +15,7 @@ import shutil
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -33,6 +33,7 @@ from harness.history import History, in_words
 from harness.inputs import read_json
 from harness.launch import LAST_WORDS_LINES, Child, WorkerFailed, Workers
 from harness.recorded import check_run
+from harness.room import Reserve, RoomWatch
 from harness.scenarios import scenario
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, check_machine, check_root, check_tier
 from harness.seeds import fresh_seed
@@ -40,6 +41,7 @@ from harness.seeds import fresh_seed
 EXIT_CODES = {"true": 0, "false": 1, "unknown": 2}
 EXIT_INTERRUPTED = 130
 ERROR_FILE = "scenario-error.txt"
+LOW_BYTES = 1 << 20
 REMOVERS = 8
 FILES_MAX = 2_000_000
 """Files under the root that are listed after a run; more is an error of the run, not of the tier."""
@@ -113,12 +115,15 @@ def run(
         shutil.rmtree(run_dir)
         raise UsageError(f"the folder for blocks {str(root_dir)!r} cannot be made: {error.strerror}") from error
     _write_json(run_dir / "environment.json", describe(root_dir))
+    reserve = Reserve(run_dir)
     on_start(options, run_dir, getattr(prepared, "source", ""))
     started_seconds = time.monotonic()
     ended: dict[str, Any] = {"interrupted": False, "reason": ""}
+    room = RoomWatch({"root": root_dir, "runs": run_dir}, _low_bytes(options))
+    workers = Workers(on_tick)
+    context = Context(options, run_dir, root_dir, workers, python)
     try:
-        with Workers(on_tick) as workers:
-            context = Context(options, run_dir, root_dir, workers, python)
+        with workers:
             try:
                 chosen.run(context, prepared)
             except KeyboardInterrupt:
@@ -127,12 +132,14 @@ def run(
             except Exception as error:
                 ended["reason"] = _why_it_broke_off(error, run_dir)
                 workers.broken_off = "the run was broken off"
-            finally:
-                context.close()
     except KeyboardInterrupt:  # the second one: the workers were killed
         ended = {"interrupted": True, "reason": "interrupted twice; the workers were killed"}
     seconds = time.monotonic() - started_seconds
     with _patience():
+        room.probe("root", options.block_bytes)
+        reserve.release()  # what could not be written until now can be
+        workers.complete()
+        context.close(room.close())
         ended["reason"] = "; ".join(filter(None, [ended["reason"], *dict.fromkeys(workers.troubles)]))
         if ended["interrupted"]:
             device = {"why": "the run was interrupted"}
@@ -141,16 +148,29 @@ def run(
         else:
             on_stage("measuring the device")
             device = measure(root_dir, options.block_bytes, min(DEVICE_SECONDS_MAX, seconds * DEVICE_SHARE))
-        _write_json(run_dir / "run.json", {**ended, "seconds": round(seconds, 3), "device": device})
+        ended |= {"seconds": round(seconds, 3), "device": device}
         on_stage("judging")
         files = list(itertools.islice(_files(root_dir), FILES_MAX))
-        _write_json(run_dir / "files.json", files)
-        results = judge(run_dir)
+        history = History.read(run_dir)
+        history.files = files
+        results = _conclude(run_dir, history, ended)
+        try:
+            _write_json(run_dir / "run.json", ended)
+            _write_json(run_dir / "files.json", files)
+            _write_results(results)
+        except OSError as error:  # the verdict is known all the same
+            results.reason = "; ".join(filter(None, [results.reason, f"not all was recorded: {in_words(error)}"]))
         _point_latest(runs_dir, run_dir)
     if not options.keep:
         on_stage(f"removing {len(files):,} files")
         _remove(root_dir, files)
     return results
+
+
+def _low_bytes(options: CommonOptions) -> int:
+    """What the workers may have half written at any moment: with less free, their file system is full."""
+    writers = options.processes * max(1, options.write_threads or 0)
+    return LOW_BYTES + 2 * writers * options.block_bytes
 
 
 def _why_it_broke_off(error: Exception, run_dir: Path) -> str:
@@ -171,14 +191,20 @@ def _in_one_line(error: Exception) -> str:
 def judge(run_dir: Path) -> Results:
     """Judge a recorded run (again): pure checkers over its history. Writes and returns its `results.json`."""
     check_run(run_dir)
-    history = History.read(run_dir)
-    options = history.options
     ended: dict[str, Any] = read_json(run_dir / "run.json", dict) if (run_dir / "run.json").exists() else {}
+    results = _conclude(run_dir, History.read(run_dir), ended)
+    _write_results(results)
+    return results
+
+
+def _conclude(run_dir: Path, history: History, ended: Mapping[str, Any]) -> Results:
+    """What the checkers say of a history; `ended` says how the run ended."""
+    options = history.options
     verdicts = [_check(name, history) for name in scenario(options["scenario"]).checkers]
     values = {v["value"] for v in verdicts}
     reason = ended.get("reason", "the run did not come to its end")
     worst = "false" if "false" in values else "unknown" if "unknown" in values or reason else "true"
-    results = Results(
+    return Results(
         verdict=worst,
         verdicts=verdicts,
         scenario=options["scenario"],
@@ -193,8 +219,11 @@ def judge(run_dir: Path) -> Results:
         device=ended.get("device", {}),
         last_words=_last_words(history, run_dir),
     )
-    _write_json(run_dir / "results.json", {**dataclasses.asdict(results), "exit_code": results.exit_code})
-    return results
+
+
+def _write_results(results: Results) -> None:
+    content = {**dataclasses.asdict(results), "exit_code": results.exit_code}
+    _write_json(Path(results.run_dir) / "results.json", content)
 
 
 def _check(name: str, history: History) -> dict[str, Any]:

@@ -265,6 +265,8 @@ class Worker:
             "read_threads": setup.n_read_threads,
             "write_threads": setup.n_write_threads,
             "runs_in_submit": self.adapter.runs_in_submit,
+            "fds_max": _limit(resource.RLIMIT_NOFILE),
+            "address_space_max": _limit(resource.RLIMIT_AS),
         }
         what = (self.process, self.instruction.incarnation, os.getpid(), self.instruction.tier, digest)
         self.write(Start(*what, time.monotonic(), time.time(), detail))
@@ -314,6 +316,12 @@ class Worker:
         self.write(*self._canary.take(), stop)
         self._history.close()
         return self._exit_code
+
+
+def _limit(which: int) -> int | None:
+    """The soft limit; None where there is none."""
+    soft = resource.getrlimit(which)[0]
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def _is_open(descriptor: int) -> bool:

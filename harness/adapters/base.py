@@ -48,12 +48,14 @@ class TierSetup:
 
 class Finished(NamedTuple):
     """A job's result: keys that made it, keys that did not (as `submit_*` got them), and how many of these a full queue
-    turned away: a tier may refuse what exceeds its stated bounds, if it says so."""
+    turned away: a tier may refuse what exceeds its stated bounds, if it says so. `reasons` names the errors of the
+    others ("ENOSPC EIO"), if the tier can tell: they tell what the machine lacked from a defect."""
 
     job_id: int
     ok: Sequence[bytes]
     failed: Sequence[bytes]
     refused: int = 0
+    reasons: str = ""
 
 
 class Eviction(NamedTuple):

@@ -96,6 +96,7 @@ class KvtierAdapter(Adapter):
         self._evictions: list[Eviction] = []
         self._counts: Counter[str] = Counter()
         self._refused: dict[int, int] = {}
+        self._reasons: dict[int, str] = {}
         self._events = FanOut(self)
         self._tier = self._build(config, run_config(setup))
         self._naming = KvtierNaming(setup, self._tier.none_hash)
@@ -117,6 +118,8 @@ class KvtierAdapter(Adapter):
         if isinstance(event, JobFinished):
             self._tasks += [Task(self.setup.process, event.job_id, *fact) for fact in event.tasks]
             self._refused[event.job_id] = sum(n for reason, n in event.failures if reason in REFUSAL_REASONS)
+            reasons = {reason for reason, _ in event.failures if reason not in REFUSAL_REASONS}
+            self._reasons[event.job_id] = " ".join(sorted(reasons))
             self._counts["loaded" if event.direction == "load" else "stored"] += event.blocks_ok
             for reason, blocks in event.failures:
                 self._counts[f"failed {reason}"] += blocks
@@ -179,9 +182,8 @@ class KvtierAdapter(Adapter):
             ok = set(result.successful_keys)
             keys = self._submitted.pop(result.job_id)
             failed = [key for key in keys if key not in ok]
-            finished.append(
-                Finished(result.job_id, result.successful_keys, failed, self._refused.pop(result.job_id, 0))
-            )
+            refused, reasons = self._refused.pop(result.job_id, 0), self._reasons.pop(result.job_id, "")
+            finished.append(Finished(result.job_id, result.successful_keys, failed, refused, reasons))
         return finished
 
     def step(self) -> None:

@@ -9,6 +9,7 @@ queue, nothing to race.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -94,24 +95,26 @@ class MemoryAdapter(Adapter):
         return ["hit" if self._found(key) else "miss" for key in keys]
 
     def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
-        ok, failed = [], []
+        ok, failed, reasons = [], [], set[str]()
         for key, slot in zip(keys, slots, strict=True):
             try:
                 _publish(self._path(key), _seal(key, self._slot(slot)))
                 ok.append(key)
-            except OSError:
+            except OSError as error:
                 failed.append(key)
-        self._finished.append(Finished(job_id, ok, failed))
+                reasons.add(errno.errorcode.get(error.errno or 0, "damaged"))
+        self._finished.append(Finished(job_id, ok, failed, reasons=" ".join(sorted(reasons))))
 
     def submit_load(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
-        ok, failed = [], []
+        ok, failed, reasons = [], [], set[str]()
         for key, slot in zip(keys, slots, strict=True):
             try:
                 self._slot(slot)[:] = self._read(key)
                 ok.append(key)
-            except OSError:
+            except OSError as error:
                 failed.append(key)
-        self._finished.append(Finished(job_id, ok, failed))
+                reasons.add(errno.errorcode.get(error.errno or 0, "damaged"))
+        self._finished.append(Finished(job_id, ok, failed, reasons=" ".join(sorted(reasons))))
 
     def poll(self) -> list[Finished]:
         finished, self._finished = self._finished, []

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
+from harness.checkers.room import Shortages
 from harness.history import History
 
 Value = Literal["true", "false", "unknown"]
@@ -113,12 +114,20 @@ def unexplained_ends(history: History) -> tuple[list[tuple[str, str]], list[tupl
     """Processes that ended badly with no fault aimed at them, as (process, how) for `grouped`: those whose end is the
     tier's, then those that something outside the tier ended or that have no record of their end."""
     tier, outside = [], []
+    shortages = Shortages(history)
+    errors: dict[int, list[str]] = {}
+    for note in history.notes:
+        if note.kind == "error":
+            errors.setdefault(note.process, []).append(shortages.of_error(note))
     for stop in history.stops:
         if not stop.exit_code or was_meant_to_die(history, stop.process):
             continue
         who = called(stop.process, stop.incarnation)
+        explained = errors.get(stop.process, [])
         if stop.outside:
             outside.append((who, stop.outside))
+        elif stop.exit_code > 0 and explained and all(explained):
+            outside.append((who, f"it ended with {stop.exit_code} ({explained[0]})"))
         elif stop.exit_code < 0:
             name = signal.Signals(-stop.exit_code).name
             tier.append((who, f"was ended by {name} (signal {-stop.exit_code}), and no fault was aimed at it"))

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 from harness.checkers.base import Findings, Value, Verdict, canary_seconds, milliseconds
+from harness.checkers.room import Shortages
 from harness.history import History, Job, Note
 
 GAP_SECONDS_MAX = 5.0
@@ -49,7 +50,7 @@ def check(history: History) -> Verdict:
             findings.add(f"{least:,.0f} bytes under the root, {least / limit - 1:.1%} above the limit of {limit:,.0f}")
     evictions = sorted((n for n in history.notes if n.kind == "evicted"), key=lambda n: n.detail["started_seconds"])
     _judge_overlaps(evictions, findings)
-    _judge_failures(history, findings)
+    doubts += _judge_failures(history, findings)
     gap = _judge_gaps(history, findings)
     reloads = _judge_recency(history, limit, findings)
     total, evicted = stored.total, sum(n.detail["bytes"] for n in evictions)
@@ -119,9 +120,14 @@ def _judge_overlaps(evictions: list[Note], findings: Findings) -> None:
             latest = one
 
 
-def _judge_failures(history: History, findings: Findings) -> None:
+def _judge_failures(history: History, findings: Findings) -> list[str]:
+    """Findings are added; returned is what the machine explains."""
+    shortages, doubts = Shortages(history), dict[str, None]()
     for job in history.jobs:
         if job.direction == "store" and len(job.failed) > job.refused and job.outcome != "info":
+            if why := shortages.of_job(job):
+                doubts.setdefault(why)
+                continue
             findings.add(
                 f"job {job.job_id} of process {job.process} (store): {len(job.failed)} blocks failed, "
                 f"{job.refused} of them refused"
@@ -129,8 +135,10 @@ def _judge_failures(history: History, findings: Findings) -> None:
     for note in history.notes:
         if note.kind == "counts":
             for name, count in note.detail["counts"].items():
-                if name.startswith("failed ") and name not in _REASONS:
+                explained = any(why.startswith(f"{name.removeprefix('failed ')}:") for why in doubts)
+                if name.startswith("failed ") and name not in _REASONS and not explained:
                     findings.add(f"process {note.process}: {count} blocks {name}, where they may only be gone")
+    return list(doubts)
 
 
 def _judge_gaps(history: History, findings: Findings) -> float:

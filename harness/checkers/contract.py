@@ -10,9 +10,11 @@ unknown: no promise was asked for, or the process was stopped before the last.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from harness.checkers.base import Findings, Value, Verdict, called, grouped, unexplained_ends
+from harness.checkers.room import Shortages
 from harness.history import History
 
 
@@ -20,24 +22,31 @@ def check(history: History) -> Verdict:
     """Judges notes "promise" and "error"."""
     findings = Findings()
     promises: dict[str, dict[str, Any]] = {}
+    times: dict[str, tuple[float, float]] = {}
+    shortages = Shortages(history)
     for note in sorted((n for n in history.notes if n.kind == "promise"), key=lambda n: n.monotonic_seconds):
         if note.detail["outcome"] == "begun":
             why = "its process died or hung in it"
             promises[note.text] = {"promise": note.detail["words"], "kept": "false", "why": why, "seconds": None}
+            times[note.text] = (note.monotonic_seconds, math.inf)
         else:
             kept = "true" if note.detail["outcome"] == "kept" else "false"
+            times[note.text] = (times[note.text][0], note.monotonic_seconds)
             promises[note.text] |= {"kept": kept, "why": note.detail["why"], "seconds": note.detail["seconds"]}
+    doubts = []
     for name, promise in promises.items():
-        if promise["kept"] != "true":
+        if promise["kept"] != "true" and (short := shortages.of_time(*times[name])):
+            doubts.append(f"{name}: {promise['why']} ({short})")
+        elif promise["kept"] != "true":
             findings.add(f"{name}: {promise['why']} (owed: {promise['promise']})")
     ends, outside = unexplained_ends(history)
     if len(ends) > sum(p["seconds"] is None for p in promises.values()):  # not each of them in a promise
         for text in grouped(ends):
             findings.add(text)
-    errors = (n for n in history.notes if n.kind == "error" and n.process >= 0)
+    errors = (n for n in history.notes if n.kind == "error" and n.process >= 0 and not shortages.of_error(n))
     for text in grouped(((called(n.process), n.text) for n in errors), colon=True):
         findings.add(text)
-    doubts = grouped(outside, colon=True)
+    doubts += grouped(outside, colon=True)
     kept = sum(p["kept"] == "true" for p in promises.values())
     value: Value = "false" if findings else "unknown" if doubts or not promises else "true"
     figure = f"{kept} of {len(promises)} promises were kept" if promises else "no promise was asked for"

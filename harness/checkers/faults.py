@@ -27,6 +27,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from harness.checkers.base import Findings, Value, Verdict, grouped, is_bookkeeping, some, unexplained_ends
+from harness.checkers.room import Shortages
 from harness.faults import FAULTS, Fault
 from harness.history import History, Job, Note
 
@@ -52,7 +53,7 @@ class _Seen(NamedTuple):
 def check(history: History) -> Verdict:
     """Judges `jobs`, `names`, `starts`, and `notes` "met", "asked", "stepped", "refused", "unready", "opening",
     "skipped"."""
-    findings, doubts = Findings(), []
+    findings, doubts, shortages = Findings(), [], Shortages(history)
     table: dict[str, dict[str, Any]] = {}
     jobs: dict[int, list[Job]] = defaultdict(list)
     for job in history.jobs:
@@ -62,6 +63,8 @@ def check(history: History) -> Verdict:
         fault = FAULTS[met.detail["fault"]]
         owed, hurt = _judge(fault, _see(met, history, jobs, names))
         wrong = {name: said for name, said in owed.items() if said not in ("", "not shown")}
+        if wrong and (short := shortages.of_time(met.detail["began_seconds"], met.monotonic_seconds)):
+            wrong = {"before": f"{'; '.join(wrong.values())} ({short})"} if "no wrong byte" not in wrong else wrong
         if "before" in wrong:
             doubts.append(f"{fault.name}: {wrong['before']}")
         else:

@@ -19,10 +19,12 @@ unknown: no job with a result, or no canary where sign 1 or 2 would need one.
 
 from __future__ import annotations
 
+from collections import Counter
 from statistics import median
 from typing import Any
 
 from harness.checkers.base import Findings, Value, Verdict, canary_seconds, milliseconds
+from harness.checkers.room import Shortages
 from harness.history import History, Job
 
 NOISE_FACTOR = 8.0
@@ -35,7 +37,11 @@ def check(history: History) -> Verdict:
     doubts: list[str] = []
     data: dict[str, Any] = {}
     in_submit = {s.process for s in history.starts if s.detail.get("runs_in_submit")}
-    jobs = [j for j in history.jobs if j.results == 1]
+    shortages = Shortages(history)
+    whys = [shortages.of_job(j) if j.failed else "" for j in history.jobs]  # such a job fails at once, without any I/O
+    if refused := Counter(filter(None, whys)):
+        doubts += [f"{count} jobs are not judged: {why}" for why, count in refused.items()]
+    jobs = [j for j, why in zip(history.jobs, whys, strict=True) if j.results == 1 and not why]
     for process in sorted({j.process for j in jobs}):
         mine = [j for j in jobs if j.process == process]
         blocked = sum(_submit(j) * 2 > _life(j) for j in mine)

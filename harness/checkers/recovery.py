@@ -15,13 +15,15 @@ from __future__ import annotations
 from collections import Counter
 
 from harness.checkers.base import Findings, Life, Lives, Value, Verdict, some
+from harness.checkers.room import Shortages
 from harness.history import History, Job
 
 
 def check(history: History) -> Verdict:
     """Judges `jobs`, `starts`, `stops`, and notes of kind "fault", "skip", "error" and "asked"."""
     findings = Findings()
-    lives = Lives(history)
+    lives, shortages = Lives(history), Shortages(history)
+    short: dict[str, None] = {}  # why stores failed that the machine explains
     counts: Counter[str] = Counter()
     faults = [n for n in history.notes if n.kind == "fault"]
     killed = {(life.process, life.incarnation): life for life in lives.all() if (life.exit_code or 0) < 0}
@@ -35,7 +37,9 @@ def check(history: History) -> Verdict:
             counts["cut jobs"] += job.outcome == "info"
             if job.direction == "store":
                 stored_by_dead.update(dict.fromkeys(job.ok, life.end_seconds))
-        if job.failed:
+        if job.failed and (why := shortages.of_job(job)):
+            short.setdefault(why)
+        elif job.failed:
             findings.add(_failure(job, life, first))
         elif first and life.incarnation:
             counts["stores after a restart"] += 1
@@ -61,6 +65,7 @@ def check(history: History) -> Verdict:
         )
         if not there
     ]
+    missing += short
     value: Value = "false" if findings else "unknown" if missing else "true"
     figure = (
         f"{'; '.join([*missing, ''])}{len(killed)} processes killed, {counts['cut jobs']} jobs with them, "

@@ -11,15 +11,19 @@ blocks are counted, not judged. After the first fault any failure may be its con
 
 Not covered: whether ok is true (integrity), when results come (starvation, nonblocking).
 
-unknown: no job has a result.
+unknown: no job has a result, or the machine explains each failure: the root's file system was full, a limit was too
+small (`checkers.room`).
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 from harness.checkers.base import Findings, Lives, Value, Verdict, called, first_fault_seconds, grouped, some
+from harness.checkers.room import Shortages
 from harness.history import History, Job
+from harness.limits import amount
 
 _Key = tuple[int, int, int]  # process, incarnation, job id
 
@@ -31,6 +35,8 @@ def check(history: History) -> Verdict:
     fault_seconds = first_fault_seconds(history)
     records: Counter[_Key] = Counter()
     counts: Counter[str] = Counter()
+    shortages = Shortages(history)
+    explained: Counter[str] = Counter()  # failures that the machine explains, by how
     for job in history.jobs:
         life = lives.at(job.process, job.submitted_seconds)
         records[job.process, life.incarnation, job.job_id] += 1
@@ -50,14 +56,19 @@ def check(history: History) -> Verdict:
         counts["refused"] += job.refused
         excused = job.refused if job.direction == "store" else 0
         if len(job.failed) > excused and job.finished_seconds < fault_seconds:
+            if why := shortages.of_job(job):
+                explained[why] += 1
+                continue
             but = f" ({excused} of them refused)" if excused else ""
-            findings.add(f"{who} failed for block {some(job.failed)}{but} although no fault was put in")
+            findings.add(f"{who} failed for block {some(job.failed)}{but}{_told(job, shortages)}")
     for (process, _, job_id), count in records.items():
         if count > 1:
             findings.add(f"job {job_id} of process {process} is recorded {count} times")
     errors = [n for n in history.notes if n.kind == "error"]
-    for text in grouped(((called(n.process), n.text) for n in errors if n.process >= 0), colon=True):
+    why_of = {id(n): shortages.of_error(n) for n in errors}
+    for text in grouped(((called(n.process), n.text) for n in errors if n.process >= 0 and not why_of[id(n)]), True):
         findings.add(text)
+    explained.update(why for why in why_of.values() if why)
     for text in dict.fromkeys(n.text for n in errors if n.process < 0):
         findings.add(f"the harness: {text}")
     for note in history.notes:
@@ -68,14 +79,23 @@ def check(history: History) -> Verdict:
                     findings.add(f"job {note.detail['job_id']} of process {note.process} was submitted and is lost")
                 else:
                     counts["info"] += 1
-    value: Value = "false" if findings else "true" if counts["results"] else "unknown"
+    doubts = [f"{count} jobs or processes failed for want of something: {why}" for why, count in explained.items()]
+    value: Value = "false" if findings else "unknown" if doubts or not counts["results"] else "true"
     figure = (
         f"{counts['results']} of {len(records)} jobs got exactly one result, {counts['info']} died with their process; "
         f"failed: {counts['failed loads']} loads, {counts['failed stores']} stores "
         f"({counts['refused']} blocks refused); "
         f"{findings.count} findings"
     )
-    return Verdict("results", value, figure, findings.list(), {"jobs": len(records), **counts})
+    return Verdict("results", value, figure, [*findings.list(), *doubts], {"jobs": len(records), **counts})
+
+
+def _told(job: Job, shortages: Shortages) -> str:
+    """The tier's own reason, where it gives one, and what speaks against it."""
+    text = f" with {job.reasons.replace(' ', ', ')}" if job.reasons else ""
+    free = shortages.least_free()
+    room = f" and {amount(free)} or more were free" if "ENOSPC" in job.reasons and math.isfinite(free) else ""
+    return f"{text} although no fault was put in{room}"
 
 
 def _accounts(job: Job) -> list[str]:

@@ -112,6 +112,7 @@ class Flights:
             wrong=wrong,
             bytes_ok=len(ok) * size,
             refused=result.refused,
+            reasons=result.reasons,
         )
         return flight, record
 

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,8 +171,12 @@ class Context:
         self._notes.write(Note(-1, monotonic_seconds, kind, text, detail))
         self._notes.flush()
 
-    def close(self) -> None:
+    def close(self, notes: Iterable[Note] = ()) -> None:
+        """Write the last notes, and all that could not be written until now."""
+        if self._notes is None and notes:
+            self._notes = HistoryWriter(self.run_dir / "history-harness.jsonl")
         if self._notes is not None:
+            self._notes.write(*notes)
             self._notes.close()
 
 
