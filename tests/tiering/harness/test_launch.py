@@ -60,7 +60,7 @@ def test_a_signal_from_outside_is_told_from_the_tiers_own(tmp_path: Path) -> Non
             os.kill(children[0].pid, signal.SIGKILL)
 
     with Workers(kill_the_first) as workers:
-        kills_itself = {"method": "submit_store", "how": "kill"}
+        kills_itself = {"method": "lookup", "how": "kill"}
         children = [
             workers.start(instruction(tmp_path, f"{BROKEN}:NeverReports")),
             workers.start(instruction(tmp_path, "tests.tiering.harness.broken_adapters:Breaks", 1, **kills_itself)),
