@@ -148,13 +148,15 @@ def run(context: Context, plan: Plan) -> None:
     context.workers.await_ready(children)
     context.note(time.monotonic(), "fault", "blocks are evicted, so that loads may find nothing")
     sampler = Sampler(context.root_dir)
-    began = context.workers.go(children)
-    context.note(began, "phase", "traffic starts", source=plan.source)
-    if options.evictors and options.seconds >= KILL_SECONDS_MIN:
-        context.workers.until(lambda: False, options.seconds / 2)
-        children[-1] = _kill(context, children[-1], began + options.seconds)
-    context.workers.wait(children)
-    sampler.close()
+    try:
+        began = context.workers.go(children)
+        context.note(began, "phase", "traffic starts", source=plan.source)
+        if options.evictors and options.seconds >= KILL_SECONDS_MIN:
+            context.workers.until(lambda: False, options.seconds / 2)
+            children[-1] = _kill(context, children[-1], began + options.seconds)
+        context.workers.wait(children)
+    finally:
+        sampler.close()
     context.note(time.monotonic(), "phase", "traffic ended")
     for sample in sampler.samples:
         context.note(sample.to_seconds, "sample", "", **sample._asdict())
