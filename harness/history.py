@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import typing
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -142,7 +143,19 @@ class Stop(NamedTuple):
 
 
 Record = Start | Request | Job | Task | Name | Gauge | Note | Stop
+
+
+def _kinds(record: type[Any]) -> tuple[frozenset[Any], ...]:
+    """Per field: the types that a value read back may have, and for a closed set of words these words."""
+    kinds = []
+    for hint in typing.get_type_hints(record).values():
+        words = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+        kinds.append(frozenset(words or ({int, float} if hint is float else {typing.get_origin(hint) or hint})))
+    return tuple(kinds)
+
+
 _TYPES: dict[str, type[Any]] = {t.__name__.lower(): t for t in (Start, Request, Job, Task, Name, Gauge, Note, Stop)}
+_KINDS = {name: _kinds(record) for name, record in _TYPES.items()}
 
 
 def encode(record: Record) -> str:
@@ -155,6 +168,9 @@ def decode(line: str) -> Record:
     try:
         name, *values = json.loads(line)
         record = _TYPES[name](*values)
+        for field, value, kinds in zip(record._fields, record, _KINDS[name], strict=True):
+            if type(value) not in kinds and not (type(value) is str and value in kinds):
+                raise TypeError(f"{field} is {value!r}")
     except (TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"not a record: {line[:60]!r} ({error})") from error
     if isinstance(record, Job):  # JSON has no tuples

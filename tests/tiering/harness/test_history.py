@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,6 +57,23 @@ def test_a_line_that_is_no_record_is_refused(line: str) -> None:
         decode(line)
 
 
+@pytest.mark.parametrize(
+    ("record", "field", "value"),
+    [
+        (0, "process", "0"),
+        (1, "blocks", None),
+        (1, "short_of_room", 1),
+        (2, "direction", "sideways"),
+        (2, "finished_seconds", "soon"),
+        (2, "refused", True),
+    ],
+)
+def test_a_record_with_a_value_of_another_kind_is_refused(record: int, field: str, value: Any) -> None:
+    wrong = RECORDS[record]._replace(**{field: value})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"{field} is {value!r}"):
+        decode(encode(wrong))
+
+
 def test_a_run_folder_is_read_back(tmp_path: Path) -> None:
     for process in (0, 1):
         writer = HistoryWriter(tmp_path / f"history-{process}.jsonl")
@@ -85,6 +103,7 @@ def test_what_was_flushed_survives_a_kill(tmp_path: Path) -> None:
     program = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any
 from harness.history import HistoryWriter, Name
 writer = HistoryWriter(Path(sys.argv[1]))
 for block in range(1000):
