@@ -10,8 +10,7 @@ import json
 import sys
 import time
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from rich.table import Table
 from harness.adapters import UnknownTier
 from harness.adapters import mutants as known_mutants
 from harness.adapters.base import PeerMissing
+from harness.clean import clean, notice
 from harness.click_types import ADDRESS, PATH, PAUSE, SECONDS, SIZE
 from harness.conform import conform
 from harness.entry import HARNESS, VERSION, ExitCode
@@ -41,7 +41,7 @@ from harness.scenarios.base import Scenario, UsageError, check_tier
 from harness.scenarios.load import SCENARIO as LOAD
 from harness.scenarios.load import LoadOptions
 from harness.scenarios.options import Declared, declarations
-from harness.show import carry_out, say_results, say_table
+from harness.show import carry_out, say_results, say_table, write_pages
 
 EXPECTED: dict[type[Exception], ExitCode] = {
     UsageError: ExitCode.USAGE,
@@ -74,8 +74,9 @@ def _scenario_command(chosen: Scenario) -> click.Command:
     def invoke(runs_dir: str, as_json: bool, quiet: bool, **values: Any) -> None:
         options = chosen.options(**values)
         console = Console(stderr=as_json, highlight=False)
-        results = carry_out(chosen, options, Path(runs_dir), console, quiet or as_json)
-        _say(results, Path(results.run_dir), as_json, console, Path(runs_dir) / "latest")
+        notice(options.root_dir)
+        results = carry_out(chosen, options, Path(runs_dir), console, quiet or as_json, _say(as_json, console))
+        _say_page(results, as_json, console, Path(runs_dir) / "latest")
         sys.exit(results.exit_code)
 
     params = [
@@ -125,16 +126,22 @@ for _chosen in scenarios():
     run_group.add_command(_scenario_command(_chosen))
 
 
-for _command in (conform, findings, install_peer, mutants, false_alarms):
+for _command in (clean, conform, findings, install_peer, mutants, false_alarms):
     cli.add_command(_command)
 
 
-def _say(results: Results, run_dir: Path, as_json: bool, console: Console, folder: Path) -> None:
-    """What came of a run; `folder` is how a person would name it."""
+def _say(as_json: bool, console: Console) -> Callable[[Results], None]:
+    """How the verdict of a run is printed."""
     if as_json:
-        print((run_dir / "results.json").read_text(), end="")
-    else:
-        say_results(results, console, (folder if folder.exists() else run_dir) / "report.html")
+        return lambda results: print(json.dumps(results.to_json(), indent=1, default=str))
+    return lambda results: say_results(results, console)
+
+
+def _say_page(results: Results, as_json: bool, console: Console, folder: Path) -> None:
+    """Where a run's report is; `folder` is how a person would name it. Nothing when it could not be written."""
+    page = (folder if folder.exists() else Path(results.run_dir)) / "report.html"
+    if not as_json and page.exists():
+        console.print(f"{page}", soft_wrap=True, markup=False)
 
 
 def _observe_command() -> click.Command:
@@ -164,10 +171,11 @@ cli.add_command(_observe_command())
 @click.option("--json", "as_json", is_flag=True, help="print results.json instead of a table")
 def check(run_dir: str, as_json: bool) -> None:
     """Judge a recorded run again; starts no process."""
-    with _written(Path(run_dir) / "report.html"):
-        results = judge(Path(run_dir))
-        write_report(Path(run_dir))
-    _say(results, Path(run_dir), as_json, Console(highlight=False), Path(run_dir))
+    console = Console(highlight=False)
+    results = judge(Path(run_dir))
+    _say(as_json, console)(results)
+    if write_pages(results, None):
+        _say_page(results, as_json, console, Path(run_dir))
     sys.exit(EXIT_CODES[results.verdict])
 
 
@@ -175,10 +183,8 @@ def check(run_dir: str, as_json: bool) -> None:
 @RUN_DIR
 def report(run_dir: str) -> None:
     """Make a run's report.html again from what it recorded, and the list of runs beside it."""
-    with _written(Path(run_dir) / "report.html"):
-        _judged(Path(run_dir))
-        click.echo(write_report(Path(run_dir)))
-        write_index(Path(run_dir).resolve().parent)
+    click.echo(write_report(_judged(Path(run_dir))))
+    write_index(Path(run_dir).resolve().parent)
 
 
 @cli.command(name="compare")
@@ -209,8 +215,7 @@ def compare_runs(run_a: str, run_b: str, output: str | None, anyway: bool, as_js
         head["scenarios"], head["options"] = [a.scenario, b.scenario], differing_options(a, b)
         print(json.dumps({**head, "differences": [d.to_json() for d in differences]}, indent=1))
         return
-    with _written(page):
-        write_comparison(a, b, differences, page)
+    write_comparison(a, b, differences, page)
     console = Console(highlight=False)
     titles, *rows = difference_table(differences)
     table = Table(box=None, pad_edge=False)
@@ -223,15 +228,6 @@ def compare_runs(run_a: str, run_b: str, output: str | None, anyway: bool, as_js
     if different := ", ".join(f"{name} ({x}, {y})" for name, (x, y) in differing_options(a, b).items()):
         console.print(f"options that differ (A, B): {different}", soft_wrap=True, markup=False)
     console.print(f"{page}", soft_wrap=True, markup=False)
-
-
-@contextmanager
-def _written(page: Path) -> Iterator[None]:
-    """Turns a page that cannot be written, or what it is made of that cannot be read, into a `UsageError`."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"{str(page)!r} cannot be made: {error.strerror}: {str(error.filename)!r}") from error
 
 
 def _judged(run_dir: Path) -> Path:

@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness.adapters import adapter_class, tier_python
+from harness.clean import notice
 from harness.click_types import PATH, SECONDS, SEED, SIZE
-from harness.run import EXIT_CODES, EXIT_INTERRUPTED, Results
+from harness.run import EXIT_CODES, Results
 from harness.scenarios import scenarios
 from harness.scenarios.base import CommonOptions, Scenario, UsageError, check_machine, check_root, check_tier
 from harness.seeds import fresh_seed
@@ -54,16 +55,20 @@ def conform(tier: str, names: tuple[str, ...], runs_dir: str, as_json: bool, qui
     seed = fresh_seed() if given["seed"] is None else given["seed"]
     planned, left_out = plan(tier, names, seed, given, Path(runs_dir))
     console = Console(stderr=as_json, highlight=False)
+
+    def say(results: Results) -> None:
+        if not as_json:
+            say_verdicts(results, console)
+
+    notice(given["root_dir"])
     done: list[Results] = []
     for number, (chosen, options) in enumerate(planned, 1):
         if not (quiet or as_json):
             console.rule(f"{chosen.name} ({number} of {len(planned)})", align="left", characters="-")
-        results = carry_out(chosen, options, Path(runs_dir), console, quiet or as_json)
+        results = carry_out(chosen, options, Path(runs_dir), console, quiet or as_json, say)
         done.append(results)
-        if not as_json:
-            say_verdicts(results, console)
         if results.interrupted:
-            sys.exit(EXIT_INTERRUPTED)
+            sys.exit(results.exit_code)
     values = {results.verdict for results in done}
     worst = next(value for value in ("false", "unknown", "true") if value in values)
     if as_json:

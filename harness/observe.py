@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from harness.clean import notice
 from harness.history import Note, read_records
 from harness.installation import DASHBOARDS
 from harness.launch import Child
@@ -393,7 +394,10 @@ def observe(options: LoadOptions, runs_dir: Path, console: Console, wait: bool) 
             prometheus.scrape(run_dir / "file_sd.json")
 
         start = time.time()
-        results = carry_out(SCENARIO, options, runs_dir, console, False, on_start, exporter.on_tick)
+        notice(options.root_dir)
+        results = carry_out(
+            SCENARIO, options, runs_dir, console, False, lambda r: say_results(r, console), on_start, exporter.on_tick
+        )
         show(evaluate(prometheus, start, time.time(), {}), console)
         for problem in unhealthy_rules(prometheus):
             console.print(f"[red]rule {escape(problem)}[/]", soft_wrap=True)
@@ -402,7 +406,7 @@ def observe(options: LoadOptions, runs_dir: Path, console: Console, wait: bool) 
             name, words = alert["labels"]["alertname"], alert["annotations"]
             console.print(f"[red]{name}[/]: {escape(words['summary'])}. {escape(words['runbook'])}", soft_wrap=True)
         console.print(f"{len(firing)} alert{'s' if len(firing) != 1 else ''} firing")
-        say_results(results, console, Path(results.run_dir) / "report.html")
+        console.print(f"{Path(results.run_dir) / 'report.html'}", soft_wrap=True, markup=False)
         if wait:
             console.input("Enter ends it all. ")
     return results

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -23,10 +23,10 @@ LINE_SECONDS = 5.0
 
 
 class Progress:
-    """A context manager; `quiet` shows nothing at all."""
+    """A context manager; `quiet` shows nothing at all. Output that cannot be written ends the progress, not the run."""
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
-        self._console, self._quiet = console, quiet
+        self._console, self.quiet = console, quiet
         self._started_seconds = time.monotonic()
         self._samples: dict[str, deque[tuple[float, float]]] = {}
         self._line_due = 0.0  # the first line comes when traffic starts
@@ -34,37 +34,50 @@ class Progress:
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> Progress:
-        if self._live and not self._quiet:
-            self._live.start()
+        if self._live and not self.quiet:
+            self._show(self._live.start)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         if self._live:
-            self._live.stop()
+            self._show(self._live.stop)
+
+    def line(self, text: str) -> None:
+        """A line, or several, with rich's markup."""
+        if not self.quiet:
+            self._show(lambda: self._console.print(text, soft_wrap=True))
 
     def stage(self, text: str) -> None:
         """What happens when the workers have ended."""
-        if self._quiet:
+        if self.quiet:
             return
-        if self._live:
-            self._live.update(Text(text), refresh=True)
+        live = self._live
+        if live:
+            self._show(lambda: live.update(Text(text), refresh=True))
         else:
-            self._console.print(text, highlight=False)
+            self._show(lambda: self._console.print(text, highlight=False))
+
+    def _show(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except (OSError, SystemExit):  # rich answers a broken pipe with SystemExit
+            self.quiet = True
 
     def tick(self, children: Sequence[Child]) -> None:
-        if self._quiet:
+        if self.quiet:
             return
         rates = {child.label: self._mib_per_second(child) for child in children}
-        if self._live:
-            self._live.update(self._table(children, rates), refresh=True)
+        if live := self._live:
+            self._show(lambda: live.update(self._table(children, rates), refresh=True))
             return
         queued, oldest_seconds = sum(map(_queued, children)), max(map(_oldest_seconds, children), default=0.0)
         self._peaks = (max(self._peaks[0], queued), max(self._peaks[1], oldest_seconds))
         if time.monotonic() >= self._line_due and any(child.state == "running" for child in children):
             self._line_due = time.monotonic() + LINE_SECONDS
-            self._console.print(self._line(children, sum(rates.values())), highlight=False, soft_wrap=True)
+            line = self._line(children, sum(rates.values()))
+            self._show(lambda: self._console.print(line, highlight=False, soft_wrap=True))
             self._peaks = (0.0, 0.0)
 
     def _mib_per_second(self, child: Child) -> float:

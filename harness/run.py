@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import os
 import shlex
 import shutil
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,19 +26,20 @@ from harness.adapters import TIERS, adapter_class, tier_python
 from harness.checkers import CHECKERS
 from harness.checkers.base import Verdict
 from harness.device import measure
-from harness.entry import naming
+from harness.entry import ExitCode, Terminated
 from harness.environment import describe
 from harness.history import History, in_words
 from harness.inputs import read_json
 from harness.launch import LAST_WORDS_LINES, Child, WorkerFailed, Workers
 from harness.recorded import check_run
 from harness.room import Reserve, RoomWatch
+from harness.run_files import write_json, written
+from harness.run_root import run_root
 from harness.scenarios import scenario
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, check_machine, check_root, check_tier
 from harness.seeds import fresh_seed
 
-EXIT_CODES = {"true": 0, "false": 1, "unknown": 2}
-EXIT_INTERRUPTED = 130
+EXIT_CODES = {"true": ExitCode.PASS, "false": ExitCode.FAIL, "unknown": ExitCode.INCONCLUSIVE}
 ERROR_FILE = "scenario-error.txt"
 LOW_BYTES = 1 << 20
 REMOVERS = 8
@@ -63,6 +63,7 @@ class Results:
     command: str
     reason: str = ""  # why the run did not come to its end
     interrupted: bool = False
+    terminated: bool = False  # interrupted by SIGTERM
     seconds: float = 0.0
     run_dir: str = ""
     totals: dict[str, float] = field(default_factory=dict)
@@ -70,10 +71,17 @@ class Results:
         default_factory=dict
     )  # what the device did without the tier, or why it was not asked
     last_words: dict[str, str] = field(default_factory=dict)  # of processes that died, by their label
+    unwritten: list[str] = field(default_factory=list)  # files of the run folder that could not be written, and why
 
     @property
     def exit_code(self) -> int:
-        return EXIT_INTERRUPTED if self.interrupted else EXIT_CODES[self.verdict]
+        if self.interrupted:
+            return ExitCode.TERMINATED if self.terminated else ExitCode.INTERRUPTED
+        return EXIT_CODES[self.verdict]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `results.json`."""
+        return {**dataclasses.asdict(self), "exit_code": int(self.exit_code)}
 
 
 def run(
@@ -97,9 +105,8 @@ def run(
     prepared = chosen.prepare(options)
     check_machine(chosen, options, runs_dir, prepared)
     run_dir = _make_run_dir(runs_dir, f"{chosen.name}-{options.tier.replace(':', '.')}")
-    root_dir = (Path(options.root_dir) / f"harness-{run_dir.name}" if options.root_dir else run_dir / "root").resolve()
     command = shlex.join(["python", "-m", "harness", "run", chosen.name, *_as_arguments(options)])
-    _write_json(
+    write_json(
         run_dir / "options.json",
         {
             **dataclasses.asdict(options),
@@ -109,12 +116,23 @@ def run(
             "cpus": os.cpu_count(),
         },
     )
-    try:
-        root_dir.mkdir()
-    except OSError as error:
-        shutil.rmtree(run_dir)
-        raise UsageError(f"the folder for blocks {str(root_dir)!r} cannot be made: {error.strerror}") from error
-    _write_json(run_dir / "environment.json", describe(root_dir))
+    with run_root(options.root_dir, run_dir, options.keep) as root_dir:
+        return _run(chosen, options, prepared, python, run_dir, root_dir, on_start, on_tick, on_stage)
+
+
+def _run(
+    chosen: Scenario,
+    options: CommonOptions,
+    prepared: Any,
+    python: str,
+    run_dir: Path,
+    root_dir: Path,
+    on_start: Callable[[CommonOptions, Path, str], None],
+    on_tick: Callable[[Sequence[Child]], None],
+    on_stage: Callable[[str], None],
+) -> Results:
+    """`run` once its folders are made."""
+    write_json(run_dir / "environment.json", describe(root_dir))
     reserve = Reserve(run_dir)
     on_start(options, run_dir, getattr(prepared, "source", ""))
     started_seconds = time.monotonic()
@@ -126,14 +144,14 @@ def run(
         with workers:
             try:
                 chosen.run(context, prepared)
-            except KeyboardInterrupt:
-                ended = {"interrupted": True, "reason": "interrupted; what was recorded until then is kept and judged"}
+            except KeyboardInterrupt as error:
+                ended = _interrupted(error, "; what was recorded until then is kept and judged")
                 workers.broken_off = "the run was interrupted"
             except Exception as error:
                 ended["reason"] = _why_it_broke_off(error, run_dir)
                 workers.broken_off = "the run was broken off"
-    except KeyboardInterrupt:  # the second one: the workers were killed
-        ended = {"interrupted": True, "reason": "interrupted twice; the workers were killed"}
+    except KeyboardInterrupt as error:  # the second one: the workers were killed
+        ended = _interrupted(error, " twice; the workers were killed")
     seconds = time.monotonic() - started_seconds
     with _patience():
         room.probe("root", options.block_bytes)
@@ -149,21 +167,24 @@ def run(
             on_stage("measuring the device")
             device = measure(root_dir, options.block_bytes, min(DEVICE_SECONDS_MAX, seconds * DEVICE_SHARE))
         ended |= {"seconds": round(seconds, 3), "device": device}
+        unwritten = written(run_dir / "run.json", ended)
         on_stage("judging")
         files = list(itertools.islice(_files(root_dir), FILES_MAX))
+        unwritten += written(run_dir / "files.json", files)
         history = History.read(run_dir)
         history.files = files
-        results = _conclude(run_dir, history, ended)
-        try:
-            _write_json(run_dir / "run.json", ended)
-            _write_json(run_dir / "files.json", files)
-            _write_results(results)
-        except OSError as error:  # the verdict is known all the same
-            results.reason = "; ".join(filter(None, [results.reason, f"not all was recorded: {in_words(error)}"]))
-        _point_latest(runs_dir, run_dir)
+        results = _judged(history, ended, run_dir)
+        results.unwritten = unwritten
+        results.unwritten += written(run_dir / "results.json", results.to_json())
+        _point_latest(run_dir.parent, run_dir)
     if not options.keep:
         on_stage(f"removing {len(files):,} files")
-        _remove(root_dir, files)
+        try:
+            _remove(root_dir, files)
+        except KeyboardInterrupt as error:
+            ended = _interrupted(error, " while the files of the root were removed")
+            results = dataclasses.replace(results, interrupted=True, terminated=ended["terminated"])
+            results.reason = results.reason or ended["reason"]
     return results
 
 
@@ -188,17 +209,23 @@ def _in_one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
+def _interrupted(error: KeyboardInterrupt, how: str) -> dict[str, Any]:
+    terminated = isinstance(error, Terminated)
+    word = "terminated by SIGTERM" if terminated else "interrupted"
+    return {"interrupted": True, "terminated": terminated, "reason": word + how}
+
+
 def judge(run_dir: Path) -> Results:
     """Judge a recorded run (again): pure checkers over its history. Writes and returns its `results.json`."""
     check_run(run_dir)
+    history = History.read(run_dir)
     ended: dict[str, Any] = read_json(run_dir / "run.json", dict) if (run_dir / "run.json").exists() else {}
-    results = _conclude(run_dir, History.read(run_dir), ended)
-    _write_results(results)
+    results = _judged(history, ended, run_dir)
+    results.unwritten = written(run_dir / "results.json", results.to_json())
     return results
 
 
-def _conclude(run_dir: Path, history: History, ended: Mapping[str, Any]) -> Results:
-    """What the checkers say of a history; `ended` says how the run ended."""
+def _judged(history: History, ended: dict[str, Any], run_dir: Path) -> Results:
     options = history.options
     verdicts = [_check(name, history) for name in scenario(options["scenario"]).checkers]
     values = {v["value"] for v in verdicts}
@@ -213,17 +240,13 @@ def _conclude(run_dir: Path, history: History, ended: Mapping[str, Any]) -> Resu
         command=options["command"],
         reason=reason,
         interrupted=ended.get("interrupted", False),
+        terminated=ended.get("terminated", False),
         seconds=ended.get("seconds", 0.0),
         run_dir=str(run_dir),
         totals=totals(history),
         device=ended.get("device", {}),
         last_words=_last_words(history, run_dir),
     )
-
-
-def _write_results(results: Results) -> None:
-    content = {**dataclasses.asdict(results), "exit_code": results.exit_code}
-    _write_json(Path(results.run_dir) / "results.json", content)
 
 
 def _check(name: str, history: History) -> dict[str, Any]:
@@ -332,25 +355,15 @@ def _as_arguments(options: CommonOptions) -> Iterator[str]:
                 yield from (name, str(part))
 
 
-def _write_json(path: Path, value: object) -> None:
-    """In one step, so that a full disk leaves the old file or the whole new one."""
-    fresh = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
-    try:
-        with naming(path):
-            fresh.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
-
-
 @contextmanager
 def _patience() -> Iterator[None]:
-    """The folder is finished even if Ctrl-C comes meanwhile; judging takes seconds."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C and SIGTERM have no effect while the run is judged, which takes seconds and ends the run anyway."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def known_tiers() -> dict[str, str]:

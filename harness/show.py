@@ -5,6 +5,7 @@ It judges nothing: the words are the run's, it chooses how many of them.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.checkers.base import some
+from harness.entry import HARNESS, errno_text
 from harness.launch import Child
 from harness.progress import Progress
 from harness.report import write_index, write_report
@@ -33,22 +35,24 @@ def carry_out(
     runs_dir: Path,
     console: Console,
     quiet: bool,
+    say: Callable[[Results], None],
     also_on_start: Callable[[Path], None] = lambda run_dir: None,
     also_on_tick: Callable[[Sequence[Child]], None] = lambda children: None,
 ) -> Results:
-    """Run a scenario with progress unless `quiet`, write its report, and put it on the list of runs. Who watches as
-    well is told of the run's folder, and of the workers again and again."""
+    """Run a scenario with progress unless `quiet`, `say` its verdict, write its report, and put it on the list of runs.
+
+    A report that cannot be written is one sentence on stderr, after the verdict, and does not change the exit code. Who
+    watches as well is told of the run's folder, and of the workers again and again."""
 
     def on_start(options: CommonOptions, run_dir: Path, traffic: str) -> None:
         also_on_start(run_dir)
-        if not quiet:
+        if not progress.quiet:
             told = (options.read_threads, options.write_threads)
             threads = "splits of threads" if None in told else f"{told[0]}+{told[1]} threads"
             processes = f"{options.processes} process{'es' if options.processes != 1 else ''}"
-            console.print(
+            progress.line(
                 f"[bold]{chosen.name}[/bold] of [bold]{escape(options.tier)}[/bold]: {processes}, "
-                f"{threads}, blocks of {options.block_bytes >> 10} KiB, seed {options.seed}\n{escape(traffic)}",
-                soft_wrap=True,
+                f"{threads}, blocks of {options.block_bytes >> 10} KiB, seed {options.seed}\n{escape(traffic)}"
             )
 
     with Progress(console, quiet) as progress:
@@ -58,14 +62,29 @@ def carry_out(
             progress.tick(children)
 
         results = run(chosen, options, runs_dir, on_start, on_tick, progress.stage)
-        progress.stage("writing the report")
-        write_report(Path(results.run_dir))
-        write_index(runs_dir)
+    say(results)
+    write_pages(results, runs_dir)
     return results
 
 
-def say_results(results: Results, console: Console, page: Path) -> None:
-    """A line per verdict, what was found, and how to see it again: enough to act on, the rest is in `page`."""
+def write_pages(results: Results, runs_dir: Path | None) -> bool:
+    """Write a run's report and the list of runs; False, and sentences on stderr, when a file of the run could not be
+    written."""
+    problems = list(results.unwritten)
+    try:
+        if (Path(results.run_dir) / "results.json").exists():  # the report is made from it
+            write_report(Path(results.run_dir))
+        if runs_dir is not None:
+            write_index(runs_dir)
+    except OSError as error:
+        problems.append(f"{str(error.filename)!r} cannot be written: {errno_text(error)}")
+    for problem in problems:
+        print(f"{HARNESS.program}: {problem}", file=sys.stderr)
+    return not problems
+
+
+def say_results(results: Results, console: Console) -> None:
+    """A line per verdict, what was found, and how to see it again: enough to act on, the rest is in the report."""
     say_verdicts(results, console)
     colour = COLOURS[results.verdict]
     mib = (results.totals["loaded_bytes"] + results.totals["stored_bytes"]) / (1 << 20)
@@ -73,7 +92,6 @@ def say_results(results: Results, console: Console, page: Path) -> None:
         f"verdict [bold {colour}]{results.verdict}[/]: {results.totals['requests']:,.0f} requests, "
         f"{mib:,.0f} MiB moved in {results.seconds:.0f} s"
     )
-    console.print(f"{page}", soft_wrap=True, markup=False)
 
 
 def say_verdicts(results: Results, console: Console) -> None:

@@ -6,7 +6,6 @@ Pages hand it their parts; it knows no run.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -17,6 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from harness.report.figures import PROCESS_COLOURS, Section
 from harness.report.tables import table_html
+from harness.run_files import write_text
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1d2129;--paper:#fff;--soft:#f3f4f7;--line:#d9dce3;--dim:#5b6373;
@@ -76,9 +76,7 @@ def write_page(path: Path, title: str, body: Sequence[str], sections: Sequence[S
         f'<title>{escape(title)}</title><link rel="icon" href="data:,"><style>{_STYLE}</style></head>\n'
         f"<body><main>{''.join(body)}</main>{scripts}</body></html>\n"
     )
-    fresh = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
-    fresh.write_text(page, encoding="utf-8", errors="backslashreplace")  # names of files may be any bytes
-    fresh.replace(path)
+    write_text(path, page)
     return path
 
 

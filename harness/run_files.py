@@ -1,0 +1,38 @@
+"""How files of a run folder are written: whole or not at all. `recorded` reads them."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from harness.entry import errno_text
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file in one step: a reader never gets half of it. Raises OSError with the path; then the file is as it
+    was before."""
+    fresh = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
+    try:
+        fresh.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be any bytes
+        fresh.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def write_json(path: Path, value: object) -> None:
+    """As `write_text`."""
+    write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+
+
+def written(path: Path, value: object) -> list[str]:
+    """As `write_json`, for what may be missing at the end: a list with a sentence if it cannot be written, else []."""
+    try:
+        write_json(path, value)
+    except OSError as error:
+        return [f"{str(path)!r} cannot be written: {errno_text(error)}"]
+    return []
