@@ -60,7 +60,9 @@ def check(history: History) -> Verdict:
                 explained[why] += 1
                 continue
             but = f" ({excused} of them refused)" if excused else ""
-            findings.add(f"{who} failed for block {some(job.failed)}{but}{_told(job, shortages)}")
+            said = f" with {job.reasons.replace(' ', ', ')}" if job.reasons else ""
+            room = _room(job, shortages)
+            findings.add(f"{who} failed for block {some(job.failed)}{but}{said} although no fault was put in{room}")
     for (process, _, job_id), count in records.items():
         if count > 1:
             findings.add(f"job {job_id} of process {process} is recorded {count} times")
@@ -90,12 +92,10 @@ def check(history: History) -> Verdict:
     return Verdict("results", value, figure, [*findings.list(), *doubts], {"jobs": len(records), **counts})
 
 
-def _told(job: Job, shortages: Shortages) -> str:
-    """The tier's own reason, where it gives one, and what speaks against it."""
-    text = f" with {job.reasons.replace(' ', ', ')}" if job.reasons else ""
+def _room(job: Job, shortages: Shortages) -> str:
+    """What speaks against a tier that says that the root was full."""
     free = shortages.least_free()
-    room = f" and {amount(free)} or more were free" if "ENOSPC" in job.reasons and math.isfinite(free) else ""
-    return f"{text} although no fault was put in{room}"
+    return f" and {amount(free)} or more were free" if "ENOSPC" in job.reasons and math.isfinite(free) else ""
 
 
 def _accounts(job: Job) -> list[str]:
