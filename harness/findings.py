@@ -21,6 +21,7 @@ from rich.console import Console
 from harness.adapters import tier_python
 from harness.click_types import PATH, SEED
 from harness.inputs import UsageError, check_output
+from harness.installation import module_command, python_path
 from harness.seeds import fresh_seed
 
 TIERS = ("vllm", "kvtier")
@@ -124,7 +125,8 @@ def _run(case: Case, tier: str, seed: int, runs_dir: Path) -> dict[str, Any]:
     own = case.vllm_options if tier == "vllm" else ()
     arguments = ["run", case.scenario, "--tier", tier, "--seed", str(seed), *case.options, *own]
     child = subprocess.run(
-        [sys.executable, "-m", "harness", *arguments, "--json", "--runs-dir", str(runs_dir)],
+        [*module_command(sys.executable, "harness"), *arguments, "--json", "--runs-dir", str(runs_dir)],
+        env={**os.environ, "PYTHONPATH": python_path(sys.executable, runs_dir)},
         capture_output=True,
         text=True,
         timeout=CASE_SECONDS_MAX,

@@ -30,3 +30,19 @@ def import_root(python: str, folder: Path) -> Path:
         with suppress(FileExistsError):
             (packages / name).symlink_to(ROOT / name)
     return packages
+
+
+def python_path(python: str, folder: Path) -> str:
+    """PYTHONPATH for a process of the interpreter `python`: the harness first, then the caller's own entries.
+
+    `folder` is `import_root`'s. Without the working directory, whose modules would hide the standard library's; the
+    module of a tier is found there by `adapters.adapter_class`.
+    """
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys([str(import_root(python, folder)), *filter(None, given)]))
+
+
+def module_command(python: str, module: str) -> list[str]:
+    """The start of a command that runs a module of the harness; -P: a folder `harness` or `kvtier` in the working
+    directory is not imported in its place."""
+    return [python, "-P", "-m", module]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.history import HistoryWriter, Job, Note, Stop, in_words, read_records
-from harness.installation import import_root
+from harness.installation import module_command, python_path
 from harness.worker import Instruction
 
 LAST_WORDS_LINES = 32
@@ -76,7 +76,7 @@ class Child:
         with _starting(self.label), open(self.stderr_path, "ab") as stderr:
             environment = {**os.environ, "PYTHONPATH": python_path(python, self.stderr_path.parent), **env}
             self._popen = subprocess.Popen(
-                [python, "-m", "harness.worker"],
+                module_command(python, "harness.worker"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -203,12 +203,6 @@ def _oom_kills() -> int:
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     return 0
-
-
-def python_path(python: str, run_dir: Path) -> str:
-    """Where a process of the interpreter `python` finds the harness and whatever module the caller could import."""
-    harness_at = str(import_root(python, run_dir))
-    return os.pathsep.join(dict.fromkeys([harness_at, os.getcwd(), *os.environ.get("PYTHONPATH", "").split(":")]))
 
 
 class Workers:

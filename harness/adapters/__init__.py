@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from types import ModuleType
 from typing import Any
 
 from harness.adapters.base import Adapter, PeerMissing, TierSetup
@@ -39,11 +43,14 @@ def adapter_class(tier: str) -> type[Adapter]:
     its package is not installed."""
     module_name, _, class_name = _place(tier).partition(":")
     try:
-        found = getattr(importlib.import_module(module_name), class_name, None)
+        found = getattr(_import(module_name), class_name, None)
     except ModuleNotFoundError as error:
         if tier in TIERS:
             raise PeerMissing(f"tier {tier!r} cannot be used here: {error}") from error
-        raise UnknownTier(f"tier is {tier!r}, but there is no module {error.name!r}") from error
+        if f"{module_name}.".startswith(f"{error.name}."):
+            where = "in the working directory or on PYTHONPATH; run the command from the folder that holds it"
+            raise UnknownTier(f"tier is {tier!r}, but there is no module {error.name!r} {where}") from error
+        raise UnknownTier(f"tier is {tier!r}, but {module_name} imports {error.name!r}, which is missing") from error
     except (Exception, SystemExit) as error:  # whatever a module of somebody else does when it is imported
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UnknownTier(f"tier is {tier!r}, but module {module_name!r} cannot be imported: {why}") from error
@@ -52,6 +59,15 @@ def adapter_class(tier: str) -> type[Adapter]:
     if missing := sorted(found.__abstractmethods__):
         raise UnknownTier(f"tier is {tier!r}, but {class_name} lacks {', '.join(missing)}; an Adapter defines them all")
     return found
+
+
+def _import(module_name: str) -> ModuleType:
+    """A module from the working directory too, which comes last and so hides no other module."""
+    with suppress(FileNotFoundError):  # a working directory that was removed
+        if (folder := os.getcwd()) not in sys.path:
+            sys.path.append(folder)
+    importlib.invalidate_caches()
+    return importlib.import_module(module_name)
 
 
 def _place(tier: str) -> str:

@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from harness.installation import module_command
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 UP_SECONDS_MAX = 600.0
 ANSWER_SECONDS_MAX = 120.0
@@ -55,7 +57,7 @@ class EngineProcess:
         path = os.pathsep.join(map(str, filter(None, (overlay, REPOSITORY))))
         with open(log, "wb") as stderr:
             self._popen = subprocess.Popen(
-                [str(python), "-m", "harness.e2e.engine"],
+                module_command(str(python), "harness.e2e.engine"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

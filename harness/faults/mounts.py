@@ -25,6 +25,7 @@ from typing import Any, Literal, Self
 
 import harness
 from harness.faults.rules import FaultUnavailable, Rule
+from harness.installation import module_command
 
 READY_SECONDS_MAX = 20.0
 """From start to the first answer of the fault file system's process."""
@@ -115,7 +116,7 @@ class FaultFs:
         return ["umount", "-l", str(self.mount)] if os.geteuid() == 0 else ["fusermount3", "-uz", str(self.mount)]
 
     def _begin(self) -> None:
-        command = [sys.executable, "-m", "harness.faultfs", str(self.backing), str(self.mount)]
+        command = [*module_command(sys.executable, "harness.faultfs"), str(self.backing), str(self.mount)]
         self._daemon = subprocess.Popen(
             command + ["--cached"] * self._cached,
             stdin=subprocess.PIPE,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.hosts.base import Host, Volume
+from harness.installation import module_command
 
 FILE_BYTES = 1 << 20
 FILES = 48
@@ -124,7 +125,7 @@ class _Remote:
     def __init__(self, python: str, folder: Path) -> None:
         repository = str(Path(__file__).resolve().parents[2])
         self._popen = subprocess.Popen(
-            [python, "-m", "harness.hosts.behaviour", str(folder)],
+            [*module_command(python, "harness.hosts.behaviour"), str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -70,8 +70,8 @@ class _Agent(socketserver.BaseRequestHandler):
             kind, payload = frames.receive()
         what = json.loads(payload)
         argv = what["argv"]
-        if argv[1:2] == ["-m"]:  # an interpreter: its clock is to be that of the machine
-            argv = [argv[0], "-m", "harness.hosts.clock", str(what["ahead_ns"]), *argv[2:]]
+        if argv[1:3] == ["-P", "-m"]:  # an interpreter: its clock is to be that of the machine
+            argv = [*argv[:3], "harness.hosts.clock", str(what["ahead_ns"]), *argv[3:]]
         pipe = subprocess.PIPE
         try:
             program = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, env=what["env"], process_group=0)

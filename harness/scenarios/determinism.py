@@ -33,7 +33,8 @@ from harness.adapters.base import Adapter
 from harness.checkers.matrix import PRIVATE, REFUSED
 from harness.faults import FaultUnavailable
 from harness.faults.attach import Attached
-from harness.launch import WorkerFailed, python_path
+from harness.installation import module_command, python_path
+from harness.launch import WorkerFailed
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 from harness.scenarios.crew import Crew
 
@@ -203,7 +204,7 @@ def _probe(
     environment.pop("PYTHONHASHSEED", None)
     if seed is not None:
         environment["PYTHONHASHSEED"] = seed
-    command = [path, "-m", "harness.drivers.names"]
+    command = module_command(path, "harness.drivers.names")
     text = json.dumps({**order, "start_methods": start_methods}) + "\n"
     try:
         done = subprocess.run(
