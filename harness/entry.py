@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from kvtier import __version__ as VERSION
-from kvtier.entry import EntryPoint, ExitCode, Terminated, errno_text, missing_extra, naming
+from kvtier.entry import EntryPoint, ExitCode, Terminated, errno_text, missing_extra, naming, pip_install
 
-__all__ = ["HARNESS", "VERSION", "ExitCode", "Terminated", "errno_text", "missing_extra", "naming"]
+__all__ = ["HARNESS", "VERSION", "ExitCode", "Terminated", "errno_text", "missing_extra", "naming", "pip_install"]
 
 HARNESS = EntryPoint("kvtier-harness", "harness.cli", "harness")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from contextlib import suppress
@@ -46,3 +47,12 @@ def module_command(python: str, module: str) -> list[str]:
     """The start of a command that runs a module of the harness; -P: a folder `harness` or `kvtier` in the working
     directory is not imported in its place."""
     return [python, "-P", "-m", module]
+
+
+def tracing_is_installed() -> bool:
+    """Whether the packages of the extra `tracing` are here; without them runs leave no spans."""
+    try:
+        names = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
+        return all(importlib.util.find_spec(name) is not None for name in names)
+    except ModuleNotFoundError:
+        return False

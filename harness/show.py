@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from harness.adapters import adapter_class
 from harness.checkers.base import some
-from harness.entry import HARNESS, errno_text
+from harness.entry import HARNESS, errno_text, pip_install
+from harness.installation import tracing_is_installed
 from harness.launch import Child
 from harness.progress import Progress
 from harness.report import write_index, write_report
@@ -43,6 +45,9 @@ def carry_out(
 
     A report that cannot be written is one sentence on stderr, after the verdict, and does not change the exit code. Who
     watches as well is told of the run's folder, and of the workers again and again."""
+
+    if getattr(options, "trace_every", 0) and adapter_class(options.tier).leaves_spans and not tracing_is_installed():
+        print(f"{HARNESS.program}: no spans are recorded; for spans: {pip_install('tracing')}", file=sys.stderr)
 
     def on_start(options: CommonOptions, run_dir: Path, traffic: str) -> None:
         also_on_start(run_dir)

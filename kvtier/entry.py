@@ -26,6 +26,7 @@ SENTENCE_CHARACTERS_MAX = 600
 STANDARD_OUTPUT, STANDARD_ERROR = "standard output", "standard error"
 
 PACKAGES = {
+    "": {"cbor2", "xxhash"},  # kvtier itself
     "cli": {"click", "rich"},
     "harness": {"click", "numpy", "plotly", "prometheus_client", "psutil", "rich"},
     "metrics": {"prometheus_client"},
@@ -79,6 +80,11 @@ def missing_extra(error: BaseException, own: str) -> str | None:
     package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     extras = [extra for extra, packages in PACKAGES.items() if package in packages]
     return own if own in extras else extras[0] if extras else None
+
+
+def pip_install(extra: str) -> str:
+    """The command that installs an extra; "" is kvtier itself."""
+    return f"pip install 'kvtier[{extra}]'" if extra else "pip install kvtier"
 
 
 class EntryPoint(NamedTuple):
@@ -146,9 +152,9 @@ class EntryPoint(NamedTuple):
                 return ExitCode.IO, f"this machine has not enough memory{_brief(error)}"
             case OSError() if error.errno not in _BUG_ERRNOS:
                 return ExitCode.IO, ": ".join(filter(None, (errno_text(error), _place(error))))
-        if extra := missing_extra(error, self.extra):
+        if (extra := missing_extra(error, self.extra)) is not None:
             assert isinstance(error, ModuleNotFoundError)
-            return ExitCode.USAGE, f"the package {error.name!r} is missing; install it: pip install 'kvtier[{extra}]'"
+            return ExitCode.USAGE, f"the package {error.name!r} is missing; install it: {pip_install(extra)}"
         return ExitCode.INTERNAL, (
             f"internal error, which is a bug: {type(error).__name__}{_brief(error)} ({_raised_at(error)}); "
             f"for the traceback: {self.program} --debug ..."

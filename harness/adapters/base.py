@@ -83,6 +83,9 @@ class Adapter(ABC):
     exposes_schedule: ClassVar[bool] = False  # `tasks()` returns every task of every job
     runs_in_submit: ClassVar[bool] = False  # `submit_*` does the job: no queue, and a hung device hangs its caller
     exposes_files: ClassVar[bool] = False  # blocks are files under root_dir, `file_name` says which
+    leaves_spans: ClassVar[bool] = (
+        False  # requests of `setup.trace_every` leave spans, where opentelemetry is installed
+    )
     keeps_limit: ClassVar[bool] = False  # `setup.max_bytes` is kept, `evictions()` tells how
     hash_algorithms: ClassVar[tuple[str, ...]] = ("sha256", "sha256_cbor", "xxhash", "xxhash_cbor")
     seed_policies: ClassVar[tuple[str, ...]] = ("fixed", "env", "random")

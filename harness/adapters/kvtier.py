@@ -59,6 +59,7 @@ class KvtierAdapter(Adapter):
     name = "kvtier"
     exposes_schedule = True
     exposes_files = True
+    leaves_spans = True
     keeps_limit = True
     own_options: ClassVar[tuple[str, ...]] = ()  # that are no keywords of `FsTierConfig`
 

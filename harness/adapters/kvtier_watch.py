@@ -23,6 +23,7 @@ from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from harness.adapters.base import TierSetup
+from harness.installation import tracing_is_installed
 from kvtier import Event, FanOut, Gauges, JobFinished, MetricsObserver, RequestFinished, serve_metrics
 
 T = TypeVar("T")
@@ -62,7 +63,7 @@ class Watch:
             if self._windows is not None:
                 self._windows.pay_for_scrapes(self._server)
             self.address = f"127.0.0.1:{port}"
-        if self._every:
+        if self._every and tracing_is_installed():
             from kvtier import setup_tracing
 
             attributes = {"kvtier.run": self._run_dir.name, "kvtier.root": setup.root_dir}

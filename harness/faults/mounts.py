@@ -107,7 +107,9 @@ class FaultFs:
         if not os.access("/dev/fuse", os.R_OK | os.W_OK):
             raise FaultUnavailable("the fault file system takes /dev/fuse, which is not here or not ours to open")
         if importlib.util.find_spec("mfusepy") is None:
-            raise FaultUnavailable("the fault file system takes the Python package mfusepy, which is not installed")
+            raise FaultUnavailable(
+                "the fault file system takes the Python package mfusepy, which is missing: pip install 'kvtier[faults]'"
+            )
         if shutil.which("fusermount3") is None:
             raise FaultUnavailable("the fault file system takes libfuse 3 and fusermount3 (package fuse3)")
 

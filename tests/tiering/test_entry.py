@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -188,8 +189,66 @@ def test_both_say_their_version_their_help_and_what_option_is_unknown(
 # --- extras ---
 
 
+HIDE = """
+import os, sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in os.environ["HIDDEN"].split():
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Hidden())
+"""
+
+
+def without(packages: set[str], command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command and its child processes as in an environment that lacks `packages`."""
+    (folder / "hide").mkdir(exist_ok=True)
+    (folder / "hide/sitecustomize.py").write_text(HIDE)
+    python_path = os.pathsep.join([str(folder / "hide"), str(ROOT)])
+    return end(command, folder, PYTHONPATH=python_path, HIDDEN=" ".join(packages))
+
+
+KVTIER_INSPECT, HARNESS_LIST = [*KVTIER, "inspect", "."], [*HARNESS, "list"]
+
+
+@pytest.mark.parametrize(
+    ("program", "command", "package", "install"),
+    [
+        *(("kvtier", KVTIER_INSPECT, name, "pip install 'kvtier[cli]'") for name in sorted(PACKAGES["cli"])),
+        ("kvtier", KVTIER_INSPECT, "xxhash", "pip install kvtier"),
+        *(
+            ("kvtier-harness", HARNESS_LIST, name, "pip install 'kvtier[harness]'")
+            for name in sorted(PACKAGES["harness"])
+        ),
+    ],
+)
+def test_a_missing_package_is_one_sentence_that_names_its_extra(
+    tmp_path: Path, program: str, command: list[str], package: str, install: str
+) -> None:
+    done = without({package}, command, tmp_path)
+    assert done.returncode == ExitCode.USAGE, done
+    sentence = said_once(done, program)
+    assert re.search(rf"the package '{package}(\.[a-z_.]+)?' is missing; install it: ", sentence)
+    assert sentence.endswith(f"install it: {install}\n")
+
+
+def test_a_load_run_needs_the_extra_of_the_harness_alone(tmp_path: Path) -> None:
+    others = set.union(*PACKAGES.values()) - PACKAGES["harness"] - PACKAGES[""]
+    development = {"hypothesis", "pytest", "yaml", "jsonschema", "matplotlib", "vllm"}
+    small = ["--processes", "2", "--block-bytes", "4096", "--requests", "8", "--seconds", "0", "--speed", "0"]
+    done = without(others | development, [*HARNESS, "run", "load", *small, "--trace-every", "2", "--json"], tmp_path)
+    (line,) = [line for line in done.stderr.splitlines() if line]
+    assert line == "kvtier-harness: no spans are recorded; for spans: pip install 'kvtier[tracing]'"
+    results = json.loads(done.stdout)
+    assert results["reason"] == ""
+    assert "false" not in {verdict["value"] for verdict in results["verdicts"]}
+    assert not list((tmp_path / "runs").glob("*/spans-*"))
+
+
 def test_the_packages_of_each_extra_are_those_of_pyproject() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {"": project["dependencies"], **project["optional-dependencies"]}
     for extra, packages in PACKAGES.items():
         required = {re.split(r"[<>=!\[; ]", one)[0].replace("-", "_") for one in extras[extra]}
         required = {one.partition("_")[0] if one.startswith("opentelemetry") else one for one in required}
