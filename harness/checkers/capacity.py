@@ -21,7 +21,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
-from harness.checkers.base import Findings, Value, Verdict, canary_seconds, milliseconds
+from harness.checkers.base import Findings, Lives, Value, Verdict, canary_seconds, milliseconds
 from harness.checkers.room import Shortages
 from harness.history import History, Job, Note
 
@@ -51,7 +51,7 @@ def check(history: History) -> Verdict:
     evictions = sorted((n for n in history.notes if n.kind == "evicted"), key=lambda n: n.detail["started_seconds"])
     _judge_overlaps(evictions, findings)
     doubts += _judge_failures(history, findings)
-    gap = _judge_gaps(history, findings)
+    gap = _judge_gaps(history, findings, doubts)
     reloads = _judge_recency(history, limit, findings)
     total, evicted = stored.total, sum(n.detail["bytes"] for n in evictions)
     if highest < FULL * limit:
@@ -141,8 +141,10 @@ def _judge_failures(history: History, findings: Findings) -> list[str]:
     return list(doubts)
 
 
-def _judge_gaps(history: History, findings: Findings) -> float:
-    """The longest time in which a writer stored nothing, between its first submission and its last."""
+def _judge_gaps(history: History, findings: Findings, doubts: list[str]) -> float:
+    """The longest time in which a writer stored nothing, between its first submission and its last. One that did not
+    live to the end is not judged (`leftovers` is about that), nor is a time in which the root was full."""
+    shortages, lives = Shortages(history), Lives(history)
     late = max((max(canary_seconds(history, p), default=0.0) for p in {s.process for s in history.starts}), default=0.0)
     bound = GAP_SECONDS_MAX + 10 * late
     writers = range(int(history.options.get("processes") or 0))
@@ -150,14 +152,20 @@ def _judge_gaps(history: History, findings: Findings) -> float:
     for process in writers:
         mine = [job for job in history.jobs if job.process == process and job.direction == "store"]
         if not mine:
-            findings.add(f"process {process} stored nothing")
+            ends = [life.ended_well for life in lives.all() if life.process == process]
+            (findings.add if ends and all(ends) else doubts.append)(f"process {process} stored nothing")
             continue
         times = [min(job.submitted_seconds for job in mine), *sorted(job.finished_seconds for job in mine if job.ok)]
         times.append(max(job.submitted_seconds for job in mine))
         gap = max(b - a for a, b in pairwise(times))
         longest = max(longest, gap)
         if gap > bound:
-            findings.add(f"process {process} stored nothing for {milliseconds(gap)}; {milliseconds(bound)} are allowed")
+            text = f"process {process} stored nothing for {milliseconds(gap)}; {milliseconds(bound)} are allowed"
+            since, until = next((a, b) for a, b in pairwise(times) if b - a == gap)
+            if why := shortages.of_time(since, until):
+                doubts.append(f"{text} ({why})")
+            else:
+                findings.add(text)
     return longest
 
 
