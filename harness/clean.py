@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 import click
 
+from harness.click_types import PATH
 from harness.inputs import UsageError
 from harness.run_root import Left, left_behind, remove, size
 
 
 @click.command()
-@click.argument("root_dir")
+@click.argument("root_dir", type=PATH)
 @click.option("--yes", is_flag=True, help="remove them; without it, they are only listed")
 @click.option("--other-hosts", is_flag=True, help="also those of other hosts, whose runs this host cannot see")
 def clean(root_dir: str, yes: bool, other_hosts: bool) -> None:

@@ -7,6 +7,7 @@ them; nothing here is created, and no read waits for a writer.
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import math
 import os
@@ -81,6 +82,11 @@ def check_path(name: str, value: object) -> str:
         raise UsageError(
             f"{name} is {value!r}; there is no home folder of {path.partition('/')[0]!r}, give a full path"
         )
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UsageError(f"{name} is {_short(value)}, which is too long for a path") from error
     return path
 
 

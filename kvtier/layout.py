@@ -179,6 +179,10 @@ def check_root(root_dir: str) -> None:
         raise RootError(
             f"root_dir {root_dir!r} does not exist; mount it, or create it with: mkdir -p {shlex.quote(root_dir)}"
         ) from None
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP):  # the path is wrong, not the device
+            raise RootError(f"root_dir {root_dir!r} is no path of a directory: {error.strerror}") from None
+        raise
 
 
 def _make_folder(path: str, mode: int) -> None:

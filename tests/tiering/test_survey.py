@@ -172,6 +172,13 @@ def test_a_missing_root_is_one_sentence(command: str) -> None:
     assert child.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(("root", "why"), [("a" * 300, "File name too long"), ("/etc/passwd/x", "Not a directory")])
+def test_a_root_that_is_no_path_of_a_directory_is_bad_input(root: str, why: str) -> None:
+    result = run("inspect", root)
+    assert (result.exit_code, result.stdout) == (EXIT_BAD_INPUT, "")
+    assert result.stderr == f"kvtier: root_dir {root!r} is no path of a directory: {why}\n"
+
+
 def test_folders_of_a_missing_root_raise() -> None:
     with pytest.raises(RootError):
         list(folders("/nowhere"))
