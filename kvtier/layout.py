@@ -181,7 +181,8 @@ def check_root(root_dir: str) -> None:
         ) from None
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP):  # the path is wrong, not the device
-            raise RootError(f"root_dir {root_dir!r} is no path of a directory: {error.strerror}") from None
+            hint = "choose a shorter root_dir" if error.errno == errno.ENAMETOOLONG else "give the path of a directory"
+            raise RootError(f"root_dir {root_dir!r} cannot be used: {error.strerror}; {hint}") from None
         raise
 
 
