@@ -487,7 +487,7 @@ def test_kv_events_where_engine_and_tier_enable_them(peer: Peer, tmp_path: Path)
 
 DEATH = """
 import kvtier.capacity
-def dies(root_dir):
+def dies(*_):
     raise AttributeError("a bug")
 folders, kvtier.capacity.folders = kvtier.capacity.folders, dies
 engine_starts()
