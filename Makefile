@@ -104,10 +104,10 @@ e2e-vllm: $(RUN)/.installed .venv-engine/.installed ## real vLLM engines on one 
 findings: $(RUN)/.installed .venv-vllm/.installed ## every scenario's word on vLLM's tier and on kvtier; writes docs/findings-vllm-0.33.md
 	@$(RUN)/bin/python -m harness findings --write docs/findings-vllm-0.33.md $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-mutants: $(RUN)/.installed ## tiers that are wrong on purpose: each must be convicted; writes docs/mutants.md (SEED=)
+mutants: $(RUN)/.installed ## tiers that are wrong on purpose: each must be detected; writes docs/mutants.md (SEED=)
 	@$(RUN)/bin/python -m harness mutants --write docs/mutants.md $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-false-alarms: $(RUN)/.installed ## right tiers in seeded short runs, also beside a busy neighbour: none may be convicted (RUNS=10 SEED=)
+false-alarms: $(RUN)/.installed ## right tiers in seeded short runs, also beside a busy neighbour: none may be detected (RUNS=10 SEED=)
 	@$(RUN)/bin/python -m harness false-alarms $(if $(RUNS),--runs $(RUNS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 BENCH_OPTIONS = $(if $(SIZE),--size $(SIZE)) $(if $(DIR),--dir "$(DIR)") $(if $(SAVE),--save --small runs/bench-small.json)

@@ -91,7 +91,7 @@ def ratio(part: str, whole: str) -> str:
 
 LOADED = 'kvtier_blocks_total{@,direction="load",outcome="ok"}'
 STORED = 'kvtier_blocks_total{@,direction="store",outcome="ok"}'
-FOREIGN = "kvtier_foreign_block_hits_total{@}"
+FOREIGN = "kvtier_cross_process_hit_blocks_total{@}"
 SKIPPED = "kvtier_duplicate_stores_total{@}"
 LATENCY = Query("sum by (le) (increase(kvtier_job_seconds_bucket{@}[rate]))", "{{le}}")
 

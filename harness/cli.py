@@ -245,7 +245,7 @@ def _judged(run_dir: Path) -> Path:
 @click.option("--json", "as_json", is_flag=True, help="print the same as JSON")
 def list_all(as_json: bool) -> None:
     """Scenarios, tiers, and what each scenario proves."""
-    tiers, defects = known_tiers(), {name: mutant.sin for name, mutant in known_mutants().items()}
+    tiers, defects = known_tiers(), {name: mutant.defect for name, mutant in known_mutants().items()}
     if as_json:
         listed = [
             {"name": s.name, "title": s.title, "checkers": s.checkers, "proves": " ".join(s.proves.split())}
@@ -297,7 +297,7 @@ def watch(root_dir: str, seconds: float, every: float, metrics: tuple[str, ...],
             moved += now.new_blocks
             older += now.older
             findings |= dict.fromkeys(now.findings)
-            hits = "" if now.foreign_hits is None else f", {now.foreign_hits:,.0f} cross-process hits"
+            hits = "" if now.cross_process_hits is None else f", {now.cross_process_hits:,.0f} cross-process hits"
             rate = f"{now.new_blocks / now.seconds:.1f} new/s" if now.seconds else "first look"
             print(
                 f"{now.blocks:,} blocks, {now.bytes / 2**20:,.0f} MiB, {rate}, {now.gone_blocks:,} gone, "

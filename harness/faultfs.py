@@ -243,7 +243,7 @@ def _distort(rule: Rule, data: bytes, offset: int) -> bytes:
     return data
 
 
-def _obey(table: Table, lines: TextIO, answer: Callable[[object], None]) -> None:
+def _carry_out(table: Table, lines: TextIO, answer: Callable[[object], None]) -> None:
     """Carry out one command per line until there are none: {"inject": [rule, ...]}, {"lift": true}, {}: counts."""
     for line in lines:
         command = json.loads(line)
@@ -280,7 +280,7 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(value), file=answers)
 
     threading.Thread(target=_outlive_nobody, args=(os.getppid(),), daemon=True).start()
-    threading.Thread(target=_obey, args=(table, sys.stdin, answer), daemon=True).start()
+    threading.Thread(target=_carry_out, args=(table, sys.stdin, answer), daemon=True).start()
     _Fuse(
         Passthrough(os.path.abspath(backing), table, lambda: answer("ready")),
         mount,

@@ -61,7 +61,7 @@ class Job(NamedTuple):
 
     `results` counts results seen for this job id (1 is right). `ok` and `failed` list block ids. `wrong` holds, for
     loads reported ok, each block whose bytes are not what its key demands, and how: "short", "hole", "other key: ...",
-    "stale", "garbage". `refused` says how many of the failed blocks a full queue turned away, where the tier tells;
+    "stale", "garbage". `refused` says how many of the failed blocks a full queue refused, where the tier tells;
     `reasons` names the errors of the others ("ENOSPC EIO"), where it tells these.
     """
 

@@ -23,7 +23,7 @@ from harness.history import HistoryWriter, Job, Note, Stop, in_words, read_recor
 from harness.installation import module_command, python_path
 from harness.worker import Instruction
 
-LAST_WORDS_LINES = 32
+LAST_OUTPUT_LINES = 32
 READY_SECONDS_MAX = 180.0
 STOP_SECONDS_MAX = 8.0
 """A worker told to stop may take this long to end in good order; after that it is killed."""
@@ -41,7 +41,7 @@ SENT_FROM_OUTSIDE = frozenset(
 
 
 class WorkerFailed(Exception):
-    """A worker did not come up; the text is one sentence, then the process's last words.
+    """A worker did not come up; the text is one sentence, then the process's last output.
 
     `outside`: something other than the tier was the reason, so that another try would say nothing about the tier.
     """
@@ -151,10 +151,10 @@ class Child:
     def resume(self) -> None:
         self.signal(signal.SIGCONT)
 
-    def last_words(self) -> str:
+    def last_output(self) -> str:
         """The last lines of its stderr."""
         lines = self.stderr_path.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(lines[-LAST_WORDS_LINES:])
+        return "\n".join(lines[-LAST_OUTPUT_LINES:])
 
     def how_it_ended(self) -> str:
         code = self.exit_code
@@ -249,14 +249,14 @@ class Workers:
         late = [child for child in children if child.state == "starting"]
         for child in late:
             child.outside = f"it was not ready after {seconds:g} s, and the harness ended it"
-            child.signal(signal.SIGABRT)  # faulthandler prints every thread's stack: its last words
+            child.signal(signal.SIGABRT)  # faulthandler prints every thread's stack: its last output
         self.wait(late, STACKS_SECONDS_MAX)
         for child in children:
             if child.state in ("starting", "dead"):
                 self.explain(child)
                 why = child.failure or child.ended_from_outside() or f"it {child.how_it_ended()}"
-                # What a tier refuses is said in its one sentence; only an unexplained end needs the last words.
-                words = "" if child.failure else child.last_words()
+                # What a tier refuses is said in its one sentence; only an unexplained end needs the last output.
+                words = "" if child.failure else child.last_output()
                 text = f"process {child.label} did not come up: {why}" + (f"\n{words}" if words else "")
                 raise WorkerFailed(text, outside=bool(child.ended_from_outside()))
 
@@ -364,7 +364,7 @@ class Workers:
         for child in self.children:
             silence = now - child.heard_seconds
             if child.state == "running" and silence > SILENCE_SECONDS_MAX:
-                child.signal(signal.SIGABRT)  # faulthandler prints every thread's stack: its last words
+                child.signal(signal.SIGABRT)  # faulthandler prints every thread's stack: its last output
                 if silence > SILENCE_SECONDS_MAX + 5:
                     child.kill()
 

@@ -30,7 +30,7 @@ from harness.entry import ExitCode, Terminated
 from harness.environment import describe
 from harness.history import History, in_words
 from harness.inputs import read_json
-from harness.launch import LAST_WORDS_LINES, Child, WorkerFailed, Workers
+from harness.launch import LAST_OUTPUT_LINES, Child, WorkerFailed, Workers
 from harness.recorded import check_run
 from harness.room import Reserve, RoomWatch
 from harness.run_files import write_json, written
@@ -70,7 +70,7 @@ class Results:
     device: dict[str, Any] = field(
         default_factory=dict
     )  # what the device did without the tier, or why it was not asked
-    last_words: dict[str, str] = field(default_factory=dict)  # of processes that died, by their label
+    last_output: dict[str, str] = field(default_factory=dict)  # of processes that died, by their label
     unwritten: list[str] = field(default_factory=list)  # files of the run folder that could not be written, and why
 
     @property
@@ -245,7 +245,7 @@ def _judged(history: History, ended: dict[str, Any], run_dir: Path) -> Results:
         run_dir=str(run_dir),
         totals=totals(history),
         device=ended.get("device", {}),
-        last_words=_last_words(history, run_dir),
+        last_output=_last_words(history, run_dir),
     )
 
 
@@ -295,7 +295,7 @@ def _last_words(history: History, run_dir: Path) -> dict[str, str]:
         label = f"{stop.process}" + (f".{stop.incarnation}" if stop.incarnation else "")
         path = run_dir / f"stderr-{label}.txt"
         if stop.exit_code and path.exists():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_WORDS_LINES:]
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_OUTPUT_LINES:]
             if lines:
                 said[label] = "\n".join(lines)
     return said

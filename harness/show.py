@@ -100,7 +100,7 @@ def say_results(results: Results, console: Console) -> None:
 
 
 def say_verdicts(results: Results, console: Console) -> None:
-    """The verdicts; for a run that is not "true" also its findings, last words, seed and command."""
+    """The verdicts; for a run that is not "true" also its findings, last output, seed and command."""
     width = max((len(verdict["name"]) for verdict in results.verdicts), default=0)
     for verdict in results.verdicts:
         value = f"[{COLOURS[verdict['value']]}]{verdict['value']:<7}[/]"
@@ -116,7 +116,7 @@ def say_verdicts(results: Results, console: Console) -> None:
     if results.reason:
         console.print(f"[yellow]{escape(results.reason)}[/]", soft_wrap=True)
     for labels, said in _last_words(results)[:LAST_WORDS_SHOWN_MAX]:
-        console.print(f"last words of process {labels[0]}:")
+        console.print(f"last output of process {labels[0]}:")
         console.print("\n".join(f"  {line}" for line in said.splitlines()), soft_wrap=True, markup=False)
         if also := labels[1:]:
             console.print(f"  the same of process{'es' if len(also) > 1 else ''} {some(also)}")
@@ -126,7 +126,7 @@ def say_verdicts(results: Results, console: Console) -> None:
 def _last_words(results: Results) -> list[tuple[list[str], str]]:
     """What dead processes last said, each thing once, with their labels. Tracebacks of one error are one thing."""
     said: dict[str, tuple[list[str], str]] = {}
-    for label, words in results.last_words.items():
+    for label, words in results.last_output.items():
         is_traceback = "Traceback (most recent call last)" in words
         said.setdefault(words.splitlines()[-1] if is_traceback else words, ([], words))[0].append(label)
     return list(said.values())

@@ -67,7 +67,7 @@ and that kernel is ended by SIGKILL, with whatever it had not written yet. In bo
 it was given, and gets it in order: neither says anything of a device that lies about its cache.
 
 *Reported*: the store had succeeded before that instant. *Damaged*: a file of the right size whose bytes are not the
-block's; it was refused and set aside. *Wrong*: served with wrong bytes. `durability=cache` promises that nothing is
+block's; it was refused and quarantined. *Wrong*: served with wrong bytes. `durability=cache` promises that nothing is
 wrong, `durability=durable` that nothing reported is missing. Without it, how many are missing says how long a file
 system holds back what it was given: here ext4 commits every second, XFS every 30, and each case stored for some two.
 What `durable` costs a store, `make bench` measures (section "durability"). On XFS and 2 cores, jobs of 16: at 64 KiB it
@@ -103,7 +103,7 @@ def volume_table(runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]
         for what, text in (("cut", "a host cut off"), ("power", "a host's power lost")):
             add(f"{text}: the other host waits for", _seconds(data["others_waited_seconds"].get(what)))
         add("a host cut off: longest that a call hung", _seconds(data["hung_seconds"].get("cut", 0.0)))
-        add("threads replaced at a time, in one process", f"{data['threads_lost']:g}")
+        add("threads replaced at a time, in one process", f"{data['threads_hung']:g}")
         add("blocks that failed in all outages", str(data.get("failed blocks", 0)))
         add("reported blocks lost with a host's power", str(data.get("lost with the power", 0)))
         add("throughput to local, write / read", f"{facts['write ratio']:.2f} / {facts['read ratio']:.2f}")

@@ -29,7 +29,7 @@ STALE_TEMP_SECONDS = 600.0
 WINDOW_SECONDS = 3600.0
 LISTED_MAX = 20  # of one kind in one look
 _QUARANTINED = re.compile(r".+\.(\w+)\.[0-9a-f]{8}")  # <name of the block's file>.<reason>.<random>
-FOREIGN_HITS = "kvtier_foreign_block_hits_total"
+CROSS_PROCESS_HITS = "kvtier_cross_process_hit_blocks_total"
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Round:
     gone_blocks: int = 0
     verified: int = 0
     writers: set[str] = field(default_factory=set)  # instances that wrote the new blocks
-    foreign_hits: float | None = None  # cross-process hits since the engines began; None without metrics
+    cross_process_hits: float | None = None  # cross-process hits since the engines began; None without metrics
     findings: list[str] = field(default_factory=list)  # each file once, by the look that first saw it
     unreadable: dict[str, str] = field(default_factory=dict)  # path -> why it could not be judged
     older: int = 0  # files in quarantine, and temp files, from before the window
@@ -82,7 +82,7 @@ class Watch:
         result.new_blocks, result.gone_blocks = len(present.keys() - seen.keys()), len(seen.keys() - present.keys())
         self._seen, self._looked_seconds = present, now
         if self.metrics:
-            result.foreign_hits = sum(_foreign_hits(address, result.unreadable) for address in self.metrics)
+            result.cross_process_hits = sum(_cross_process_hits(address, result.unreadable) for address in self.metrics)
         return result
 
     def _judge(self, folder: Folder, fresh: list[BlockFile], result: Round) -> None:
@@ -147,7 +147,7 @@ def age_text(seconds: float) -> str:
     return f"{seconds / 86400:.0f} d"
 
 
-def _foreign_hits(address: str, unreadable: dict[str, str]) -> float:
+def _cross_process_hits(address: str, unreadable: dict[str, str]) -> float:
     from prometheus_client.parser import text_string_to_metric_families
 
     try:
@@ -157,4 +157,4 @@ def _foreign_hits(address: str, unreadable: dict[str, str]) -> float:
         unreadable[f"http://{address}/metrics"] = f"cannot be read: {error}"
         return 0.0
     samples = (s for family in text_string_to_metric_families(text) for s in family.samples)
-    return sum(sample.value for sample in samples if sample.name == FOREIGN_HITS)
+    return sum(sample.value for sample in samples if sample.name == CROSS_PROCESS_HITS)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     )
     from kvtier.cpu_tier import CPUOffloadingManager
     from kvtier.events import (
-        BlockSetAside,
+        BlockQuarantined,
         Event,
         FanOut,
         FilesEvicted,
@@ -62,7 +62,7 @@ _MODULE_OF = {
         "config": "CapacityConfig ConfigError CpuTierConfig FsTierConfig "
         "KVCacheGroup KvtierError RootError RunConfig parse_size",
         "cpu_tier": "CPUOffloadingManager",
-        "events": "BlockSetAside Event FanOut FilesEvicted JobFinished Observer Promotion RequestFinished",
+        "events": "BlockQuarantined Event FanOut FilesEvicted JobFinished Observer Promotion RequestFinished",
         "fs_tier": "FileSystemTierManager",
         "hashing": "BlockHash OffloadKey get_offload_block_hash hash_function "
         "hash_tokens make_offload_key none_hash none_hash_digest",
@@ -81,7 +81,7 @@ __all__ = [
     "BlockFile",
     "BlockHash",
     "BlockIO",
-    "BlockSetAside",
+    "BlockQuarantined",
     "CPUOffloadingManager",
     "CapacityConfig",
     "ConfigError",

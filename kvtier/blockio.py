@@ -53,7 +53,7 @@ def errno_name(error: OSError) -> str:
     return errno.errorcode.get(error.errno or errno.EIO, "EIO")
 
 
-SET_ASIDE_FOR = frozenset(get_args(CorruptReason)) - {"unverified"}
+QUARANTINED_FOR = frozenset(get_args(CorruptReason)) - {"unverified"}
 """Why a file is not the block it should be and is moved away; one without trailer may yet be right."""
 
 
@@ -65,7 +65,7 @@ class BlockOutcome(NamedTuple):
     skipped: bool = False  # a store found the block already published
     writer: bytes | None = None  # instance id in the trailer; None without trailer
     traceparent: str = ""
-    set_aside: str | None = None  # where a bad file went; "" when it could not be moved
+    quarantined: str | None = None  # where a bad file went; "" when it could not be moved
 
     @property
     def ok(self) -> bool:
@@ -94,7 +94,7 @@ class BlockIO:
         self._umask = 0o777  # until `probe` has seen it
         self._local = threading.local()
         self.direct = False
-        self.batch_reads = self.batch_writes = False  # may the twin be used?
+        self.batch_reads = self.batch_writes = False  # may the native extension be used?
         self.recency_seconds = RECENCY_SECONDS
 
     # --- what the file system can do ---
@@ -189,7 +189,7 @@ class BlockIO:
     def write_block(self, path: str, key: OffloadKey, view: memoryview, traceparent: str = "") -> BlockOutcome:
         """Publish `view` (block_bytes long) at `path`, all or nothing: no other process ever sees a part of it.
 
-        The first writer wins; a block that is already there is success. Something there that is no block is set aside.
+        The first writer wins; a block that is already there is success. Something there that is no block is quarantined.
         """
         for attempt in (1, 2, 3):
             try:
@@ -273,7 +273,7 @@ class BlockIO:
         return descriptor, temp
 
     def _publish(self, descriptor: int, temp: str | None, folder: int, path: str) -> BlockOutcome:
-        set_aside, name = None, os.path.basename(path)
+        quarantined, name = None, os.path.basename(path)
         for _ in range(3):  # something in the way is moved; another repairer may race us, but not for ever
             try:
                 if temp is None:
@@ -282,14 +282,14 @@ class BlockIO:
                     os.link(temp, name, src_dir_fd=folder, dst_dir_fd=folder)
                 else:
                     os.rename(temp, name, src_dir_fd=folder, dst_dir_fd=folder)
-                return BlockOutcome(writer=self.instance_id, set_aside=set_aside)
+                return BlockOutcome(writer=self.instance_id, quarantined=quarantined)
             except OSError as error:
                 if error.errno not in (errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY):
                     raise
                 if self._is_block(name, folder):
-                    return BlockOutcome(skipped=True, set_aside=set_aside)
-                set_aside = self._set_aside(path, "size", None)
-        return BlockOutcome(reason="EEXIST", set_aside=set_aside)
+                    return BlockOutcome(skipped=True, quarantined=quarantined)
+                quarantined = self._quarantine(path, "size", None)
+        return BlockOutcome(reason="EEXIST", quarantined=quarantined)
 
     # --- read ---
 
@@ -320,9 +320,9 @@ class BlockIO:
         """Read the block of `key` into `view` (block_bytes long) and verify it. When the outcome is not ok, `view`
         holds rubbish; a file that is not the block it should be is moved to quarantine."""
         outcome, status = self._read(path, key, view)
-        if outcome.reason is None or outcome.reason not in SET_ASIDE_FOR:
+        if outcome.reason is None or outcome.reason not in QUARANTINED_FOR:
             return outcome
-        return outcome._replace(set_aside=self._set_aside(path, outcome.reason, status))
+        return outcome._replace(quarantined=self._quarantine(path, outcome.reason, status))
 
     def examine(self, path: str, key: OffloadKey, view: memoryview) -> BlockOutcome:
         """The same without moving anything."""
@@ -382,7 +382,7 @@ class BlockIO:
 
     # --- helpers ---
 
-    def _set_aside(self, path: str, reason: str, seen: os.stat_result | None) -> str:
+    def _quarantine(self, path: str, reason: str, seen: os.stat_result | None) -> str:
         """Move a bad file to quarantine; "" when it cannot be moved, or is no longer the file that was `seen`."""
         name = os.path.basename(path)
         try:
@@ -392,16 +392,16 @@ class BlockIO:
                     return ""  # somebody repaired it meanwhile
                 if not stat.S_ISREG(now.st_mode):
                     reason = "kind"
-                aside, _ = self._open_folder(self._quarantine_path, levels=1)
+                quarantine, _ = self._open_folder(self._quarantine_path, levels=1)
                 try:
                     target = f"{name}.{reason}.{os.urandom(4).hex()}"
-                    os.rename(name, target, src_dir_fd=folder, dst_dir_fd=aside)
+                    os.rename(name, target, src_dir_fd=folder, dst_dir_fd=quarantine)
                 finally:
-                    os.close(aside)
+                    os.close(quarantine)
         except OSError as error:
-            logger.warning("cannot set aside %s (%s): %s", path, reason, error)
+            logger.warning("cannot quarantine %s (%s): %s", path, reason, error)
             return ""
-        logger.warning("set aside %s: %s", path, reason)
+        logger.warning("quarantined %s: %s", path, reason)
         return os.path.join(self._quarantine_path, target)
 
     def _pages(self, count: int) -> memoryview:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from kvtier import __version__
-from kvtier.blockio import SET_ASIDE_FOR
+from kvtier.blockio import QUARANTINED_FOR
 from kvtier.config import CapacityConfig, ConfigError, KvtierError, parse_size
 from kvtier.coverage import Coverage, cover
 from kvtier.entry import KVTIER, ExitCode
@@ -63,7 +63,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("root_dir")
-@click.option("--aside", is_flag=True, help="list the files that were set aside, too")
+@click.option("--aside", is_flag=True, help="list the files that were quarantined, too")
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object per folder, then one for the root")
 def inspect(root_dir: str, aside: bool, as_json: bool) -> None:
     """Models, fingerprints, block counts, bytes, ages and writers below ROOT_DIR.
@@ -114,15 +114,17 @@ def verify_command(root_dir: str, fix: bool, as_json: bool) -> None:
             for block, outcome in verify(folder, fix):
                 progress.advance(task)
                 found["unverified" if outcome.ok and outcome.writer is None else outcome.reason or "right"] += 1
-                if outcome.reason is not None and outcome.reason in SET_ASIDE_FOR:
-                    corrupt.append({"path": block.path, "reason": outcome.reason, "set_aside": outcome.set_aside or ""})
+                if outcome.reason is not None and outcome.reason in QUARANTINED_FOR:
+                    corrupt.append(
+                        {"path": block.path, "reason": outcome.reason, "quarantined": outcome.quarantined or ""}
+                    )
                 elif outcome.reason is not None and outcome.reason not in GONE:
                     note(coverage.unreadable, block.path, f"cannot be read: {outcome.reason}")
     if as_json:
         click.echo(json.dumps({"blocks": dict(found), "corrupt": corrupt, "coverage": coverage.as_dict()}))
     else:
         for entry in corrupt:
-            where = f" -> {entry['set_aside']}" if entry["set_aside"] else ""
+            where = f" -> {entry['quarantined']}" if entry["quarantined"] else ""
             click.echo(f"{entry['reason']}: {entry['path']}{where}")
         counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(found.items())) or "no blocks"
         click.echo(f"{sum(found.values()):,} blocks: {counts}")
@@ -231,7 +233,7 @@ def _as_text(summary: Summary) -> str:
         sampled = "" if summary.sampled == summary.blocks else f", of {summary.sampled:,} blocks sampled"
         lines["writers"] = " and ".join(writers) + sampled
     if summary.temps or summary.quarantined:
-        lines["left over"] = f"{summary.temps:,} temp files, {summary.quarantined:,} files set aside"
+        lines["left over"] = f"{summary.temps:,} temp files, {summary.quarantined:,} quarantined files"
     head = f"{mapper.run.model_name}, rank {mapper.rank}: {mapper.blocks_path}"
     return "\n".join([head, *(f"  {name:<10} {text}" for name, text in lines.items())])
 

@@ -19,7 +19,7 @@ CorruptReason = Literal["kind", "size", "trailer", "key", "checksum", "unverifie
 its bytes are not those that were written, or it has no trailer where one must be."""
 EvictionReason = Literal["capacity", "failed", "reset"]
 RefusalReason = Literal["refused", "backlog", "full"]
-"""Why a store was turned away, which is no failure: its queue is full, holds up too many slots, or the root is full."""
+"""Why a store was refused, which is no failure: its queue is full, holds up too many slots, or the root is full."""
 FileEvictionReason = Literal["max_bytes", "min_free_bytes"]
 ThreadRole = Literal["lookup", "load", "store", "capacity"]
 """What a background thread of a tier is for; "load" and "store" as the thread prefers."""
@@ -55,7 +55,7 @@ class JobFinished(NamedTuple):
     req_id: str
     blocks_ok: int
     blocks_skipped: int  # stores whose block another writer had already published
-    blocks_foreign: int  # loads of blocks that another process instance wrote
+    blocks_cross_process: int  # loads of blocks that another process instance wrote
     failures: tuple[tuple[str, int], ...]  # (reason, blocks): errno name, or a `CorruptReason`, "refused", "shutdown"
     bytes_ok: int
     submitted_seconds: float
@@ -90,7 +90,7 @@ class TierAnswers(NamedTuple):
     evicted: int = 0  # of the misses: blocks that this process had evicted not long ago, each counted once
 
 
-class BlockSetAside(NamedTuple):
+class BlockQuarantined(NamedTuple):
     """A file that was not the block it should be was moved to quarantine (or could not be, `path` empty)."""
 
     tier: str
@@ -181,7 +181,7 @@ Event = (
     JobFinished
     | LookupBatch
     | TierAnswers
-    | BlockSetAside
+    | BlockQuarantined
     | FilesEvicted
     | ThreadDied
     | Lookup

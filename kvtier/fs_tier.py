@@ -35,7 +35,7 @@ from kvtier.blockio import BlockIO, BlockOutcome
 from kvtier.capacity import EVICTED_KEYS_MAX, Capacity, Evicted
 from kvtier.config import PAGE_BYTES, ConfigError, FsTierConfig, RunConfig, SlotError
 from kvtier.events import (
-    BlockSetAside,
+    BlockQuarantined,
     Direction,
     FilesEvicted,
     JobFinished,
@@ -313,8 +313,10 @@ class FileSystemTierManager(SecondaryTierManager):
         written_elsewhere = [o for o in ok if loading and o.writer not in (None, self.blockio.instance_id)]
         links = dict.fromkeys(outcome.traceparent for outcome in ok if loading and outcome.traceparent)
         for outcome in outcomes:
-            if outcome.set_aside is not None:
-                self._observer.on_event(BlockSetAside(self.tier_type, outcome.reason or "replaced", outcome.set_aside))
+            if outcome.quarantined is not None:
+                self._observer.on_event(
+                    BlockQuarantined(self.tier_type, outcome.reason or "replaced", outcome.quarantined)
+                )
         self._observer.on_event(
             JobFinished(
                 tier=self.tier_type,
@@ -323,7 +325,7 @@ class FileSystemTierManager(SecondaryTierManager):
                 req_id=job.req_context.req_id,
                 blocks_ok=len(ok),
                 blocks_skipped=sum(outcome.skipped for outcome in ok),
-                blocks_foreign=len(written_elsewhere),
+                blocks_cross_process=len(written_elsewhere),
                 failures=tuple(Counter(outcome.reason for outcome in outcomes if outcome.reason).items()),
                 bytes_ok=len(ok) * self.config.block_bytes,
                 submitted_seconds=submitted_seconds,
@@ -339,7 +341,7 @@ class FileSystemTierManager(SecondaryTierManager):
             pairs = list(zip(job.keys, outcomes, strict=True))
             # Present before counts too: this engine has it from now on, which a router learns from its events alone.
             stored = tuple(key for key, o in pairs if not loading and o.ok)
-            removed = tuple(key for key, o in pairs if loading and o.set_aside)
+            removed = tuple(key for key, o in pairs if loading and o.quarantined)
             self._events += [
                 OffloadingEvent(keys, "STORAGE", gone) for keys, gone in ((stored, False), (removed, True)) if keys
             ]

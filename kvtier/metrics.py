@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 
 from kvtier import __version__
 from kvtier.events import (
-    BlockSetAside,
+    BlockQuarantined,
     Cascade,
     CopyFinished,
     CorruptReason,
@@ -74,7 +74,7 @@ GAUGES: Mapping[str, tuple[str, str]] = {
     "running": ("running_tasks", "Tasks on a thread: I/O in flight."),
     "running_oldest_seconds": ("running_oldest_seconds", "Age of the oldest I/O in flight; 0 when there is none."),
     "threads_busy": ("threads_busy", "Threads at work, by the class that they prefer."),
-    "threads_lost": ("threads_lost", "Threads whose I/O hangs, each with another in its place, by the same."),
+    "threads_hung": ("threads_hung", "Threads whose I/O hangs, each with another in its place, by the same."),
     "jobs_in_flight": ("jobs_in_flight", "Jobs submitted and not yet reported."),
     "lookup_oldest_seconds": (
         "lookup_oldest_seconds",
@@ -135,9 +135,13 @@ class MetricsObserver:
         self._bytes = counter("transferred_bytes", "Bytes of blocks that made it.", *way)
         self._failures = counter("block_failures", "Blocks that failed, by errno name or other reason.", *way, "reason")
         self._corrupt = counter("corrupt_blocks", "Files that were not the block they should be.", "tier", "reason")
-        self._set_aside = counter("set_aside_blocks", "Files moved to quarantine, or not.", "tier", "reason", "outcome")
+        self._quarantined = counter(
+            "quarantined_blocks", "Files moved to quarantine, or not.", "tier", "reason", "outcome"
+        )
         self._duplicates = counter("duplicate_stores", "Stored blocks that another writer had published.", "tier")
-        self._foreign = counter("foreign_block_hits", "Loaded blocks that another process wrote.", "tier")
+        self._cross_process_hits = counter(
+            "cross_process_hit_blocks", "Loaded blocks that another process wrote.", "tier"
+        )
         self._unverified = counter("unverified_blocks", "Loaded blocks without a trailer, taken as they are.", "tier")
         self._tasks = counter("tasks", "Pieces of jobs, by the group of threads that ran them.", *way, "group")
         self._queue_wait = histogram("queue_wait_seconds", "A task's wait in its queue.", *way)
@@ -170,7 +174,7 @@ class MetricsObserver:
         self._handlers: dict[type, Callable[[Any], None]] = {
             JobFinished: self._on_job,
             LookupBatch: self._on_lookup_batch,
-            BlockSetAside: self._on_set_aside,
+            BlockQuarantined: self._on_quarantined,
             Lookup: self._on_lookup,
             TierAnswers: self._on_answers,
             Promotion: self._on_promotion,
@@ -201,7 +205,7 @@ class MetricsObserver:
         for tier in tiers:
             for counter in (
                 self._duplicates,
-                self._foreign,
+                self._cross_process_hits,
                 self._unverified,
                 self._promoted,
                 self._refused,
@@ -257,7 +261,7 @@ class MetricsObserver:
         self._add(self._blocks, failed, *way, "failed")
         self._add(self._bytes, event.bytes_ok, *way)
         self._add(self._duplicates, event.blocks_skipped, event.tier)
-        self._add(self._foreign, event.blocks_foreign, event.tier)
+        self._add(self._cross_process_hits, event.blocks_cross_process, event.tier)
         self._add(self._unverified, event.blocks_unverified, event.tier)
         for reason, blocks in event.failures:
             self._add(self._failures, blocks, *way, _known(reason, FAILURE_REASONS))
@@ -287,9 +291,9 @@ class MetricsObserver:
             self._add(self._answers, blocks, event.tier, outcome)
         self._add(self._evicted_wanted, event.evicted, event.tier)
 
-    def _on_set_aside(self, event: BlockSetAside) -> None:
+    def _on_quarantined(self, event: BlockQuarantined) -> None:
         reason = _known(event.reason, FAILURE_REASONS)
-        self._add(self._set_aside, 1, event.tier, reason, "moved" if event.path else "left")
+        self._add(self._quarantined, 1, event.tier, reason, "moved" if event.path else "left")
 
     def _on_lookup(self, event: Lookup) -> None:
         self._add(self._lookups, event.hits, "hit")

@@ -57,7 +57,7 @@ def _trim(folder: Folder) -> int:
 
 
 def remove_run(base: str) -> None:
-    """Remove all that a run configuration has below its root: the blocks of every rank, what was set aside, and last
+    """Remove all that a run configuration has below its root: the blocks of every rank, what was quarantined, and last
     the record that says what they were. Raises OSError when something stays."""
     with _opened(os.path.dirname(base)) as root:
         for path in (*ranks(base), base):

@@ -113,7 +113,7 @@ class Folder:
                         yield entry.path, status
 
     def quarantined(self) -> list[tuple[str, os.stat_result]]:
-        """Files set aside, by path."""
+        """Files quarantined, by path."""
         found = []
         for entry in scan(self.mapper.quarantine_path):
             with contextlib.suppress(OSError):

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 LOOKS = 8
 """So many times in `hung_seconds` the pool looks for threads that are lost."""
-READ_NICER = 3
+READ_NICE_OFFSET = 3
 """By so much read-priority threads are nicer than write-priority ones. A store sleeps on the device and wants a core
 for moments; loads from memory want every core all the time, and those of many processes would leave none to a store."""
 
@@ -115,7 +115,7 @@ class DualQueueThreadPool:
     """Runs jobs of tasks on `n_read_threads` read-priority and `n_write_threads` write-priority threads (each >= 1).
 
     Stores beyond `store_queue_bytes_max` queued bytes are refused; loads are bounded by the slots of their caller. The
-    write-priority threads are nicer than the process by `thread_nice`, the read-priority ones by `READ_NICER` more: a
+    write-priority threads are nicer than the process by `thread_nice`, the read-priority ones by `READ_NICE_OFFSET` more: a
     core that an engine's own threads want is theirs.
     """
 
@@ -136,7 +136,7 @@ class DualQueueThreadPool:
         self._lock = threading.Lock()
         # The threads come to the lock one by one through this door. Without it all of them may wait for the lock, each
         # that has it for Python's own lock, and the caller of `submit` in the middle of that line.
-        self._door = threading.Lock()
+        self._turnstile = threading.Lock()
         # A condition per group, so that a task wakes exactly the one thread that shall take it.
         self._wake: Mapping[Direction, threading.Condition] = {
             "load": threading.Condition(self._lock),
@@ -203,13 +203,13 @@ class DualQueueThreadPool:
         """Completions since the last call, in the order in which jobs ended. Takes no lock (one caller, atomic pops),
         except `LOOKS` times in `hung_seconds`, to look for lost threads."""
         if time.monotonic() >= self._look_due_seconds:
-            self._replace_lost()
+            self._replace_hung()
         finished = []
         while self._finished:
             finished.append(self._finished.popleft())
         return finished
 
-    def _replace_lost(self) -> None:
+    def _replace_hung(self) -> None:
         now = time.monotonic()
         self._look_due_seconds = now + self._look_seconds
         groups: list[Direction] = []
@@ -252,7 +252,7 @@ class DualQueueThreadPool:
                 values[f"{direction}_running"] = len(running)
                 values[f"{direction}_running_oldest_seconds"] = now - min(running) if running else 0.0
                 values[f"{direction}_threads_busy"] = sum(group == direction for group, _, _ in self._running.values())
-                values[f"{direction}_threads_lost"] = sum(group == direction for group in self._lost.values())
+                values[f"{direction}_threads_hung"] = sum(group == direction for group in self._lost.values())
         return values
 
     def shutdown(self) -> None:
@@ -271,7 +271,7 @@ class DualQueueThreadPool:
 
     def _work(self, group: Direction, thread: int) -> None:
         try:
-            nice = os.getpriority(os.PRIO_PROCESS, 0) + self._thread_nice + (READ_NICER if group == "load" else 0)
+            nice = os.getpriority(os.PRIO_PROCESS, 0) + self._thread_nice + (READ_NICE_OFFSET if group == "load" else 0)
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)  # of this thread alone, on Linux
         except OSError as error:  # a sandbox may refuse it; the tier is right without it, only less polite
             logger.debug("thread_nice has no effect: %s", error)
@@ -279,7 +279,7 @@ class DualQueueThreadPool:
         task: Task | None = None
         result: Any = None
         while True:
-            with self._door:
+            with self._turnstile:
                 self._lock.acquire()
             try:
                 if task is not None:

@@ -35,7 +35,7 @@ from opentelemetry.util.types import AttributeValue
 from kvtier import __version__
 from kvtier.config import ConfigError
 from kvtier.events import (
-    BlockSetAside,
+    BlockQuarantined,
     CopyFinished,
     Event,
     Eviction,
@@ -104,9 +104,9 @@ class TracingObserver:
             case FilesEvicted():
                 detail = {"tier": event.tier, "blocks": event.blocks, "bytes": event.bytes, "reason": event.reason}
                 self._write("evict_files", now, now, detail, None)
-            case BlockSetAside():
+            case BlockQuarantined():
                 detail = {"tier": event.tier, "reason": event.reason, "path": event.path}
-                self._write("set_aside", now, now, detail, None, error=event.reason)
+                self._write("quarantine", now, now, detail, None, error=event.reason)
 
     def shutdown(self) -> None:
         """Send what is left, then stop. Blocks for at most the exporter's timeout."""
@@ -133,7 +133,7 @@ class TracingObserver:
             "request_id": event.req_id,
             "blocks": event.blocks_ok,
             "blocks_skipped": event.blocks_skipped,
-            "blocks_foreign": event.blocks_foreign,
+            "blocks_cross_process": event.blocks_cross_process,
             "bytes": event.bytes_ok,
             "tasks": len(event.tasks),
         }

@@ -1,4 +1,4 @@
-"""The compiled twin of block I/O, and the checksum that it calls by address: those of this machine, or none of both.
+"""The native extension of block I/O, and the checksum that it calls by address: those of this machine, or none of both.
 
 `batch` is None where `_batch` is not compiled, or where the xxhash package is not a library with XXH3 in it: everything
 goes block by block then.

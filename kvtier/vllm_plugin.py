@@ -68,7 +68,7 @@ _GAUGES = {
             "running",
             "running_oldest_seconds",
             "threads_busy",
-            "threads_lost",
+            "threads_hung",
             "jobs_in_flight",
             "lookup_oldest_seconds",
             "file_system_free_bytes",

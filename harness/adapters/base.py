@@ -48,7 +48,7 @@ class TierSetup:
 
 class Finished(NamedTuple):
     """A job's result: keys that made it, keys that did not (as `submit_*` got them), and how many of these a full queue
-    turned away: a tier may refuse what exceeds its stated bounds, if it says so. `reasons` names the errors of the
+    refused: a tier may refuse what exceeds its stated bounds, if it says so. `reasons` names the errors of the
     others ("ENOSPC EIO"), if the tier can tell: they tell what the machine lacked from a defect."""
 
     job_id: int
@@ -177,7 +177,7 @@ class Adapter(ABC):
         return []
 
     def counts(self) -> Mapping[str, float]:
-        """What the tier itself has counted since it began: "stored", "loaded", "failed EIO" (any reason), "set aside"
+        """What the tier itself has counted since it began: "stored", "loaded", "failed EIO" (any reason), "quarantined"
         (blocks); empty if it counts nothing."""
         return {}
 

@@ -15,7 +15,7 @@ from harness.adapters.kvtier_watch import Watch
 from harness.history import Task
 from kvtier import (
     REFUSAL_REASONS,
-    BlockSetAside,
+    BlockQuarantined,
     CPUOffloadingManager,
     CpuTierConfig,
     Event,
@@ -124,8 +124,8 @@ class KvtierAdapter(Adapter):
             self._counts["loaded" if event.direction == "load" else "stored"] += event.blocks_ok
             for reason, blocks in event.failures:
                 self._counts[f"failed {reason}"] += blocks
-        elif isinstance(event, BlockSetAside):
-            self._counts["set aside"] += 1
+        elif isinstance(event, BlockQuarantined):
+            self._counts["quarantined"] += 1
         elif isinstance(event, FilesEvicted):
             self._evictions.append(Eviction(event.started_seconds, event.finished_seconds, event.blocks, event.bytes))
 

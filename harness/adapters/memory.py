@@ -1,4 +1,4 @@
-"""The oracle: a tier too simple to be wrong, for showing that the harness acquits what is right. Never fast on purpose.
+"""The oracle: a tier too simple to be wrong, for showing that the harness passes what is right. Never fast on purpose.
 
 One process alone would need a dict. Several share, so the dict is a folder: a block is a file named by its key, which
 has no name until it is whole, and ends with a digest of key and bytes. A process whose keys are chained from another

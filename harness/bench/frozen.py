@@ -1,4 +1,4 @@
-"""The tier as it was at a commit: its package in a folder of its own, its compiled twin beside it where there is one.
+"""The tier as it was at a commit: its package in a folder of its own, its native extension beside it where there is one.
 
 `compare` times it in turn with the tier of this checkout. Only `kvtier/` is taken: both are driven by today's harness.
 """

@@ -175,12 +175,12 @@ _KNOWN_NAMES = ("config.json", "kvtier.json", ".kvtier-evictor")
 
 
 def is_bookkeeping(path: str) -> bool:
-    """Files that a tier keeps beside its blocks: what it remembers about the root, and what it set aside."""
+    """Files that a tier keeps beside its blocks: what it remembers about the root, and what it quarantined."""
     name = path.rpartition("/")[2]
     rank_record = name.startswith("kvtier_r") and name.endswith(".json")
-    return name in _KNOWN_NAMES or rank_record or is_set_aside(path)
+    return name in _KNOWN_NAMES or rank_record or is_quarantined(path)
 
 
-def is_set_aside(path: str) -> bool:
+def is_quarantined(path: str) -> bool:
     """A damaged file that was moved out of the way, so that somebody can look at it."""
     return "quarantine" in path.split("/")[:-1]

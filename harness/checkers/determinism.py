@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import PurePosixPath
 
-from harness.checkers.base import Findings, Lives, Value, Verdict, is_bookkeeping, is_set_aside, some
+from harness.checkers.base import Findings, Lives, Value, Verdict, is_bookkeeping, is_quarantined, some
 from harness.history import History
 
 
@@ -78,7 +78,7 @@ def _compare_files(
     """Block files there and block files wanted; differences become findings."""
     suffixes = {PurePosixPath(name).suffix for name in by_name}
     on_disk = {f for f in history.files if PurePosixPath(f).suffix in suffixes and not is_bookkeeping(f)}
-    set_aside = " ".join(PurePosixPath(f).name for f in history.files if is_set_aside(f))
+    quarantined = " ".join(PurePosixPath(f).name for f in history.files if is_quarantined(f))
     expected: set[str] = set()
     possible: set[str] = set()
     for job in history.jobs:
@@ -89,7 +89,7 @@ def _compare_files(
     if any(not life.ended_well for life in lives.all()):
         possible.update(by_name)  # a dead process may have stored what nobody heard of
     for name in sorted(expected - on_disk):
-        if PurePosixPath(name).name not in set_aside:
+        if PurePosixPath(name).name not in quarantined:
             blocks = some(sorted(by_name[name]))
             findings.add(f"{name} is missing on disk, though a store of block {blocks} was reported ok")
     for name in sorted(on_disk - expected - possible):

@@ -191,7 +191,7 @@ def _others(fault: Fault, seen: _Seen, failed: dict[str, list[int]], missing: li
 def _counted(fault: Fault, seen: _Seen, hurt: int) -> str:
     if not seen.counts_anything:
         return "not shown"
-    failures = {n: v for n, v in seen.counted.items() if n.startswith("failed ") or n == "set aside"}
+    failures = {n: v for n, v in seen.counted.items() if n.startswith("failed ") or n == "quarantined"}
     if not hurt:
         return ""
     if not failures:

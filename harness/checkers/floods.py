@@ -8,7 +8,7 @@ time, the next when the last has ended. Per phase:
    process's host is cut off from its volume (detail "cut"), no call of either class can end well, and instead:
    no lookup waits for its answer longer than `hung_seconds_max` (option); no task waits for longer behind fewer hung
    tasks of its own class than it has threads, which were then held by the other class; where the tier tells of lost
-   threads (gauges "*_threads_lost") it tells of some so long after a task hangs at most, never of more than there are
+   threads (gauges "*_threads_hung") it tells of some so long after a task hangs at most, never of more than there are
    threads, and of none at the end; the jobs end after the heal, and then both classes succeed, in the same process;
 3. a probe of the other class waits for blocks, not for whole jobs (head of line): behind jobs that are `size` times
    larger its mean wait may grow by the root of `size`, which is halfway, in factors, from not at all to in proportion.
@@ -103,7 +103,7 @@ def check(history: History) -> Verdict:
     if cuts:
         slowest = {name: milliseconds(max(cut[name] for cut in cuts)) for name in ("answer_seconds", "again_seconds")}
         parts.append(
-            f"{len(cuts)} processes were cut off in a flood: {max(cut['threads_lost'] for cut in cuts):g} threads of a "
+            f"{len(cuts)} processes were cut off in a flood: {max(cut['threads_hung'] for cut in cuts):g} threads of a "
             f"class replaced at a time, answers to lookups in {slowest['answer_seconds']} at most, both classes again "
             f"{slowest['again_seconds']} after the heal"
         )
@@ -176,7 +176,7 @@ def _judge_cut(note: Note, history: History, findings: Findings) -> dict[str, An
     threads = _threads(process, history)
     tasks = [t for t in history.tasks if t.process == process and t.finished_seconds > since]
     gauges = [g for g in history.gauges if g.process == process]
-    told = any("load_threads_lost" in g.values for g in gauges)
+    told = any("load_threads_hung" in g.values for g in gauges)
     for task in tasks:
         came, began = max(task.enqueued_seconds, since), max(task.started_seconds, since)
         if min(task.started_seconds, until) - came > bound:
@@ -189,12 +189,12 @@ def _judge_cut(note: Note, history: History, findings: Findings) -> dict[str, An
                     f"thread, with {hung} hung {task.direction}s for {threads[task.direction]} threads of its class"
                 )
         if told and min(task.finished_seconds, until) - began > bound:
-            name = f"{task.group}_threads_lost"
+            name = f"{task.group}_threads_hung"
             if not any(began <= g.monotonic_seconds <= began + bound and g.values.get(name) for g in gauges):
                 findings.add(
                     f"{who}: a {task.direction} hung, and its thread was not replaced in {milliseconds(bound)}"
                 )
-    lost = {c: [g.values.get(f"{c}_threads_lost", 0.0) for g in gauges] or [0.0] for c in CLASSES}
+    lost = {c: [g.values.get(f"{c}_threads_hung", 0.0) for g in gauges] or [0.0] for c in CLASSES}
     again = {
         c: min(
             (
@@ -221,7 +221,7 @@ def _judge_cut(note: Note, history: History, findings: Findings) -> dict[str, An
         "what": note.text,
         "seconds": until - since,
         "answer_seconds": phase["answer_seconds"],
-        "threads_lost": max(*lost["load"], *lost["store"]),
+        "threads_hung": max(*lost["load"], *lost["store"]),
         "again_seconds": max(again.values()),
     }
 

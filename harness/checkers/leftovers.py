@@ -25,7 +25,7 @@ from harness.checkers.base import (
     called,
     grouped,
     is_bookkeeping,
-    is_set_aside,
+    is_quarantined,
     unexplained_ends,
     was_meant_to_die,
 )
@@ -78,7 +78,7 @@ def check(history: History) -> Verdict:
     data = {
         "files": len(history.files),
         "temp_files": temp_files,
-        "set_aside": sum(map(is_set_aside, history.files)),
+        "quarantined": sum(map(is_quarantined, history.files)),
         "pinned_slots": pinned,
         "leaked_fds": leaked,
         "processes": judged,

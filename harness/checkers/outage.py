@@ -9,7 +9,7 @@ host without power had reported in its last moments may be missing, and is count
 rounds for it (notes "soon") the first hit comes at most `visible_seconds_max` (option) after the reported store. Where
 the tier says what its threads do (`Task` records, gauges "*_running_oldest_seconds"), a task that hung for longer than
 `HUNG_SECONDS_MIN` in an outage was to be seen in the gauges meanwhile, with at least `HUNG_SHARE_MIN` of its age; and
-threads that were replaced because their calls hung ("*_threads_lost") are none any more when a process ends well.
+threads that were replaced because their calls hung ("*_threads_hung") are none any more when a process ends well.
 
 Not covered: wrong bytes (integrity), results (results), temp files (leftovers).
 
@@ -71,7 +71,7 @@ def check(history: History) -> Verdict:
     _questions(history, by_process, recovery_max, findings, counts)
     waited = _others_waited(history, outages)
     hung = _hung(history, outages, findings)
-    lost = _threads_lost(history, findings)
+    lost = _threads_hung(history, findings)
     slowest = _visibility(history, findings)
     doubts += [] if slowest else ["nobody looked how soon a block is visible"]
     value: Value = "false" if findings else "unknown" if doubts else "true"
@@ -90,7 +90,7 @@ def check(history: History) -> Verdict:
         "recovery_seconds": {name: _finite(seconds) for name, seconds in recoveries.items()},
         "others_waited_seconds": waited,
         "hung_seconds": hung,
-        "threads_lost": lost,
+        "threads_hung": lost,
         "visible_seconds": {name: _finite(seconds) for name, seconds in slowest.items()},
         **counts,
     }
@@ -186,12 +186,12 @@ def _hung(history: History, outages: list[_Away], findings: Findings) -> dict[st
     return longest
 
 
-def _threads_lost(history: History, findings: Findings) -> float:
+def _threads_hung(history: History, findings: Findings) -> float:
     """The most at a time in one process; at its end there are none."""
     lives, most = Lives(history), 0.0
     last: dict[Life, float] = {}
     for gauge in history.gauges:
-        lost = sum(gauge.values.get(f"{direction}_threads_lost", 0.0) for direction in ("load", "store"))
+        lost = sum(gauge.values.get(f"{direction}_threads_hung", 0.0) for direction in ("load", "store"))
         most = max(most, lost)
         last[lives.at(gauge.process, gauge.monotonic_seconds)] = lost
     for life, lost in last.items():

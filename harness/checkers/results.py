@@ -84,7 +84,7 @@ def check(history: History) -> Verdict:
     doubts = [f"{count} jobs or processes failed for want of something: {why}" for why, count in explained.items()]
     value: Value = "false" if findings else "unknown" if doubts or not counts["results"] else "true"
     figure = (
-        f"{counts['results']} of {len(records)} jobs got exactly one result, {counts['info']} died with their process; "
+        f"{counts['results']} of {len(records)} jobs got exactly one result, {counts['info']} lost to process exit; "
         f"failed: {counts['failed loads']} loads, {counts['failed stores']} stores "
         f"({counts['refused']} blocks refused); "
         f"{findings.count} findings"

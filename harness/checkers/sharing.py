@@ -41,7 +41,7 @@ def check(history: History) -> Verdict:
     stored = Counter(b for j in history.jobs if j.direction == "store" for b in j.ok)
     lost, examples = _losses(history, requests)
     processes = {r.process for r in requests}
-    foreign = _foreign_hits(requests)
+    foreign = _cross_process_hits(requests)
     findings = Findings()
     digests = {s.none_hash_digest for s in history.starts}
     if len(digests) > 1:
@@ -139,7 +139,7 @@ def _losses(history: History, requests: list[Request]) -> tuple[Counter[str], li
     return lost, examples
 
 
-def _foreign_hits(requests: list[Request]) -> int:
+def _cross_process_hits(requests: list[Request]) -> int:
     """Hits on blocks that their process had never asked for before: somebody else must have stored them."""
     mine: dict[int, set[int]] = defaultdict(set)
     count = 0

@@ -8,7 +8,7 @@ of the rise (Theil and Sen's slope over the time judged) must exceed `LEAST`: on
 breathes.
 
 Agreement: what the tier counted ("stored", "loaded", "failed ...", at its end) equals the sums over its jobs; each
-block that was stored and not removed since is a file; each block file was stored by somebody; nothing was set aside; a
+block that was stored and not removed since is a file; each block file was stored by somebody; nothing was quarantined; a
 load fails only of a block that was removed, at most once per removal and request in flight.
 
 Not covered: growth slower than the noise, growth outside the processes other than files, what `results` judges.
@@ -24,7 +24,7 @@ from itertools import combinations, pairwise
 from statistics import median
 from typing import Any
 
-from harness.checkers.base import Findings, Lives, Value, Verdict, is_set_aside, some
+from harness.checkers.base import Findings, Lives, Value, Verdict, is_quarantined, some
 from harness.history import History
 
 WARM_UP = 1 / 3
@@ -129,8 +129,8 @@ def _agreement(history: History, findings: Findings) -> dict[str, Any]:
         unasked = [n for n in files & block_of.keys() if block_of[n] not in tried]
         if unasked:
             findings.add(f"{some(sorted(unasked))} are block files that nobody stored")
-    if set_aside := sorted(filter(is_set_aside, files)):
-        findings.add(f"{some(set_aside)} were set aside, and nothing had damaged them")
+    if quarantined := sorted(filter(is_quarantined, files)):
+        findings.add(f"{some(quarantined)} were quarantined, and nothing had damaged them")
     return {
         "jobs": len(history.jobs),
         "removed": sum(map(len, removed.values())),

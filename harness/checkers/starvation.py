@@ -15,7 +15,7 @@ Within that, enqueue and start are stamped under the pool's lock and taken at th
 are measured.
 Rules 3 to 5 are left out for a process that died, since what it ran last is not in the history, and for one that had a
 call hang for ever, since then the longest service time says nothing; `floods` judges those. Such a process has a note
-"hang" on it, or its tier says that it replaces threads that hang (gauges "*_threads_lost") and more threads of a group
+"hang" on it, or its tier says that it replaces threads that hang (gauges "*_threads_hung") and more threads of a group
 ran than it was told to have.
 
 Where the tier says nothing, only jobs are left, and a weaker comparison: while a class has jobs outstanding and none
@@ -208,7 +208,7 @@ class _Process:
         for gauge in history.gauges:
             if lives.at(gauge.process, gauge.monotonic_seconds) != life:
                 continue
-            self.replaced |= more and "load_threads_lost" in gauge.values
+            self.replaced |= more and "load_threads_hung" in gauge.values
             for direction in CLASSES:
                 if age := gauge.values.get(f"{direction}_oldest_seconds", 0.0):
                     now = gauge.monotonic_seconds

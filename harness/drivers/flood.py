@@ -180,7 +180,7 @@ def drive(worker: Worker, stored_blocks: int) -> None:
         flood.prepare()
         while (order := _next(worker)) is not None:
             flood.phase(**order)
-            worker.counts["obeyed"] = order["number"]
+            worker.counts["carried_out"] = order["number"]
             worker.parent.say("progress", counts=worker.counts, gauges={})
     finally:
         flood.jobs.end()

@@ -71,7 +71,7 @@ def drive(worker: Worker) -> None:
     try:
         while (order := worker.parent.hear("do")) is not None:
             step(jobs, **order)
-            worker.counts["obeyed"] = order["number"]
+            worker.counts["carried_out"] = order["number"]
             worker.parent.say("progress", counts=worker.counts, gauges={})
     finally:
         jobs.end()

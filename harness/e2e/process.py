@@ -22,7 +22,7 @@ ANSWER_SECONDS_MAX = 120.0
 """An engine that is silent for so long hangs."""
 STOP_SECONDS_MAX = 30.0
 TRACKER_SECONDS_MAX = 5.0
-LAST_WORDS_LINES = 25
+LAST_OUTPUT_LINES = 25
 _ENVIRONMENT = {
     "VLLM_TARGET_DEVICE": "cpu",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -35,7 +35,7 @@ _ENVIRONMENT = {
 
 
 class EngineFailed(Exception):
-    """An engine died, hung or refused; the text says which, then its last words."""
+    """An engine died, hung or refused; the text says which, then its last output."""
 
 
 class EngineProcess:
@@ -147,7 +147,7 @@ class EngineProcess:
         self._answers.put("")
 
     def _failed(self, what: str) -> EngineFailed:
-        words = self.log_path.read_text(errors="replace").splitlines()[-LAST_WORDS_LINES:]
+        words = self.log_path.read_text(errors="replace").splitlines()[-LAST_OUTPUT_LINES:]
         return EngineFailed("\n  ".join([f"engine {self.name} {what}; the end of {self.log_path}:", *words]))
 
 

@@ -333,12 +333,12 @@ def check_metrics(engines: Engines) -> None:
         return sum(v for k, v in of_b.items() if k.startswith(name + "{") and all(label in k for label in labels))
 
     checks = engines.story.checks
-    checks["/metrics of b: blocks that another engine wrote"] = total("kvtier_foreign_block_hits_total") > 0
+    checks["/metrics of b: blocks that another engine wrote"] = total("kvtier_cross_process_hit_blocks_total") > 0
     checks["/metrics of b: blocks of vLLM's tier, unverified"] = total("kvtier_unverified_blocks_total") > 0
     for reason in ("checksum", "size"):
         corrupt = total("kvtier_corrupt_blocks_total", f"reason={reason},")
-        aside = total("kvtier_set_aside_blocks_total", "outcome=moved", f"reason={reason},")
-        checks[f"/metrics of b: one block of a wrong {reason}, set aside"] = corrupt == aside == 1
+        aside = total("kvtier_quarantined_blocks_total", "outcome=moved", f"reason={reason},")
+        checks[f"/metrics of b: one block of a wrong {reason}, quarantined"] = corrupt == aside == 1
     checks["/metrics of b: gauges of the queues"] = any(k.startswith("kvtier_queue_tasks{") for k in of_b)
     checks["no temporary file is left, also by the killed engine"] = not list(engines.root.rglob("*.tmp"))
 

@@ -146,7 +146,7 @@ class FaultFs:
         return self._daemon.pid
 
     def _end(self) -> str:
-        """End the process, if there is one: held requests fail. Returns its last words."""
+        """End the process, if there is one: held requests fail. Returns its last output."""
         daemon, self._daemon = self._daemon, None
         if daemon is None:
             return ""

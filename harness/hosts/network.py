@@ -145,7 +145,7 @@ class Daemon:
         return f"{self._what} ended by itself, {how}"
 
     def check(self) -> None:
-        """Raise `FaultUnavailable` with its last words when it has ended."""
+        """Raise `FaultUnavailable` with its last output when it has ended."""
         if self._popen is None or self._popen.poll() is not None:
             words = " ".join(self._log.read_text(errors="replace").splitlines()[-4:])
             raise FaultUnavailable(f"{self._what} did not come up: {words or 'no reason told'}")

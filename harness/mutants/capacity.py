@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from harness.adapters.base import TierSetup
 from harness.adapters.kvtier import KvtierAdapter
-from harness.mutants.base import convicted_by
+from harness.mutants.base import detected_by
 from kvtier import fs_tier
 from kvtier.capacity import Capacity, Measured
 from kvtier.survey import BlockFile
@@ -33,7 +33,7 @@ class _LatestFirst(Capacity):
         yield from sorted(measured.sample, key=lambda block: block.used_seconds, reverse=True)
 
 
-@convicted_by("capacity", r"block \d+ was lost, though only \d+% of the limit was used since", scenario="capacity")
+@detected_by("capacity", r"block \d+ was lost, though only \d+% of the limit was used since", scenario="capacity")
 class EvictsTheLatestUsed(_OverCapacity):
     """What was used last is evicted first."""
 
@@ -46,7 +46,7 @@ class _Unlimited(Capacity):
         return blocks
 
 
-@convicted_by("capacity", r"above the limit of", scenario="capacity", max_bytes=2 << 20, slack=0.0, kept=8)
+@detected_by("capacity", r"above the limit of", scenario="capacity", max_bytes=2 << 20, slack=0.0, kept=8)
 class StoresWhateverComes(_OverCapacity):
     """Stores are never refused, however far the root is over its limit: eviction may catch up or not."""
 
@@ -67,7 +67,7 @@ class _NoLease(Capacity):
         return True
 
 
-@convicted_by("capacity", r"evicted at the same time for", scenario="capacity")
+@detected_by("capacity", r"evicted at the same time for", scenario="capacity")
 class IgnoresTheLease(_OverCapacity):
     """Whoever wants to evict does so, whoever else is at it."""
 
@@ -79,7 +79,7 @@ class _Idle(Capacity):
         time.sleep(0.01)
 
 
-@convicted_by("capacity", r"process \d+ stored nothing for", scenario="capacity", seconds=12.0)
+@detected_by("capacity", r"process \d+ stored nothing for", scenario="capacity", seconds=12.0)
 class NeverEvicts(_OverCapacity):
     """The limit is kept by refusing stores alone, for ever."""
 

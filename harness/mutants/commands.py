@@ -1,6 +1,6 @@
 """`python -m harness mutants` and `false-alarms`: how sharp the checkers are, and how often they cry wolf.
 
-Exit code: 0 if every mutant was convicted, or every right tier acquitted; else 1.
+Exit code: 0 if every mutant was detected, or every right tier passed; else 1.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from harness.seeds import fresh_seed
 @click.option("--runs-dir", type=PATH, default="runs", show_default=True, help="keeps folders of mutants that survive")
 @click.option("--write", type=PATH, help="write the table to this file")
 def mutants(names: tuple[str, ...], seed: int | None, runs_dir: str, write: str | None) -> None:
-    """Try tiers that are wrong on purpose: all, or those NAMED. Each must be convicted by the checker meant for it."""
+    """Try tiers that are wrong on purpose: all, or those NAMED. Each must be detected by the checker meant for it."""
     from harness.mutants.registry import MUTANTS
     from harness.mutants.trial import table, try_mutant
 
@@ -42,16 +42,16 @@ def mutants(names: tuple[str, ...], seed: int | None, runs_dir: str, write: str 
     for name in names or MUTANTS:
         trial = try_mutant(MUTANTS[name], seed, Path(runs_dir))
         trials.append(trial)
-        mark = "[green]convicted[/]" if trial.convicted else "[bold red]survived [/]"
+        mark = "[green]detected[/]" if trial.detected else "[bold red]survived [/]"
         said = trial.finding or f"{trial.mutant.checker} says {trial.value}; again: {trial.command}"
         text = f"{mark} {name}, {trial.mutant.scenario}, {trial.seconds:.1f} s"
         tries = f", at attempt {trial.attempts}" if trial.attempts > 1 else ""
         console.print(f"{text}{tries}\n  {trial.mutant.checker}: {escape(said.splitlines()[0])}", soft_wrap=True)
-    convicted = sum(trial.convicted for trial in trials)
-    console.print(f"{convicted} of {len(trials)} mutants convicted in {sum(t.seconds for t in trials):.0f} s")
+    detected = sum(trial.detected for trial in trials)
+    console.print(f"{detected} of {len(trials)} mutants detected in {sum(t.seconds for t in trials):.0f} s")
     if write:
         Path(write).write_text(table(trials), encoding="utf-8")
-    sys.exit(0 if convicted == len(trials) else 1)
+    sys.exit(0 if detected == len(trials) else 1)
 
 
 @click.command(name="false-alarms")
@@ -90,8 +90,8 @@ def false_alarms(
                         console.print(f"[red]{result.verdict}[/] {name} {tier}: {escape(result.why)}", soft_wrap=True)
                         where = " (every core was busy)" if beside else ""
                         console.print(f"  again: {escape(result.command)}{where}", soft_wrap=True)
-        acquitted = sum(count for (*_, verdict), count in counts.items() if verdict == "true")
-        console.print(f"[dim]run {run + 1} of {runs}: {acquitted} of {counts.total()} true so far[/]")
+        passed = sum(count for (*_, verdict), count in counts.items() if verdict == "true")
+        console.print(f"[dim]run {run + 1} of {runs}: {passed} of {counts.total()} true so far[/]")
     for name, tier, beside in sorted({key[:3] for key in counts}):
         mine = {verdict: counts[name, tier, beside, verdict] for verdict in ("true", "false", "unknown")}
         said = ", ".join(f"{count} {verdict}" for verdict, count in mine.items())

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 from harness.adapters.kvtier import KvtierAdapter
-from harness.mutants.base import convicted_by
+from harness.mutants.base import detected_by
 from kvtier.blockio import BlockIO, BlockOutcome
 from kvtier.config import FsTierConfig, RunConfig
 from kvtier.file_system import temp_name
@@ -85,7 +85,7 @@ class _InPlace(_Plain):
             _in_pieces(file, view)
 
 
-@convicted_by("integrity", r"process \d+ in job \d+: (hole|short)", scenario="sharing")
+@detected_by("integrity", r"process \d+ in job \d+: (hole|short)", scenario="sharing")
 class PublishesInPlace(_OverBlockIO):
     """Blocks are written under their final name, where readers find them half done."""
 
@@ -101,7 +101,7 @@ class _RenamesEarly(_Plain):
             _in_pieces(file, view)
 
 
-@convicted_by("integrity", r"process \d+ in job \d+: (hole|short)", scenario="sharing")
+@detected_by("integrity", r"process \d+ in job \d+: (hole|short)", scenario="sharing")
 class RenamesBeforeTheWriteEnds(_OverBlockIO):
     """The temp file gets its final name while its bytes are still on their way."""
 
@@ -113,7 +113,7 @@ class _OneTempName(_Plain):
         return path.removesuffix(".bin") + ".tmp"
 
 
-@convicted_by("results", r"failed for block .* although no fault was put in", scenario="sharing")
+@detected_by("results", r"failed for block .* although no fault was put in", scenario="sharing")
 class SharesTempNames(_OverBlockIO):
     """The temp file of a block has the same name in every process."""
 
@@ -125,7 +125,7 @@ class _RandomTempName(_Plain):
         return f"{path.removesuffix('.bin')}.{random.getrandbits(64):016x}.tmp"
 
 
-@convicted_by("matrix", r"all made the temp file .* generators that the application seeds", scenario="determinism")
+@detected_by("matrix", r"all made the temp file .* generators that the application seeds", scenario="determinism")
 class TakesTempNamesFromRandom(_OverBlockIO):
     """Temp names come from `random`, which applications seed alike in every process."""
 
@@ -140,7 +140,7 @@ class _Sweeps(_Plain):
         super()._put(path, view)
 
 
-@convicted_by("results", r"failed for block .* although no fault was put in", scenario="sharing")
+@detected_by("results", r"failed for block .* although no fault was put in", scenario="sharing")
 class DeletesOthersTempFiles(_OverBlockIO):
     """Before it writes it removes all temp files in the folder, also those that are being written."""
 
@@ -160,7 +160,7 @@ class _ReadsWhatIsThere(_Plain):
         return BlockOutcome()
 
 
-@convicted_by("integrity", r"process \d+ in job \d+: short", scenario="faults", fault=("damage_truncate",))
+@detected_by("integrity", r"process \d+ in job \d+: short", scenario="faults", fault=("damage_truncate",))
 class AcceptsShortReads(_OverBlockIO):
     """A file that is too short counts as its block, and the rest of the slot is whatever was there."""
 
@@ -179,7 +179,7 @@ class _TakesOverlong(_Plain):
         return BlockOutcome()
 
 
-@convicted_by(
+@detected_by(
     "faults",
     r"damage_extend .*: repaired: the block was a regular file of \d+ bytes, and is",
     scenario="faults",

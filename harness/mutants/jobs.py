@@ -8,13 +8,13 @@ from typing import Any
 
 from harness.adapters.base import Finished, TierSetup, Verdict
 from harness.adapters.memory import MemoryAdapter, _publish
-from harness.mutants.base import convicted_by
+from harness.mutants.base import detected_by
 
 MANY_JOBS = 1000
 LONG: dict[str, Any] = {"requests": 700, "seconds": 0.0, "processes": 1, "window": 8, "block_bytes": 4096}
 
 
-@convicted_by("results", r"job \d+ reported 2 results")
+@detected_by("results", r"job \d+ reported 2 results")
 class ReportsTwice(MemoryAdapter):
     """Each result comes out twice."""
 
@@ -22,7 +22,7 @@ class ReportsTwice(MemoryAdapter):
         return [result for result in super().poll() for _ in range(2)]
 
 
-@convicted_by("results", r"got 0 results; each job gets exactly one", stall_seconds=1.0)
+@detected_by("results", r"got 0 results; each job gets exactly one", stall_seconds=1.0)
 class NeverReports(MemoryAdapter):
     """Every fifth job goes in and never comes out."""
 
@@ -30,7 +30,7 @@ class NeverReports(MemoryAdapter):
         return [result for result in super().poll() if result.job_id % 5 != 4]
 
 
-@convicted_by("results", r"does not account for its blocks: without a word on \d+")
+@detected_by("results", r"does not account for its blocks: without a word on \d+")
 class ForgetsTheLastBlock(MemoryAdapter):
     """The result of a job says nothing about its last block."""
 
@@ -38,7 +38,7 @@ class ForgetsTheLastBlock(MemoryAdapter):
         return [result._replace(ok=result.ok[:-1]) for result in super().poll()]
 
 
-@convicted_by("determinism", r"is missing on disk, though a store of block \d+ was reported ok")
+@detected_by("determinism", r"is missing on disk, though a store of block \d+ was reported ok")
 class LosesTheLastBlock(MemoryAdapter):
     """The last block of a batch is reported stored and is not."""
 
@@ -47,7 +47,7 @@ class LosesTheLastBlock(MemoryAdapter):
         self._finished[-1] = Finished(job_id, keys, ())
 
 
-@convicted_by("integrity", r"other key: the content of block \d+, whole")
+@detected_by("integrity", r"other key: the content of block \d+, whole")
 class MixesUpABatch(MemoryAdapter):
     """Blocks of a batch are stored under each other's names."""
 
@@ -55,7 +55,7 @@ class MixesUpABatch(MemoryAdapter):
         super().submit_store(job_id, keys, [*slots[1:], slots[0]], req_id)
 
 
-@convicted_by("integrity", r"stale: the block that the slot held before|short: .* untouched")
+@detected_by("integrity", r"stale: the block that the slot held before|short: .* untouched")
 class ReturnsStaleSlots(MemoryAdapter):
     """Loads are reported ok and leave the slots as they were."""
 
@@ -63,7 +63,7 @@ class ReturnsStaleSlots(MemoryAdapter):
         self._finished.append(Finished(job_id, keys, ()))
 
 
-@convicted_by("integrity", r"process \d+ in job \d+: (stale|short|hole|other key|garbage)")
+@detected_by("integrity", r"process \d+ in job \d+: (stale|short|hole|other key|garbage)")
 class ReportsBeforeTheWork(MemoryAdapter):
     """A job is reported done when it is submitted; its bytes move a step later."""
 
@@ -94,7 +94,7 @@ class ReportsBeforeTheWork(MemoryAdapter):
         self._work()
 
 
-@convicted_by("integrity", r"process \d+ in job \d+: (stale|short)")
+@detected_by("integrity", r"process \d+ in job \d+: (stale|short)")
 class CallsFailureSuccess(MemoryAdapter):
     """Every lookup says hit and every job says ok, whether the file could be read or not."""
 
@@ -105,7 +105,7 @@ class CallsFailureSuccess(MemoryAdapter):
         return [Finished(r.job_id, [*r.ok, *r.failed], ()) for r in super().poll()]
 
 
-@convicted_by("results", r"failed for block .* although no fault was put in", **LONG)
+@detected_by("results", r"failed for block .* although no fault was put in", **LONG)
 class FailsAfterAThousandJobs(MemoryAdapter):
     """From the thousandth job on nothing works any more."""
 
@@ -113,7 +113,7 @@ class FailsAfterAThousandJobs(MemoryAdapter):
         return [r if r.job_id < MANY_JOBS else Finished(r.job_id, (), [*r.ok, *r.failed]) for r in super().poll()]
 
 
-@convicted_by("leftovers", r"more descriptors than it began with")
+@detected_by("leftovers", r"more descriptors than it began with")
 class LeaksDescriptors(MemoryAdapter):
     """Each load opens its files once more than it closes them."""
 
@@ -122,7 +122,7 @@ class LeaksDescriptors(MemoryAdapter):
         os.open(self._path(keys[0]), os.O_RDONLY)
 
 
-@convicted_by("leftovers", r"tmp was left under the root")
+@detected_by("leftovers", r"tmp was left under the root")
 class LeaksTempFiles(MemoryAdapter):
     """What it writes first under a temporary name stays there."""
 
@@ -132,7 +132,7 @@ class LeaksTempFiles(MemoryAdapter):
         super().submit_store(job_id, keys, slots, req_id)
 
 
-@convicted_by("sharing", r"process \d+ missed block \d+, stored .* s before")
+@detected_by("sharing", r"process \d+ missed block \d+, stored .* s before")
 class SeesItsOwnStoresOnly(MemoryAdapter):
     """A block is a hit only in the process that stored it: one process's view."""
 
@@ -148,7 +148,7 @@ class SeesItsOwnStoresOnly(MemoryAdapter):
         return ["hit" if key in self._mine else "miss" for key in keys]
 
 
-@convicted_by("sharing", r"process \d+ missed block \d+, stored .* s before")
+@detected_by("sharing", r"process \d+ missed block \d+, stored .* s before")
 class CachesMissesForEver(MemoryAdapter):
     """What was once a miss stays one in this process."""
 
@@ -162,7 +162,7 @@ class CachesMissesForEver(MemoryAdapter):
         return ["miss" if key in self._missing else "hit" for key in keys]
 
 
-@convicted_by("integrity", r"process \d+ in job \d+: other key")
+@detected_by("integrity", r"process \d+ in job \d+: other key")
 class WorksAlone(MemoryAdapter):
     """Blocks are appended to one file, whose end each process remembers by itself: right with one process alone."""
 

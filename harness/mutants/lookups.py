@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from harness.adapters.base import TierSetup, Verdict
 from harness.adapters.kvtier import KvtierStackAdapter
 from harness.adapters.memory import MemoryAdapter
-from harness.mutants.base import convicted_by
+from harness.mutants.base import detected_by
 from kvtier.base import ReqContext
 from kvtier.config import FsTierConfig, RunConfig
 from kvtier.cpu_tier import CPUOffloadingManager
@@ -19,7 +19,7 @@ from kvtier.hashing import OffloadKey
 SMALL_CPU_TIER = ("cpu_chunks=32",)
 
 
-@convicted_by(
+@detected_by(
     "faults",
     r"damage_remove .*: no block: blocks \d+ are said to be there and do not load",
     scenario="faults",
@@ -67,7 +67,7 @@ class _PinsNothing(CPUOffloadingManager):
         return
 
 
-@convicted_by("integrity", r"process \d+ in job \d+: other key", tier_option=SMALL_CPU_TIER, slots=32)
+@detected_by("integrity", r"process \d+ in job \d+: other key", tier_option=SMALL_CPU_TIER, slots=32)
 class EvictsPinnedBlocks(_OverCpuTier):
     """Blocks that somebody is reading are evicted like any others, and their slots are filled anew."""
 
@@ -79,7 +79,7 @@ class _NeverUnpins(CPUOffloadingManager):
         return
 
 
-@convicted_by("leftovers", r"slots of the CPU tier are pinned although no request is left")
+@detected_by("leftovers", r"slots of the CPU tier are pinned although no request is left")
 class LeaksSlots(_OverCpuTier):
     """A slot that was read stays pinned for ever."""
 

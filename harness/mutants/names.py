@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from harness.adapters.base import TierSetup
 from harness.adapters.kvtier import KvtierAdapter
 from harness.adapters.memory import MemoryAdapter
-from harness.mutants.base import convicted_by
+from harness.mutants.base import detected_by
 from kvtier.hashing import OffloadKey, get_offload_block_hash, make_offload_key
 from kvtier.layout import FileMapper
 
 
-@convicted_by("determinism", r"block \d+ has \d+ names")
+@detected_by("determinism", r"block \d+ has \d+ names")
 class HashesTuples(MemoryAdapter):
     """Keys come from `hash()` of a tuple, which differs from process to process as soon as there is a string in it."""
 
@@ -27,7 +27,7 @@ class HashesTuples(MemoryAdapter):
         return keys
 
 
-@convicted_by("matrix", r"is common to .* PYTHONHASHSEED .*, which must not share", scenario="determinism")
+@detected_by("matrix", r"is common to .* PYTHONHASHSEED .*, which must not share", scenario="determinism")
 class IgnoresTheSeed(MemoryAdapter):
     """The seed of the chain is a constant, whatever PYTHONHASHSEED and the policy say."""
 
@@ -41,7 +41,7 @@ class _NoGroups(FileMapper):
         return super().get_file_name(make_offload_key(get_offload_block_hash(key), 0))
 
 
-@convicted_by("determinism", r"block \d+ of another group.* share the name")
+@detected_by("determinism", r"block \d+ of another group.* share the name")
 class DropsTheGroup(KvtierAdapter):
     """The name of a block does not say of which group of layers it is, though each has its own KV."""
 

@@ -17,4 +17,4 @@ BASES = (
     "harness.mutants.schedule:SameQueue",
     "harness.mutants.lookups:SameCpuTier",
 )
-"""What the mutants are made from: without the sin they are right, and are acquitted in the same short runs."""
+"""What the mutants are made from: without the defect they are right, and are passed in the same short runs."""

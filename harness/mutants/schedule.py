@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from harness.adapters.kvtier import KvtierAdapter
 from harness.history import Task as TaskRecord
-from harness.mutants.base import convicted_by
+from harness.mutants.base import detected_by
 from kvtier.config import FsTierConfig, RunConfig
 from kvtier.events import Direction
 from kvtier.fs_tier import FileSystemTierManager
@@ -45,7 +45,7 @@ class _Lifo(DualQueue):
         return next((_take(self, d, -1) for d in (group, OTHER[group]) if self.tasks[d]), None)
 
 
-@convicted_by("starvation", r"which had come earlier: not FIFO", **FLOOD)
+@detected_by("starvation", r"which had come earlier: not FIFO", **FLOOD)
 class TakesTheLatestFirst(_OverQueue):
     """The queues are stacks: last in, first out."""
 
@@ -57,7 +57,7 @@ class _LoadsFirst(DualQueue):
         return next((_take(self, d) for d in OTHER if self.tasks[d]), None)
 
 
-@convicted_by("starvation", r"taken by a thread of the store group while \d+ store tasks waited", **FLOOD)
+@detected_by("starvation", r"taken by a thread of the store group while \d+ store tasks waited", **FLOOD)
 class BothGroupsPreferLoads(_OverQueue):
     """No thread takes a store while a load waits."""
 
@@ -72,7 +72,7 @@ class _StoresFirst(DualQueue):
         return next((_take(self, d) for d in _STORES_FIRST if self.tasks[d]), None)
 
 
-@convicted_by("starvation", r"taken by a thread of the load group while \d+ load tasks waited", **FLOOD)
+@detected_by("starvation", r"taken by a thread of the load group while \d+ load tasks waited", **FLOOD)
 class BothGroupsPreferStores(_OverQueue):
     """No thread takes a load while a store waits."""
 
@@ -94,14 +94,14 @@ def _sticky(which: Direction) -> type[DualQueue]:
     return Sticky
 
 
-@convicted_by("starvation", r"taken by a thread of the load group while \d+ load tasks waited", **FLOOD)
+@detected_by("starvation", r"taken by a thread of the load group while \d+ load tasks waited", **FLOOD)
 class WritersNeverYield(_OverQueue):
     """Once a store was taken, all threads take stores until none is left."""
 
     queue = _sticky("store")
 
 
-@convicted_by("starvation", r"taken by a thread of the store group while \d+ store tasks waited", **FLOOD)
+@detected_by("starvation", r"taken by a thread of the store group while \d+ store tasks waited", **FLOOD)
 class ReadersNeverYield(_OverQueue):
     """Once a load was taken, all threads take loads until none is left."""
 
@@ -113,7 +113,7 @@ class _NeverHelps(DualQueue):
         return _take(self, group) if self.tasks[group] else None
 
 
-@convicted_by("starvation", r"waited while thread \d+ of the (load|store) group was free for", **FLOOD)
+@detected_by("starvation", r"waited while thread \d+ of the (load|store) group was free for", **FLOOD)
 class IdlesWhileOthersWait(_OverQueue):
     """Threads serve their own class alone, and idle while the other waits."""
 
@@ -132,7 +132,7 @@ class _Forgetful(DualQueue):
         return None
 
 
-@convicted_by(
+@detected_by(
     "starvation", r"waited while thread \d+ of the (load|store) group was free for", window=1, stall_seconds=3.0
 )
 class LosesWakeUps(_OverQueue):
@@ -155,14 +155,14 @@ class _Hoarding(DualQueue):
         return None
 
 
-@convicted_by("soak", r"(load|store)_queue", scenario="soak", processes=1)
+@detected_by("soak", r"(load|store)_queue", scenario="soak", processes=1)
 class NeverShrinksItsQueue(_OverQueue):
     """A task that was taken stays in the queue behind a cursor, so that the queue grows without bound."""
 
     queue = _Hoarding
 
 
-@convicted_by("nonblocking", r"all tasks had ended when the submit returned; it waits for the I/O")
+@detected_by("nonblocking", r"all tasks had ended when the submit returned; it waits for the I/O")
 class BlocksInSubmit(KvtierAdapter):
     """A submit returns when the job is done."""
 
@@ -175,7 +175,7 @@ class BlocksInSubmit(KvtierAdapter):
         self.drain()
 
 
-@convicted_by("starvation", r"claims to have come .* after the job's submit had returned", **FLOOD)
+@detected_by("starvation", r"claims to have come .* after the job's submit had returned", **FLOOD)
 class LiesAboutItsSchedule(BothGroupsPreferLoads):
     """Stores starve, and no task is said to have waited: each came, by its own account, when a thread took it."""
 
@@ -183,7 +183,7 @@ class LiesAboutItsSchedule(BothGroupsPreferLoads):
         return [task._replace(enqueued_seconds=task.started_seconds) for task in super().tasks()]
 
 
-@convicted_by(
+@detected_by(
     "floods",
     r"it waits for whole jobs",
     scenario="starvation",

@@ -45,7 +45,7 @@ def write_report(run_dir: Path) -> Path:
         ),
         "<h2>What did it run on?</h2>",
         table_html([["", ""], *flat(environment), *flat({"device": results.get("device") or {}})]),
-        _last_words(results.get("last_words") or {}),
+        _last_words(results.get("last_output") or {}),
     ]
     title = f"{results['scenario']} of {results['tier']}: {results['verdict']}"
     return write_page(run_dir / "report.html", title, body, plots)
@@ -176,5 +176,5 @@ def _tiles(results: Mapping[str, Any]) -> str:
 def _last_words(words: Mapping[str, str]) -> str:
     """What processes that died had written to stderr last."""
     return "".join(
-        f"<h2>Last words of process {escape(label)}</h2><pre>{escape(said)}</pre>" for label, said in words.items()
+        f"<h2>Last output of process {escape(label)}</h2><pre>{escape(said)}</pre>" for label, said in words.items()
     )

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from harness.faults import PUBLISH_STEPS, FaultUnavailable, Injection
 from harness.faults.attach import Attached
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
-from harness.scenarios.crew import RENDEZVOUS_SECONDS, Crew
+from harness.scenarios.worker_group import RENDEZVOUS_SECONDS, WorkerGroup
 from harness.seeds import stream
 
 CHASE_SECONDS = 0.3
@@ -101,10 +101,10 @@ def run(context: Context, plan: Plan) -> None:
     """Rounds until `seconds` are over and each fault has had its turn."""
     options: CrashOptions = context.options
     random = stream(options.seed or 0, "crash")
-    crew = Crew(context, application_seed=APPLICATION_SEED)
-    crew.start(range(options.processes))
+    group = WorkerGroup(context, application_seed=APPLICATION_SEED)
+    group.start(range(options.processes))
     victims = range(1, options.processes)
-    by_step = _can_attach(context, crew.members[0].pid)
+    by_step = _can_attach(context, group.members[0].pid)
     coming = blows(random, by_step)
     left = len(PUBLISH_STEPS) + 3
     temp_files = 0 if unnamed_files_work(context.root_dir) else 1 + options.read_threads + options.write_threads
@@ -112,30 +112,30 @@ def run(context: Context, plan: Plan) -> None:
         context.note(time.monotonic(), "phase", "no unnamed files here: a killed process may leave temp files")
     began = time.monotonic()
     while left > 0 or time.monotonic() - began < options.seconds:
-        round_ = _Round(crew, {v: next(coming) for v in victims if crew.members[v].alive}, temp_files)
-        if not round_.blows or not crew.members[0].alive:
+        round_ = _Round(group, {v: next(coming) for v in victims if group.members[v].alive}, temp_files)
+        if not round_.blows or not group.members[0].alive:
             break
         round_.strike()
         round_.recover()
         left -= len(round_.blows)
-    crew.end(crew.alive())
+    group.end(group.alive())
 
 
 class _Round:
     """One round: a blow for each victim, and the chains that each was storing when it fell."""
 
-    def __init__(self, crew: Crew, blows: dict[int, Blow], temp_files: int) -> None:
-        self.crew, self.context, self.blows, self._temp_files = crew, crew.context, blows, temp_files
-        options: CrashOptions = crew.context.options
+    def __init__(self, group: WorkerGroup, blows: dict[int, Blow], temp_files: int) -> None:
+        self.group, self.context, self.blows, self._temp_files = group, group.context, blows, temp_files
+        options: CrashOptions = group.context.options
         self._find = {"asks": options.lookups}
-        self._victims = {v: [crew.chain(options.blocks) for _ in range(options.chains)] for v in blows}
-        self._finished = {v: [crew.chain(options.blocks)] for v in blows}  # stored before the blow
+        self._victims = {v: [group.chain(options.blocks) for _ in range(options.chains)] for v in blows}
+        self._finished = {v: [group.chain(options.blocks)] for v in blows}  # stored before the blow
         self._all = [chain for mine in (self._victims, self._finished) for chains in mine.values() for chain in chains]
 
     def strike(self) -> None:
         """The victims store and are hit, the witness reads along; ends when each is dead or has done its part."""
-        crew, members = self.crew, self.crew.members
-        crew.do({v: {"store": chains} for v, chains in self._finished.items()})
+        group, members = self.group, self.group.members
+        group.do({v: {"store": chains} for v, chains in self._finished.items()})
         tracers = [self._attach(v, blow) for v, blow in self.blows.items() if blow.step != MOMENT]
         orders: dict[int, dict[str, Any]] = {
             v: {"store": chains, "window": WINDOW} for v, chains in self._victims.items()
@@ -143,12 +143,12 @@ class _Round:
         seen = [chain for chains in self._victims.values() for chain in chains[:SEEN_CHAINS]]
         orders[0] = {"find": seen, "chase_seconds": CHASE_SECONDS}
         go_seconds = time.monotonic() + RENDEZVOUS_SECONDS
-        number = crew.order(orders, together=True)
+        number = group.order(orders, together=True)
         for victim, blow in sorted(self.blows.items(), key=lambda item: item[1].delay_seconds):
             if blow.step == MOMENT:
                 time.sleep(max(0.0, go_seconds + blow.delay_seconds - time.monotonic()))
                 members[victim].signal(signal.Signals[blow.signal])
-        crew.settle(number, orders, also=lambda process: _is_stopped(members[process].pid))
+        group.settle(number, orders, also=lambda process: _is_stopped(members[process].pid))
         paused = [v for v in self.blows if members[v].alive and _is_stopped(members[v].pid)]
         for victim, blow in self.blows.items():
             reached = victim in paused or members[victim].exit_code == -signal.SIGKILL
@@ -160,26 +160,26 @@ class _Round:
                 self.context.note(go_seconds, "skip", f"not {text}: it made fewer such calls", step=blow.step)
         if paused:
             held = [chain for v in paused for chain in self._victims[v][:SEEN_CHAINS]]
-            crew.do({0: {"store": held, "find": held, **self._find}})
+            group.do({0: {"store": held, "find": held, **self._find}})
         for tracer in filter(None, tracers):
             tracer.detach()  # else the next thread that comes to its n-th call would be hit as well
         for victim in paused:
             members[victim].resume()
-        crew.settle(number, paused)
+        group.settle(number, paused)
 
     def recover(self) -> None:
         """The dead start again, all look for what was stored before, and each stores anew what it had been storing."""
-        crew = self.crew
-        up = crew.restart([v for v in self.blows if not crew.members[v].alive])
-        crew.do({p: {"find": self._all, **self._find} for p in crew.alive()})
-        crew.do({v: {"store": self._victims[v]} for v in up})
-        crew.do({0: {"find": self._all, **self._find}})
+        group = self.group
+        up = group.restart([v for v in self.blows if not group.members[v].alive])
+        group.do({p: {"find": self._all, **self._find} for p in group.alive()})
+        group.do({v: {"store": self._victims[v]} for v in up})
+        group.do({0: {"find": self._all, **self._find}})
 
     def _attach(self, victim: int, blow: Blow) -> Attached | None:
         """None where the victim has ended by itself before it was hit."""
         injection = Injection(PUBLISH_STEPS[blow.step].calls, str(blow.when), kill=blow.signal)
         with contextlib.suppress(ProcessLookupError):
-            return Attached(self.crew.members[victim].pid, injection)
+            return Attached(self.group.members[victim].pid, injection)
         return None
 
 

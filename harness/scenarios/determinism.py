@@ -36,7 +36,7 @@ from harness.faults.attach import Attached
 from harness.installation import module_command, python_path
 from harness.launch import WorkerFailed
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
-from harness.scenarios.crew import Crew
+from harness.scenarios.worker_group import WorkerGroup
 
 SEEDS = (None, "", "0", "1", "random")
 START_METHODS = ("spawn", "forkserver")  # besides a fresh interpreter
@@ -277,26 +277,26 @@ def _chosen_pairs(settings: Sequence[Setting]) -> Iterator[tuple[Setting, Settin
 def _unique(context: Context) -> None:
     """Processes that seed alike, again before each round, store the same blocks at one moment."""
     options: DeterminismOptions = context.options
-    crew = Crew(context, application_seed=APPLICATION_SEED)
-    crew.start(range(options.processes))
-    logs = {p: context.run_dir / f"created-{p}.strace" for p in crew.members}
+    group = WorkerGroup(context, application_seed=APPLICATION_SEED)
+    group.start(range(options.processes))
+    logs = {p: context.run_dir / f"created-{p}.strace" for p in group.members}
     began, number = time.monotonic(), 0
     with ExitStack() as stack:
         try:
-            for process, child in crew.members.items():
+            for process, child in group.members.items():
                 stack.enter_context(Attached(child.pid, calls=_CREATING, log=logs[process]))
         except (FaultUnavailable, ProcessLookupError) as reason:  # the latter: a process ended by itself
             context.note(time.monotonic(), "skip", f"temp names are not looked at: {reason}")
         while number < ROUNDS_MIN or time.monotonic() - began < options.seconds:
-            chain = crew.chain(ROUND_BLOCKS)
+            chain = group.chain(ROUND_BLOCKS)
             store = {"store": [chain], "application_seed": APPLICATION_SEED}
             for what, together in ((store, True), ({"find": [chain]}, False)):
-                crew.do(dict.fromkeys(crew.alive(), what), together)
+                group.do(dict.fromkeys(group.alive(), what), together)
             number += 1
     for process, log in logs.items():
         names = _created(log, context.root_dir) if log.exists() else []
         context.note(time.monotonic(), "created", "", process=process, names=names[:CREATED_MAX])
-    crew.end(crew.alive())
+    group.end(group.alive())
 
 
 def _created(log: Path, root: Path) -> list[str]:

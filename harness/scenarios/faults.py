@@ -144,7 +144,7 @@ class Pair:
             child.send(do={"number": number, **order})
 
         def over(child: Child) -> bool:
-            return not child.alive or child.counts.get("obeyed", 0) >= number
+            return not child.alive or child.counts.get("carried_out", 0) >= number
 
         if not workers.until(lambda: all(map(over, asked)), STEP_SECONDS_MAX):
             for child in asked:
@@ -413,7 +413,7 @@ def _meet_a_rule(scene: Scene, fault: Fault, pair: Pair, fs: FaultFs) -> None:
         counts = fs.lift()
         if fault.mechanism == "disconnect" or not acts_hurt:
             return None
-        # Both processes miss what is gone or set aside.
+        # Both processes miss what is gone or quarantined.
         lasting = any(rule.action in ("vanish", "truncate", "bit_flip") for rule in fault.rules)
         acts: int = sum(rule["acts"] for rule in counts["rules"])
         return 2 * acts if lasting else acts

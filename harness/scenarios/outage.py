@@ -24,8 +24,8 @@ from typing import NamedTuple
 
 from harness.hosts.base import Host
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, option
-from harness.scenarios.crew import Chain, Crew
 from harness.scenarios.on_hosts import OnHosts
+from harness.scenarios.worker_group import Chain, WorkerGroup
 from harness.seeds import stream
 
 SOON_ROUNDS = 4
@@ -71,7 +71,7 @@ def run(context: Context, plan: Plan) -> None:
         raise UsageError("outage takes hosts that can be cut off; run it by `python -m harness.shared_volume`")
     options: OutageOptions = context.options
     outage = _Outage(context)
-    outage.crew.start(range(options.processes))
+    outage.group.start(range(options.processes))
     context.note(time.monotonic(), "phase", "how soon blocks are visible")
     outage.see_how_soon()
     outage.fill()
@@ -87,16 +87,16 @@ def run(context: Context, plan: Plan) -> None:
         context.note(time.monotonic(), "phase", f"round {number}")
         rounds[number % len(rounds)]()
         number += 1
-    outage.crew.end(outage.crew.alive())
+    outage.group.end(outage.group.alive())
 
 
 class _Outage:
-    """The crew, what was stored so far, and the rounds."""
+    """The group, what was stored so far, and the rounds."""
 
     def __init__(self, context: OnHosts) -> None:
         self.context = context
         self.options: OutageOptions = context.options
-        self.crew = Crew(context)
+        self.group = WorkerGroup(context)
         self._random = stream(self.options.seed or 0, "outage")
         self._all = range(self.options.processes)
         self._victim = self._random.randrange(len(context.volume.hosts))
@@ -109,17 +109,17 @@ class _Outage:
         limit = self.options.visible_seconds_max
         for number in range(SOON_ROUNDS):
             writer, reader = (0, 1) if number % 4 < 2 else (1, 0)
-            chain, missed = self.crew.chain(self.options.blocks), bool(number % 2)
+            chain, missed = self.group.chain(self.options.blocks), bool(number % 2)
             self._note("soon", "seen as missing before" if missed else "never asked for", blocks=chain, missed=missed)
             if missed:
-                self.crew.do({reader: {"find": [chain]}})
-            self.crew.do({writer: {"store": [chain]}})
-            self.crew.do({reader: {"find": [chain], "chase_seconds": limit}})
+                self.group.do({reader: {"find": [chain]}})
+            self.group.do({writer: {"store": [chain]}})
+            self.group.do({reader: {"find": [chain], "chase_seconds": limit}})
 
     def fill(self) -> None:
         """Each process stores what will be read while a host is away."""
         self._chains = {p: self._fresh() for p in self._all}
-        self.crew.do({p: {"store": chains} for p, chains in self._chains.items()})
+        self.group.do({p: {"store": chains} for p, chains in self._chains.items()})
 
     # --- rounds ---
 
@@ -131,15 +131,15 @@ class _Outage:
         stored = {p: self._fresh() for p in self._all}
         read = [chain for p in self._all for chain in self._chains[p]]
         parts = {p: {"store": stored[p]} if what == "store" else {"find": read} for p in victims}
-        number = self.crew.order(parts, together=True)
+        number = self.group.order(parts, together=True)
         self._wait_a_moment(number, victims)
         self._fault(victims, f"{host.name} is cut off while it {what}s", "cut")
         host.cut()
         last = self._go_on(others, stored)
         host.heal()
         self._lifted(victims, f"{host.name} is on the network again")
-        self.crew.settle(number, victims)
-        self.crew.settle(last, others)
+        self.group.settle(number, victims)
+        self.group.settle(last, others)
         self._afterwards(victims, stored)
 
     def lose_power(self) -> None:
@@ -148,27 +148,27 @@ class _Outage:
         victims = self.context.processes(host, self._all)
         others = [p for p in self._all if p not in victims]
         stored = {p: self._fresh() for p in self._all}
-        number = self.crew.order({p: {"store": stored[p]} for p in victims}, together=True)
+        number = self.group.order({p: {"store": stored[p]} for p in victims}, together=True)
         self._wait_a_moment(number, victims)
         self._fault(victims, f"{host.name} loses power while it stores", "power")
         host.lose_power()
-        self.crew.settle(number, victims)
+        self.group.settle(number, victims)
         last = self._go_on(others, stored)
         host.power_on()
         self._lifted(victims, f"{host.name} is back")
-        self.crew.settle(last, others)
-        self.crew.restart(victims)
+        self.group.settle(last, others)
+        self.group.restart(victims)
         self._afterwards(victims, stored)
 
     def restart_server(self) -> None:
         """The server is killed while all store, and started again."""
         stored = {p: self._fresh() for p in self._all}
-        number = self.crew.order({p: {"store": stored[p]} for p in self._all}, together=True)
+        number = self.group.order({p: {"store": stored[p]} for p in self._all}, together=True)
         self._wait_a_moment(number, self._all)
         self._fault(self._all, f"the server is down for {SERVER_DOWN_SECONDS:g} s", "server")
         self.context.volume.restart_server(SERVER_DOWN_SECONDS)
         self._lifted(self._all, "the server is up again")
-        self.crew.settle(number, self._all)
+        self.group.settle(number, self._all)
         self._afterwards(self._all, stored)
 
     # --- parts of a round ---
@@ -178,16 +178,16 @@ class _Outage:
         even where the file system makes them wait for it. Returns their last order."""
         until = time.monotonic() + self.options.cut_seconds
         known = [chain for p in self._all for chain in self._chains[p][:SHOWN_CHAINS]]
-        number = self.crew.order({p: {"store": stored[p], "find": known} for p in others})
+        number = self.group.order({p: {"store": stored[p], "find": known} for p in others})
         while (left := until - time.monotonic()) > 0:
             if self.context.workers.until(lambda number=number: self._done(number, others), left):  # type: ignore[misc]
                 self.context.workers.until(lambda: False, min(PAUSE_SECONDS, max(0.0, until - time.monotonic())))
-                number = self.crew.order({p: {"find": known} for p in others})
+                number = self.group.order({p: {"find": known} for p in others})
         return number
 
     def _done(self, number: int, processes: list[int]) -> bool:
-        members = self.crew.members
-        return all(not members[p].alive or members[p].counts.get("obeyed", 0) >= number for p in processes)
+        members = self.group.members
+        return all(not members[p].alive or members[p].counts.get("carried_out", 0) >= number for p in processes)
 
     def _afterwards(self, victims: list[int] | range, stored: dict[int, list[Chain]]) -> None:
         """The victims work until they succeed; everybody asks once for everything of this round; the victims store
@@ -197,24 +197,24 @@ class _Outage:
         known += [chain for p in self._all for chain in self._chains[p][:SHOWN_CHAINS]]
         limit = self.options.visible_seconds_max
         parts = self._shared_out(known)
-        self.crew.do({p: {"find": parts[p]} for p in self.crew.alive()})
-        self.crew.do({p: {"store": stored[p]} for p in victims if self.crew.members[p].alive})
-        self.crew.do({p: {"find": parts[p], "chase_seconds": limit} for p in self.crew.alive()})
+        self.group.do({p: {"find": parts[p]} for p in self.group.alive()})
+        self.group.do({p: {"store": stored[p]} for p in victims if self.group.members[p].alive})
+        self.group.do({p: {"find": parts[p], "chase_seconds": limit} for p in self.group.alive()})
 
     def _shared_out(self, chains: list[Chain]) -> dict[int, list[Chain]]:
         """All chains for each host, dealt to those of its processes that live."""
         parts: dict[int, list[Chain]] = {}
         for host in self.context.volume.hosts:
-            here = [p for p in self.context.processes(host, self._all) if self.crew.members[p].alive]
+            here = [p for p in self.context.processes(host, self._all) if self.group.members[p].alive]
             parts |= {p: chains[index :: len(here)] for index, p in enumerate(here)}
         return parts
 
     def _works_again(self, victims: list[int] | range) -> bool:
         """Whether a store of each victim has just succeeded. The checker asks when it first did."""
-        alive = [p for p in victims if self.crew.members[p].alive]
-        before = {p: self.crew.members[p].counts.get("stores", 0) for p in alive}
-        self.crew.do({p: {"store": [self.crew.chain(1)]} for p in alive})
-        return all(self.crew.members[p].counts.get("stores", 0) > before[p] for p in alive)
+        alive = [p for p in victims if self.group.members[p].alive]
+        before = {p: self.group.members[p].counts.get("stores", 0) for p in alive}
+        self.group.do({p: {"store": [self.group.chain(1)]} for p in alive})
+        return all(self.group.members[p].counts.get("stores", 0) > before[p] for p in alive)
 
     def _next_victim(self) -> Host:
         """The hosts in turn; the first is drawn from the seed."""
@@ -222,11 +222,11 @@ class _Outage:
         return self.context.volume.hosts[self._victim % len(self.context.volume.hosts)]
 
     def _fresh(self) -> list[Chain]:
-        return [self.crew.chain(self.options.blocks) for _ in range(self.options.chains)]
+        return [self.group.chain(self.options.blocks) for _ in range(self.options.chains)]
 
     def _wait_a_moment(self, number: int, processes: list[int] | range) -> None:
         """Until all have jobs of the order in flight, and then for a random moment."""
-        self.crew.await_begun(number, processes)
+        self.group.await_begun(number, processes)
         self.context.workers.until(lambda: False, self._random.uniform(0.0, DELAY_SECONDS_MAX))
 
     def _fault(self, processes: list[int] | range, text: str, what: str) -> None:

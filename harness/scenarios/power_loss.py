@@ -31,7 +31,7 @@ from harness.faults.rules import FaultUnavailable
 from harness.hosts.kernel import Kernel, add_control, require_kernels
 from harness.hosts.network import Network, network
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
-from harness.scenarios.crew import Chain, Crew
+from harness.scenarios.worker_group import Chain, WorkerGroup
 from harness.seeds import stream
 from harness.worker import Instruction
 
@@ -94,7 +94,7 @@ def _chosen(name: str, text: str, valid: Iterable[str]) -> list[str]:
 
 def run(context: Context, plan: Plan) -> None:
     """Every way on every file system, one after the other."""
-    crew = Crew(context)
+    group = WorkerGroup(context)
     number = 0
     for failure in plan.failures:
         random = stream(context.options.seed or 0, "power_loss", failure)
@@ -102,7 +102,7 @@ def run(context: Context, plan: Plan) -> None:
             with FAILURES[failure](context) as machine:
                 for name in plan.file_systems:
                     for way in plan.ways:
-                        _case(context, crew, machine, number, name, way, random.uniform(0.0, 0.3))
+                        _case(context, group, machine, number, name, way, random.uniform(0.0, 0.3))
                         number += 1
         except FaultUnavailable as reason:
             context.note(time.monotonic(), "skip", f"power that fails by {failure}: {reason}")
@@ -126,12 +126,18 @@ class _Machine(Protocol):
     def on(self, image: Path, file_system: str) -> contextlib.AbstractContextManager[tuple[Path, str]]:
         """Powered on with the image's file system mounted: its folder, and the interpreter of processes there."""
 
-    def fail(self, image: Path, order: int, crew: Crew, writer: int, moment_seconds: float) -> _Failed:
+    def fail(self, image: Path, order: int, group: WorkerGroup, writer: int, moment_seconds: float) -> _Failed:
         """Fail at a moment after the writer was given this order."""
 
 
 def _case(
-    context: Context, crew: Crew, machine: _Machine, number: int, file_system: str, way: str, moment_seconds: float
+    context: Context,
+    group: WorkerGroup,
+    machine: _Machine,
+    number: int,
+    file_system: str,
+    way: str,
+    moment_seconds: float,
 ) -> None:
     options: PowerLossOptions = context.options
     writer, reader = 2 * number, 2 * number + 1
@@ -141,42 +147,42 @@ def _case(
     run_command(file_system, *FILE_SYSTEMS[file_system][0], str(image))
     chains: list[Chain] = []
     with machine.on(image, file_system) as (folder, python):
-        _start(context, crew, writer, folder, way, python)
+        _start(context, group, writer, folder, way, python)
         until = time.monotonic() + options.seconds + moment_seconds
         stored_max = IMAGE_BYTES // 2
         while time.monotonic() < until and len(chains) * options.blocks * options.block_bytes < stored_max:
-            fresh = [crew.chain(options.blocks) for _ in range(options.slots // options.blocks // 2)]
+            fresh = [group.chain(options.blocks) for _ in range(options.slots // options.blocks // 2)]
             chains += fresh
-            order = crew.order({writer: {"store": fresh}})
+            order = group.order({writer: {"store": fresh}})
             if time.monotonic() < until:
-                crew.settle(order, [writer])
+                group.settle(order, [writer])
         context.workers.until(lambda: False, max(0.0, until - time.monotonic()))  # the disk is half full, or it is time
-        last = [crew.chain(options.blocks) for _ in range(options.slots // options.blocks // 2)]
-        order = crew.order({writer: {"store": last}}, together=True)
-        failed = machine.fail(image, order, crew, writer, moment_seconds)
-        crew.settle(order, [writer])
-        crew.end([writer])
+        last = [group.chain(options.blocks) for _ in range(options.slots // options.blocks // 2)]
+        order = group.order({writer: {"store": last}}, together=True)
+        failed = machine.fail(image, order, group, writer, moment_seconds)
+        group.settle(order, [writer])
+        group.end([writer])
     what = f"{file_system}, {way}, by {machine.failure}"
     case = {"failure": machine.failure, "file_system": file_system, "way": way, "writer": writer, "reader": reader}
     case |= {"durable": WAYS[way]["durability"] == "durable", "found_seconds": failed.found_seconds}
     context.note(failed.failed_seconds, "power", what, **case)
     with _mounted(failed.found, file_system) as folder:
-        _start(context, crew, reader, folder, way, context.python)
-        crew.do({reader: {"find": [*chains, *last]}})
-        crew.end([reader])
+        _start(context, group, reader, folder, way, context.python)
+        group.do({reader: {"find": [*chains, *last]}})
+        group.end([reader])
     image.unlink()
     if failed.found != image:
         failed.found.unlink()
 
 
-def _start(context: Context, crew: Crew, process: int, folder: Path, way: str, python: str) -> None:
+def _start(context: Context, group: WorkerGroup, process: int, folder: Path, way: str, python: str) -> None:
     options = {**context.options.tier_options(), **WAYS[way]}
     # A kernel of its own has another working directory.
     setup = context.setup(process, root_dir=str(folder), options=options, run_dir=str(context.run_dir.resolve()))
-    child = context.workers.start(Instruction(context.options.tier, setup, {}, "obey"), None, python)
+    child = context.workers.start(Instruction(context.options.tier, setup, {}, "commands"), None, python)
     context.workers.await_ready([child])
     context.workers.go([child])
-    crew.members[process] = child
+    group.members[process] = child
 
 
 class _Cloned:
@@ -194,7 +200,7 @@ class _Cloned:
             run_command(file_system, "sync", "-f", str(folder))
             yield folder, self._context.python
 
-    def fail(self, image: Path, order: int, crew: Crew, writer: int, moment_seconds: float) -> _Failed:
+    def fail(self, image: Path, order: int, group: WorkerGroup, writer: int, moment_seconds: float) -> _Failed:
         self._context.workers.until(lambda: False, moment_seconds / 10 + 0.02)  # while the order's stores are under way
         failed_seconds = time.monotonic()
         self._context.note(failed_seconds, "fault", "the disk is cloned", process=-1)
@@ -235,12 +241,12 @@ class _OwnKernel:
         finally:
             self._kernel.kill()
 
-    def fail(self, image: Path, order: int, crew: Crew, writer: int, moment_seconds: float) -> _Failed:
-        crew.await_begun(order, [writer])  # its calls are slow, and it is told over a network
+    def fail(self, image: Path, order: int, group: WorkerGroup, writer: int, moment_seconds: float) -> _Failed:
+        group.await_begun(order, [writer])  # its calls are slow, and it is told over a network
         self._context.workers.until(lambda: False, moment_seconds / 10)
         self._context.note(time.monotonic(), "fault", "the kernel is killed", process=writer)
         self._kernel.kill()
-        crew.members[writer].kill()  # what ran it from here, and would notice in some seconds
+        group.members[writer].kill()  # what ran it from here, and would notice in some seconds
         now = time.monotonic()
         return _Failed(now, now, image)
 

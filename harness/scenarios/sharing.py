@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
-from harness.scenarios.crew import Chain, Crew
+from harness.scenarios.worker_group import Chain, WorkerGroup
 from harness.seeds import stream
 
 CHASE_SECONDS = 1.0
@@ -55,54 +55,54 @@ def run(context: Context, plan: Plan) -> None:
     """Rounds until `seconds` are over; the late process joins after the first, one restarts after the second."""
     options: SharingOptions = context.options
     random = stream(options.seed or 0, "sharing")
-    crew = Crew(context)
+    group = WorkerGroup(context)
     late = options.processes - 1
-    crew.start(range(late))
+    group.start(range(late))
     began = time.monotonic()  # starting processes does not count
     stored: list[Chain] = []
     number = 0
     while number < ROUNDS_MIN or time.monotonic() - began < options.seconds:
-        if not crew.alive():
+        if not group.alive():
             return
         kind = ("the same at once", "one stores, others read", "each its own")[number % 3]
         context.note(time.monotonic(), "phase", f"round {number}: {kind}")
-        fresh = _round(crew, kind, number, options.blocks)
+        fresh = _round(group, kind, number, options.blocks)
         stored += fresh
         earlier = random.choice(stored)
         wanted = [*fresh, *([] if earlier in fresh else [earlier])]
-        crew.do({p: {"find": wanted, "asks": options.lookups} for p in crew.alive()})
+        group.do({p: {"find": wanted, "asks": options.lookups} for p in group.alive()})
         before = time.monotonic()
         if number == 0:
             context.note(time.monotonic(), "phase", f"process {late} comes late")
-            crew.start([late])
-            crew.do({late: {"find": stored, "asks": options.lookups}})
+            group.start([late])
+            group.do({late: {"find": stored, "asks": options.lookups}})
         elif number == 1:
             leaver = random.randrange(late)
             context.note(time.monotonic(), "phase", f"process {leaver} ends and starts again")
-            crew.end([leaver])
-            if crew.restart([leaver]):
-                crew.do({leaver: {"find": stored, "asks": options.lookups}})
+            group.end([leaver])
+            if group.restart([leaver]):
+                group.do({leaver: {"find": stored, "asks": options.lookups}})
         began += time.monotonic() - before
         number += 1
-    crew.end(crew.alive())
+    group.end(group.alive())
 
 
-def _round(crew: Crew, kind: str, number: int, blocks: int) -> list[Chain]:
+def _round(group: WorkerGroup, kind: str, number: int, blocks: int) -> list[Chain]:
     """One round of stores with readers beside them; returns what was stored."""
-    members = crew.alive()
+    members = group.alive()
     chase: dict[str, Any] = {"chase_seconds": CHASE_SECONDS}
     if kind == "the same at once":
-        fresh = [crew.chain(blocks)]
+        fresh = [group.chain(blocks)]
         orders = {p: {"store": fresh, "find": fresh, **chase} for p in members}
     elif kind == "one stores, others read":
-        fresh = [crew.chain(blocks)]
+        fresh = [group.chain(blocks)]
         writer = members[number % len(members)]
         orders = {p: {"store": fresh} if p == writer else {"find": fresh, **chase} for p in members}
     else:
-        own = {p: crew.chain(blocks) for p in members}
+        own = {p: group.chain(blocks) for p in members}
         fresh = list(own.values())
         orders = {p: {"store": [own[p]], "find": [own[q] for q in members if q != p], **chase} for p in members}
-    crew.do(orders, together=True)
+    group.do(orders, together=True)
     return fresh
 
 

@@ -152,7 +152,7 @@ def run(context: Context, plan: Plan) -> None:
         children = _start(context, index * options.processes, split, phases, str(context.root_dir))
         for number, phase in enumerate(phases, 1):
             _order(children, number, plan.seconds, phase, split)
-            _await(context, children, "obeyed", number, plan.seconds)
+            _await(context, children, "carried_out", number, plan.seconds)
         _end(context, children)
     with _fault_fs(context, plan) as fs:
         if fs is not None:
@@ -229,7 +229,7 @@ def _under_faults(context: Context, plan: Plan, fs: FaultFs, first: int) -> None
         _order(children, number, plan.seconds, Phase(other(flood), flood, 1), plan.under_faults)
         _await(context, children, "started", number, 0.0)
         fs.inject(delay)
-        _await(context, children, "obeyed", number, plan.seconds)
+        _await(context, children, "carried_out", number, plan.seconds)
         fs.lift()
     if isinstance(context, OnHosts):
         pass  # a host that is cut off is the real thing
@@ -263,7 +263,7 @@ def _hang(context: Context, plan: Plan, fs: FaultFs, children: list[Child], numb
     _await(context, children, "over", number, plan.seconds)
     context.note(time.monotonic(), "lifted", "the call goes on")
     fs.lift()
-    _await(context, children, "obeyed", number, plan.seconds)
+    _await(context, children, "carried_out", number, plan.seconds)
 
 
 def _cut_off(context: OnHosts, plan: Plan, first: int) -> None:
@@ -287,7 +287,7 @@ def _cut_off(context: OnHosts, plan: Plan, first: int) -> None:
         context.workers.until(lambda: False, options.cut_seconds)
         host.heal()
         context.note(time.monotonic(), "lifted", f"{host.name} is on the network again")
-        _await(context, children, "obeyed", number, seconds + RECOVERY_SECONDS_MAX)
+        _await(context, children, "carried_out", number, seconds + RECOVERY_SECONDS_MAX)
     _end(context, children)
 
 

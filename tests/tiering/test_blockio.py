@@ -53,7 +53,7 @@ def named(io: BlockIO) -> BlockIO:
 
 
 def one_by_one(io: BlockIO) -> BlockIO:
-    """The same, without the compiled twin."""
+    """The same, without the native extension."""
     io.batch_reads = io.batch_writes = False
     return io
 
@@ -116,7 +116,7 @@ def test_outcome_names_the_writer_and_its_trace(io: BlockIO, path: str, tmp_path
     assert outcome.traceparent == trace
 
 
-def test_a_twin_that_is_called_wrongly_says_so(tmp_path: Path) -> None:
+def test_a_native_extension_that_is_called_wrongly_says_so(tmp_path: Path) -> None:
     batch = pytest.importorskip("kvtier._batch", reason="kvtier/_batch.c is not compiled here")
     page, trailer = memoryview(bytearray(PAGE)), Trailer(KEY, PAGE, 0, bytes(16), 0).pack()
     rest, modes = (page, PAGE, trailer, twin.XXH3_64), (0o600, 0o700)
@@ -141,7 +141,9 @@ def test_a_twin_that_is_called_wrongly_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("library", ["no file", "no XXH3", "another XXH3"])
-def test_without_the_checksum_it_knows_the_twin_is_left_alone(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+def test_without_the_checksum_it_knows_the_native_extension_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
     pytest.importorskip("kvtier._batch", reason="kvtier/_batch.c is not compiled here")
     libc = ctypes.CDLL(None)  # knows no XXH3
 
@@ -158,7 +160,7 @@ def test_without_the_checksum_it_knows_the_twin_is_left_alone(monkeypatch: pytes
     assert twin._find() == (None, 0)
 
 
-def test_the_twin_seals_as_python_does(tmp_path: Path) -> None:
+def test_the_native_extension_seals_as_python_does(tmp_path: Path) -> None:
     """Also where the keys of a call differ in length: then some go through Python."""
     io, trace = make_io(tmp_path, io="buffered"), "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
     if not (io.batch_reads and io.batch_writes):
@@ -248,7 +250,7 @@ def test_vllm_file(tmp_path: Path, path: str, integrity: str, reason: str | None
     assert io.exists(path) == (reason is None)
     if reason is None:
         assert bytes(view) == DATA
-    assert os.path.exists(path), "a file of vLLM's is never set aside for having no trailer"
+    assert os.path.exists(path), "a file of vLLM's is never quarantined for having no trailer"
 
 
 def test_require_replaces_a_vllm_file_by_a_verified_one(tmp_path: Path, path: str) -> None:
@@ -299,14 +301,14 @@ DAMAGES: dict[str, tuple[Callable[[str], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_a_miss_is_set_aside_and_is_repaired(io: BlockIO, path: str, tmp_path: Path, damage: str) -> None:
+def test_damage_is_a_miss_is_quarantined_and_is_repaired(io: BlockIO, path: str, tmp_path: Path, damage: str) -> None:
     apply, reason = DAMAGES[damage]
     put(io, path, DATA)
     apply(path)
     outcome = io.read_block(path, KEY, buffer())
     assert outcome.reason == reason
-    assert outcome.set_aside
-    assert Path(outcome.set_aside).parent == tmp_path / "quarantine"
+    assert outcome.quarantined
+    assert Path(outcome.quarantined).parent == tmp_path / "quarantine"
     assert not os.path.lexists(path)
     assert not io.exists(path)
     put(io, path, DATA)
@@ -331,7 +333,7 @@ def test_many_at_once_are_as_each_alone(tmp_path: Path, states: list[str | None]
                 DAMAGES[state][0](path)
         there = io.exist(paths)
         into = [buffer() for _ in states]
-        read = [(o.ok, o.reason, bool(o.set_aside)) for o in io.read_blocks(paths, keys, into)]
+        read = [(o.ok, o.reason, bool(o.quarantined)) for o in io.read_blocks(paths, keys, into)]
         right = [bytes(a) == bytes(b) for a, b, (ok, *_) in zip(into, views, read, strict=True) if ok]
         again = [(o.ok, o.skipped) for o in io.write_blocks(paths, keys, views)]
         ends.append((there, read, right, again, [io.exists(path) for path in paths]))

@@ -24,7 +24,7 @@ from kvtier.base import (
 )
 from kvtier.blockio import BlockOutcome
 from kvtier.config import ConfigError, FsTierConfig, RootError, RunConfig, SlotError
-from kvtier.events import BlockSetAside, Event, JobFinished, LookupBatch
+from kvtier.events import BlockQuarantined, Event, JobFinished, LookupBatch
 from kvtier.fs_tier import FILE_BYTES, FileSystemTierManager
 from kvtier.hashing import BlockHash, OffloadKey, make_offload_key
 from tests.tiering.contract import TierContract
@@ -181,7 +181,7 @@ def test_events_tell_a_job_whole(tmp_path: Path, tier: Tier, recorder: Recorder)
     assert (first.direction, first.blocks_ok, first.blocks_skipped) == ("store", 4, 0)
     assert (second.blocks_ok, second.blocks_skipped, second.bytes_ok) == (6, 4, 6 * BLOCK)
     (load,) = theirs.jobs()
-    assert (load.blocks_ok, load.blocks_foreign, load.blocks_unverified) == (6, 6, 0)
+    assert (load.blocks_ok, load.blocks_cross_process, load.blocks_unverified) == (6, 6, 0)
     assert load.links == (first.own_traceparent, second.own_traceparent), "it links to the stores that wrote its blocks"
     assert load.traceparent == REQUEST.traceparent
     assert sum(fact.bytes for fact in load.tasks) == 6 * BLOCK
@@ -195,13 +195,13 @@ def test_lookup_batches_are_reported(tier: Tier, recorder: Recorder) -> None:
     assert [(e.keys, e.hits) for e in recorder.events if isinstance(e, LookupBatch)] == [(1, 0)]
 
 
-def test_a_corrupt_block_is_set_aside_and_told(tier: Tier, recorder: Recorder) -> None:
+def test_a_corrupt_block_is_quarantined_and_reported(tier: Tier, recorder: Recorder) -> None:
     tier.store([1])
     raw = bytearray(tier.path(1).read_bytes())
     raw[100] ^= 1
     tier.path(1).write_bytes(raw)
     assert tier.load([1]).successful_keys == ()
-    (event,) = [e for e in recorder.events if isinstance(e, BlockSetAside)]
+    (event,) = [e for e in recorder.events if isinstance(e, BlockQuarantined)]
     assert (event.reason, Path(event.path).exists()) == ("checksum", True)
 
 
@@ -417,7 +417,7 @@ for start in range(other, other + 40, 8):
     assert result.success, result
     for slot in range(8):
         assert tier.slot(slot) == content(start + slot)
-print(sum(job.blocks_foreign for job in recorder.jobs()), flush=True)
+print(sum(job.blocks_cross_process for job in recorder.jobs()), flush=True)
 tier.manager.shutdown()
 """
 

@@ -132,7 +132,7 @@ def test_an_answer_overtaken_by_news_is_dropped(disk: Disk, lookups: AsyncLookup
     assert lookups.lookup(A, "r1") is (news == "present")
 
 
-def test_while_the_device_hangs_whoever_asks_is_told_no_and_afterwards_it_is_asked_again(disk: Disk) -> None:
+def test_while_the_device_hangs_each_question_is_answered_absent_and_afterwards_it_is_asked_again(disk: Disk) -> None:
     lookups = AsyncLookupManager(disk.probe, 100, "lookup", hung_seconds=0.25)
     disk.present, _ = {A, B}, disk.go.clear()
     assert lookups.lookup(A, "r1") is None

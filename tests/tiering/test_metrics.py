@@ -20,7 +20,7 @@ from kvtier.base import ReqContext, TransferJob
 from kvtier.config import CapacityConfig, CpuTierConfig, FsTierConfig, RunConfig
 from kvtier.cpu_tier import CPUOffloadingManager
 from kvtier.events import (
-    BlockSetAside,
+    BlockQuarantined,
     Cascade,
     CopyFinished,
     Event,
@@ -90,9 +90,9 @@ def test_failures_count_by_reason_and_corruption_apart(registry: CollectorRegist
 
 def test_sharing_is_visible(registry: CollectorRegistry, observer: MetricsObserver) -> None:
     observer.on_event(job("store", blocks_skipped=2))
-    observer.on_event(job("load", blocks_foreign=1, blocks_unverified=3))
+    observer.on_event(job("load", blocks_cross_process=1, blocks_unverified=3))
     assert registry.get_sample_value("kvtier_duplicate_stores_total", {"tier": "fs"}) == 2
-    assert registry.get_sample_value("kvtier_foreign_block_hits_total", {"tier": "fs"}) == 1
+    assert registry.get_sample_value("kvtier_cross_process_hit_blocks_total", {"tier": "fs"}) == 1
     assert registry.get_sample_value("kvtier_unverified_blocks_total", {"tier": "fs"}) == 3
 
 
@@ -101,8 +101,8 @@ def test_every_other_event_has_its_series(registry: CollectorRegistry, observer:
         LookupBatch("fs", 10, 4, 1.0, 1.5, 1.75),
         TierAnswers("fs", 1, 2, 3, 1),
         RequestFinished("r1", 1.0, 2.0, None),
-        BlockSetAside("fs", "size", "/quarantine/x"),
-        BlockSetAside("fs", "size", ""),
+        BlockQuarantined("fs", "size", "/quarantine/x"),
+        BlockQuarantined("fs", "size", ""),
         Lookup("r1", 1, 2, 3, 4),
         Promotion("fs", "r1", 5, 6),
         Cascade("fs", "r1", 7),
@@ -293,7 +293,7 @@ def test_serves_what_the_registry_holds(address: str, observer: MetricsObserver)
 
 
 def test_a_real_tier_is_told_to_the_unit(registry: CollectorRegistry, tmp_path: Path) -> None:
-    """Two instances on one root: what one stored is for the other a foreign hit; all blocks and bytes are counted."""
+    """Two instances on one root: what one stored is for the other a cross-process hit; all blocks and bytes are counted."""
     keys = tuple(make_offload_key(BlockHash(bytes([number]) * 32), 0) for number in range(3))
     config, run = FsTierConfig(str(tmp_path), 4096, n_read_threads=1, n_write_threads=1), RunConfig("m")
     with mmap.mmap(-1, 4 * 4096) as memory:
@@ -318,7 +318,7 @@ def test_a_real_tier_is_told_to_the_unit(registry: CollectorRegistry, tmp_path: 
         assert value("kvtier_block_failures_total", {**load, "reason": "ENOENT"}) == 1
         assert value("kvtier_transferred_bytes_total", load) == 3 * 4096
         assert value("kvtier_jobs_total", {**load, "outcome": "partial"}) == 1
-        assert value("kvtier_foreign_block_hits_total", {"tier": "fs"}) == 3
+        assert value("kvtier_cross_process_hit_blocks_total", {"tier": "fs"}) == 3
         assert value("kvtier_jobs_total", {**store, "outcome": "ok"}) == 1
         assert value("kvtier_duplicate_stores_total", {"tier": "fs"}) == 1
         assert value("kvtier_queue_tasks", {"tier": "fs", "class": "load"}) == 0

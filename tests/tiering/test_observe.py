@@ -256,14 +256,14 @@ def test_what_was_published_is_on_disk_and_what_was_shared_was_stored_by_others(
     loads = [(job.process, block) for job in watched.history.jobs if job.direction == "load" for block in job.ok]
     never_mine = sum(block not in stored[process] for process, block in loads)
     others = sum(any(block in stored[p] for p in stored if p != process) for process, block in loads)
-    assert 0 < never_mine <= watched.total("kvtier_foreign_block_hits_total") <= others
+    assert 0 < never_mine <= watched.total("kvtier_cross_process_hit_blocks_total") <= others
 
 
 def test_every_rule_evaluates_and_a_healthy_run_alerts_nobody(watched: Watched) -> None:
     assert unhealthy_rules(watched.prometheus) == []
     alerts = watched.prometheus.get("alerts")["alerts"]
     assert {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"} <= EVERYDAY
-    found = watched.prometheus.values("job:kvtier_foreign_hits:ratio_rate5m")
+    found = watched.prometheus.values("job:kvtier_cross_process_hits:ratio_rate5m")
     assert all(0 < value < 1 for value in found.values())
 
 

@@ -102,7 +102,7 @@ def test_verify_names_each_damage_and_moves_nothing(tmp_path: Path, damaged: Fil
     assert len(list(folder.blocks())) == BLOCKS
 
 
-def test_fix_sets_aside_and_then_all_is_well(tmp_path: Path, damaged: FileSystemTierManager) -> None:
+def test_fix_quarantines_and_then_all_is_well(tmp_path: Path, damaged: FileSystemTierManager) -> None:
     (folder,) = folders(str(tmp_path))
     assert sum(not checked.outcome.ok for checked in verify(folder, fix=True)) == 3
     assert len(folder.quarantined()) == 3

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtier.events import Direction
-from kvtier.thread_pool import OTHER, READ_NICER, Cancelled, DualQueue, DualQueueThreadPool, Task
+from kvtier.thread_pool import OTHER, READ_NICE_OFFSET, Cancelled, DualQueue, DualQueueThreadPool, Task
 
 BLOCK = 4096
 DIRECTIONS: tuple[Direction, ...] = ("load", "store")
@@ -194,7 +194,7 @@ def collect(pool: DualQueueThreadPool, jobs: int) -> dict[int, tuple[Any, ...]]:
 
 def lost(pool: DualQueueThreadPool) -> tuple[float, float]:
     gauges = pool.gauges()
-    return gauges["load_threads_lost"], gauges["store_threads_lost"]
+    return gauges["load_threads_hung"], gauges["store_threads_hung"]
 
 
 def threads_of(pool: DualQueueThreadPool) -> int:
@@ -351,7 +351,7 @@ def test_a_sandbox_that_refuses_priorities_does_not_end_the_threads(monkeypatch:
     pool.shutdown()
 
 
-def test_threads_are_nicer_than_their_process_and_those_that_prefer_loads_most() -> None:
+def test_threads_have_lower_priority_than_their_process_and_those_that_prefer_loads_most() -> None:
     mine = os.getpriority(os.PRIO_PROCESS, 0)
     pool = DualQueueThreadPool(2, 2, 1 << 20, thread_nice=3)
     all_run = threading.Barrier(4)
@@ -363,7 +363,7 @@ def test_threads_are_nicer_than_their_process_and_those_that_prefer_loads_most()
     pool.submit(1, "load", [(own_priority, 1)] * 4)
     assert pool.wait_idle(30)
     (completion,) = pool.get_finished()
-    of_stores, of_loads = min(19, mine + 3), min(19, mine + 3 + READ_NICER)
+    of_stores, of_loads = min(19, mine + 3), min(19, mine + 3 + READ_NICE_OFFSET)
     assert sorted(completion.results) == [of_stores, of_stores, of_loads, of_loads]
     assert os.getpriority(os.PRIO_PROCESS, threading.main_thread().native_id or 0) == mine
     pool.shutdown()

@@ -19,7 +19,7 @@ from opentelemetry.trace import StatusCode, get_tracer_provider
 
 from kvtier.config import ConfigError
 from kvtier.events import (
-    BlockSetAside,
+    BlockQuarantined,
     Cascade,
     CopyFinished,
     Event,
@@ -74,7 +74,7 @@ def test_a_job_keeps_its_times_and_tells_its_queue_wait() -> None:
     assert started.attributes["kvtier.service_seconds"] == pytest.approx(1.0)
     assert (started.timestamp - span.start_time) / 1e9 == pytest.approx(0.5, abs=1e-6)
     assert span.attributes is not None
-    assert span.attributes["kvtier.blocks_foreign"] == 1
+    assert span.attributes["kvtier.blocks_cross_process"] == 1
     assert span.status.status_code is StatusCode.UNSET
 
 
@@ -157,13 +157,13 @@ def test_every_other_traced_event_is_one_span_and_the_rest_none() -> None:
         CopyFinished("store", 1, 9, 900, 0.125, True, 20.0),
         CopyFinished("load", 2, 9, 900, 0.125, False, 20.0),
         Eviction(8, "capacity"),
-        BlockSetAside("fs", "size", "q/x"),
+        BlockQuarantined("fs", "size", "q/x"),
         Cascade("fs", "r1", 7),
     )
-    names = ["kvtier.lookup", "kvtier.copy_store", "kvtier.copy_load", "kvtier.evict", "kvtier.set_aside"]
+    names = ["kvtier.lookup", "kvtier.copy_store", "kvtier.copy_load", "kvtier.evict", "kvtier.quarantine"]
     assert [span.name for span in spans] == names
     error = [span.name for span in spans if span.status.status_code is StatusCode.ERROR]
-    assert error == ["kvtier.copy_load", "kvtier.set_aside"]
+    assert error == ["kvtier.copy_load", "kvtier.quarantine"]
     assert spans[0].start_time is not None
     assert spans[0].end_time is not None
     assert spans[0].end_time - spans[0].start_time == 750_000_000

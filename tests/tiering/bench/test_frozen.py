@@ -67,7 +67,7 @@ def test_the_package_is_that_of_the_commit_alone(checkout: Path, tmp_path: Path)
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
 @pytest.mark.parametrize("name", [frozen.TWIN, "_batch.abi3.so"])
-def test_a_twin_is_compiled_from_the_commits_source(checkout: Path, tmp_path: Path, name: str) -> None:
+def test_a_native_extension_is_compiled_from_the_commits_source(checkout: Path, tmp_path: Path, name: str) -> None:
     frozen.compile_twin(checkout / "kvtier" / frozen.TWIN_SOURCE, checkout / "kvtier" / name)
     frozen.freeze("HEAD~1", tmp_path / "then")
     frozen.freeze("HEAD", tmp_path / "now")
@@ -76,7 +76,7 @@ def test_a_twin_is_compiled_from_the_commits_source(checkout: Path, tmp_path: Pa
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
-def test_a_twin_that_cannot_be_compiled_is_one_sentence(checkout: Path, tmp_path: Path) -> None:
+def test_a_native_extension_that_cannot_be_compiled_is_one_sentence(checkout: Path, tmp_path: Path) -> None:
     (checkout / "kvtier" / frozen.TWIN).touch()
     (checkout / "kvtier" / frozen.TWIN_SOURCE).write_text("this is no C\n")
     git(checkout, "commit", "-q", "-a", "-m", "broken")

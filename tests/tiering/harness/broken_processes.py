@@ -24,7 +24,7 @@ class InPlace(LooksAtNames):
             if not self._path(key).exists():
                 with open(self._path(key), "wb", buffering=0) as file:
                     file.write(block[: len(block) // 2])
-                    time.sleep(self.PAUSE_SECONDS)  # its sin: others see half of the file
+                    time.sleep(self.PAUSE_SECONDS)  # its defect: others see half of the file
                     file.write(block[len(block) // 2 :])
         self._finished.append(Finished(job_id, keys, ()))
 

@@ -1,5 +1,5 @@
 """Tiers that are wrong on purpose, each over the oracle, for tests that need a worker to meet them; what a checker
-must convict by a finding of its own is in harness.mutants instead."""
+must detect by a finding of its own is in harness.mutants instead."""
 
 from __future__ import annotations
 

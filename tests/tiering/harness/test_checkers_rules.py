@@ -147,7 +147,7 @@ def test_results_excuses_what_a_dead_process_could_not_report() -> None:
     history = change_job(good_history(), 0, results=0, outcome="info", ok=[])
     verdict = judge("results", lost(change_stop(history, 0, exit_code=-9)))
     assert verdict.value == "true"
-    assert "2 died with their process" in verdict.figure
+    assert "2 lost to process exit" in verdict.figure
 
 
 def test_results_of_a_restarted_process_may_use_job_ids_again() -> None:
@@ -236,7 +236,7 @@ def test_leftovers_leaves_quarantine_and_unexpected_blocks_to_others() -> None:
     history.files += ["model/quarantine/00000001.bin.size.12ab", "model_r0/fff/00000fff.bin"]
     verdict = judge("leftovers", history)
     assert verdict.value == "true"
-    assert verdict.data["set_aside"] == 1
+    assert verdict.data["quarantined"] == 1
 
 
 def test_leftovers_without_block_names_finds_only_what_calls_itself_temporary() -> None:

@@ -1,5 +1,5 @@
-"""The starvation checker against simulated schedules: the right pool is acquitted, each way to get it wrong is
-convicted.
+"""The starvation checker against simulated schedules: the right pool is passed, each way to get it wrong is
+detected.
 
 The simulator is a discrete-event model of two queues and two groups of threads, on a clock of whole microseconds. It
 shares no code with the pool or the checker.
@@ -362,10 +362,10 @@ def test_a_thread_that_was_replaced_is_not_idle_for_ever_after() -> None:
     records = [start(0), task("load", "load", 0, 0.5, 0.5, 5.5), *rest, stop(0)]
     options = {"read_threads": 1, "write_threads": 1}
     assert check(History.of(records, options=options)).value == "false"
-    excused = check(History.of([*records, Gauge(0, 3.0, {"load_threads_lost": 1.0})], options=options))
+    excused = check(History.of([*records, Gauge(0, 3.0, {"load_threads_hung": 1.0})], options=options))
     assert excused.value == "unknown", excused
     told_two = check(
-        History.of([*records, Gauge(0, 3.0, {"load_threads_lost": 1.0})], options={**options, "read_threads": 2})
+        History.of([*records, Gauge(0, 3.0, {"load_threads_hung": 1.0})], options={**options, "read_threads": 2})
     )
     assert told_two.value == "false", told_two
 
@@ -386,7 +386,7 @@ def jobs_only(*jobs: object, **options: int) -> Verdict:
     return check(History.of([start(0), *jobs, stop(0)], options={"read_threads": 2, "write_threads": 2, **options}))  # type: ignore[list-item]
 
 
-def test_jobs_alone_acquit_a_fair_tier() -> None:
+def test_jobs_alone_pass_a_fair_tier() -> None:
     loads = [job(0, i, "load", [i], i * 1.0, i + 2.0) for i in range(100)]
     stores = [job(0, 200 + i, "store", [i], i * 1.0, i + 6.0) for i in range(100)]
     verdict = jobs_only(*loads, *stores)
@@ -396,14 +396,14 @@ def test_jobs_alone_acquit_a_fair_tier() -> None:
 
 
 @pytest.mark.parametrize("change", [lambda h: None, lambda h: h.tasks.clear()])
-def test_both_ways_acquit_the_good_history(change: Callable[[History], None]) -> None:
+def test_both_ways_pass_the_good_history(change: Callable[[History], None]) -> None:
     history = good_history()
     change(history)
     assert check(history).value == "true"
 
 
 @pytest.mark.parametrize("starved", ["load", "store"])
-def test_jobs_alone_convict_a_tier_that_runs_one_class_only(starved: Direction) -> None:
+def test_jobs_alone_detect_a_tier_that_runs_one_class_only(starved: Direction) -> None:
     running = OTHER[starved]
     flood = [job(0, i, running, [i], i * 0.1, i * 0.1 + 0.5) for i in range(500)]
     late = [job(0, 1000 + i, starved, [i], i * 0.1, 60.0 + i) for i in range(5)]

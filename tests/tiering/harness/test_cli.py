@@ -71,7 +71,7 @@ def test_a_failure_says_its_seed_its_command_and_the_last_words_of_the_dead(tmp_
     wrong = harness(tmp_path, "run", "load", *CERTAIN, "--tier", broken, "--quiet")
     assert wrong.returncode == 1
     assert wrong.stdout.startswith("sharing"), "no progress"
-    assert "last words of process 0:\n" in wrong.stdout
+    assert "last output of process 0:\n" in wrong.stdout
     assert "  RuntimeError: the tier fell over\n" in wrong.stdout
     assert f"seed 5; again: python -m harness run load --tier {broken} --processes 2 --seed 5" in wrong.stdout
     # What is not decided has an exit code of its own.

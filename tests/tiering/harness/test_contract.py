@@ -168,7 +168,7 @@ SINS: dict[str, tuple[type[MemoryAdapter], str]] = {
 }
 
 
-def test_each_promise_has_its_sinner() -> None:
+def test_each_promise_has_its_broken_tier() -> None:
     assert list(SINS) == [promise.__name__ for promise in PROMISES]
 
 
@@ -176,9 +176,9 @@ def test_each_promise_has_its_sinner() -> None:
 def test_a_broken_promise_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(contract, "ANSWER_SECONDS_MAX", 0.2)
     tier, words = SINS[name]
-    sinner = subject(tmp_path, tier)
+    broken = subject(tmp_path, tier)
     with pytest.raises((Broken, TypeError), match=words):
-        getattr(contract, name)(sinner)
+        getattr(contract, name)(broken)
     for event, fd in LEFT:
         event.set()
         os.close(fd)

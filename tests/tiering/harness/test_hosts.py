@@ -232,10 +232,10 @@ def test_a_call_that_hung_in_an_outage_was_to_be_seen_in_the_gauges() -> None:
 
 def test_a_thread_that_never_came_back_from_a_hung_call_is_found() -> None:
     lives = [Start(0, 0, 1, "t", "d", 0.0, 0.0, {}), Stop(0, 0, 90.0, 0, 0, 0, [])]
-    hung = Gauge(0, 19.0, {"store_threads_lost": 2.0, "load_threads_lost": 1.0})
-    back = Gauge(0, 80.0, {"store_threads_lost": 0.0, "load_threads_lost": 0.0})
+    hung = Gauge(0, 19.0, {"store_threads_hung": 2.0, "load_threads_hung": 1.0})
+    back = Gauge(0, 80.0, {"store_threads_hung": 0.0, "load_threads_hung": 0.0})
     verdict = judge(*WELL, IN_FLIGHT, WORKS_AGAIN, *lives, hung, back)
-    assert (verdict.value, verdict.data["threads_lost"]) == ("true", 3)
+    assert (verdict.value, verdict.data["threads_hung"]) == ("true", 3)
     assert judge(*WELL, IN_FLIGHT, WORKS_AGAIN, *lives, hung).value == "false"
 
 

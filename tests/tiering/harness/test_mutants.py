@@ -1,4 +1,4 @@
-"""Every tier that is wrong on purpose is convicted by the checker meant for it, and what they are made from acquitted.
+"""Every tier that is wrong on purpose is detected by the checker meant for it, and what they are made from passed.
 
 A few here and now; `-m slow` tries all of them, as does `make mutants`, which writes docs/mutants.md.
 """
@@ -26,31 +26,31 @@ LeaksSlots LeaksTempFiles NeverShrinksItsQueue CachesMissesForEver CachesHitsFor
 SeesItsOwnStoresOnly WorksAlone FailsAfterAThousandJobs"""
 
 
-def convict(name: str, tmp_path: Path) -> None:
+def detect(name: str, tmp_path: Path) -> None:
     trial = try_mutant(MUTANTS[name], SEED, tmp_path)
-    assert trial.convicted, f"{trial.mutant.checker} says {trial.value}, {trial.finding!r}; again: {trial.command}"
+    assert trial.detected, f"{trial.mutant.checker} says {trial.value}, {trial.finding!r}; again: {trial.command}"
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_a_mutant_is_convicted_by_the_checker_meant_for_it(name: str, tmp_path: Path) -> None:
-    convict(name, tmp_path)
+def test_a_mutant_is_detected_by_the_checker_meant_for_it(name: str, tmp_path: Path) -> None:
+    detect(name, tmp_path)
     assert not [p for p in tmp_path.iterdir() if p.is_dir() and not p.is_symlink()], "its run is of no use any more"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in MUTANTS if name not in QUICK])
 def test_every_other_mutant_is_too(name: str, tmp_path: Path) -> None:
-    convict(name, tmp_path)
+    detect(name, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tier", BASES)
-def test_without_the_sin_they_are_acquitted(tier: str, tmp_path: Path) -> None:
+def test_without_the_defect_they_are_passes(tier: str, tmp_path: Path) -> None:
     result = try_right_tier(tier, "load", SEED, tmp_path)
     assert result.verdict == "true", result
 
 
-def test_a_right_tier_is_acquitted_beside_a_busy_neighbour(tmp_path: Path) -> None:
+def test_a_right_tier_is_passes_beside_a_busy_neighbour(tmp_path: Path) -> None:
     with busy_neighbour():
         result = try_right_tier("kvtier", "load", SEED, tmp_path, busy=True)
     assert result.verdict == "true", result
@@ -59,7 +59,7 @@ def test_a_right_tier_is_acquitted_beside_a_busy_neighbour(tmp_path: Path) -> No
 def test_a_mutant_that_survives_is_told_and_its_run_is_kept(tmp_path: Path) -> None:
     innocent = Mutant("Innocent", "memory", "None.", "load", "results", r"nothing of the kind", {})
     trial = try_mutant(innocent, SEED, tmp_path, attempts_max=2)
-    assert not trial.convicted
+    assert not trial.detected
     assert trial.value == "true"
     assert len([p for p in tmp_path.iterdir() if p.is_dir() and not p.is_symlink()]) == trial.attempts == 2
     assert "**survived** (true)" in table([trial])
@@ -68,14 +68,14 @@ def test_a_mutant_that_survives_is_told_and_its_run_is_kept(tmp_path: Path) -> N
 def test_the_right_checker_for_another_reason_is_no_conviction(tmp_path: Path) -> None:
     lucky = MUTANTS["LosesTheLastBlock"]._replace(finding=r"block \d+ has \d+ names")
     trial = try_mutant(lucky, SEED, tmp_path, attempts_max=1)
-    assert (trial.value, trial.convicted) == ("false", False)
+    assert (trial.value, trial.detected) == ("false", False)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
-def test_a_mutant_says_what_its_sin_is_and_who_must_find_it(mutant: Mutant) -> None:
+def test_a_mutant_says_what_its_defect_is_and_who_must_find_it(mutant: Mutant) -> None:
     assert mutant.checker in CHECKERS
     assert scenario(mutant.scenario).options(tier=mutant.tier, **mutant.options)
-    assert re.fullmatch(r"[A-Z].*\.", mutant.sin)
+    assert re.fullmatch(r"[A-Z].*\.", mutant.defect)
 
 
 def test_the_list_is_whole() -> None:

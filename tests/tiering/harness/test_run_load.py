@@ -39,13 +39,13 @@ def load(tmp_path: Path, on_tick: Any = lambda children: None, **changes: Any) -
 
 
 @pytest.fixture(scope="module")
-def acquitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
+def passed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path]:
     """A right run that several tests look at."""
     return load(tmp_path_factory.mktemp("right"))
 
 
-def test_the_oracle_is_acquitted_and_the_folder_is_whole(acquitted: tuple[Results, Path]) -> None:
-    results, run_dir = acquitted
+def test_the_oracle_is_passes_and_the_folder_is_whole(passed: tuple[Results, Path]) -> None:
+    results, run_dir = passed
     assert (results.verdict, results.exit_code) == ("true", 0), str(results.verdicts)
     assert {v["name"] for v in results.verdicts} == set(LOAD.checkers)
     names = {path.name for path in run_dir.iterdir()}
@@ -61,20 +61,20 @@ def test_the_oracle_is_acquitted_and_the_folder_is_whole(acquitted: tuple[Result
     assert len([f for f in history.files if f.endswith(".bin")]) == len({n.name for n in history.names})
 
 
-def test_kvtier_is_acquitted(tmp_path: Path) -> None:
+def test_kvtier_is_passes(tmp_path: Path) -> None:
     results, _ = load(tmp_path, tier="kvtier", read_threads=2, write_threads=2)
     assert results.verdict == "true", str(results.verdicts)
 
 
-def test_the_synthetic_trace_is_replayed_to_its_end_and_never_convicts_the_oracle(tmp_path: Path) -> None:
+def test_the_synthetic_trace_is_replayed_to_its_end_and_never_fails_the_oracle(tmp_path: Path) -> None:
     results, run_dir = load(tmp_path, trace=None, speed=None, seconds=1.0)
     planned = {r.request for mine in prepare(LoadOptions(**SMALL, seconds=1.0)).plans for r in mine}
     assert {r.request for r in History.read(run_dir).requests} == planned
     assert results.verdict != "false", str(results.verdicts)
 
 
-def test_judging_again_gives_the_same_verdicts(acquitted: tuple[Results, Path]) -> None:
-    results, run_dir = acquitted
+def test_judging_again_gives_the_same_verdicts(passed: tuple[Results, Path]) -> None:
+    results, run_dir = passed
     written = (run_dir / "results.json").read_text()
     assert dataclasses.asdict(judge(run_dir)) == dataclasses.asdict(results)
     assert (run_dir / "results.json").read_text() == written
@@ -88,7 +88,7 @@ def test_judging_again_gives_the_same_verdicts(acquitted: tuple[Results, Path]) 
         (f"{BROKEN}:Leaks", "leftovers"),
     ],
 )
-def test_a_broken_tier_is_convicted_by_the_checker_meant_for_it(tmp_path: Path, tier: str, name: str) -> None:
+def test_a_broken_tier_is_detected_by_the_checker_meant_for_it(tmp_path: Path, tier: str, name: str) -> None:
     results, _ = load(tmp_path, tier=tier)
     assert (results.verdict, results.exit_code) == ("false", 1)
     (verdict,) = [v for v in results.verdicts if v["name"] == name]

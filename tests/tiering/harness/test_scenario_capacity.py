@@ -102,7 +102,7 @@ def test_a_right_history_is_true_and_an_empty_one_is_not() -> None:
         (store(0, 60.0, 78), "process 0 stored nothing for 30.00 s"),
     ],
 )
-def test_each_sin_is_found(record: Any, finding: str) -> None:
+def test_each_defect_is_found(record: Any, finding: str) -> None:
     verdict = judged(record)
     assert verdict.value == "false"
     assert any(finding in text for text in verdict.findings), verdict.findings

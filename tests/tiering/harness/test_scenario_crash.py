@@ -1,4 +1,4 @@
-"""`run crash` with real processes that really die: right tiers are acquitted, and what others suffer is named."""
+"""`run crash` with real processes that really die: right tiers are passed, and what others suffer is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`run sharing` with real processes: right tiers are acquitted, and each way not to share is named."""
+"""`run sharing` with real processes: right tiers are passed, and each way not to share is named."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_right_tiers_share(tmp_path: Path, tier: str) -> None:
         (f"{BROKEN}:WritesLater", "visibility", "is not there"),
     ],
 )
-def test_a_tier_that_does_not_share_is_convicted_by_the_checker_meant_for_it(
+def test_a_tier_that_does_not_share_is_detected_by_the_checker_meant_for_it(
     tmp_path: Path, tier: str, checker: str, words: str
 ) -> None:
     results = share(tmp_path, tier)

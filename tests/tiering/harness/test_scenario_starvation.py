@@ -51,14 +51,14 @@ def test_kvtier_goes_on_while_as_many_calls_hang_as_it_has_threads(tmp_path: Pat
         assert [hang["ended"]["load"] > 0 < hang["ended"]["store"] for hang in data["hangs"]] == [True, True]
 
 
-def test_the_oracle_is_acquitted_and_what_it_cannot_be_asked_is_said(tmp_path: Path) -> None:
+def test_the_oracle_is_passes_and_what_it_cannot_be_asked_is_said(tmp_path: Path) -> None:
     results = starve(tmp_path, tier="memory", job_blocks="1")
     assert results.verdict == "true", str(results.verdicts)
     assert "runs jobs inside submit" in said(results, "floods")["figure"]
 
 
 @pytest.mark.slow
-def test_a_tier_that_starves_stores_is_convicted_from_outside(tmp_path: Path) -> None:
+def test_a_tier_that_starves_stores_is_detected_from_outside(tmp_path: Path) -> None:
     results = starve(tmp_path, tier="tests.tiering.harness.flawed_tiers:StoresWait", job_blocks="1")
     verdict = said(results, "floods")
     assert verdict["value"] == "false"
@@ -157,7 +157,7 @@ def cut_off(
     for record in [task("load", 1.0, 1.9, 8.1)] if hung is None else hung:
         made.add(record)
     for seconds, count in zip((1.0, 3.0, 9.0), lost, strict=True):
-        made.add(Gauge(0, seconds, {"load_threads_lost": count, "store_threads_lost": 0.0}))
+        made.add(Gauge(0, seconds, {"load_threads_hung": count, "store_threads_hung": 0.0}))
     made.add(Stop(0, 0, 10.0, exit_code, 0, 0, []))
     return floods.check(made)
 

@@ -62,7 +62,7 @@ def test_cross_process_hits_come_from_the_engines(tmp_path: Path) -> None:
     MetricsObserver(registry)
     server, port = serve_metrics(registry)
     try:
-        assert Watch(str(tmp_path), (f"127.0.0.1:{port}",)).look().foreign_hits == 0
+        assert Watch(str(tmp_path), (f"127.0.0.1:{port}",)).look().cross_process_hits == 0
     finally:
         server.shutdown()
         server.server_close()

@@ -115,7 +115,7 @@ def test_a_tier_that_raises_ends_the_worker_with_all_records(tmp_path: Path) -> 
     assert child.state == "dead"
     assert history.stops[0].exit_code == child.exit_code == 70
     assert [n.text for n in history.notes if n.kind == "error"] == ["RuntimeError: the tier fell over"]
-    assert "the tier fell over" in child.last_words()
+    assert "the tier fell over" in child.last_output()
     assert [j.job_id for j in history.jobs if j.outcome == "info"] == [2]
 
 
@@ -133,7 +133,7 @@ def test_a_tier_that_prints_does_not_garble_the_protocol(tmp_path: Path) -> None
     _, child = replay(tmp_path, f"{BROKEN}:Chatty")
     assert child.state == "done"
     assert child.counts["requests"] == 4
-    assert "looking up" in child.last_words()
+    assert "looking up" in child.last_output()
 
 
 def test_the_canary_gives_way_to_others_as_a_tiers_threads_do() -> None:

@@ -1,4 +1,4 @@
-"""Worker processes that obey a scenario's orders (driver "obey"), and the block ids that it gives out.
+"""Worker processes that obey a scenario's orders (driver "commands"), and the block ids that it gives out.
 
 Scenarios of several rounds use it. It records what goes wrong with a process as notes and judges nothing.
 """
@@ -21,7 +21,7 @@ RENDEZVOUS_SECONDS = 0.02
 Chain = list[int]
 
 
-class Crew:
+class WorkerGroup:
     """The processes of a scenario, by their number, in their present incarnation."""
 
     def __init__(self, context: Context, **arguments: Any) -> None:
@@ -33,7 +33,7 @@ class Crew:
 
     def start(self, processes: Iterable[int], env: Mapping[str, str | None] | None = None) -> None:
         """Start new processes and wait until they can be ordered about. Raises `WorkerFailed`."""
-        fresh = {p: self.context.start(p, "obey", self._arguments, env) for p in processes}
+        fresh = {p: self.context.start(p, "commands", self._arguments, env) for p in processes}
         self.context.workers.await_ready(fresh.values())
         self.context.workers.go(fresh.values())
         self.members.update(fresh)
@@ -87,7 +87,7 @@ class Crew:
 
         def done(process: int) -> bool:
             child = self.members[process]
-            return not child.alive or child.counts.get("obeyed", 0) >= number or also(process)
+            return not child.alive or child.counts.get("carried_out", 0) >= number or also(process)
 
         if not self.context.workers.until(lambda: all(map(done, waiting)), ORDER_SECONDS_MAX):
             for process in waiting:

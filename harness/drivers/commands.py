@@ -69,14 +69,14 @@ class Find(Active):
         return len(self.verified) < len(self.keys) and (self.asks_left > 0 or now < self.until_seconds)
 
 
-class Obey(Replay):
+class CommandDriver(Replay):
     """The loop of `Replay` without a plan: requests come from orders."""
 
     def __init__(self, worker: Worker) -> None:
         super().__init__(worker, (), window=0, stall_seconds_max=STALL_SECONDS_MAX)
         self._request_next = worker.instruction.incarnation << 32
 
-    def obey(
+    def carry_out(
         self,
         number: int,
         at: float | None = None,
@@ -186,15 +186,15 @@ class Obey(Replay):
 
 
 def drive(worker: Worker, application_seed: int | None = None) -> None:
-    """Obey until told to stop. `application_seed`: what the application seeds its generators with at start."""
-    crew = Obey(worker)
+    """CommandDriver until told to stop. `application_seed`: what the application seeds its generators with at start."""
+    group = CommandDriver(worker)
     if (name := worker.adapter.instance_id()) is not None:
         worker.note("instance", name, id=name)
     try:
         while (order := worker.parent.hear("do")) is not None:
-            if not crew.obey(**order):
+            if not group.carry_out(**order):
                 break
-            worker.counts["obeyed"] = order["number"]
+            worker.counts["carried_out"] = order["number"]
             worker.parent.say("progress", counts=worker.counts, gauges={})
     finally:
-        crew.end()
+        group.end()
