@@ -23,7 +23,7 @@ $(DEV)/.installed: EXTRAS = dev
 $(RUN_ONLY)/.installed: EXTRAS = cli,faults,harness,tracing
 
 # torch comes first and alone: a dependency that merely asks for "torch" may pull gigabytes of another build.
-$(DEV)/.installed $(RUN_ONLY)/.installed: pyproject.toml setup.py kvtier/_batch.c
+$(DEV)/.installed $(RUN_ONLY)/.installed: pyproject.toml setup.py kvtier/fs/_native.c
 	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here; name a Python >= 3.11: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1), kvtier needs Python >= 3.11; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
@@ -82,7 +82,7 @@ capacity: $(RUN)/.installed ## ten minutes on a root that is always full (DURATI
 	  --evictors $(or $(EVICTORS),2) $(if $(TIER),--tier $(TIER)) $(ARGS)
 
 shared-volume: $(RUN)/.installed ## scenarios on two hosts that share a GlusterFS, MooseFS or NFS volume; root (FILE_SYSTEM=gluster TIER=kvtier SEED=)
-	@$(RUN)/bin/python -m harness.shared_volume $(if $(FILE_SYSTEM),--file-system $(FILE_SYSTEM)) $(if $(TIER),--tier $(TIER)) \
+	@$(RUN)/bin/python -m harness.commands.shared_volume $(if $(FILE_SYSTEM),--file-system $(FILE_SYSTEM)) $(if $(TIER),--tier $(TIER)) \
 	  $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 power-loss: $(RUN)/.installed ## what is there after the power failed in mid-store, on ext4 and XFS; root (SEED= ARGS="--failures snapshot")
@@ -111,7 +111,7 @@ false-alarms: $(RUN)/.installed ## right tiers in seeded short runs, also beside
 	@$(RUN)/bin/python -m harness false-alarms $(if $(RUNS),--runs $(RUNS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 BENCH_OPTIONS = $(if $(SIZE),--size $(SIZE)) $(if $(DIR),--dir "$(DIR)") $(if $(SAVE),--save --small runs/bench-small.json)
-SMALL = tests/tiering/bench/test_small.py --benchmark-enable --benchmark-columns=median,iqr,ops,rounds --benchmark-sort=name
+SMALL = tests/tiering/benchmarks/test_small.py --benchmark-enable --benchmark-columns=median,iqr,ops,rounds --benchmark-sort=name
 
 bench: $(DEV)/.installed ## small parts, then the large table beside peer and device (SIZE=full|quick DIR=/tmp SAVE=1)
 	@mkdir -p runs
@@ -125,13 +125,13 @@ bench-gpu: ## the GPU path on a CUDA device; also runs with PYTHON= alone, witho
 	$(if $(wildcard $(DEV)/bin/python),$(DEV)/bin/python,$(PYTHON)) -m pytest -m gpu tests/tiering -rs $(ARGS)
 
 bench-gpu-compare: ## the GPU copy beside its candidates in ten minutes; exit code 2 without a CUDA device (PYTHON= OUT=runs/gpu)
-	@PYTHON=$(or $(if $(filter file,$(origin PYTHON)),$(wildcard $(DEV)/bin/python)),$(PYTHON)) OUT="$(or $(OUT),runs/gpu)" tests/tiering/bench/gpu/run.sh
+	@PYTHON=$(or $(if $(filter file,$(origin PYTHON)),$(wildcard $(DEV)/bin/python)),$(PYTHON)) OUT="$(or $(OUT),runs/gpu)" tests/tiering/benchmarks/gpu/run.sh
 
 bench-eviction: $(DEV)/.installed ## what a pass over a full root of FILES files costs loads meanwhile (FILES=1000000 DIR=/tmp)
 	$(DEV)/bin/python -m harness.bench eviction --files $(or $(FILES),1000000) $(if $(DIR),--dir "$(DIR)") $(ARGS)
 
 fuzz-trailer: $(DEV)/.installed ## the trailer parser under a coverage-guided fuzzer, atheris (SECONDS=300)
-	@PYTHONPATH=. $(DEV)/bin/python tests/tiering/fuzz_trailer.py -max_total_time=$(or $(SECONDS),300) -max_len=4200 $(ARGS)
+	@PYTHONPATH=. $(DEV)/bin/python tests/tiering/kvtier/fs/fuzz_trailer.py -max_total_time=$(or $(SECONDS),300) -max_len=4200 $(ARGS)
 
 bench-docs: $(DEV)/.installed ## docs/benchmarks.md and its plots, from the results under tests/tiering/baselines
 	$(DEV)/bin/python -m harness.bench plots

@@ -47,6 +47,6 @@ setup(
     long_description_content_type="text/markdown",
     cmdclass={"build_py": BuildPy},
     # Left out where there is no compiler or no Python.h: the tier then does everything block by block.
-    ext_modules=[Extension("kvtier._batch", ["kvtier/_batch.c"], optional=True, py_limited_api=LIMITED_API)],
+    ext_modules=[Extension("kvtier.fs._native", ["kvtier/fs/_native.c"], optional=True, py_limited_api=LIMITED_API)],
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},
 )

@@ -21,7 +21,7 @@ from grafana_foundation_sdk.models import common
 from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from kvtier.metrics import BUILD_INFO, GAUGES, INFO_LABELS, INFO_TEXT, MetricsObserver
+from kvtier.telemetry.prometheus import BUILD_INFO, GAUGES, INFO_LABELS, INFO_TEXT, MetricsObserver
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

@@ -22,26 +22,26 @@ from rich.table import Table
 from harness.adapters import UnknownTier
 from harness.adapters import mutants as known_mutants
 from harness.adapters.base import PeerMissing
-from harness.clean import clean, notice
-from harness.click_types import ADDRESS, PATH, PAUSE, SECONDS, SIZE
-from harness.conform import conform
+from harness.commands.clean import clean, notice
+from harness.commands.click_types import ADDRESS, PATH, PAUSE, SECONDS, SIZE
+from harness.commands.conform import conform
+from harness.commands.console import carry_out, say_results, say_table, write_pages
+from harness.commands.findings import findings
+from harness.commands.install_peer import InstallFailed, install_peer
+from harness.commands.mutants import false_alarms, mutants
+from harness.commands.options_file import read_options
+from harness.core.inputs import check_output
 from harness.entry import HARNESS, VERSION, ExitCode
-from harness.findings import findings
-from harness.inputs import check_output
-from harness.install_peer import InstallFailed, install_peer
-from harness.mutants.commands import false_alarms, mutants
-from harness.observe import NoDashboards, NoPrometheus, observe
-from harness.options_file import read_options
+from harness.monitoring.observe import NoDashboards, NoPrometheus, observe
 from harness.recorded import check_run, read_results
 from harness.report import write_comparison, write_index, write_report
 from harness.report.compare import compare, difference_table, differing_options, in_words, read_side
-from harness.run import EXIT_CODES, Results, judge, known_tiers
+from harness.runner import EXIT_CODES, Results, judge, known_tiers
 from harness.scenarios import scenarios
 from harness.scenarios.base import Scenario, UsageError, check_tier
 from harness.scenarios.load import SCENARIO as LOAD
 from harness.scenarios.load import LoadOptions
 from harness.scenarios.options import Declared, declarations
-from harness.show import carry_out, say_results, say_table, write_pages
 
 EXPECTED: dict[type[Exception], ExitCode] = {
     UsageError: ExitCode.USAGE,
@@ -286,7 +286,7 @@ def list_all(as_json: bool) -> None:
 def watch(root_dir: str, seconds: float, every: float, metrics: tuple[str, ...], window: float) -> None:
     """Judge a root that live engines use, from outside. Exit code 1 when something is wrong, 2 when nothing moved or
     something could not be read."""
-    from harness.watch import RootUnreadable, Watch, age_text
+    from harness.monitoring.audit import RootUnreadable, Watch, age_text
 
     watching, deadline = Watch(root_dir, metrics, window), time.monotonic() + seconds
     findings: dict[str, None] = {}

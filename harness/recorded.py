@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.inputs import DamagedFile, UsageError, read_json
+from harness.core.inputs import DamagedFile, UsageError, read_json
 from harness.scenarios import scenario, scenarios
 from harness.scenarios.options import declarations
 

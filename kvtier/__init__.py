@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kvtier.base import JobResult, LookupResult, ReqContext, ScheduleEndContext, SecondaryTierManager, TransferJob
-    from kvtier.blockio import BlockIO
     from kvtier.config import (
         CapacityConfig,
         ConfigError,
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
         RunConfig,
         parse_size,
     )
-    from kvtier.cpu_tier import CPUOffloadingManager
+    from kvtier.cpu.manager import CPUOffloadingManager
     from kvtier.events import (
         BlockQuarantined,
         Event,
@@ -34,7 +33,10 @@ if TYPE_CHECKING:
         Promotion,
         RequestFinished,
     )
-    from kvtier.fs_tier import FileSystemTierManager
+    from kvtier.fs.block_io import BlockIO
+    from kvtier.fs.file_mapper import FileMapper
+    from kvtier.fs.manager import FileSystemTierManager
+    from kvtier.fs.trailer import read_trailer
     from kvtier.hashing import (
         BlockHash,
         OffloadKey,
@@ -45,12 +47,10 @@ if TYPE_CHECKING:
         none_hash,
         none_hash_digest,
     )
-    from kvtier.layout import FileMapper
     from kvtier.manager import TieringOffloadingManager
-    from kvtier.metrics import REFUSAL_REASONS, Gauges, MetricsObserver, Patient, serve_metrics
-    from kvtier.survey import BlockFile, Folder, folders
-    from kvtier.tracing import setup_tracing
-    from kvtier.trailer import read_trailer
+    from kvtier.ops.catalog import BlockFile, Folder, folders
+    from kvtier.telemetry.otel import setup_tracing
+    from kvtier.telemetry.prometheus import REFUSAL_REASONS, Gauges, MetricsObserver, Patient, serve_metrics
 
 __version__ = "0.1.0"
 
@@ -58,20 +58,20 @@ _MODULE_OF = {
     name: module
     for module, names in {
         "base": "JobResult LookupResult ReqContext ScheduleEndContext SecondaryTierManager TransferJob",
-        "blockio": "BlockIO",
+        "fs.block_io": "BlockIO",
         "config": "CapacityConfig ConfigError CpuTierConfig FsTierConfig "
         "KVCacheGroup KvtierError RootError RunConfig parse_size",
-        "cpu_tier": "CPUOffloadingManager",
+        "cpu.manager": "CPUOffloadingManager",
         "events": "BlockQuarantined Event FanOut FilesEvicted JobFinished Observer Promotion RequestFinished",
-        "fs_tier": "FileSystemTierManager",
+        "fs.manager": "FileSystemTierManager",
         "hashing": "BlockHash OffloadKey get_offload_block_hash hash_function "
         "hash_tokens make_offload_key none_hash none_hash_digest",
-        "layout": "FileMapper",
+        "fs.file_mapper": "FileMapper",
         "manager": "TieringOffloadingManager",
-        "metrics": "REFUSAL_REASONS Gauges MetricsObserver Patient serve_metrics",
-        "survey": "BlockFile Folder folders",
-        "tracing": "setup_tracing",
-        "trailer": "read_trailer",
+        "telemetry.prometheus": "REFUSAL_REASONS Gauges MetricsObserver Patient serve_metrics",
+        "ops.catalog": "BlockFile Folder folders",
+        "telemetry.otel": "setup_tracing",
+        "fs.trailer": "read_trailer",
     }.items()
     for name in names.split()
 }

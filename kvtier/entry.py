@@ -263,4 +263,4 @@ def _is_ours(path: Path, above: Path) -> bool:
     return path != Path(__file__) and any(path.is_relative_to(above / package) for package in ("kvtier", "harness"))
 
 
-KVTIER = EntryPoint("kvtier", "kvtier.cli", "cli")
+KVTIER = EntryPoint("kvtier", "kvtier.ops.cli", "cli")

@@ -26,7 +26,7 @@ from kvtier.base import (
     SecondaryTierManager,
     TransferJob,
 )
-from kvtier.cpu_tier import CPUOffloadingManager
+from kvtier.cpu.manager import CPUOffloadingManager
 from kvtier.events import Cascade, Lookup, NullObserver, Observer, Promotion, RequestFinished
 from kvtier.hashing import OffloadKey
 

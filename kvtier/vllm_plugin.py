@@ -17,10 +17,10 @@ from kvtier import __version__
 from kvtier.base import LookupResult, OffloadPolicy, ReqContext, ScheduleEndContext, TransferJob
 from kvtier.config import HASH_ALGORITHMS, ConfigError, FsTierConfig, KVCacheGroup, KvtierError, RunConfig, parse_size
 from kvtier.events import FanOut
-from kvtier.fs_tier import FileSystemTierManager, open_folders
+from kvtier.fs.file_mapper import FileMapper
+from kvtier.fs.manager import FileSystemTierManager, open_folders
 from kvtier.hashing import BlockHash, none_hash
-from kvtier.layout import FileMapper
-from kvtier.metrics import BUILD_INFO, GAUGES, INFO_LABELS, INFO_TEXT, MetricsObserver, Patient
+from kvtier.telemetry.prometheus import BUILD_INFO, GAUGES, INFO_LABELS, INFO_TEXT, MetricsObserver, Patient
 from kvtier.vllm_interface import missing
 
 PROVEN_VERSIONS = ("0.32.0", "0.33.0")
@@ -166,7 +166,7 @@ class KvtierFileSystemTier(vllm_tiering.SecondaryTierManager):  # type: ignore[m
         self._observer = FanOut(self._metrics.observer)
         self._tracing: Any = None
         if any(map(os.environ.get, _TRACE_VARIABLES)):
-            from kvtier.tracing import setup_tracing
+            from kvtier.telemetry.otel import setup_tracing
 
             if (spans := setup_tracing({"kvtier.root_dir": self._config.root_dir})) is not None:
                 self._tracing = spans

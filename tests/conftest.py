@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-BEHIND = {"harness": ("click", "numpy", "plotly", "psutil", "rich"), "kvtier.tracing": ("opentelemetry",)}
+BEHIND = {"harness": ("click", "numpy", "plotly", "psutil", "rich"), "kvtier.telemetry.otel": ("opentelemetry",)}
 """What importing our own packages asks for; kvtier itself asks for nothing that such a node lacks."""
 OURS = {"harness", "kvtier", "tests"}
 

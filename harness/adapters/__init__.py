@@ -11,12 +11,12 @@ from types import ModuleType
 from typing import Any
 
 from harness.adapters.base import Adapter, PeerMissing, TierSetup
-from harness.inputs import near
+from harness.core.inputs import near
 
 TIERS = {
     "kvtier": "harness.adapters.kvtier:KvtierAdapter",
     "kvtier-stack": "harness.adapters.kvtier:KvtierStackAdapter",
-    "memory": "harness.adapters.memory:MemoryAdapter",
+    "memory": "harness.adapters.reference:MemoryAdapter",
     "vllm": "harness.adapters.vllm:VllmAdapter",
 }
 """Tier name -> "module:Class". A mutant's name and any other `module:Class` are accepted in its place."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
-from harness.history import Direction, Task
+from harness.core.history import Direction, Task
 
 Verdict = Literal["hit", "miss", "retry"]
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from harness.adapters.base import Adapter, Eviction, Finished, TierSetup, Verdict
 from harness.adapters.kvtier_names import KvtierNaming, run_config
 from harness.adapters.kvtier_watch import Watch
-from harness.history import Task
+from harness.core.history import Task
 from kvtier import (
     REFUSAL_REASONS,
     BlockQuarantined,

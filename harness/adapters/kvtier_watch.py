@@ -23,7 +23,7 @@ from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from harness.adapters.base import TierSetup
-from harness.installation import tracing_is_installed
+from harness.core.installation import tracing_is_installed
 from kvtier import Event, FanOut, Gauges, JobFinished, MetricsObserver, RequestFinished, serve_metrics
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.adapters.base import PeerMissing
-from harness.installation import CHECKOUT
+from harness.core.installation import CHECKOUT
 
 
 class Peer(NamedTuple):

@@ -16,14 +16,14 @@ from typing import Any
 import click
 from rich.console import Console
 
-from harness import environment
 from harness.bench import compare, eviction, plan
 from harness.bench.contest import CONTESTANTS, Contestant
 from harness.bench.disk import Disk, Unavailable, own_disk, plain_folder
 from harness.bench.frozen import default_commit, freeze
 from harness.bench.show import print_tables, write_docs
 from harness.bench.targets import targets
-from harness.click_types import FOLDER, PATH, SECONDS, SEED, Number
+from harness.commands.click_types import FOLDER, PATH, SECONDS, SEED, Number
+from harness.core import environment
 
 BASELINES = Path(__file__).resolve().parents[2] / "tests" / "tiering" / "baselines"
 COMPARE_DISK_BYTES = 1 << 30

@@ -10,8 +10,8 @@ import resource
 import time
 from collections.abc import Sequence
 
-from harness import content
 from harness.adapters.base import Adapter, Finished
+from harness.core import content
 
 POLL_SECONDS = 500e-6
 """Between looks for finished jobs: seldom enough that looking costs no CPU worth counting."""

@@ -25,7 +25,7 @@ import psutil
 from harness.adapters import adapter_class
 from harness.adapters.base import Adapter, TierSetup
 from harness.bench.stats import Interval, bootstrap, percentile
-from harness.traffic import tokens_of
+from harness.core.traffic import tokens_of
 
 BLOCK_BYTES = 64 << 10
 LOADED_BLOCKS = 256
@@ -38,7 +38,7 @@ ABOVE = 1.02
 """How full the root is at first, in parts of its high water mark: beyond the error of a sample, below any hurry."""
 AGE_SECONDS_MAX = 30 * 86400.0
 KILL_AFTER_SLICES = 4
-COMMAND = "import sys; from kvtier.cli import main; main()"
+COMMAND = "import sys; from kvtier.ops.cli import main; main()"
 
 
 class Slice(NamedTuple):

@@ -1,4 +1,5 @@
-"""The tier as it was at a commit: its package in a folder of its own, its native extension beside it where there is one.
+"""The tier as it was at a commit: its package in a folder of its own, its native extension beside it where there is
+one.
 
 `compare` times it in turn with the tier of this checkout. Only `kvtier/` is taken: both are driven by today's harness.
 """
@@ -20,9 +21,10 @@ from harness.bench.contest import REPOSITORY
 from harness.bench.disk import Unavailable
 
 PACKAGE = "kvtier"
-TWIN_SOURCE = "_batch.c"
-TWIN = f"_batch{sysconfig.get_config_var('EXT_SUFFIX')}"
-"""What Python looks for first; an installation has it as `_batch.abi3.so`."""
+SOURCES = (Path("fs/_native.c"), Path("_batch.c"))
+"""Of the native extension, in its package: today's, and that of commits before the package had folders."""
+SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
+"""What Python looks for first; an installation has `.abi3.so`."""
 SECONDS_MAX = 60.0
 
 
@@ -45,24 +47,28 @@ def freeze(revision: str, folder: Path) -> str:
         raise Unavailable(f"{revision!r} has no {PACKAGE}/")
     with tarfile.open(fileobj=io.BytesIO(archived)) as archive:
         archive.extractall(folder, filter="data")
-    _build_twin(folder / PACKAGE)
+    _build_native(folder / PACKAGE)
     return commit.decode().strip()
 
 
-def _build_twin(package: Path) -> None:
+def _build_native(package: Path) -> None:
     """As the checkout has it: none where the checkout has none, the same file where the source is the same."""
-    mine, source = REPOSITORY / PACKAGE, package / TWIN_SOURCE
-    names = [f"_batch{suffix}" for suffix in EXTENSION_SUFFIXES]
-    found = next((mine / name for name in names if (mine / name).exists()), None)
-    if found is None or not source.exists():
+    mine = REPOSITORY / PACKAGE
+    own, theirs = (next((s for s in SOURCES if (folder / s).exists()), None) for folder in (mine, package))
+    built = own and next((path for path in _built(mine / own) if path.exists()), None)
+    if own is None or theirs is None or built is None:
         return
-    if source.read_bytes() == (mine / TWIN_SOURCE).read_bytes():
-        shutil.copy(found, package)
+    if own == theirs and (mine / own).read_bytes() == (package / theirs).read_bytes():
+        shutil.copy(built, (package / theirs).parent)
     else:
-        compile_twin(source, package / TWIN)
+        compile_native(package / theirs, (package / theirs).with_suffix(SUFFIX))
 
 
-def compile_twin(source: Path, into: Path) -> None:
+def _built(source: Path) -> list[Path]:
+    return [source.with_suffix(suffix) for suffix in EXTENSION_SUFFIXES]
+
+
+def compile_native(source: Path, into: Path) -> None:
     """With the compiler and the flags that this Python's extensions are built with. Raises `Unavailable`."""
     flags = " ".join(sysconfig.get_config_var(name) or "" for name in ("LDSHARED", "CFLAGS", "CCSHARED"))
     command = [*shlex.split(flags), f"-I{sysconfig.get_path('include')}", str(source), "-o", str(into)]

@@ -115,7 +115,7 @@ def write_docs(results: Mapping[str, Mapping[str, Any]], folder: Path) -> Path:
         "bootstrap interval. Integrity verification and metrics are on. Cold: no byte of it is in the page cache.",
         "",
         "The GPU path is unmeasured; `make bench-gpu-compare` measures today's copy loop beside four candidates in ten",
-        "minutes ([predictions](../tests/tiering/bench/gpu/README.md)).",
+        "minutes ([predictions](../tests/tiering/benchmarks/gpu/README.md)).",
     ]
     for name, content in sorted(results.items()):
         result = content.get("table")

@@ -24,7 +24,7 @@ from harness.checkers import (
     visibility,
 )
 from harness.checkers.base import Verdict
-from harness.history import History
+from harness.core.history import History
 
 CHECKERS: Mapping[str, Callable[[History], Verdict]] = {
     "contract": contract.check,

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 from harness.checkers.room import Shortages
-from harness.history import History
+from harness.core.history import History
 
 Value = Literal["true", "false", "unknown"]
 

@@ -23,7 +23,7 @@ from itertools import accumulate, pairwise
 
 from harness.checkers.base import Findings, Lives, Value, Verdict, canary_seconds, milliseconds
 from harness.checkers.room import Shortages
-from harness.history import History, Job, Note
+from harness.core.history import History, Job, Note
 
 GAP_SECONDS_MAX = 5.0
 FULL = 0.5

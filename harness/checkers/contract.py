@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.checkers.base import Findings, Value, Verdict, called, grouped, unexplained_ends
 from harness.checkers.room import Shortages
-from harness.history import History
+from harness.core.history import History
 
 
 def check(history: History) -> Verdict:

@@ -18,7 +18,7 @@ from collections import defaultdict
 from pathlib import PurePosixPath
 
 from harness.checkers.base import Findings, Lives, Value, Verdict, is_bookkeeping, is_quarantined, some
-from harness.history import History
+from harness.core.history import History
 
 
 def check(history: History) -> Verdict:

@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 
 from harness.checkers.base import Findings, Value, Verdict, grouped, is_bookkeeping, some, unexplained_ends
 from harness.checkers.room import Shortages
+from harness.core.history import History, Job, Note
 from harness.faults import FAULTS, Fault
-from harness.history import History, Job, Note
 
 DEPTHS = (
     *("RecursionError", "MemoryError", "TypeError", "KeyError", "AttributeError", "IndexError", "NameError"),

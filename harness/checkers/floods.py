@@ -31,7 +31,7 @@ from statistics import fmean, median
 from typing import Any
 
 from harness.checkers.base import Findings, Value, Verdict, milliseconds
-from harness.history import Direction, History, Job, Note
+from harness.core.history import Direction, History, Job, Note
 
 FLOOD_FACTOR = 4
 CLASSES: tuple[Direction, Direction] = ("load", "store")

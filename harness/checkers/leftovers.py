@@ -29,7 +29,7 @@ from harness.checkers.base import (
     unexplained_ends,
     was_meant_to_die,
 )
-from harness.history import History
+from harness.core.history import History
 
 _TEMP = re.compile(r"tmp|temp|\.part", re.IGNORECASE)
 

@@ -19,7 +19,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from harness.checkers.base import Findings, Value, Verdict, is_bookkeeping, some
-from harness.history import History
+from harness.core.history import History
 
 OF_A_KIND_MAX = 3
 REFUSED, PRIVATE = "refused", "private"

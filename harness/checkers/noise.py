@@ -10,7 +10,7 @@ import sys
 from bisect import bisect_left, bisect_right
 from itertools import accumulate
 
-from harness.history import Note, Task
+from harness.core.history import Note, Task
 
 NOISE_FACTOR = 8.0
 CLOCK_SECONDS = 1e-6

@@ -25,7 +25,7 @@ from typing import Any
 
 from harness.checkers.base import Findings, Value, Verdict, canary_seconds, milliseconds
 from harness.checkers.room import Shortages
-from harness.history import History, Job
+from harness.core.history import History, Job
 
 NOISE_FACTOR = 8.0
 JOBS_MIN = 8

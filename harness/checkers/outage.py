@@ -23,7 +23,7 @@ from collections import Counter, defaultdict
 from typing import Any, NamedTuple
 
 from harness.checkers.base import Findings, Life, Lives, Value, Verdict, milliseconds, some
-from harness.history import History, Job, Note
+from harness.core.history import History, Job, Note
 
 HUNG_SECONDS_MIN = 2.0
 HUNG_SHARE_MIN = 0.5

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness.checkers.base import Findings, Value, Verdict
-from harness.history import History
+from harness.core.history import History
 
 
 def check(history: History) -> Verdict:

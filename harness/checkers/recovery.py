@@ -16,7 +16,7 @@ from collections import Counter
 
 from harness.checkers.base import Findings, Life, Lives, Value, Verdict, some
 from harness.checkers.room import Shortages
-from harness.history import History, Job
+from harness.core.history import History, Job
 
 
 def check(history: History) -> Verdict:

@@ -22,8 +22,8 @@ from collections import Counter
 
 from harness.checkers.base import Findings, Lives, Value, Verdict, called, first_fault_seconds, grouped, some
 from harness.checkers.room import Shortages
-from harness.history import History, Job
-from harness.limits import amount
+from harness.core.history import History, Job
+from harness.core.limits import amount
 
 _Key = tuple[int, int, int]  # process, incarnation, job id
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from harness.history import History, Job, Note
+from harness.core.history import History, Job, Note
 
 SLACK_SECONDS = 0.5
 """Samples are taken now and then; a file system fills and empties between two of them."""

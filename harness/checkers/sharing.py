@@ -25,8 +25,8 @@ import math
 from collections import Counter, defaultdict
 
 from harness.checkers.base import Findings, Value, Verdict, percent, some
-from harness.history import History, Request
-from harness.traffic import oracle_hit_ratio
+from harness.core.history import History, Request
+from harness.core.traffic import oracle_hit_ratio
 
 REASONS = ("in flight", "not stored", "load failed", "no room", "unexplained")
 

@@ -8,8 +8,8 @@ of the rise (Theil and Sen's slope over the time judged) must exceed `LEAST`: on
 breathes.
 
 Agreement: what the tier counted ("stored", "loaded", "failed ...", at its end) equals the sums over its jobs; each
-block that was stored and not removed since is a file; each block file was stored by somebody; nothing was quarantined; a
-load fails only of a block that was removed, at most once per removal and request in flight.
+block that was stored and not removed since is a file; each block file was stored by a process; nothing was
+quarantined; a load fails only of a block that was removed, at most once per removal and request in flight.
 
 Not covered: growth slower than the noise, growth outside the processes other than files, what `results` judges.
 
@@ -25,7 +25,7 @@ from statistics import median
 from typing import Any
 
 from harness.checkers.base import Findings, Lives, Value, Verdict, is_quarantined, some
-from harness.history import History
+from harness.core.history import History
 
 WARM_UP = 1 / 3
 BINS_MAX = 24

@@ -39,17 +39,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from harness.checkers.base import (
-    FINDINGS_MAX,
-    Findings,
-    Life,
-    Lives,
-    Value,
-    Verdict,
-    milliseconds,
-)
+from harness.checkers.base import FINDINGS_MAX, Findings, Life, Lives, Value, Verdict, milliseconds
 from harness.checkers.noise import CLOCK_SECONDS, Noise, Waits
-from harness.history import Direction, History, Job, Task
+from harness.core.history import Direction, History, Job, Task
 
 JOB_FACTOR = 4
 THREADS_DEFAULT = 32  # of tiers that do not say

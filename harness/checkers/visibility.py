@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 
 from harness.checkers.base import Findings, Lives, Value, Verdict
-from harness.history import History
+from harness.core.history import History
 
 
 def check(history: History) -> Verdict:

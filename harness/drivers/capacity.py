@@ -11,10 +11,10 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 
+from harness.core.history import Job
+from harness.core.seeds import stream
 from harness.drivers.jobs import IDLE_SECONDS_MAX, Jobs, Question
-from harness.history import Job
-from harness.seeds import stream
-from harness.worker import Worker
+from harness.runtime.worker import Worker
 
 REFUSED_PAUSE_SECONDS = 0.02
 LOAD_EVERY = 4

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.drivers.replay import IDLE_SECONDS_MAX, IDLE_SECONDS_MIN, PASS_SECONDS_MAX, Active, Plan, Replay
-from harness.worker import Worker
+from harness.runtime.worker import Worker
 
 ANSWER_SECONDS_MAX = 10.0
 """A lookup that says "retry" for so long is written down as never answered."""

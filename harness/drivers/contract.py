@@ -11,8 +11,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import contract
-from harness.worker import Worker
+from harness.drivers import promises as contract
+from harness.runtime.worker import Worker
 
 
 def drive(worker: Worker, skip: Sequence[str] = ()) -> None:

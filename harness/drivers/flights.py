@@ -10,10 +10,10 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from harness import content
 from harness.adapters.base import Finished
-from harness.history import Direction, Job
-from harness.worker import Worker
+from harness.core import content
+from harness.core.history import Direction, Job
+from harness.runtime.worker import Worker
 
 
 class Flight(NamedTuple):

@@ -10,9 +10,9 @@ import itertools
 import time
 from typing import Any
 
+from harness.core.history import Direction
 from harness.drivers.jobs import IDLE_SECONDS_MIN, Jobs, Question
-from harness.history import Direction
-from harness.worker import Worker
+from harness.runtime.worker import Worker
 
 PASS_BLOCKS_MAX = 64
 """Blocks filled for the flood between two looks at the results."""

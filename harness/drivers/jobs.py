@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from harness.core.history import Job, Name
+from harness.core.traffic import tokens_of
 from harness.drivers.flights import Flight, Flights
-from harness.history import Job, Name
-from harness.traffic import tokens_of
-from harness.worker import Worker
+from harness.runtime.worker import Worker
 
 IDLE_SECONDS_MIN = 0.0002
 IDLE_SECONDS_MAX = 0.002

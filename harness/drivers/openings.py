@@ -12,13 +12,13 @@ import shutil
 import time
 from pathlib import Path
 
-from harness import content
 from harness.adapters import adapter_class
 from harness.adapters.base import Adapter
 from harness.checkers.base import is_bookkeeping
+from harness.core import content
+from harness.core.traffic import tokens_of
 from harness.faults import hostile_configs
-from harness.traffic import tokens_of
-from harness.worker import Worker
+from harness.runtime.worker import Worker
 
 TRY_SECONDS_MAX = 5.0
 

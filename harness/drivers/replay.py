@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from harness.core.history import Direction, Job, Name, Outcome, Request
+from harness.core.traffic import tokens_of
 from harness.drivers.flights import Flights
-from harness.history import Direction, Job, Name, Outcome, Request
-from harness.traffic import tokens_of
-from harness.worker import Worker
+from harness.runtime.worker import Worker
 
 IDLE_SECONDS_MIN = 0.0002
 IDLE_SECONDS_MAX = 0.004

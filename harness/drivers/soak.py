@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from harness import content
+from harness.core import content
+from harness.core.history import Job
+from harness.core.seeds import stream
 from harness.drivers.jobs import IDLE_SECONDS_MAX, Jobs, Question
-from harness.history import Job
-from harness.seeds import stream
-from harness.worker import Worker
+from harness.runtime.worker import Worker
 
 REQUEST_BLOCKS_MAX = 12
 

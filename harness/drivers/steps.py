@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 
 from harness.drivers.jobs import Jobs
-from harness.worker import Worker
+from harness.runtime.worker import Worker
 
 PAUSE_SECONDS = 0.05
 _LETTERS = {"hit": "h", "miss": "m", "retry": "r"}

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness.installation import module_command
+from harness.core.installation import module_command
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 UP_SECONDS_MAX = 600.0

@@ -24,7 +24,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from harness import seeds
+from harness.core import seeds
 from harness.e2e.process import REPOSITORY, EngineFailed, EngineProcess
 
 PYTHON_VARIABLE = "HARNESS_ENGINE_PYTHON"

@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from harness import seeds
+from harness.core import seeds
 from harness.faults.rules import FaultUnavailable
 
 PAGE_BYTES = 4096

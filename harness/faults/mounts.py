@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import harness
+from harness.core.installation import module_command
 from harness.faults.rules import FaultUnavailable, Rule
-from harness.installation import module_command
 
 READY_SECONDS_MAX = 20.0
 """From start to the first answer of the fault file system's process."""
@@ -78,7 +78,7 @@ class FaultFs:
     """`backing` seen through `mount`, where requests go wrong as the injected rules say (see `Rule`).
 
     A context manager; any thread may call its methods. Without rules it passes everything on. With `cached` the page
-    cache is used (see `harness.faultfs` for this and for what differs from a disk). Raises `FaultUnavailable`.
+    cache is used (see `fuse_server` for this and for what differs from a disk). Raises `FaultUnavailable`.
     """
 
     def __init__(self, backing: str | Path, *, cached: bool = False) -> None:
@@ -118,7 +118,7 @@ class FaultFs:
         return ["umount", "-l", str(self.mount)] if os.geteuid() == 0 else ["fusermount3", "-uz", str(self.mount)]
 
     def _begin(self) -> None:
-        command = [*module_command(sys.executable, "harness.faultfs"), str(self.backing), str(self.mount)]
+        command = [*module_command(sys.executable, "harness.faults.fuse_server"), str(self.backing), str(self.mount)]
         self._daemon = subprocess.Popen(
             command + ["--cached"] * self._cached,
             stdin=subprocess.PIPE,

@@ -12,7 +12,7 @@ from functools import cached_property
 from random import Random
 from typing import Any
 
-from harness import seeds
+from harness.core import seeds
 
 OPERATIONS = (
     *("open", "create", "read", "write", "flush", "fsync", "release", "truncate", "rename", "link", "unlink"),

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from harness.core.installation import module_command
 from harness.hosts.base import Host, Volume
-from harness.installation import module_command
 
 FILE_BYTES = 1 << 20
 FILES = 48

@@ -13,9 +13,9 @@ from typing import ClassVar
 from harness.adapters.base import TierSetup
 from harness.adapters.kvtier import KvtierAdapter
 from harness.mutants.base import detected_by
-from kvtier import fs_tier
-from kvtier.capacity import Capacity, Measured
-from kvtier.survey import BlockFile
+from kvtier.fs import manager as fs_tier
+from kvtier.ops.catalog import BlockFile
+from kvtier.ops.evictor import Capacity, Measured
 
 
 class _OverCapacity(KvtierAdapter):

@@ -14,10 +14,10 @@ from typing import BinaryIO, ClassVar
 
 from harness.adapters.kvtier import KvtierAdapter
 from harness.mutants.base import detected_by
-from kvtier.blockio import BlockIO, BlockOutcome
 from kvtier.config import FsTierConfig, RunConfig
-from kvtier.file_system import temp_name
-from kvtier.fs_tier import FileSystemTierManager
+from kvtier.fs.block_io import BlockIO, BlockOutcome
+from kvtier.fs.manager import FileSystemTierManager
+from kvtier.fs.posix import temp_name
 from kvtier.hashing import OffloadKey
 
 PAUSE_SECONDS = 0.002

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.adapters.base import Finished, TierSetup, Verdict
-from harness.adapters.memory import MemoryAdapter, _publish
+from harness.adapters.reference import MemoryAdapter, _publish
 from harness.mutants.base import detected_by
 
 MANY_JOBS = 1000

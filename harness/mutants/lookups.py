@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 from harness.adapters.base import TierSetup, Verdict
 from harness.adapters.kvtier import KvtierStackAdapter
-from harness.adapters.memory import MemoryAdapter
+from harness.adapters.reference import MemoryAdapter
 from harness.mutants.base import detected_by
 from kvtier.base import ReqContext
 from kvtier.config import FsTierConfig, RunConfig
-from kvtier.cpu_tier import CPUOffloadingManager
-from kvtier.fs_tier import FileSystemTierManager
+from kvtier.cpu.manager import CPUOffloadingManager
+from kvtier.fs.manager import FileSystemTierManager
 from kvtier.hashing import OffloadKey
 
 SMALL_CPU_TIER = ("cpu_chunks=32",)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from harness.adapters.base import TierSetup
 from harness.adapters.kvtier import KvtierAdapter
-from harness.adapters.memory import MemoryAdapter
+from harness.adapters.reference import MemoryAdapter
 from harness.mutants.base import detected_by
+from kvtier.fs.file_mapper import FileMapper
 from kvtier.hashing import OffloadKey, get_offload_block_hash, make_offload_key
-from kvtier.layout import FileMapper
 
 
 @detected_by("determinism", r"block \d+ has \d+ names")

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from harness.adapters.kvtier import KvtierAdapter
-from harness.history import Task as TaskRecord
+from harness.core.history import Task as TaskRecord
 from harness.mutants.base import detected_by
 from kvtier.config import FsTierConfig, RunConfig
 from kvtier.events import Direction
-from kvtier.fs_tier import FileSystemTierManager
-from kvtier.thread_pool import OTHER, DualQueue, Task
+from kvtier.fs.manager import FileSystemTierManager
+from kvtier.fs.thread_pool import OTHER, DualQueue, Task
 
 FLOOD: dict[str, Any] = {"read_threads": 2, "write_threads": 2, "window": 8}
 

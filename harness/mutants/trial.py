@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.checkers import CHECKERS
-from harness.history import History
+from harness.core.history import History
 from harness.mutants.base import Mutant
-from harness.run import Results, run
+from harness.runner import Results, run
 from harness.scenarios import scenario
 
 SHORT: Mapping[str, Mapping[str, Any]] = {

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from harness.history import History
+from harness.core.history import History
 from harness.recorded import read_results
 from harness.report.figures import (
     CLASS_COLOURS,

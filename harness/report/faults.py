@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 
 from harness.checkers.base import some
+from harness.core.history import History
 from harness.faults import FAULTS
 from harness.faults.table import OWED
-from harness.history import History
 from harness.report.figures import Section, Table, duration, new_figure
 
 PROMISES = (*OWED, "works again")

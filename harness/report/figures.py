@@ -13,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from harness.history import Direction, History, Note
+from harness.core.history import Direction, History, Note
 
 Table = list[list[str]]  # the first row is the head
 Points = list[tuple[float, float]]  # sorted by their first

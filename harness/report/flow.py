@@ -9,7 +9,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from harness.history import History
+from harness.core.history import History
+from harness.core.traffic import oracle_hit_ratio
 from harness.report.figures import (
     BOUND_COLOUR,
     CLASS_COLOURS,
@@ -31,7 +32,6 @@ from harness.report.figures import (
     process_colour,
     thin,
 )
-from harness.traffic import oracle_hit_ratio
 
 BINS = 100
 CEILING_SHOWN_FACTOR = 2.5

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from harness.inputs import UsageError
+from harness.core.inputs import UsageError
 from harness.recorded import read_results
 from harness.report.figures import duration
 from harness.report.shell import write_page

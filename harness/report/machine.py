@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from harness.history import History
+from harness.core.history import History
 from harness.report.figures import (
     MIB,
     Section,

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.checkers import CHECKERS
-from harness.history import History
-from harness.inputs import read_json
+from harness.core.history import History
+from harness.core.inputs import read_json
 from harness.recorded import read_results
 from harness.report import faults, flow, machine, schedule
 from harness.report.figures import Section, duration

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from harness.history import Direction, History
+from harness.core.history import Direction, History
 from harness.report.figures import (
     BOUND_COLOUR,
     CLASS_COLOURS,

@@ -14,9 +14,9 @@ from typing import Any
 import plotly.io
 from plotly.offline import get_plotlyjs
 
+from harness.core.run_files import write_text
 from harness.report.figures import PROCESS_COLOURS, Section
 from harness.report.tables import table_html
-from harness.run_files import write_text
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1d2129;--paper:#fff;--soft:#f3f4f7;--line:#d9dce3;--dim:#5b6373;

@@ -16,15 +16,15 @@ from typing import Any
 
 from harness.adapters import OptionRefused, adapter_class, check_options
 from harness.adapters.base import TierSetup
-from harness.history import HistoryWriter, Note
-from harness.inputs import SECONDS_MAX
-from harness.inputs import UsageError as UsageError
-from harness.launch import Child, Workers
-from harness.limits import Machine, Needs, shortage
+from harness.core.history import HistoryWriter, Note
+from harness.core.inputs import SECONDS_MAX
+from harness.core.inputs import UsageError as UsageError
+from harness.core.limits import Machine, Needs, shortage
+from harness.core.seeds import SEED_MAX
+from harness.runtime.supervisor import Child, Workers
+from harness.runtime.worker import Instruction
 from harness.scenarios.options import declarations
 from harness.scenarios.options import option as option
-from harness.seeds import SEED_MAX
-from harness.worker import Instruction
 
 PAGE_BYTES = 4096
 BLOCK_BYTES_MAX = 1 << 30

@@ -29,8 +29,8 @@ from typing import NamedTuple
 
 from harness.adapters import adapter_class
 from harness.checkers.base import is_bookkeeping
-from harness.launch import Child
-from harness.limits import Needs
+from harness.core.limits import Needs
+from harness.runtime.supervisor import Child
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 
 SAMPLE_SECONDS = 0.25

@@ -10,9 +10,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from harness.contract import PROMISES, SLOTS_MIN
-from harness.history import History
-from harness.launch import Child
+from harness.core.history import History
+from harness.drivers.promises import PROMISES, SLOTS_MIN
+from harness.runtime.supervisor import Child
 from harness.scenarios.base import CommonOptions, Context, Scenario, common_needs, option
 
 PROMISE_SECONDS_MAX = 30.0

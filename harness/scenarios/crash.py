@@ -24,11 +24,11 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+from harness.core.seeds import stream
 from harness.faults import PUBLISH_STEPS, FaultUnavailable, Injection
 from harness.faults.attach import Attached
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 from harness.scenarios.worker_group import RENDEZVOUS_SECONDS, WorkerGroup
-from harness.seeds import stream
 
 CHASE_SECONDS = 0.3
 RANDOM_SECONDS_MAX = 0.06

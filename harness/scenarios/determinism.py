@@ -31,10 +31,10 @@ from typing import Any, NamedTuple
 from harness.adapters import adapter_class
 from harness.adapters.base import Adapter
 from harness.checkers.matrix import PRIVATE, REFUSED
+from harness.core.installation import module_command, python_path
 from harness.faults import FaultUnavailable
 from harness.faults.attach import Attached
-from harness.installation import module_command, python_path
-from harness.launch import WorkerFailed
+from harness.runtime.supervisor import WorkerFailed
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 from harness.scenarios.worker_group import WorkerGroup
 

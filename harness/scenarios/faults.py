@@ -26,6 +26,7 @@ from typing import Any
 
 from harness.adapters import adapter_class
 from harness.checkers.base import is_bookkeeping
+from harness.core.history import Name, read_records
 from harness.faults import (
     FAULTS,
     Fault,
@@ -41,8 +42,7 @@ from harness.faults import (
     stale_temps,
 )
 from harness.faults.attach import Attached
-from harness.history import Name, read_records
-from harness.launch import Child, WorkerFailed
+from harness.runtime.supervisor import Child, WorkerFailed
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 
 BLOCKS = 8

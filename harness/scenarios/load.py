@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.limits import Needs
+from harness.core.limits import Needs
+from harness.core.traffic import PlannedRequest, TraceError, TraceRequest, plan, read_trace, synthetic_trace
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
-from harness.traffic import PlannedRequest, TraceError, TraceRequest, plan, read_trace, synthetic_trace
 
 SYNTHETIC_REQUESTS_PER_SECOND = 20
 SYNTHETIC_SECONDS = 30.0  # the synthetic trace's length where --seconds is 0

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.hosts.base import Host, Volume
-from harness.launch import Child
+from harness.runtime.supervisor import Child
+from harness.runtime.worker import Instruction
 from harness.scenarios.base import Context, Scenario
-from harness.worker import Instruction
 
 
 @dataclass

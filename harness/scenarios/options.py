@@ -10,7 +10,7 @@ import types
 import typing
 from typing import Any, NamedTuple
 
-from harness.inputs import UsageError, absolute_path, check_number, check_text, read_size
+from harness.core.inputs import UsageError, absolute_path, check_number, check_text, read_size
 
 NUMBER_MAX = 1 << 20
 """Of every number whose option states no bound. Larger ones are typing errors; whether this machine has the memory and

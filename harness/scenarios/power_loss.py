@@ -26,14 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from harness.core.seeds import stream
 from harness.faults.mounts import require_root, run_command, undertaken
 from harness.faults.rules import FaultUnavailable
 from harness.hosts.kernel import Kernel, add_control, require_kernels
 from harness.hosts.network import Network, network
+from harness.runtime.worker import Instruction
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 from harness.scenarios.worker_group import Chain, WorkerGroup
-from harness.seeds import stream
-from harness.worker import Instruction
 
 FICLONE = 0x40049409
 IMAGE_BYTES = 400 << 20

@@ -18,9 +18,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from harness.core.seeds import stream
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 from harness.scenarios.worker_group import Chain, WorkerGroup
-from harness.seeds import stream
 
 CHASE_SECONDS = 1.0
 """A reader of blocks in publication gives up after so long; whoever asks afterwards must find them."""

@@ -29,10 +29,10 @@ from typing import Any
 
 from harness.adapters import adapter_class
 from harness.adapters.base import other
+from harness.core.history import Direction
+from harness.core.limits import Needs
 from harness.faults import FaultFs, FaultUnavailable, Rule
-from harness.history import Direction
-from harness.launch import Child
-from harness.limits import Needs
+from harness.runtime.supervisor import Child
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 from harness.scenarios.on_hosts import OnHosts
 

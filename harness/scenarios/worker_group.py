@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from harness.launch import Child, WorkerFailed
+from harness.runtime.supervisor import Child, WorkerFailed
 from harness.scenarios.base import Context
 
 ORDER_SECONDS_MAX = 60.0

@@ -17,8 +17,6 @@ ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 TROUBLESHOOTING = (ROOT / "docs/troubleshooting.md").read_text()
 WRITTEN_FOR = ("CONTRIBUTING.md", "docs/adapter.md", "docs/architecture.md", "docs/decisions.md", "docs/glossary.md")
-MOVED = (ROOT / "kvtier/fs").exists()
-"""Pages that name modules of the layout with rooms; until the modules are there, their paths are not checked."""
 FROM_THE_HARNESS = ("results", "the harness: process … hung")
 """A finding whose words a scenario writes."""
 
@@ -85,7 +83,6 @@ def test_a_quoted_finding_is_one_that_the_checker_writes(checker: str, words: st
     assert any(all(part in text for part in parts) for text in texts), f"{checker}: no finding says {words!r}"
 
 
-@pytest.mark.skipif(not MOVED, reason="the modules are not in their rooms yet")
 @pytest.mark.parametrize("page", WRITTEN_FOR)
 def test_every_path_that_a_page_names_exists(page: str) -> None:
     paths = re.findall(r"`((?:kvtier|harness|tests|dashboards|docs)/[\w./-]*)`", (ROOT / page).read_text())
@@ -93,7 +90,6 @@ def test_every_path_that_a_page_names_exists(page: str) -> None:
     assert not missing, f"{page}: {missing}"
 
 
-@pytest.mark.skipif(not MOVED, reason="the modules are not in their rooms yet")
 def test_the_worker_of_the_debugger_runs_in_its_process(tmp_path: Path) -> None:
     source = (ROOT / "CONTRIBUTING.md").read_text().split("```python\n")[1].split("```")[0]
     source = source.replace("tempfile.mkdtemp()", repr(str(tmp_path)))

@@ -19,7 +19,7 @@ DEVELOP = ["test", "lint", "types", "bench", "dist"]
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     shutil.copy(ROOT / "Makefile", tmp_path)
-    for name in ("pyproject.toml", "setup.py", "kvtier/_batch.c"):
+    for name in ("pyproject.toml", "setup.py", "kvtier/fs/_native.c"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     return tmp_path

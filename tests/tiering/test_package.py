@@ -35,8 +35,8 @@ WORKS = {
     "cli": ["kvtier", "inspect", "--help"],
     "faults": ["python", "-c", "from importlib.metadata import version; version('mfusepy')"],  # loads no libfuse
     "harness": MAIN_JOB,
-    "metrics": ["python", "-c", "import kvtier.metrics"],
-    "tracing": ["python", "-c", "import kvtier.tracing"],
+    "metrics": ["python", "-c", "import kvtier.telemetry.prometheus"],
+    "tracing": ["python", "-c", "import kvtier.telemetry.otel"],
 }
 """For each extra a command that needs it."""
 

@@ -19,7 +19,7 @@ CHECKED = (  # to be widened to all tracked text
     "docs/glossary.md",
     "docs/index.md",
     "docs/troubleshooting.md",
-    "tests/tiering/harness/test_adapter_guide.py",
+    "tests/tiering/harness/adapters/test_guide.py",
     "tests/tiering/test_docs.py",
 )
 

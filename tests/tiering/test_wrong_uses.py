@@ -21,23 +21,24 @@ import pytest
 
 import harness.bench.__main__ as bench
 import harness.cli
-import kvtier.cli
-from harness import overhead, shared_volume
-from harness.history import Note, Start, Stop, encode
+import kvtier.ops.cli
+from harness.bench import overhead
+from harness.commands import shared_volume
+from harness.core.history import Note, Start, Stop, encode
 from tests.tiering.wrong_uses import REFUSED
 
 REPOSITORY = Path(__file__).parents[2]
 NAME = {
     "h": "kvtier-harness",
     "k": "kvtier",
-    "overhead": "python -m harness.overhead",
-    "volume": "python -m harness.shared_volume",
+    "overhead": "python -m harness.bench.overhead",
+    "volume": "python -m harness.commands.shared_volume",
     "bench": "python -m harness.bench",
 }
 COMMANDS = {"overhead": overhead.main, "volume": shared_volume.main, "bench": bench.cli}
 MAIN: dict[str, Callable[[list[str]], Any]] = {
     "h": harness.cli.main,
-    "k": kvtier.cli.main,
+    "k": kvtier.ops.cli.main,
     **{name: functools.partial(harness.cli.answer, command, NAME[name]) for name, command in COMMANDS.items()},
 }
 
@@ -210,7 +211,7 @@ ENVIRONMENTS = {
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_a_strange_environment_changes_no_answer(world: Path, environment: str) -> None:
     code = (
-        "import os, harness.cli, kvtier.cli\n"
+        "import os, harness.cli, kvtier.ops.cli\n"
         "CAFE = os.fsdecode(b'caf\\xc3\\xa9')\n"
         "def say(main, *arguments):\n"
         "    try: main(list(arguments))\n"
@@ -219,7 +220,7 @@ def test_a_strange_environment_changes_no_answer(world: Path, environment: str) 
         "say(harness.cli.main, 'run', 'load', '--tier', 'ReturnStaleSlots')\n"
         "say(harness.cli.main, 'run', 'load', '--root-dir', CAFE)\n"
         "say(harness.cli.main, 'compare', 'run', 'run', '--json')\n"
-        "say(kvtier.cli.main, 'inspect', CAFE)\n"
+        "say(kvtier.ops.cli.main, 'inspect', CAFE)\n"
     )
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1", **ENVIRONMENTS[environment]}
     done = subprocess.run([sys.executable, "-c", code], cwd=world, env=env, capture_output=True, text=True, check=False)

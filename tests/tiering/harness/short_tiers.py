@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from harness.adapters.base import Finished, TierSetup
-from harness.adapters.memory import MemoryAdapter
+from harness.adapters.reference import MemoryAdapter
 
 
 class MakesUpEnospc(MemoryAdapter):

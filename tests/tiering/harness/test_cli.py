@@ -16,11 +16,11 @@ import psutil
 import pytest
 
 from harness.cli import main
-from harness.conform import plan
-from harness.history import History
-from harness.installation import ROOT as REPOSITORY
+from harness.commands.conform import plan
+from harness.core.history import History
+from harness.core.installation import ROOT as REPOSITORY
 from harness.scenarios import scenarios
-from tests.tiering.harness.certain_trace import REQUESTS, write_certain_trace
+from tests.tiering.harness.scenarios.certain_trace import REQUESTS, write_certain_trace
 
 SMALL = ["--tier", "memory", "--processes", "2", "--block-bytes", "4096", "--seed", "5"]
 CERTAIN = [*SMALL, "--trace", "certain.jsonl", "--speed", "1"]
@@ -67,7 +67,7 @@ def test_json_is_all_that_stdout_holds(tmp_path: Path) -> None:
 
 
 def test_a_failure_says_its_seed_its_command_and_the_last_words_of_the_dead(tmp_path: Path, say: Any) -> None:
-    broken = "tests.tiering.harness.broken_tiers:Raises"
+    broken = "tests.tiering.harness.broken.tiers:Raises"
     wrong = harness(tmp_path, "run", "load", *CERTAIN, "--tier", broken, "--quiet")
     assert wrong.returncode == 1
     assert wrong.stdout.startswith("sharing"), "no progress"
@@ -233,7 +233,7 @@ def test_conform_asks_a_tier_all_that_a_machine_and_a_folder_can_and_names_the_r
 def test_conform_runs_scenarios_on_a_tier_of_ones_own_and_compare_sets_two_runs_side_by_side(
     tmp_path: Path, say: Any
 ) -> None:
-    mine = "tests.tiering.harness.broken_tiers:Leaks"
+    mine = "tests.tiering.harness.broken.tiers:Leaks"
     scenarios = ["--scenario", "contract", "--scenario", "load"]
     said = say(
         "conform", mine, *scenarios, "--seconds", "0.5", "--seed", "4", "--block-bytes", "4096", "--processes", "2"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.installation import ROOT
-from tests.tiering.harness.certain_trace import write_certain_trace
+from harness.core.installation import ROOT
+from tests.tiering.harness.scenarios.certain_trace import write_certain_trace
 
 HOSTILE = 'raise RuntimeError("a module of the working directory was imported")\n'
-MY_TIER = "from harness.adapters.memory import MemoryAdapter\n\nclass MyAdapter(MemoryAdapter):\n    pass\n"
+MY_TIER = "from harness.adapters.reference import MemoryAdapter\n\nclass MyAdapter(MemoryAdapter):\n    pass\n"
 SMALL = ["--processes", "2", "--block-bytes", "4096", "--seed", "5", "--quiet"]
 
 

@@ -1,0 +1,1 @@
+"""What the commands of `kvtier-harness` do and print."""

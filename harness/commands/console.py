@@ -1,0 +1,138 @@
+"""Carries out a run for a person or a machine at the other end, and says what came of it; the commands share it.
+
+It judges nothing: the words are the run's, it chooses how many of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from harness.adapters import adapter_class
+from harness.checkers.base import some
+from harness.commands.progress import Progress
+from harness.core.installation import tracing_is_installed
+from harness.entry import HARNESS, errno_text, pip_install
+from harness.report import write_index, write_report
+from harness.runner import Results, run
+from harness.runtime.supervisor import Child
+from harness.scenarios.base import CommonOptions, Scenario
+
+COLOURS = {"true": "green", "false": "red", "unknown": "yellow"}
+FINDINGS_SHOWN_MAX = 3
+LAST_WORDS_SHOWN_MAX = 3
+"""Of so many dead processes; the report has all."""
+PLAIN_COLUMNS = 200
+"""Of tables that go to a file or a pipe."""
+
+
+def carry_out(
+    chosen: Scenario,
+    options: CommonOptions,
+    runs_dir: Path,
+    console: Console,
+    quiet: bool,
+    say: Callable[[Results], None],
+    also_on_start: Callable[[Path], None] = lambda run_dir: None,
+    also_on_tick: Callable[[Sequence[Child]], None] = lambda children: None,
+) -> Results:
+    """Run a scenario with progress unless `quiet`, `say` its verdict, write its report, and put it on the list of runs.
+
+    A report that cannot be written is one sentence on stderr, after the verdict, and does not change the exit code. Who
+    watches as well is told of the run's folder, and of the workers again and again."""
+
+    if getattr(options, "trace_every", 0) and adapter_class(options.tier).leaves_spans and not tracing_is_installed():
+        print(f"{HARNESS.program}: no spans are recorded; for spans: {pip_install('tracing')}", file=sys.stderr)
+
+    def on_start(options: CommonOptions, run_dir: Path, traffic: str) -> None:
+        also_on_start(run_dir)
+        if not progress.quiet:
+            told = (options.read_threads, options.write_threads)
+            threads = "splits of threads" if None in told else f"{told[0]}+{told[1]} threads"
+            processes = f"{options.processes} process{'es' if options.processes != 1 else ''}"
+            progress.line(
+                f"[bold]{chosen.name}[/bold] of [bold]{escape(options.tier)}[/bold]: {processes}, "
+                f"{threads}, blocks of {options.block_bytes >> 10} KiB, seed {options.seed}\n{escape(traffic)}"
+            )
+
+    with Progress(console, quiet) as progress:
+
+        def on_tick(children: Sequence[Child]) -> None:
+            also_on_tick(children)
+            progress.tick(children)
+
+        results = run(chosen, options, runs_dir, on_start, on_tick, progress.stage)
+    say(results)
+    write_pages(results, runs_dir)
+    return results
+
+
+def write_pages(results: Results, runs_dir: Path | None) -> bool:
+    """Write a run's report and the list of runs; False, and sentences on stderr, when a file of the run could not be
+    written."""
+    problems = list(results.unwritten)
+    try:
+        if (Path(results.run_dir) / "results.json").exists():  # the report is made from it
+            write_report(Path(results.run_dir))
+        if runs_dir is not None:
+            write_index(runs_dir)
+    except OSError as error:
+        problems.append(f"{str(error.filename)!r} cannot be written: {errno_text(error)}")
+    for problem in problems:
+        print(f"{HARNESS.program}: {problem}", file=sys.stderr)
+    return not problems
+
+
+def say_results(results: Results, console: Console) -> None:
+    """A line per verdict, what was found, and how to see it again: enough to act on, the rest is in the report."""
+    say_verdicts(results, console)
+    colour = COLOURS[results.verdict]
+    mib = (results.totals["loaded_bytes"] + results.totals["stored_bytes"]) / (1 << 20)
+    console.print(
+        f"verdict [bold {colour}]{results.verdict}[/]: {results.totals['requests']:,.0f} requests, "
+        f"{mib:,.0f} MiB moved in {results.seconds:.0f} s"
+    )
+
+
+def say_verdicts(results: Results, console: Console) -> None:
+    """The verdicts; for a run that is not "true" also its findings, last output, seed and command."""
+    width = max((len(verdict["name"]) for verdict in results.verdicts), default=0)
+    for verdict in results.verdicts:
+        value = f"[{COLOURS[verdict['value']]}]{verdict['value']:<7}[/]"
+        console.print(f"{verdict['name']:<{width}}  {value}  {escape(verdict['figure'])}", soft_wrap=True)
+    if results.verdict == "true":
+        return
+    for verdict in results.verdicts:
+        if verdict["value"] != "true":
+            for finding in verdict["findings"][:FINDINGS_SHOWN_MAX]:
+                console.print(f"  {verdict['name']}: {escape(finding)}", soft_wrap=True)
+            if (more := len(verdict["findings"]) - FINDINGS_SHOWN_MAX) > 0:
+                console.print(f"  {verdict['name']}: {more} more in results.json")
+    if results.reason:
+        console.print(f"[yellow]{escape(results.reason)}[/]", soft_wrap=True)
+    for labels, said in _last_words(results)[:LAST_WORDS_SHOWN_MAX]:
+        console.print(f"last output of process {labels[0]}:")
+        console.print("\n".join(f"  {line}" for line in said.splitlines()), soft_wrap=True, markup=False)
+        if also := labels[1:]:
+            console.print(f"  the same of process{'es' if len(also) > 1 else ''} {some(also)}")
+    console.print(f"seed {results.seed}; again: {escape(results.command)}", soft_wrap=True)
+
+
+def _last_words(results: Results) -> list[tuple[list[str], str]]:
+    """What dead processes last said, each thing once, with their labels. Tracebacks of one error are one thing."""
+    said: dict[str, tuple[list[str], str]] = {}
+    for label, words in results.last_output.items():
+        is_traceback = "Traceback (most recent call last)" in words
+        said.setdefault(words.splitlines()[-1] if is_traceback else words, ([], words))[0].append(label)
+    return list(said.values())
+
+
+def say_table(table: Table, console: Console) -> None:
+    """A table; where no terminal says how wide it may be, each of its rows is a line."""
+    wide = console if console.is_terminal else Console(file=console.file, highlight=False, width=PLAIN_COLUMNS)
+    wide.print(table)

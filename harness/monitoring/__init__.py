@@ -1,0 +1,1 @@
+"""Roots and runs observed from outside: `observe` and `watch`."""

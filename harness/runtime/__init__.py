@@ -1,0 +1,1 @@
+"""Worker processes: what runs in one, and what starts and supervises them."""

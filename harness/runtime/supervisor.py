@@ -1,0 +1,413 @@
+"""Starts worker processes, waits until they are ready, lets them go, kills, pauses, restarts and reaps them.
+
+Scenarios call it. Every worker is an interpreter of its own in a process group of its own; leaving the `with` block
+leaves no child behind. Nothing here knows what the workers do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from harness.core.history import HistoryWriter, Job, Note, Stop, in_words, read_records
+from harness.core.installation import module_command, python_path
+from harness.runtime.worker import Instruction
+
+LAST_OUTPUT_LINES = 32
+READY_SECONDS_MAX = 180.0
+STOP_SECONDS_MAX = 8.0
+"""A worker told to stop may take this long to end in good order; after that it is killed."""
+REAP_SECONDS_MAX = 60.0
+"""How long killed workers, of which there may be thousands, may take to end."""
+SILENCE_SECONDS_MAX = 60.0
+"""A worker that says nothing for so long hangs: it is made to print its stacks, and killed."""
+GO_AFTER_SECONDS = 0.2
+STACKS_SECONDS_MAX = 5.0
+"""How long a process that did not come up in time may take to print its stacks, before it is killed."""
+SENT_FROM_OUTSIDE = frozenset(
+    {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU, signal.SIGXFSZ}
+)
+"""Signals by which an operator, a supervisor, the OOM killer or a resource limit ends a process."""
+
+
+class WorkerFailed(Exception):
+    """A worker did not come up; the text is one sentence, then the process's last output.
+
+    `outside`: something other than the tier was the reason, so that another try would say nothing about the tier.
+    """
+
+    def __init__(self, text: str, outside: bool = False) -> None:
+        super().__init__(text)
+        self.outside = outside
+
+
+class Child:
+    """One worker process, seen from its parent. Its state changes only inside `Workers`."""
+
+    def __init__(
+        self,
+        instruction: Instruction,
+        events: queue.SimpleQueue[tuple[Child, dict[str, Any]]],
+        env: Mapping[str, str | None],
+        python: str,
+    ) -> None:
+        self.instruction = instruction
+        self.stderr_path = Path(instruction.setup.run_dir) / f"stderr-{instruction.label}.txt"
+        self.counts: dict[str, float] = {}
+        self.gauges: dict[str, float] = {}
+        self.python = python
+        self.state = "starting"  # then "ready", "running", "done", "dead"
+        self.failure = ""
+        self.makes_tier = False  # its tier's constructor has been called
+        self.outside = ""  # what ended it, if that was not the tier
+        self._signalled: set[int] = set()  # by the harness, or by the process itself
+        self.metrics_address: str | None = None
+        self.heard_seconds = time.monotonic()
+        with _starting(self.label), open(self.stderr_path, "ab") as stderr:
+            environment = {**os.environ, "PYTHONPATH": python_path(python, self.stderr_path.parent), **env}
+            self._popen = subprocess.Popen(
+                module_command(python, "harness.runtime.worker"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env={name: value for name, value in environment.items() if value is not None},
+                process_group=0,  # a terminal's Ctrl-C reaches the parent alone, which then stops its children
+            )
+        self._reader = threading.Thread(target=self._read, args=(events,), name=f"reader-{self.label}", daemon=True)
+        try:
+            self._reader.start()
+        except RuntimeError as error:  # no more threads
+            self._popen.kill()
+            self._popen.communicate()
+            raise WorkerFailed(f"process {self.label} could not be started: {error}", outside=True) from error
+        self._send_line(instruction.to_json())
+
+    def _read(self, events: queue.SimpleQueue[tuple[Child, dict[str, Any]]]) -> None:
+        assert self._popen.stdout is not None
+        with self._popen.stdout as lines:
+            for line in lines:
+                with suppress(ValueError):  # a killed worker's torn last line
+                    events.put((self, json.loads(line)))
+        events.put((self, {"event": "end"}))
+
+    @property
+    def label(self) -> str:
+        return self.instruction.label
+
+    @property
+    def process(self) -> int:
+        return self.instruction.setup.process
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def alive(self) -> bool:
+        return self.state in ("starting", "ready", "running")
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative: the signal that ended it."""
+        return self._popen.returncode
+
+    def _send_line(self, line: str) -> None:
+        assert self._popen.stdin is not None
+        if self._popen.stdin.closed:
+            return  # it has ended and is reaped
+        with suppress(BrokenPipeError):  # it died; the reader's "end" tells
+            self._popen.stdin.write(line.encode() + b"\n")
+            self._popen.stdin.flush()
+
+    def send(self, **message: Any) -> None:
+        """Say something to the driver: `send(go=...)`, `send(release=True)`. Nobody hears it once it has ended."""
+        self._send_line(json.dumps(message))
+
+    def signal(self, number: int) -> None:
+        """Send a signal to this process, if it still runs."""
+        self._signalled.add(number)
+        self._popen.send_signal(number)
+
+    def expects(self, number: int) -> None:
+        """The process is about to send itself this signal."""
+        self._signalled.add(number)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+
+    def pause(self) -> None:
+        self.signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.signal(signal.SIGCONT)
+
+    def last_output(self) -> str:
+        """The last lines of its stderr."""
+        lines = self.stderr_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(lines[-LAST_OUTPUT_LINES:])
+
+    def how_it_ended(self) -> str:
+        code = self.exit_code
+        if code is None:
+            return "still runs"
+        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+    def ended_from_outside(self) -> str:
+        """A sentence if something other than the tier ended this process, else an empty string.
+
+        A process cannot tell who sent it SIGKILL. One that its own Python code sent is announced by the worker, and
+        the harness remembers its own; any other is from outside. A crash (SIGSEGV, SIGABRT, ...) is the process's own.
+        """
+        code = self.exit_code
+        if self.outside or code is None:
+            return self.outside
+        if not self.makes_tier:
+            return f"it {self.how_it_ended()} before its tier was made"
+        if code < 0 and -code in SENT_FROM_OUTSIDE and -code not in self._signalled:
+            return f"it {self.how_it_ended()}, which neither the tier nor the harness sent"
+        return ""
+
+    def reap(self) -> None:
+        """Wait for a process that has closed its stdout, or was killed; release its pipes."""
+        assert self._popen.stdin is not None
+        with suppress(BrokenPipeError):
+            self._popen.stdin.close()
+        self._popen.wait()
+        self._reader.join()
+
+
+@contextmanager
+def _starting(label: str) -> Iterator[None]:
+    """Turns what the operating system refuses (EAGAIN, ENOMEM, EMFILE, ENOSPC, ...) into a `WorkerFailed`."""
+    try:
+        yield
+    except OSError as error:
+        text = f"process {label} could not be started: {in_words(error)}"
+        raise WorkerFailed(text, outside=True) from error
+
+
+def _oom_kills() -> int:
+    """How many processes the kernel's OOM killer has ended since this machine came up; 0 where nothing says."""
+    with suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+class Workers:
+    """The worker processes of a run, as a context manager. `on_tick` is called about four times a second."""
+
+    def __init__(self, on_tick: Callable[[Sequence[Child]], None] = lambda children: None) -> None:
+        self.children: list[Child] = []
+        self._events: queue.SimpleQueue[tuple[Child, dict[str, Any]]] = queue.SimpleQueue()
+        self._on_tick = on_tick
+        self._oom_kills_before = _oom_kills()
+        self.broken_off = ""  # why the run came to no regular end; its processes are then not judged by how they ended
+        self._incomplete: list[Child] = []
+        self.troubles: list[str] = []  # what the harness itself could not do, a sentence each
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self.broken_off:
+                for child in self.children:
+                    if child.alive and not child.outside:
+                        child.outside = f"the harness ended it: {self.broken_off}"
+            self.stop()
+        finally:  # also when a second Ctrl-C interrupts the patience above
+            for child in self.children:
+                if child.alive:
+                    child.resume()
+                    child.kill()
+            self.wait(seconds=REAP_SECONDS_MAX)
+
+    def start(
+        self, instruction: Instruction, env: Mapping[str, str | None] | None = None, python: str = sys.executable
+    ) -> Child:
+        """Start one worker. `env` is laid over this process's environment; a value of None removes the name."""
+        child = Child(instruction, self._events, env or {}, python)
+        self.children.append(child)
+        return child
+
+    def await_ready(self, children: Iterable[Child], seconds: float | None = None) -> None:
+        """Until each is ready. Raises `WorkerFailed` when one dies or time is up (default: `READY_SECONDS_MAX`)."""
+        children, seconds = list(children), READY_SECONDS_MAX if seconds is None else seconds
+        self.until(lambda: all(c.state != "starting" for c in children), seconds)
+        late = [child for child in children if child.state == "starting"]
+        for child in late:
+            child.outside = f"it was not ready after {seconds:g} s, and the harness ended it"
+            child.signal(signal.SIGABRT)  # faulthandler prints every thread's stack: its last output
+        self.wait(late, STACKS_SECONDS_MAX)
+        for child in children:
+            if child.state in ("starting", "dead"):
+                self.explain(child)
+                why = child.failure or child.ended_from_outside() or f"it {child.how_it_ended()}"
+                # What a tier refuses is said in its one sentence; only an unexplained end needs the last output.
+                words = "" if child.failure else child.last_output()
+                text = f"process {child.label} did not come up: {why}" + (f"\n{words}" if words else "")
+                raise WorkerFailed(text, outside=bool(child.ended_from_outside()))
+
+    def go(self, children: Iterable[Child]) -> float:
+        """Let them start at one common moment, and return it (monotonic seconds)."""
+        start_seconds = time.monotonic() + GO_AFTER_SECONDS
+        for child in children:
+            child.state = "running"
+            child.heard_seconds = start_seconds
+            child.send(go=start_seconds)
+        return start_seconds
+
+    def restart(self, child: Child, env: Mapping[str, str | None] | None = None, **changes: Any) -> Child:
+        """Start the next incarnation of a process that ended, with changed arguments of its driver if any."""
+        assert not child.alive, f"process {child.label} still runs"
+        old = child.instruction
+        arguments = {**old.arguments, **changes}
+        instruction = Instruction(old.tier, old.setup, arguments, old.driver, old.incarnation + 1)
+        return self.start(instruction, env, child.python)
+
+    def wait(self, children: Iterable[Child] | None = None, seconds: float | None = None) -> None:
+        """Until the given ones (default: all) have ended, or time is up. One that falls silent is killed."""
+        watched = self.children if children is None else list(children)
+        self.until(lambda: not any(c.alive for c in watched), seconds)
+
+    def stop(self) -> None:
+        """Ask all to stop, and wait a little."""
+        for child in self.children:
+            if child.alive:
+                child.send(stop=True)
+        self.wait(seconds=STOP_SECONDS_MAX)
+
+    def until(self, satisfied: Callable[[], bool], seconds: float | None = None) -> bool:
+        """Listen to the workers until `satisfied()`, or until time is up; returns which."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        tick_due = time.monotonic()
+        while not satisfied():
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
+                return False
+            if now >= tick_due:
+                tick_due = now + 0.25
+                self._end_the_silent(now)
+                self._on_tick(self.children)
+            try:
+                self._heard(*self._events.get(timeout=0.1))
+            except queue.Empty:
+                continue
+        self._on_tick(self.children)
+        return True
+
+    def _heard(self, child: Child, message: dict[str, Any]) -> None:
+        child.heard_seconds = time.monotonic()
+        match message["event"]:
+            case "ready":
+                child.state = "ready"
+                child.metrics_address = message["metrics_address"]
+                self._write_targets()
+            case "progress":
+                child.counts, child.gauges = message["counts"], message["gauges"]
+            case "making":
+                child.makes_tier = True
+            case "signal":
+                child.expects(message["number"])
+            case "outside":
+                child.outside = message["text"]
+            case "failed":
+                child.failure = message["text"]
+            case "done":
+                child.counts = message["counts"]
+            case "end":
+                child.reap()
+                child.state = "done" if child.exit_code == 0 else "dead"
+                self._write_targets()
+                if child.state == "dead" and not child.failure:  # a tier that refused is quoted by `await_ready`
+                    self.explain(child)
+                    if not self._try(lambda: write_post_mortem(child)):
+                        self._incomplete.append(child)
+
+    def explain(self, child: Child) -> None:
+        """Say more of a process that something outside ended, if anything on this machine does."""
+        kills = _oom_kills() - self._oom_kills_before
+        if kills and child.exit_code == -signal.SIGKILL and (outside := child.ended_from_outside()):
+            processes = "1 process" if kills == 1 else f"{kills} processes"
+            child.outside = f"{outside}; the kernel's OOM killer has ended {processes} since the run began"
+            self._oom_kills_before += kills
+
+    def _write_targets(self) -> None:
+        self._try(lambda: write_targets(self.children))
+
+    def _try(self, write: Callable[[], None]) -> bool:
+        """A file of the run that cannot be written is a trouble of the harness, not the end of the run."""
+        try:
+            write()
+        except OSError as error:
+            self.troubles.append(in_words(error))
+            return False
+        return True
+
+    def complete(self) -> None:
+        """Write the histories that could not be completed while the disk was full."""
+        self._incomplete = [c for c in self._incomplete if not self._try(lambda c=c: write_post_mortem(c))]  # type: ignore[misc]
+
+    def _end_the_silent(self, now: float) -> None:
+        for child in self.children:
+            silence = now - child.heard_seconds
+            if child.state == "running" and silence > SILENCE_SECONDS_MAX:
+                child.signal(signal.SIGABRT)  # faulthandler prints every thread's stack: its last output
+                if silence > SILENCE_SECONDS_MAX + 5:
+                    child.kill()
+
+
+def write_targets(children: Sequence[Child]) -> None:
+    """file_sd.json of the run folder: who serves /metrics at present, as Prometheus's `file_sd_configs` reads it."""
+    run_dir = Path(children[0].instruction.setup.run_dir)
+    served = [
+        {"targets": [child.metrics_address], "labels": {"instance": f"process-{child.label}", "run": run_dir.name}}
+        for child in children
+        if child.metrics_address and child.alive
+    ]
+    fresh = run_dir / ".file_sd.json"
+    fresh.write_text(json.dumps(served, indent=1) + "\n", encoding="utf-8")
+    fresh.replace(run_dir / "file_sd.json")  # a reader never sees half of it
+
+
+def write_post_mortem(child: Child) -> None:
+    """Complete the history of a process that could not: its jobs without a result as "info", and a Stop record."""
+    path = child.instruction.history_path
+    finished: set[int] = set()
+    submitted: dict[int, Note] = {}
+    stopped = False
+    for record in read_records(path) if path.exists() else ():
+        match record:
+            case Job():
+                finished.add(record.job_id)
+            case Note(kind="submitted"):
+                submitted[record.detail["job_id"]] = record
+            case Stop():
+                stopped = True
+    now = time.monotonic()
+    after = path.with_name(f"history-{child.label}-after.jsonl")
+    after.unlink(missing_ok=True)  # half of one that did not fit
+    writer = HistoryWriter(after)
+    for job_id in submitted.keys() - finished:
+        at, detail = submitted[job_id].monotonic_seconds, submitted[job_id].detail
+        what = (child.process, job_id, detail["request"], detail["direction"], detail["blocks"])
+        writer.write(Job(*what, at, at, now, time.time(), "info", [], [], 0, [], 0))
+    if not stopped:
+        code = child.exit_code
+        assert code is not None
+        writer.write(
+            Stop(child.process, child.instruction.incarnation, now, code, 0, 0, [], child.ended_from_outside())
+        )
+    writer.close()

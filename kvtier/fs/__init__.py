@@ -1,0 +1,1 @@
+"""The file tier: blocks in files below one root directory that any number of processes share."""

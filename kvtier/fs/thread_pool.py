@@ -1,0 +1,327 @@
+"""`DualQueueThreadPool`: two queues and two groups of threads, so that neither class of jobs starves; knows no tier.
+
+Threads of a group take their own class first and the other class only while their own queue is empty. So while a load
+waits, each read-priority thread that becomes free takes a load: whatever stores do, a load with d loads ahead of it
+waits for at most ceil((d + 1) / n_read_threads) turns of those threads, and each turn is one task, bounded in bytes.
+The same holds for stores with the groups exchanged. docs/starvation-bound.md derives it.
+
+A thread whose task runs for longer than `hung_seconds` is lost: another of its group is started in its place, at most
+as many at a time as the group has threads. When the lost one comes back, it ends. Its job has no result until then, so
+that nobody uses the memory which a late transfer may still reach.
+
+Called by one thread; its own threads touch only the queues and what a task closes over. No I/O under the lock.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from kvtier.background import BackgroundThreads
+from kvtier.events import Direction, TaskFact
+
+logger = logging.getLogger(__name__)
+
+LOOKS = 8
+"""So many times in `hung_seconds` the pool looks for threads that are lost."""
+READ_NICE_OFFSET = 3
+"""By so much read-priority threads are nicer than write-priority ones. A store sleeps on the device and wants a core
+for moments; loads from memory want every core all the time, and those of many processes would leave none to a store."""
+
+OTHER: Mapping[Direction, Direction] = {"load": "store", "store": "load"}
+
+Work = tuple[Callable[[], Any], int]
+"""What to run on some thread, and the bytes it moves."""
+
+
+class Cancelled(Exception):
+    """Stands where a task's result would: "refused" (queue full) or "shutdown". The task never ran."""
+
+
+class Completion(NamedTuple):
+    """A job's end. `results[i]` is what task i returned, or the exception that stood in its way; `facts` has one entry
+    per task that ran, in the order in which they ended."""
+
+    job_id: int
+    direction: Direction
+    results: tuple[Any, ...]
+    facts: tuple[TaskFact, ...]
+
+
+class _Job:
+    __slots__ = ("direction", "facts", "job_id", "pending", "results")
+
+    def __init__(self, job_id: int, direction: Direction, tasks: int) -> None:
+        self.job_id = job_id
+        self.direction = direction
+        self.pending = tasks
+        self.results: list[Any] = [None] * tasks
+        self.facts: list[TaskFact] = []
+
+
+class Task(NamedTuple):
+    """A queued piece of a job: its position in the job, and what it was told when it was enqueued."""
+
+    job: Any
+    position: int
+    run: Callable[[], Any]
+    direction: Direction
+    bytes: int
+    depth: int
+    enqueued_seconds: float
+
+
+class DualQueue:
+    """The schedule itself, without threads or clock: who gets which task, and whom a new task must wake.
+
+    Not thread-safe: the pool calls it under its lock, tests call it with a clock of their own.
+    """
+
+    def __init__(self, n_read_threads: int, n_write_threads: int) -> None:
+        self.threads: Mapping[Direction, int] = {"load": n_read_threads, "store": n_write_threads}
+        self.tasks: Mapping[Direction, deque[Task]] = {"load": deque(), "store": deque()}
+        self.bytes: dict[Direction, int] = {"load": 0, "store": 0}
+        self.idle: dict[Direction, int] = {"load": 0, "store": 0}  # waiting threads that nobody has woken yet
+
+    def push(self, task: Task) -> Direction | None:
+        """Enqueue; returns the group of which one idle thread must be woken (its own first), None when none is idle."""
+        self.tasks[task.direction].append(task)
+        self.bytes[task.direction] += task.bytes
+        for group in (task.direction, OTHER[task.direction]):
+            if self.idle[group]:
+                self.idle[group] -= 1
+                return group
+        return None
+
+    def pop(self, group: Direction) -> Task | None:
+        """The next task for a thread of `group`: the oldest of its own class, else of the other, else None."""
+        for direction in (group, OTHER[group]):
+            if self.tasks[direction]:
+                task = self.tasks[direction].popleft()
+                self.bytes[direction] -= task.bytes
+                return task
+        return None
+
+
+class DualQueueThreadPool:
+    """Runs jobs of tasks on `n_read_threads` read-priority and `n_write_threads` write-priority threads (each >= 1).
+
+    Stores beyond `store_queue_bytes_max` queued bytes are refused; loads are bounded by the slots of their caller. The
+    write-priority threads have a nice value above the process's by `thread_nice`, the read-priority ones by
+    `READ_NICE_OFFSET` more, so that an engine's own threads get the cores first.
+    """
+
+    def __init__(
+        self,
+        n_read_threads: int,
+        n_write_threads: int,
+        store_queue_bytes_max: int,
+        thread_name_prefix: str = "kvtier",
+        hung_seconds: float = math.inf,
+        thread_nice: int = 0,
+        background: BackgroundThreads | None = None,
+    ) -> None:
+        assert min(n_read_threads, n_write_threads) >= 1, (n_read_threads, n_write_threads)
+        assert hung_seconds > 0, hung_seconds
+        self._queue = DualQueue(n_read_threads, n_write_threads)
+        self._store_queue_bytes_max = store_queue_bytes_max
+        self._lock = threading.Lock()
+        # The threads come to the lock one by one through this door. Without it all of them may wait for the lock, each
+        # that has it for Python's own lock, and the caller of `submit` in the middle of that line.
+        self._turnstile = threading.Lock()
+        # A condition per group, so that a task wakes exactly the one thread that shall take it.
+        self._wake: Mapping[Direction, threading.Condition] = {
+            "load": threading.Condition(self._lock),
+            "store": threading.Condition(self._lock),
+        }
+        self._all_done = threading.Condition(self._lock)
+        self._jobs_in_flight = 0
+        self._running: dict[int, tuple[Direction, Direction, float]] = {}  # by thread: group, task's class, since when
+        self._stopping = False
+        self._finished: deque[Completion] = deque()
+        self._hung_seconds, self._look_seconds = hung_seconds, hung_seconds / LOOKS
+        self._look_due_seconds = time.monotonic() + self._look_seconds
+        self._thread_nice = thread_nice
+        self._lost: dict[int, Direction] = {}  # threads that have been replaced and whose task still runs: their group
+        self._thread_name_prefix, self._numbers = thread_name_prefix, itertools.count()
+        self._background = background or BackgroundThreads()
+        self._thread_died = False
+        self._threads: list[threading.Thread] = []
+        for group, threads in self._queue.threads.items():
+            for _ in range(threads):
+                self._start_thread(group)
+
+    def _start_thread(self, group: Direction) -> None:
+        number = next(self._numbers)
+        name, work = f"{self._thread_name_prefix}_{group}_{number}", functools.partial(self._work, group, number)
+        self._threads.append(self._background.start(group, name, work, self._on_death))
+
+    def _on_death(self) -> None:
+        with self._lock:
+            self._thread_died = True
+            self._all_done.notify_all()
+
+    def submit(self, job_id: int, direction: Direction, works: Sequence[Work]) -> None:
+        """Enqueue a job and return at once. Exactly one `Completion` will follow, also for a job without tasks, of
+        which a part was refused (the first tasks that fit are kept), or that a shutdown overtakes."""
+        job = _Job(job_id, direction, len(works))
+        with self._lock:
+            self._jobs_in_flight += 1
+            accepted = 0 if self._stopping else self._fitting(direction, works)
+            # Counted before anything is pushed: a task must not end before its job knows how many it has.
+            job.pending = accepted
+            job.results[accepted:] = [Cancelled("shutdown" if self._stopping else "refused")] * (len(works) - accepted)
+            if accepted == 0:
+                self._complete(job)
+            now = time.monotonic()
+            for index, (run, task_bytes) in enumerate(works[:accepted]):
+                depth = len(self._queue.tasks[direction])
+                group = self._queue.push(Task(job, index, run, direction, task_bytes, depth, now))
+                if group is not None:
+                    self._wake[group].notify()
+
+    def _fitting(self, direction: Direction, works: Sequence[Work]) -> int:
+        """How many of the first tasks the queue has room for."""
+        if direction == "load":
+            return len(works)
+        room = self._store_queue_bytes_max - self._queue.bytes[direction]
+        for index, (_, task_bytes) in enumerate(works):
+            room -= task_bytes
+            if room < 0:
+                return index
+        return len(works)
+
+    def get_finished(self) -> list[Completion]:
+        """Completions since the last call, in the order in which jobs ended. Takes no lock (one caller, atomic pops),
+        except `LOOKS` times in `hung_seconds`, to look for lost threads."""
+        if time.monotonic() >= self._look_due_seconds:
+            self._replace_hung()
+        finished = []
+        while self._finished:
+            finished.append(self._finished.popleft())
+        return finished
+
+    def _replace_hung(self) -> None:
+        now = time.monotonic()
+        self._look_due_seconds = now + self._look_seconds
+        groups: list[Direction] = []
+        with self._lock:
+            for thread, (group, _, since) in self._running.items():
+                lost = sum(other == group for other in self._lost.values())
+                if thread not in self._lost and now - since > self._hung_seconds and lost < self._queue.threads[group]:
+                    self._lost[thread] = group
+                    groups.append(group)
+        if groups:
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
+        for group in groups:
+            self._start_thread(group)
+
+    def queued_bytes(self, direction: Direction) -> int:
+        """Bytes of one class that no thread has taken yet."""
+        return self._queue.bytes[direction]
+
+    def idle_threads(self) -> int:
+        """Threads that wait for a task."""
+        return sum(self._queue.idle.values())
+
+    def wait_idle(self, timeout_seconds: float | None = None) -> bool:
+        """Block until no job is in flight; False when the time ran out, or a thread has died, whose job may not end."""
+        with self._lock:
+            self._all_done.wait_for(lambda: self._jobs_in_flight == 0 or self._thread_died, timeout_seconds)
+            return self._jobs_in_flight == 0
+
+    def gauges(self) -> dict[str, float]:
+        """Tasks and bytes queued, age of the oldest that waits, tasks running, age of the oldest that runs, by class;
+        threads busy (lost ones too) and lost, by group."""
+        now = time.monotonic()
+        values: dict[str, float] = {}
+        with self._lock:
+            for direction, tasks in self._queue.tasks.items():
+                values[f"{direction}_queue"] = len(tasks)
+                values[f"{direction}_queue_bytes"] = self._queue.bytes[direction]
+                values[f"{direction}_oldest_seconds"] = now - tasks[0].enqueued_seconds if tasks else 0.0
+                running = [since for _, ours, since in self._running.values() if ours == direction]
+                values[f"{direction}_running"] = len(running)
+                values[f"{direction}_running_oldest_seconds"] = now - min(running) if running else 0.0
+                values[f"{direction}_threads_busy"] = sum(group == direction for group, _, _ in self._running.values())
+                values[f"{direction}_threads_hung"] = sum(group == direction for group in self._lost.values())
+        return values
+
+    def shutdown(self) -> None:
+        """Cancel what is queued, let running tasks end, join all threads. Every job has its `Completion` afterwards."""
+        with self._lock:
+            self._stopping = True
+            for tasks in self._queue.tasks.values():
+                while tasks:
+                    task = tasks.popleft()
+                    self._queue.bytes[task.direction] -= task.bytes
+                    self._record(task, Cancelled("shutdown"))
+            for condition in self._wake.values():
+                condition.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self, group: Direction, thread: int) -> None:
+        try:
+            nice = os.getpriority(os.PRIO_PROCESS, 0) + self._thread_nice + (READ_NICE_OFFSET if group == "load" else 0)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)  # of this thread alone, on Linux
+        except OSError as error:  # a sandbox may refuse it; the tier is right without it, only less polite
+            logger.debug("thread_nice has no effect: %s", error)
+        queue, wake = self._queue, self._wake[group]
+        task: Task | None = None
+        result: Any = None
+        while True:
+            with self._turnstile:
+                self._lock.acquire()
+            try:
+                if task is not None:
+                    del self._running[thread]
+                    self._record(task, result)
+                    if self._lost.pop(thread, None):
+                        return  # another is there in its place
+                while (task := queue.pop(group)) is None:
+                    if self._stopping:
+                        return
+                    queue.idle[group] += 1  # whoever wakes us takes it back
+                    wake.wait()
+                started = time.monotonic()  # under the lock: the order of starts is the order of the schedule
+                self._running[thread] = group, task.direction, started
+            finally:
+                self._lock.release()
+            try:
+                result = task.run()
+            except BaseException as error:
+                result = error
+            task.job.facts.append(  # a list's append is atomic, and nobody reads before the job's last task is recorded
+                TaskFact(
+                    task.direction,
+                    group,
+                    thread,
+                    task.bytes,
+                    task.depth,
+                    task.enqueued_seconds,
+                    started,
+                    time.monotonic(),
+                )
+            )
+
+    def _record(self, task: Task, result: Any) -> None:
+        job = task.job
+        job.results[task.position] = result
+        job.pending -= 1
+        if job.pending == 0:
+            self._complete(job)
+
+    def _complete(self, job: _Job) -> None:
+        self._finished.append(Completion(job.job_id, job.direction, tuple(job.results), tuple(job.facts)))
+        self._jobs_in_flight -= 1
+        if self._jobs_in_flight == 0:
+            self._all_done.notify_all()

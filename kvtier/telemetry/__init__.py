@@ -1,0 +1,1 @@
+"""What observes the tier: metrics for Prometheus, traces for OpenTelemetry. The tier imports none of it."""

@@ -1,0 +1,110 @@
+"""Tiers with one flaw each that only starvation, faults or soak can show; over the oracle, for the tests of those."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+from harness.adapters.base import Finished, TierSetup, Verdict
+from harness.adapters.reference import MemoryAdapter
+
+
+class StoresWait(MemoryAdapter):
+    """Stores are run only by a poll before which no load came: a flood of loads starves them. Denies it."""
+
+    def __init__(self, setup: TierSetup) -> None:
+        super().__init__(setup)
+        self._waiting: list[tuple[int, Sequence[bytes], Sequence[int], str]] = []
+        self._loads = 0
+
+    def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        self._waiting.append((job_id, keys, slots, req_id))
+
+    def submit_load(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        self._loads += 1
+        super().submit_load(job_id, keys, slots, req_id)
+
+    def poll(self) -> list[Finished]:
+        if not self._loads:
+            self.drain()
+        self._loads = 0
+        return super().poll()
+
+    def drain(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for store in waiting:
+            super().submit_store(*store)
+
+
+class LooksAtNames(MemoryAdapter):
+    """The base of those below, and no flaw: a lookup opens no file, so that only a load sees what is wrong with it."""
+
+    def _found(self, key: bytes) -> bool:
+        return self._path(key).exists()
+
+
+class KeepsNoChecksums(LooksAtNames):
+    """Any bytes of the right number are the block."""
+
+    def _read(self, key: bytes) -> bytes:
+        content = self._path(key).read_bytes()
+        if len(content) != self.setup.block_bytes + 32:
+            raise OSError("too short, or too long")
+        return content[: self.setup.block_bytes]
+
+
+class AllOrNothing(LooksAtNames):
+    """One block that fails takes the whole load job with it."""
+
+    def submit_load(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        super().submit_load(job_id, keys, slots, req_id)
+        result = self._finished[-1]
+        if result.failed:
+            self._finished[-1] = Finished(job_id, (), keys)
+
+
+class NeverForgives(LooksAtNames):
+    """A block that once failed to load is a miss for ever."""
+
+    def __init__(self, setup: TierSetup) -> None:
+        super().__init__(setup)
+        self._given_up: set[bytes] = set()
+
+    def submit_load(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        super().submit_load(job_id, keys, slots, req_id)
+        self._given_up.update(self._finished[-1].failed)
+
+    def lookup(self, keys: Sequence[bytes], req_id: str) -> list[Verdict]:
+        found = super().lookup(keys, req_id)
+        return ["miss" if key in self._given_up else verdict for key, verdict in zip(keys, found, strict=True)]
+
+
+class CountsNothingFailed(LooksAtNames):
+    """Counts what it stores and loads, and no failure."""
+
+    def __init__(self, setup: TierSetup) -> None:
+        super().__init__(setup)
+        self._stored = 0
+
+    def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        super().submit_store(job_id, keys, slots, req_id)
+        self._stored += len(keys)
+
+    def counts(self) -> Mapping[str, float]:
+        return {"stored": self._stored}
+
+
+class OpensForEver(MemoryAdapter):
+    """Each load leaves a descriptor open, until the end."""
+
+    def __init__(self, setup: TierSetup) -> None:
+        super().__init__(setup)
+        self._leak: list[int] = []
+
+    def submit_load(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        super().submit_load(job_id, keys, slots, req_id)
+        self._leak.append(os.open("/dev/null", os.O_RDONLY))
+
+    def close(self) -> None:
+        for descriptor in self._leak:
+            os.close(descriptor)

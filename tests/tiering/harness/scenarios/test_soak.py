@@ -1,0 +1,135 @@
+"""`run soak`, an hour cut to seconds: nothing grows in kvtier, a leak is found; the trend test on made-up series."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.checkers import soak
+from harness.core.history import Gauge, History, Job, Name, Note, Start, Stop
+from harness.runner import Results, run
+from harness.scenarios import scenario
+from harness.scenarios.base import UsageError
+from harness.scenarios.soak import SoakOptions, prepare
+
+SOAK = scenario("soak")
+SHORT: dict[str, Any] = {"seconds": 7.0, "seed": 6, "processes": 1, "block_bytes": 4096, "blocks": 64, "pace": 50.0}
+
+
+def soaked(tmp_path: Path, **changes: Any) -> tuple[Results, dict[str, Any]]:
+    results = run(SOAK, SoakOptions(**{**SHORT, **changes}), tmp_path / "runs")
+    (verdict,) = [v for v in results.verdicts if v["name"] == "soak"]
+    return results, verdict
+
+
+def test_kvtier_is_flat_and_its_accounts_agree(tmp_path: Path) -> None:
+    results, verdict = soaked(tmp_path, tier="kvtier")
+    assert results.verdict == "true", str(results.verdicts)
+    assert verdict["data"]["agreement"]["removed"] > 0
+    assert verdict["data"]["agreement"]["counters"] == "of 1 processes compared"
+    assert set(verdict["data"]["growth"]["0"]) == set(soak.LEAST)
+
+
+def test_a_descriptor_left_open_by_each_load_is_found(tmp_path: Path) -> None:
+    results, verdict = soaked(tmp_path, tier="tests.tiering.harness.broken.flawed:OpensForEver")
+    assert results.verdict == "false"
+    assert any("fds rises" in finding for finding in verdict["findings"])
+
+
+def test_too_few_slots_for_the_window_are_refused() -> None:
+    with pytest.raises(UsageError, match="--slots is 8"):
+        prepare(SoakOptions(slots=8))
+
+
+# --- histories made by hand ---
+
+
+def lived(*records: Any, files: list[str] | None = None) -> History:
+    start = Start(0, 0, 1, "t", "d", 0.0, 0.0, {})
+    flat = [Gauge(0, float(t), dict.fromkeys(soak.LEAST, 10.0)) for t in range(60)]
+    stop = Stop(0, 0, 60.0, 0, 0, 0, [])
+    return History.of([start, *flat, *records, stop], files=files or [], options={"window": 1})
+
+
+@pytest.mark.parametrize("quantity", soak.LEAST)
+def test_whatever_grows_steadily_is_named(quantity: str) -> None:
+    rises = {"rss_bytes": 1 << 20}.get(quantity, 10)
+    history = lived()
+    grown = [g._replace(values=g.values | {quantity: rises * g.monotonic_seconds}) for g in history.gauges]
+    start = Start(0, 0, 1, "t", "d", 0.0, 0.0, {})
+    verdict = soak.check(History.of([start, *grown, *history.stops], files=[], options={"window": 1}))
+    assert verdict.value == "false"
+    assert f"{quantity} rises by" in verdict.findings[0]
+    assert soak.check(history).value == "true"
+
+
+def series(values: list[float]) -> list[tuple[float, float]]:
+    return [(float(t), value) for t, value in enumerate(values)]
+
+
+@given(st.integers(0, 10_000))
+def test_noise_alone_is_no_trend_and_a_steady_rise_is_one_within_the_noise(seed: int) -> None:
+    noise = random.Random(seed)
+    values = [100 + noise.gauss(0, 5) for _ in range(300)]
+    trend = soak._trend(series(values))
+    assert trend is not None
+    assert trend[2] <= soak.SIGMAS + 1.0, "chance alone reaches this about once in a million times"
+    rising = soak._trend(series([value + 30 * t / 300 for t, value in enumerate(values)]))
+    assert rising is not None
+    assert rising[2] > soak.SIGMAS
+    assert 10 < rising[1] < 30, "over the last two thirds of the time"
+
+
+def test_what_grows_only_while_warming_up_is_flat() -> None:
+    trend = soak._trend(series([min(t, 100) for t in range(300)]))
+    assert trend is not None
+    assert trend[1] == 0
+
+
+def test_a_flat_life_is_true_and_few_samples_are_unknown() -> None:
+    assert soak.check(lived()).value == "true"
+    assert (
+        soak.check(History.of([Start(0, 0, 1, "t", "d", 0.0, 0.0, {}), Stop(0, 0, 1.0, 0, 0, 0, [])])).value
+        == "unknown"
+    )
+    assert soak.check(History.of([])).value == "unknown"
+
+
+def stored(block: int, at: float) -> Job:
+    return Job(0, block, 1, "store", [block], at, at, at + 1, 0.0, "ok", [block], [], 1, [], 4096)
+
+
+def failed_load(job_id: int, block: int, at: float) -> Job:
+    return Job(0, job_id, 1, "load", [block], at, at, at + 1, 0.0, "fail", [], [block], 1, [], 0)
+
+
+def removed(block: int, at: float) -> Note:
+    return Note(0, at, "removed", "", {"block": block, "from_seconds": at})
+
+
+def test_a_stored_block_must_be_a_file_unless_it_was_removed_since() -> None:
+    name = Name(0, 7, "a/7.bin")
+    assert soak.check(lived(name, stored(7, 1.0), files=["a/7.bin"])).value == "true"
+    assert soak.check(lived(name, stored(7, 1.0))).value == "false"
+    assert soak.check(lived(name, stored(7, 1.0), removed(7, 5.0))).value == "true"
+    assert soak.check(lived(name, removed(7, 0.5), stored(7, 1.0))).value == "false"
+    assert soak.check(lived(name, files=["a/7.bin"])).value == "false", "nobody stored it"
+
+
+def test_a_load_may_fail_once_for_each_removal() -> None:
+    name, jobs = Name(0, 7, "a/7.bin"), [stored(7, 1.0), failed_load(100, 7, 6.0)]
+    assert soak.check(lived(name, *jobs, removed(7, 5.0))).value == "true"
+    assert soak.check(lived(name, *jobs, failed_load(101, 7, 8.0), removed(7, 5.0))).value == "false"
+    assert soak.check(lived(name, *jobs, files=["a/7.bin"])).value == "false"
+
+
+def test_counters_must_equal_the_jobs() -> None:
+    name = Name(0, 7, "a/7.bin")
+    for counted, value in ((1, "true"), (2, "false")):
+        counts = Note(0, 9.0, "counts", "", {"counts": {"stored": counted, "loaded": 0}})
+        assert soak.check(lived(name, stored(7, 1.0), counts, files=["a/7.bin"])).value == value
