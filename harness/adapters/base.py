@@ -49,13 +49,15 @@ class TierSetup:
 class Finished(NamedTuple):
     """A job's result: keys that made it, keys that did not (as `submit_*` got them), and how many of these a full queue
     refused: a tier may refuse what exceeds its stated bounds, if it says so. `reasons` names the errors of the
-    others ("ENOSPC EIO"), if the tier can tell: they tell what the machine lacked from a defect."""
+    others ("ENOSPC EIO"), if the tier can tell: they tell what the machine lacked from a defect. `in_memory` lists the
+    keys of a store for which nothing was written, because the tier already held their blocks in memory."""
 
     job_id: int
     ok: Sequence[bytes]
     failed: Sequence[bytes]
     refused: int = 0
     reasons: str = ""
+    in_memory: Sequence[bytes] = ()
 
 
 class Eviction(NamedTuple):
@@ -83,6 +85,7 @@ class Adapter(ABC):
     exposes_schedule: ClassVar[bool] = False  # `tasks()` returns every task of every job
     runs_in_submit: ClassVar[bool] = False  # `submit_*` does the job: no queue, and a hung device hangs its caller
     exposes_files: ClassVar[bool] = False  # blocks are files under root_dir, `file_name` says which
+    keeps_in_memory: ClassVar[bool] = False  # blocks stay in memory above the files: storing one again writes no file
     leaves_spans: ClassVar[bool] = (
         False  # requests of `setup.trace_every` leave spans, where opentelemetry is installed
     )

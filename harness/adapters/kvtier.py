@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from harness.adapters.base import Adapter, Eviction, Finished, TierSetup, Verdict
 from harness.adapters.kvtier_names import KvtierNaming, run_config
 from harness.adapters.kvtier_watch import Watch
-from harness.core.history import Task
+from harness.core.history import DIRECTIONS, Direction, Task
 from kvtier import (
     REFUSAL_REASONS,
     BlockQuarantined,
@@ -233,16 +233,28 @@ class _WatchedTier(FileSystemTierManager):
         self.cascading: Counter[OffloadKey] = Counter()
         self.lost: set[OffloadKey] = set()
         self.refused: set[OffloadKey] = set()  # lost because the tier would not take them
-        self.refusals: dict[int, int] = {}  # job -> blocks; the adapter's, told by events
+        self.refusals: dict[int, int] = {}  # job -> blocks; the adapter's, filled by events
+        self.jobs_in_flight = 0
+        self.submitted_blocks: Counter[Direction] = Counter()
         self._stores: dict[int, TransferJob] = {}
 
     def submit_store(self, job: TransferJob) -> None:
         self._stores[job.job_id] = job
         self.cascading.update(job.keys)
+        self._hand_over("store", job)
         super().submit_store(job)
+
+    def submit_load(self, job: TransferJob) -> None:
+        self._hand_over("load", job)
+        super().submit_load(job)
+
+    def _hand_over(self, direction: Direction, job: TransferJob) -> None:
+        self.jobs_in_flight += 1
+        self.submitted_blocks[direction] += len(job.keys)
 
     def get_finished_jobs(self) -> list[JobResult]:
         results = list(super().get_finished_jobs())
+        self.jobs_in_flight -= len(results)
         for result in results:
             if job := self._stores.pop(result.job_id, None):
                 self.cascading.subtract(job.keys)
@@ -257,11 +269,15 @@ class _WatchedTier(FileSystemTierManager):
 class KvtierStackAdapter(KvtierAdapter):
     """The whole of kvtier: `TieringOffloadingManager` over a CPU tier of `cpu_chunks` slots over the file-system tier.
 
-    The worker's slots play the GPU: a store is done when its blocks are in files, a load when they are copied back. A
-    HIT is pinned at once, as an engine does in the same step.
+    The worker's slots play the GPU. A store ends when its blocks are in files, except those that the CPU tier already
+    held (`Finished.in_memory`): the manager cascades each block once, when it reaches the CPU tier. A load ends when
+    its blocks are copied back. A HIT is pinned at once, as an engine does in the same step.
+
+    `counts` are of the file tier's jobs, which are cascades and promotions, not of the worker's.
     """
 
     name = "kvtier-stack"
+    keeps_in_memory = True
     keeps_limit = False  # the root does; but blocks that stay in memory are not used in the root
     own_options = ("cpu_chunks",)
 
@@ -284,13 +300,16 @@ class KvtierStackAdapter(KvtierAdapter):
         self._pinned: dict[str, dict[bytes, int]] = {}
         self._short_of_room: set[str] = set()
         self._done: list[Finished] = []
-        self._storing: dict[int, Sequence[bytes]] = {}
+        self._storing: dict[int, tuple[Sequence[bytes], frozenset[bytes]]] = {}  # keys, those that need no file
+        self._accounted: Counter[Direction] = Counter()  # blocks of the file tier's finished jobs
         return tier
 
     def on_event(self, event: Event) -> None:
         super().on_event(event)
         if isinstance(event, Promotion) and event.refused:
             self._short_of_room.add(event.req_id)
+        elif isinstance(event, JobFinished):
+            self._accounted[event.direction] += event.blocks_ok + sum(blocks for _, blocks in event.failures)
 
     def short_of_room(self, req_id: str) -> bool:
         return req_id in self._short_of_room
@@ -334,17 +353,17 @@ class KvtierStackAdapter(KvtierAdapter):
             _row(self._cached, chunk)[:] = _row(self._view, source[key])
         if output.keys_to_store:
             self._manager.complete_store(output.keys_to_store, request)
-        self._storing[job_id] = keys
+        self._storing[job_id] = keys, frozenset(keys).difference(output.keys_to_store)
 
     def poll(self) -> list[Finished]:
         done, self._done = self._done, []
-        for job_id, keys in list(self._storing.items()):
+        for job_id, (keys, held) in list(self._storing.items()):
             if not any(self._watched.cascading[OffloadKey(key)] for key in keys):
                 del self._storing[job_id]
                 lost = self._watched.lost.intersection(map(OffloadKey, keys))
                 refused = len(lost & self._watched.refused)
                 ok, failed = [k for k in keys if k not in lost], [k for k in keys if k in lost]
-                done.append(Finished(job_id, ok, failed, refused))
+                done.append(Finished(job_id, ok, failed, refused, in_memory=[k for k in ok if k in held]))
         return done
 
     def step(self) -> None:
@@ -378,7 +397,13 @@ class KvtierStackAdapter(KvtierAdapter):
     def findings(self) -> list[str]:
         pinned = self._manager.gauges()["slots_pinned"] if not self._requests else 0
         idle = [f"{pinned:g} slots of the CPU tier are pinned although no request is left"] if pinned else []
-        return idle + self._manager.check_integrity()
+        handed, counted = self._watched.submitted_blocks, self._accounted
+        lost = [
+            f"the manager gave the file tier {handed[d]} blocks to {d}, and its finished jobs count {counted[d]}"
+            for d in DIRECTIONS
+            if not self._watched.jobs_in_flight and handed[d] != counted[d]
+        ]
+        return idle + lost + self._manager.check_integrity()
 
 
 def _watched(setup: TierSetup) -> bool:

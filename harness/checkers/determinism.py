@@ -83,7 +83,8 @@ def _compare_files(
     possible: set[str] = set()
     for job in history.jobs:
         if job.direction == "store":
-            expected.update(_names(by_block, job.ok, job.process))
+            written = [block for block in job.ok if block not in set(job.in_memory)]
+            expected.update(_names(by_block, written, job.process))
             possible.update(name for block in job.blocks for name in by_block.get(block, ()))
     lives = Lives(history)
     if any(not life.ended_well for life in lives.all()):

@@ -48,6 +48,7 @@ class _Seen(NamedTuple):
     counts_anything: bool
     names: set[str]
     submitted_after: float
+    keeps_in_memory: bool  # above the files
 
 
 def check(history: History) -> Verdict:
@@ -126,7 +127,8 @@ def _see(met: Note, history: History, jobs: dict[int, list[Job]], names: set[str
         if note.kind == "asked" and note.detail["step"] in step_of:
             asked[step_of[note.detail["step"]]].append(note)
     mine = {name: jobs.get(number, []) for name, number in steps.items()}
-    return _Seen(met, mine, asked, dict(counted), counts_anything, names, met.detail["began_seconds"])
+    in_memory = any(start.detail.get("keeps_in_memory") for start in history.starts)
+    return _Seen(met, mine, asked, dict(counted), counts_anything, names, met.detail["began_seconds"], in_memory)
 
 
 def _judge(fault: Fault, seen: _Seen) -> tuple[dict[str, str], int]:
@@ -195,6 +197,8 @@ def _counted(fault: Fault, seen: _Seen, hurt: int) -> str:
     if not hurt:
         return ""
     if not failures:
+        if seen.keeps_in_memory and not any(job.failed for job in seen.jobs["under"]):
+            return "not shown"  # no file was read: the process that held the block loaded it from memory
         return f"{hurt} blocks were hurt and none is counted"
     if fault.reasons and not {f"failed {reason}" for reason in fault.reasons} & failures.keys():
         return f"counted as {', '.join(sorted(failures))}; valid: {', '.join(fault.reasons)}"

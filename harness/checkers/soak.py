@@ -116,7 +116,7 @@ def _agreement(history: History, findings: Findings) -> dict[str, Any]:
     for job in history.jobs:
         if job.direction == "store":
             tried.update(job.blocks)
-            for block in job.ok:
+            for block in set(job.ok).difference(job.in_memory):
                 stored[block] = max(job.submitted_seconds, stored.get(block, -math.inf))
     if name_of:
         gone = [
@@ -141,7 +141,8 @@ def _agreement(history: History, findings: Findings) -> dict[str, Any]:
 
 def _counters(history: History, findings: Findings) -> str:
     """Compares what each process's tier counted with its jobs; in words."""
-    told = {n.process: n.detail["counts"] for n in history.notes if n.kind == "counts"}
+    above = {s.process for s in history.starts if s.detail.get("keeps_in_memory")}
+    told = {n.process: n.detail["counts"] for n in history.notes if n.kind == "counts" and n.process not in above}
     for process, counts in told.items():
         sums: Counter[str] = Counter()
         for job in (j for j in history.jobs if j.process == process and j.results):
@@ -154,6 +155,8 @@ def _counters(history: History, findings: Findings) -> str:
                 findings.add(
                     f"process {process}: the tier counted {tier[name]} blocks {name}, its jobs say {sums[name]}"
                 )
+    if above:
+        return "are of the files, below a memory tier that serves the jobs: compared by the tier's own findings alone"
     return f"of {len(told)} processes compared" if told else "not shown by the tier"
 
 

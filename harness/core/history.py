@@ -23,6 +23,7 @@ BYTES_MAX = 1 << 36
 
 Outcome = Literal["ok", "fail", "info"]
 Direction = Literal["load", "store"]
+DIRECTIONS: tuple[Direction, ...] = ("load", "store")
 
 
 class Start(NamedTuple):
@@ -62,7 +63,8 @@ class Job(NamedTuple):
     `results` counts results seen for this job id (1 is right). `ok` and `failed` list block ids. `wrong` holds, for
     loads reported ok, each block whose bytes are not what its key demands, and how: "short", "hole", "other key: ...",
     "stale", "garbage". `refused` says how many of the failed blocks a full queue refused, where the tier tells;
-    `reasons` names the errors of the others ("ENOSPC EIO"), where it tells these.
+    `reasons` names the errors of the others ("ENOSPC EIO"), where it tells these. `in_memory` lists the `ok` blocks of
+    a store that wrote no file, because the tier already held them in memory.
     """
 
     process: int
@@ -82,6 +84,7 @@ class Job(NamedTuple):
     bytes_ok: int
     refused: int = 0
     reasons: str = ""
+    in_memory: list[int] = []  # noqa: RUF012  # never changed
 
 
 class Task(NamedTuple):

@@ -84,7 +84,7 @@ class Flights:
         if flight is None:
             self._worker.note("error", f"job {result.job_id} reported {count} results", job_id=result.job_id)
             return None
-        ok_keys, failed_keys = set(result.ok), set(result.failed)
+        ok_keys, failed_keys, memory_keys = set(result.ok), set(result.failed), set(result.in_memory)
         ok, failed, wrong = [], [], []
         for block, key, slot in zip(flight.blocks, flight.keys, flight.slots, strict=True):
             if key in failed_keys:
@@ -113,6 +113,7 @@ class Flights:
             bytes_ok=len(ok) * size,
             refused=result.refused,
             reasons=result.reasons,
+            in_memory=[b for b, key in zip(flight.blocks, flight.keys, strict=True) if key in memory_keys],
         )
         return flight, record
 

@@ -266,6 +266,7 @@ class Worker:
             "read_threads": setup.n_read_threads,
             "write_threads": setup.n_write_threads,
             "runs_in_submit": self.adapter.runs_in_submit,
+            "keeps_in_memory": self.adapter.keeps_in_memory,
             "fds_max": _limit(resource.RLIMIT_NOFILE),
             "address_space_max": _limit(resource.RLIMIT_AS),
         }

@@ -195,6 +195,7 @@ class Scene:
         self.processes = itertools.count()
         self.steps = itertools.count(1)
         self._ids = itertools.count(1)
+        self.keeps_in_memory = adapter_class(context.options.tier).keeps_in_memory
 
     def of(self, *mechanisms: str) -> list[Fault]:
         return [f for f in self.plan.faults if f.mechanism in mechanisms]
@@ -245,7 +246,9 @@ class Scene:
         try:
             pair.up()
             steps["look"] = pair.step({0: {"find": _jobs(ids.old)}, 1: {"find": _jobs(ids.old + ids.new)}})
-            steps["repair"] = pair.step({0: {"store": _jobs(ids.old + ids.new), "insist_seconds": INSIST_SECONDS}})
+            store = {"store": _jobs(ids.old + ids.new), "insist_seconds": INSIST_SECONDS}
+            # A process writes no file of a block that it holds in memory; each repairs what it did not find itself.
+            steps["repair"] = pair.step({0: store, 1: store} if self.keeps_in_memory else {0: store})
             find = {"find": _jobs(ids.old + ids.new)}
             steps["after"] = pair.step({0: find, 1: {**find, "store": [ids.fresh]}})
             steps["last"] = pair.step({0: {"find": [ids.fresh]}})

@@ -268,6 +268,13 @@ def test_determinism_rejects(bad: Callable[[History], History], finding: str) ->
     assert any(finding in text for text in verdict.findings), verdict.findings
 
 
+def test_determinism_wants_no_file_of_a_store_that_wrote_none() -> None:
+    history = without_file(good_history(), 3)
+    number = next(n for n, j in enumerate(history.jobs) if j.direction == "store" and 3 in j.ok)
+    assert judge("determinism", history).value == "false"
+    assert judge("determinism", change_job(history, number, in_memory=[3])).value == "true"
+
+
 def test_determinism_counts_what_it_compared() -> None:
     verdict = judge("determinism", good_history())
     assert verdict.figure.startswith("4 names of 5 blocks compared")

@@ -46,6 +46,16 @@ def test_kvtier_keeps_what_it_owes_under_one_fault_of_each_kind(tmp_path: Path) 
     assert all(row["why"] for row in table.values() if row["verdict"] == "skipped")
 
 
+def test_a_stack_repairs_a_damaged_block_by_the_process_that_missed_it(tmp_path: Path) -> None:
+    """The process that stored it holds it in memory, and writes it no second time."""
+    names = ("damage_bit_flip", "damage_truncate", "stale_temps")
+    results, table, _ = meet(tmp_path, *names, tier="kvtier-stack")
+    assert results.verdict == "true", str(results.verdicts)
+    assert {row["verdict"] for row in table.values()} == {"true"}
+    assert table["damage_bit_flip"]["owed"]["counted"] == "yes"
+    assert table["damage_truncate"]["owed"]["counted"] in ("yes", "not shown"), "a lookup may call it a miss"
+
+
 def test_a_tier_without_checksums_returns_wrong_bytes_and_is_told(tmp_path: Path) -> None:
     results, table, findings = meet(tmp_path, "damage_bit_flip", "damage_truncate", tier=f"{FLAWED}:KeepsNoChecksums")
     assert results.verdict == "false"

@@ -35,6 +35,14 @@ def test_kvtier_is_flat_and_its_accounts_agree(tmp_path: Path) -> None:
     assert set(verdict["data"]["growth"]["0"]) == set(soak.LEAST)
 
 
+def test_a_stack_whose_counters_are_those_of_cascades_and_promotions_agrees(tmp_path: Path) -> None:
+    """Most stores are of blocks that its CPU tier holds, also after their files were removed: they write nothing."""
+    results, verdict = soaked(tmp_path, tier="kvtier-stack")
+    assert results.verdict == "true", str(results.verdicts)
+    assert verdict["data"]["agreement"]["removed"] > 0
+    assert "below a memory tier" in verdict["data"]["agreement"]["counters"]
+
+
 def test_a_descriptor_left_open_by_each_load_is_found(tmp_path: Path) -> None:
     results, verdict = soaked(tmp_path, tier="tests.tiering.harness.broken.flawed:OpensForEver")
     assert results.verdict == "false"
@@ -121,6 +129,14 @@ def test_a_stored_block_must_be_a_file_unless_it_was_removed_since() -> None:
     assert soak.check(lived(name, files=["a/7.bin"])).value == "false", "nobody stored it"
 
 
+def test_a_store_of_a_block_in_memory_needs_no_file() -> None:
+    """The tier held block 7 in memory when its file was removed: the second store wrote nothing."""
+    name, first, again = Name(0, 7, "a/7.bin"), stored(7, 1.0), stored(7, 6.0)
+    assert soak.check(lived(name, first, removed(7, 5.0), again._replace(in_memory=[7]))).value == "true"
+    assert soak.check(lived(name, first, removed(7, 5.0), again)).value == "false"
+    assert soak.check(lived(name, first, again._replace(in_memory=[7]))).value == "false", "nothing removed it"
+
+
 def test_a_load_may_fail_once_for_each_removal() -> None:
     name, jobs = Name(0, 7, "a/7.bin"), [stored(7, 1.0), failed_load(100, 7, 6.0)]
     assert soak.check(lived(name, *jobs, removed(7, 5.0))).value == "true"
@@ -133,3 +149,12 @@ def test_counters_must_equal_the_jobs() -> None:
     for counted, value in ((1, "true"), (2, "false")):
         counts = Note(0, 9.0, "counts", "", {"counts": {"stored": counted, "loaded": 0}})
         assert soak.check(lived(name, stored(7, 1.0), counts, files=["a/7.bin"])).value == value
+
+
+def test_counters_of_files_below_a_memory_tier_are_not_those_of_the_jobs() -> None:
+    history = lived(
+        Name(0, 7, "a/7.bin"), stored(7, 1.0), Note(0, 9.0, "counts", "", {"counts": {}}), files=["a/7.bin"]
+    )
+    assert soak.check(history).value == "false"
+    history.starts = [history.starts[0]._replace(detail={"keeps_in_memory": True})]
+    assert soak.check(history).value == "true"
