@@ -20,7 +20,7 @@ DEVELOP = ["test", "lint", "types", "bench", "dist"]
 def checkout(tmp_path: Path) -> Path:
     shutil.copy(ROOT / "Makefile", tmp_path)
     for name in ("pyproject.toml", "setup.py", "kvtier/fs/_native.c"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     return tmp_path
 

@@ -125,7 +125,7 @@ def test_what_others_wrote_is_text_and_never_markup(tmp_path: Path) -> None:
     assert len(page.scripts) == 3
     assert not any("alert(1)" in script for script in page.scripts[1:])
     assert page.text.count("alert(1)") >= 4
-    assert "last output" in page.text
+    assert "Last output" in page.text
     json.loads(page.scripts[0])
 
 

@@ -372,7 +372,7 @@ def test_too_few_descriptors_fail_cleanly_and_recover(tmp_path: Path) -> None:
 import os, resource, sys
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from test_fs_tier import Tier, Recorder
+from test_manager import Tier, Recorder
 recorder = Recorder()
 tier = Tier(Path(sys.argv[1]), recorder)
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -396,7 +396,7 @@ SHARER = """
 import sys
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from test_fs_tier import Tier, Recorder, content
+from test_manager import Tier, Recorder, content
 recorder = Recorder()
 tier = Tier(Path(sys.argv[1]), recorder)
 print("ready", flush=True)
