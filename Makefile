@@ -9,7 +9,7 @@ DIST      := dist
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-run test lint format types cov load scenarios soak capacity shared-volume power-loss install-vllm findings e2e-vllm observe dashboards schemas mutants false-alarms bench bench-compare bench-gpu bench-gpu-compare bench-docs bench-eviction fuzz-trailer dist clean
+.PHONY: help install install-run test test-fast ci-matrix lint format types cov load scenarios soak capacity shared-volume power-loss install-vllm findings e2e-vllm observe dashboards schemas mutants false-alarms bench bench-compare bench-gpu bench-gpu-compare bench-docs bench-eviction fuzz-trailer dist clean
 
 help: ## print this list
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -36,6 +36,24 @@ $(DEV)/.installed $(RUN_ONLY)/.installed: pyproject.toml setup.py kvtier/fs/_nat
 
 test: $(DEV)/.installed ## run all tests but the slow ones (ARGS="-k name"; ARGS="-m slow" runs those)
 	$(DEV)/bin/python -m pytest -m "not slow" $(ARGS)
+
+# The tier, its commands, the harness's core and checkers, the rules of the project; without the files that start runs.
+FAST = $(addprefix tests/tiering/,kvtier harness/checkers harness/core test_house.py test_words.py) \
+  $(addprefix --ignore=tests/tiering/,harness/core/test_limits.py harness/core/test_shortages.py kvtier/test_entry.py)
+
+test-fast: $(DEV)/.installed ## the unit tests of kvtier/ and of the harness's core and checkers, under a minute (ARGS="-k name")
+	$(DEV)/bin/python -m pytest -m "not slow" $(FAST) $(ARGS)
+
+PYTHONS = 3.11 3.12 3.13 3.14
+
+ci-matrix: ## `make test` on each Python from 3.11 to 3.14 that this machine has, in .venv-VERSION (PYTHONS="3.11 3.14")
+	@worst=0; ran=; absent=; for version in $(PYTHONS); do \
+	  if ! command -v python$$version >/dev/null; then absent="$$absent $$version"; continue; fi; \
+	  echo "== Python $$version"; ran="$$ran $$version"; \
+	  $(MAKE) --no-print-directory test DEV=.venv-$$version PYTHON=python$$version || { worst=1; echo "== Python $$version: FAILED"; }; \
+	done; \
+	echo "ci-matrix: ran on:$${ran:- none}; not installed:$${absent:- none}"; [ -n "$$ran" ] && exit $$worst; \
+	echo "ci-matrix: no tests ran; install one of these: $(PYTHONS)" >&2; exit 1
 
 lint: $(DEV)/.installed ## ruff: rules and format
 	$(DEV)/bin/ruff check .
@@ -121,7 +139,7 @@ bench: $(DEV)/.installed ## small parts, then the large table beside peer and de
 bench-compare: $(DEV)/.installed ## is this checkout slower than a commit? exit code 0 no, 1 yes, 2 unknown (AGAINST=commit DIR=/tmp)
 	$(DEV)/bin/python -m harness.bench compare $(if $(AGAINST),--against "$(AGAINST)") $(if $(DIR),--dir "$(DIR)") $(ARGS)
 
-bench-gpu: ## the GPU path on a CUDA device; also runs with PYTHON= alone, without .venv
+bench-gpu: ## the GPU path on a CUDA device; needs no .venv: a PYTHON= with torch, pytest and xxhash does (hypothesis: more tests)
 	$(if $(wildcard $(DEV)/bin/python),$(DEV)/bin/python,$(PYTHON)) -m pytest -m gpu tests/tiering -rs $(ARGS)
 
 bench-gpu-compare: ## the GPU copy beside its candidates in ten minutes; exit code 2 without a CUDA device (PYTHON= OUT=runs/gpu)
@@ -145,6 +163,6 @@ dist: $(DEV)/.installed ## the release: a manylinux wheel for any Python >= 3.11
 	rm -r $(DIST)/raw
 	$(DEV)/bin/python -m twine check --strict $(DIST)/*
 
-clean: ## remove .venv, .venv-run and caches (not runs/)
-	rm -rf $(DEV) $(RUN_ONLY) .schemas build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage .coverage.* htmlcov
+clean: ## remove .venv, .venv-run, the environments of ci-matrix and caches (not runs/)
+	rm -rf $(DEV) $(RUN_ONLY) $(addprefix .venv-,$(PYTHONS)) .schemas build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage .coverage.* htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,17 +1,20 @@
-"""For nodes that have torch and little else: what cannot be imported there is not collected, and that is said."""
+"""Collection on a node with torch and little else: a test file whose imports are missing is left out and named."""
 
 from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-BEHIND = {"harness": ("click", "numpy", "plotly", "psutil", "rich"), "kvtier.telemetry.otel": ("opentelemetry",)}
-"""What importing our own packages asks for; kvtier itself asks for nothing that such a node lacks."""
-OURS = {"harness", "kvtier", "tests"}
+import kvtier
+
+ROOT = Path(__file__).parents[1]
+OURS = ("harness", "kvtier", "tests")
 
 left_out: dict[str, list[str]] = {}
 
@@ -26,32 +29,63 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None
 
 
-def _needs(path: Path) -> set[str]:
+@cache
+def _needs(path: Path) -> frozenset[str]:
+    """Third-party packages that a file imports at its top, itself or through our own modules."""
     needs: set[str] = set()
+    open_files, seen = [path], {path}
+    while open_files:
+        file = open_files.pop()
+        for name in _imported(file):
+            top = name.partition(".")[0]
+            if top in OURS:
+                inner = set(_files(name)) - seen
+                open_files += inner
+                seen |= inner
+            elif top not in sys.stdlib_module_names and not (file.parent / f"{top}.py").exists():
+                needs.add(top)
+    return frozenset(needs)
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """Dotted names of what a file imports at its top; those in `if` and `try` are optional."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         match node:
             case ast.Import():
-                names = [alias.name for alias in node.names]
+                yield from (alias.name for alias in node.names)
             case ast.ImportFrom():
-                names = [node.module or ""]
-            case _:
-                continue
-        for name in names:
-            needs.update(
-                package
-                for ours, packages in BEHIND.items()
-                if f"{name}.".startswith(f"{ours}.")
-                for package in packages
-            )
-            top = name.partition(".")[0]
-            if top not in sys.stdlib_module_names | OURS and not (path.parent / f"{top}.py").exists():
-                needs.add(top)
-    return needs
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _files(dotted: str) -> Iterator[Path]:
+    """Files of ours that an import of this name runs. `kvtier` loads the module of a public name on demand."""
+    package, _, name = dotted.partition(".")
+    if package == "kvtier" and (module := kvtier._MODULE_OF.get(name)):
+        dotted = f"kvtier.{module}"
+    parts = dotted.split(".")
+    for length in range(1, len(parts) + 1):
+        base = ROOT.joinpath(*parts[:length])
+        yield from (file for file in (base / "__init__.py", base.with_suffix(".py")) if file.exists())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """What pyproject.toml sets for plug-ins that are not installed: accepted, without effect."""
     if find_spec("pytest_timeout") is None:
         parser.addini("timeout", "of pytest-timeout, which is not installed: no test is timed out")
+    if find_spec("pytest_benchmark") is None:
+        parser.addoption("--benchmark-disable", action="store_true", help="of pytest-benchmark, which is not installed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if find_spec("pytest_timeout") is None:
+        config.addinivalue_line("markers", "timeout(seconds): of pytest-timeout, which is not installed")
+
+
+if find_spec("pytest_benchmark") is None:
+
+    @pytest.fixture
+    def benchmark() -> None:
+        pytest.skip("pytest-benchmark is not installed")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,6 +1,6 @@
 """The package as a user gets it: wheel and sdist are built, checked, installed in fresh environments, run elsewhere.
 
-Needs a package index, and minutes; so all of it is slow. `.ci/run` runs the tests named `main_job` in every run.
+All tests here are slow and need a package index. `.ci/run` runs those named `contents` and `main_job`.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ WORKS = {
     "metrics": ["python", "-c", "import kvtier.telemetry.prometheus"],
     "tracing": ["python", "-c", "import kvtier.telemetry.otel"],
 }
-"""For each extra a command that needs it."""
+"""Extra -> a command that needs it."""
 
 
 def run(*command: object, cwd: Path, **environment: str) -> str:
-    """Run a command as a user's shell does: nothing of this checkout on its path. Its stdout; it must end with 0."""
+    """Standard output of a command that has nothing of this checkout on its path. Its exit code must be 0."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COV_", "COVERAGE"))}
     done = subprocess.run(
         list(map(str, command)), cwd=cwd, env=kept | environment, capture_output=True, text=True, check=False
@@ -83,12 +83,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with what `make dist` leaves."""
+    """The folder that `make dist` fills."""
     for tool in ("auditwheel", "build", "twine"):
         if importlib.util.find_spec(tool) is None:
             pytest.skip(f"no {tool} in this environment; `make install` installs it")
     folder = tmp_path_factory.mktemp("dist")
-    # -o: with the environment that the tests run in, as it is.
+    # -o: make uses the environment of this test run, unchanged.
     run("make", "-o", f"{sys.prefix}/.installed", "dist", f"DEV={sys.prefix}", f"DIST={folder}", cwd=ROOT)
     return folder
 
@@ -118,9 +118,9 @@ def metadata(wheel: Path) -> Message:
 # --- what is in it ---
 
 
-def test_a_wheel_has_types_dashboards_rules_and_the_peers_script(wheel: Path) -> None:
+def test_contents_are_types_dashboards_rules_and_the_script_of_the_peer(wheel: Path) -> None:
     names = names_in(wheel)
-    assert {"kvtier/py.typed", "harness/py.typed", "kvtier/_batch.pyi"} <= names
+    assert {"kvtier/py.typed", "harness/py.typed", "kvtier/fs/_native.pyi"} <= names
     dashboards = {path.name for path in (ROOT / "dashboards").glob("*.json")} | {"rules.yml", "vllm-names.yml"}
     assert {f"harness/dashboards/{name}" for name in dashboards | {"compose.yaml", "prometheus.yml"}} <= names
     assert {f"harness/adapters/vllm_env/{name}" for name in ("install.sh", "requirements.txt")} <= names
@@ -129,15 +129,15 @@ def test_a_wheel_has_types_dashboards_rules_and_the_peers_script(wheel: Path) ->
     assert not [name for name in names if name.endswith(".c") or "/tests/" in name]
 
 
-def test_the_index_page_links_to_no_file_of_the_repository(wheel: Path) -> None:
+def test_contents_of_the_index_page_link_to_no_file_of_the_repository(wheel: Path) -> None:
     page = metadata(wheel).get_payload()
     assert isinstance(page, str)
     targets = re.findall(r"!?\[[^\]]*\]\(([^)]*)\)", page)
     assert [target for target in targets if not target.startswith(("https://", "#"))] == []
-    assert "](docs/" in (ROOT / "README.md").read_text(), "README itself has links, so this test sees something"
+    assert "](docs/" in (ROOT / "README.md").read_text(), "README has no link that this test could find"
 
 
-def test_metadata_says_who_what_and_for_whom(wheel: Path) -> None:
+def test_contents_of_the_metadata_name_author_keywords_and_license(wheel: Path) -> None:
     said = metadata(wheel)
     assert said["Author"]
     assert said["Keywords"]
@@ -150,7 +150,7 @@ def test_dist_is_a_manylinux_wheel_for_every_python_and_an_sdist(dist: Path) -> 
     assert len(list(dist.iterdir())) == 2
     (wheel,) = dist.glob("*.whl")
     assert re.fullmatch(r"kvtier-[\d.]+-cp311-abi3-manylinux_2_\d+_\w+\.whl", wheel.name)
-    assert [name for name in names_in(wheel) if name.endswith(".so")] == ["kvtier/_batch.abi3.so"]
+    assert [name for name in names_in(wheel) if name.endswith(".so")] == ["kvtier/fs/_native.abi3.so"]
 
 
 # --- installed ---
@@ -194,7 +194,7 @@ def test_an_sdist_is_the_repository(sdist: Path) -> None:
 
 
 def test_tests_run_from_an_sdist(sdist: Path) -> None:
-    """As many as here; the quick ones that read the tree pass. (`make test` there runs them all.)"""
+    """pytest collects the same number of tests as here, and the quick ones that read the tree pass."""
 
     def collected(root: Path) -> int:
         out = run(sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", cwd=root)
@@ -203,5 +203,5 @@ def test_tests_run_from_an_sdist(sdist: Path) -> None:
         return int(found[1])
 
     assert collected(sdist) == collected(ROOT) > 1000
-    quick = [f"tests/tiering/{name}.py" for name in ("test_house", "test_dashboards", "test_config")]
-    run(sys.executable, "-m", "pytest", "-q", *quick, "tests/tiering/harness/test_cli.py", cwd=sdist)
+    names = ("test_house", "dashboards/test_dashboards", "kvtier/test_config", "harness/test_cli")
+    run(sys.executable, "-m", "pytest", "-q", *(f"tests/tiering/{name}.py" for name in names), cwd=sdist)
