@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
@@ -28,7 +30,7 @@ ORDER = (
     "device, fio",
 )
 RATIOS = (("kvtier", "vllm"), ("kvtier-durable", "kvtier"))
-"""Whose figures stand over whose, in lines that have both."""
+"""Numerator and denominator of the ratios, in lines that have both."""
 
 
 def values_of(result: Mapping[str, Any]) -> tuple[Values, dict[tuple[str, str, str], str]]:
@@ -97,46 +99,94 @@ _PLOTS = (
     ("throughput-store", "Store throughput by block size, MiB/s", "throughput", "store", "linear"),
     ("throughput-cold", "Cold-load throughput by block size, MiB/s", "throughput", "cold", "linear"),
     ("throughput-warm", "Warm-load throughput by block size, MiB/s", "throughput", "warm", "linear"),
-    ("floods", "One-block job under a flood of the other class: p99, ms", "floods", "p99", "log"),
+    ("floods", "One-block job under a flood of the other direction: p99, ms", "floods", "p99", "log"),
     ("lookups", "Batched lookups, keys/s", "lookups", "lookups", "linear"),
     ("scale", "Processes on one root: total throughput, MiB/s", "scale", "total", "linear"),
 )
 """File, title, section, metric, scale of the values."""
 
 
+_HEAD = """\
+# Benchmarks
+
+All figures beside vLLM 0.33.0's own tier, 16+16 threads each, with checksums and metrics on in kvtier. The committed
+results are in `tests/tiering/baselines/`; `make bench` measures again, `make bench-docs` writes this page, and
+`make bench-compare` judges a change.
+
+Contestants take turns in one run, and each measurement is a new process. A figure is the median of its rounds with its
+robust spread. A ratio pairs neighbours in time; brackets hold its 95 % bootstrap interval. *Cold*: no byte of the block
+is in the page cache. *Known*: the process remembers that the block exists. [speed.md](speed.md) explains what bounds
+the figures.
+
+The GPU path is unmeasured. `make bench-gpu-compare` measures the copy loop beside four candidates in ten minutes
+([predictions](../tests/tiering/benchmarks/gpu/README.md)).
+"""
+
+
 def write_docs(results: Mapping[str, Mapping[str, Any]], folder: Path) -> Path:
     """`benchmarks.md` in `folder` and its plots beside it, from the files of machine classes (name -> content)."""
-    lines = [
-        "# Benchmarks",
-        "",
-        "Written by `make bench-docs` from the results in `tests/tiering/baselines/`; `make bench` measures,",
-        "`make bench-compare` judges a change. Contestants take turns in one run, each measurement in a new process; a",
-        "figure is the median of its rounds with its robust spread, a ratio pairs neighbours in time, with its 95 %",
-        "bootstrap interval. Integrity verification and metrics are on. Cold: no byte of it is in the page cache.",
-        "",
-        "The GPU path is unmeasured; `make bench-gpu-compare` measures today's copy loop beside four candidates in ten",
-        "minutes ([predictions](../tests/tiering/benchmarks/gpu/README.md)).",
-    ]
+    path = folder / "benchmarks.md"
+    path.write_text(page(results))
+    for name, content in results.items():
+        if content.get("table"):
+            _draw(content["table"], folder / "benchmarks", name)
+    return path
+
+
+def page(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The text of `benchmarks.md`; for each machine the conclusions, plots, tables of all sections, targets."""
+    text = _HEAD
     for name, content in sorted(results.items()):
         result = content.get("table")
         if result is None:
             continue
         here = result["environment"]
-        python, root = here["python"], here["disk"]
-        lines += ["", f"## {here['cpu_model']}, {here['cpus_usable']} CPUs, {root}", ""]
-        lines += [f"Python {python}, Linux {here['kernel']}, `{result['command']}`: {result['seconds']:.0f} s.", ""]
-        lines += [f"- {note}" for note in result["notes"]]
-        lines += _plots(result, folder / "benchmarks", name)
-        lines += ["", "### Targets", "", *_markdown(_target_rows(result))]
+        lines = ["", f"## {here['cpu_model']}, {here['cpus_usable']} CPUs, {here['disk']}", "", *_conclusions(result)]
+        commit = f" at commit {here['git']['commit'][:7]}" if here.get("git") else ""
+        lines += ["", f"Python {here['python']}, Linux {here['kernel']}, `{result['command']}`{commit}, "]
+        lines[-1] += f"{result['seconds']:.0f} s."
+        lines += ["", *(f"- {note}" for note in result["notes"])]
+        for plot, title, _ in _plots(result):
+            lines += ["", f"![{title}](benchmarks/{name}-{plot}.svg)"]
         head, *body = rows(result)
         for section in dict.fromkeys(row[0] for row in body):
             kept = [row for row in body if row[0] == section]
             used = [i for i in range(1, len(head)) if any(row[i] for row in kept)]
             lines += ["", f"### {section.capitalize()}", ""]
             lines += _markdown([[line[i] for i in used] for line in [head, *kept]])
-    path = folder / "benchmarks.md"
-    path.write_text("\n".join(lines) + "\n")
-    return path
+        lines += ["", "### Targets", "", "*unclear*: the interval contains the target.", ""]
+        lines += _markdown(_target_rows(result))
+        text += "\n".join(lines) + "\n"
+    return text
+
+
+_CONCLUSIONS = (
+    "**Latency, p99 in relation to vLLM's.** One-block load under 512-block stores: {floods|512-block stores, 256 KiB|"
+    "p99}. One-block store under 512-block loads: {floods|512-block loads, 64 KiB|p99}.",
+    "**Throughput at 256 KiB in relation to vLLM's.** Stores: {throughput|256 KiB|store}. Cold loads: {throughput|"
+    "256 KiB|cold}. Warm loads: {throughput|256 KiB|warm}. Lookups of known blocks: {lookups|known, batches of 128|"
+    "lookups}.",
+    "**Price in relation to vLLM's.** CPU time of cold loads at 256 KiB: {throughput|256 KiB|cold CPU}. Stores of 16 "
+    "processes that also load from memory: {scale|16 processes|store}.",
+)
+"""What the table says, in three sentences; {section|end of the row|metric} becomes a ratio with its interval."""
+
+
+def _conclusions(result: Mapping[str, Any]) -> list[str]:
+    values, _ = values_of(result)
+
+    def figure_of(match: re.Match[str]) -> str:
+        section, row, metric = match[1].split("|")
+        pairs = [by for (s, r, m), by in values.items() if s == section and r.endswith(row) and m == metric]
+        found = ratio(*(pairs[0].get(name, []) for name in RATIOS[0])) if pairs else None
+        if found is None or found.value != found.value:
+            return "(unmeasured)"
+        return f"{found.value:.3g}x (95 % CI {found.low:.3g} to {found.high:.3g})"
+
+    sentences = [re.sub(r"{(.*?)}", figure_of, sentence) for sentence in _CONCLUSIONS]
+    return [
+        textwrap.fill(f"- {sentence}", 120, subsequent_indent="  ", break_on_hyphens=False) for sentence in sentences
+    ]
 
 
 def _target_rows(result: Mapping[str, Any]) -> list[list[str]]:
@@ -153,21 +203,28 @@ def _markdown(table: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *body]]
 
 
-def _plots(result: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
-    """Draw what there is; the Markdown that shows it."""
+def _plots(result: Mapping[str, Any]) -> list[tuple[str, str, Values]]:
+    """File, title and lines of each plot that has any."""
+    values, _ = values_of(result)
+    found = []
+    for name, title, section, metric, _scale in _PLOTS:
+        lines = {line: by for line, by in values.items() if (line[0], line[2]) == (section, metric)}
+        if lines:
+            found.append((name, title, lines))
+    return found
+
+
+def _draw(result: Mapping[str, Any], folder: Path, machine: str) -> None:
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "kvtier"  # the same results give the same file
     from matplotlib import pyplot
 
-    values, _ = values_of(result)
-    shown = []
-    for name, title, section, metric, scale in _PLOTS:
-        lines = {row: by for (where, row, what), by in values.items() if (where, what) == (section, metric)}
-        if not lines:
-            continue
-        names = contestants({(section, row, metric): by for row, by in lines.items()})
+    scales = {name: scale for name, *_, scale in _PLOTS}
+    folder.mkdir(exist_ok=True)
+    for name, title, lines in _plots(result):
+        names = contestants(lines)
         figure, axes = pyplot.subplots(figsize=(8.5, 0.9 + 0.24 * len(lines) * (len(names) + 1)))
         for place, who in enumerate(names):
             at = [i + place / (len(names) + 1) for i in range(len(lines))]
@@ -175,15 +232,12 @@ def _plots(result: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
             low = [m - min(by[who]) if by.get(who) else 0.0 for m, by in zip(middles, lines.values(), strict=True)]
             high = [max(by[who]) - m if by.get(who) else 0.0 for m, by in zip(middles, lines.values(), strict=True)]
             axes.barh(at, middles, 1 / (len(names) + 1), xerr=[low, high], label=who, error_kw={"lw": 0.8})
-        axes.set_yticks([i + 0.35 for i in range(len(lines))], list(lines))
+        axes.set_yticks([i + 0.35 for i in range(len(lines))], [row for _, row, _ in lines])
         axes.invert_yaxis()
-        axes.set_xscale(scale)
+        axes.set_xscale(scales[name])
         axes.set_title(title, fontsize=10)
         axes.legend(fontsize=8)
         axes.grid(axis="x", alpha=0.3)
         figure.tight_layout()
-        folder.mkdir(exist_ok=True)
         figure.savefig(folder / f"{machine}-{name}.svg", metadata={"Date": None})
         pyplot.close(figure)
-        shown += ["", f"![{title}](benchmarks/{machine}-{name}.svg)"]
-    return shown

@@ -1,7 +1,7 @@
-"""`python -m harness findings`: what the scenarios say about the real vLLM tier and, in the same run, about kvtier.
+"""`kvtier-harness findings`: the verdicts of selected scenarios on vLLM's own tier and on kvtier.
 
-Each case is one run that anybody can repeat by its command. The table is written from the runs' results alone; nothing
-here judges. `make findings` writes docs/findings-vllm-0.33.md.
+Each case is one run for each tier, with its command. The page holds the runs' results and adds no judgement.
+`make findings` writes docs/findings-vllm-0.33.md.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CASE_SECONDS_MAX = 900.0
 
 @dataclass(frozen=True)
 class Case:
-    """One weak point: what is suspected, the scenario that would show it, and which of its checkers decide."""
+    """One suspected defect: the scenario that would show it, and the checkers that decide."""
 
     title: str
     what: str
@@ -44,15 +44,15 @@ class Case:
 CASES = (
     Case(
         "Temp-file names collide",
-        "Suffixes come from the seedable global `random`, and engines seed it alike: two processes that store the same "
-        "block at the same moment take each other's temp file.",
+        "Suffixes of temp files come from the global `random`, which engines seed with the same value. Two processes "
+        "that store the same block at the same time then use the same temp file.",
         "sharing",
         ("results", "visibility"),
         ("--processes", "4", "--read-threads", "1", "--write-threads", "1"),
     ),
     Case(
         "The same without a seeded `random`",
-        "The control: with suffixes that differ, nothing collides.",
+        "The control run: with different suffixes no names collide.",
         "sharing",
         ("results", "visibility", "integrity"),
         ("--processes", "4", "--read-threads", "1", "--write-threads", "1"),
@@ -60,50 +60,50 @@ CASES = (
     ),
     Case(
         "The first store after SIGKILL is lost",
-        "A killed process leaves its temp file; started again, it draws the same suffix and fails on it.",
+        "A killed process leaves its temp file. After its restart it draws the same suffix, and its store fails.",
         "crash",
         ("recovery", "leftovers"),
         ("--read-threads", "1", "--write-threads", "1"),
     ),
     Case(
-        "Zero threads of a class are accepted, and it starves",
-        "A flood of loads, and no write-priority thread.",
+        "Zero threads of a direction are accepted, and it starves",
+        "A flood of loads with no write-priority thread.",
         "starvation",
         ("floods", "starvation"),
         ("--write-threads", "0", "--job-blocks", "1,64", "--seconds", "6"),
     ),
     Case(
         "A block waits behind large jobs",
-        "A job is one task on one thread: what one block waits behind jobs of 16 blocks, and of 512.",
+        "A job is one task on one thread. The case measures the wait of one block behind jobs of 16 and of 512 blocks.",
         "starvation",
         ("floods", "starvation"),
         ("--read-threads", "4", "--write-threads", "4", "--job-blocks", "16,512", "--block-bytes", "65536"),
     ),
     Case(
         "Wrong bytes, wrong sizes and strange files",
-        "Block files damaged on disk: bits flipped, zeroed, cut, extended, swapped; directories, FIFOs and links in "
-        "their place.",
+        "Block files are damaged on disk: bits inverted, pages zeroed, files cut, extended or swapped. Directories, "
+        "FIFOs and links take their place.",
         "faults",
         ("faults", "integrity"),
         ("--fault", "damage_*"),
     ),
     Case(
-        "A store stops at its first bad block",
-        "Each third write fails: what becomes of the other blocks of the same job.",
+        "A store stops at its first failed block",
+        "Each third write fails. The other blocks of the job must be stored.",
         "faults",
         ("faults",),
         ("--fault", "eio_write"),
     ),
     Case(
-        "Two seeds on one root share nothing, in silence",
-        "Who shares with whom, and who is told, over seeds, algorithms, start methods and Pythons.",
+        "Two seeds on one root share nothing, without an error",
+        "Which processes share, and which are refused, over seeds, hash algorithms, start methods and Python versions.",
         "determinism",
         ("matrix", "openings"),
     ),
     Case(
         "On Python 3.11 the process aborts after some hundred thousand jobs",
-        "Each call of the C functions gives back a reference to None that it never took. The soak run shows the loss; "
-        "when the last reference is gone, Python before 3.12 ends with SIGABRT, whatever the engine is doing.",
+        "Each call of the C functions releases a reference to None that it never took. The soak run measures the loss. "
+        "Python before 3.12 aborts the process (SIGABRT) when the last reference is gone.",
         "soak",
         ("soak",),
         ("--seconds", "12", "--pace", "20", "--blocks", "128", "--block-bytes", "4096"),
@@ -111,13 +111,24 @@ CASES = (
     ),
     Case(
         "Ordinary traffic",
-        "Where both should be right: replayed traffic with reuse, every byte checked.",
+        "Replayed traffic with shared prefixes, in which both tiers should pass. Every loaded byte is checked.",
         "load",
         ("sharing", "integrity", "starvation", "results"),
         ("--processes", "2", "--seconds", "10"),
         ("--tier-option", "seed_random=null"),
     ),
 )
+
+PAGE_HEAD = """\
+# Findings: vLLM 0.33.0's file-system tier
+
+Each case is one suspected defect: the same scenario runs on vLLM's own tier and on kvtier. The verdict is that of the
+named checkers, and each section has the commands. A case that vLLM's tier fails names a defect of version 0.33.0 with
+the stated options; it says nothing about other versions. A tier that refuses to start is inconclusive; its section has
+the message.
+
+{facts} Written by `make findings` from the results of the runs.
+"""
 
 
 def _run(case: Case, tier: str, seed: int, runs_dir: Path) -> dict[str, Any]:
@@ -139,6 +150,9 @@ def _run(case: Case, tier: str, seed: int, runs_dir: Path) -> dict[str, Any]:
     return {**results, "command": command}
 
 
+_FOR_PEOPLE = {"true": "pass", "false": "fail", "unknown": "inconclusive"}
+
+
 def _of(case: Case, results: dict[str, Any]) -> list[dict[str, Any]]:
     return [verdict for verdict in results["verdicts"] if verdict["name"] in case.checkers]
 
@@ -154,11 +168,11 @@ def _cell(case: Case, results: dict[str, Any]) -> str:
 def _section(case: Case, both: dict[str, dict[str, Any]]) -> list[str]:
     lines = [f"## {case.title}", "", case.what, ""]
     for tier, results in both.items():
-        lines += [f"**{tier}**: {_cell(case, results)}. `{results['command']}`", ""]
+        lines += [f"**{tier}**: {_FOR_PEOPLE[_cell(case, results)]}. `{results['command']}`", ""]
         if results.get("reason"):
             lines += [f"- the run ended early: {_one_line(results['reason'])}"]
         for verdict in _of(case, results):
-            lines += [f"- {verdict['name']}, {verdict['value']}: {_one_line(verdict['figure'])}"]
+            lines += [f"- {verdict['name']}, {_FOR_PEOPLE[verdict['value']]}: {_one_line(verdict['figure'])}"]
             lines += [f"  - {_one_line(finding)}" for finding in verdict["findings"][:FINDINGS_SHOWN]]
             if more := len(verdict["findings"]) - FINDINGS_SHOWN:
                 lines += [f"  - and {more} more"] if more > 0 else []
@@ -177,7 +191,7 @@ def _one_line(text: str) -> str:
 @click.option("--runs-dir", type=PATH, default="runs", show_default=True, help="where the runs' folders are made")
 @click.option("--case", "wanted", multiple=True, help="only cases whose title begins so; may be repeated")
 def findings(write: str | None, seed: int | None, runs_dir: str, wanted: tuple[str, ...]) -> None:
-    """Run every case on the real vLLM tier and on kvtier, and say what was seen. Needs vLLM (`install-peer`)."""
+    """Run every case on vLLM's own tier and on kvtier, and print the verdicts. Needs vLLM (`install-peer`)."""
     known = [case.title for case in CASES]
     for title in wanted:
         if not any(name.startswith(title) for name in known):
@@ -193,23 +207,15 @@ def findings(write: str | None, seed: int | None, runs_dir: str, wanted: tuple[s
         if wanted and not case.title.startswith(wanted):
             continue
         both = {tier: _run(case, tier, seed, Path(runs_dir)) for tier in TIERS}
-        cells = [_cell(case, results) for results in both.values()]
+        cells = [_FOR_PEOPLE[_cell(case, results)] for results in both.values()]
         rows.append(f"| {case.title} | {' | '.join(cells)} |")
         sections += _section(case, both)
         seen = ", ".join(f"{tier} {cell}" for tier, cell in zip(TIERS, cells, strict=True))
         console.print(f"{case.title}: {seen}", soft_wrap=True)
-    page = [
-        "# What the harness says about vLLM 0.33.0's file-system tier",
-        "",
-        "Written by `make findings`; every line below comes from the runs. "
+    facts = (
         f"Seed {seed}; vLLM's tier with its C extension on {version}, kvtier on Python {platform.python_version()}; "
-        f"{os.cpu_count()} CPUs, Linux {platform.release().split('-')[0]}.",
-        "",
-        "| case | vLLM 0.33.0 | kvtier |",
-        "|---|---|---|",
-        *rows,
-        "",
-        *sections,
-    ]
+    )
+    facts += f"{os.cpu_count()} CPUs, Linux {platform.release().split('-')[0]}."
+    page = [PAGE_HEAD.format(facts=facts), "| case | vLLM 0.33.0 | kvtier |", "|---|---|---|", *rows, "", *sections]
     if write:
         Path(write).write_text("\n".join(page).rstrip() + "\n")

@@ -228,9 +228,9 @@ FAULTS: dict[str, Fault] = {fault.name: fault for fault in _ALL}
 
 def describe_faults() -> str:
     """The table as Markdown, for the docs."""
-    rows = ["| fault | by | what happens | the tier owes | works again after |", "|---|---|---|---|---|"]
+    rows = ["| fault | mechanism | what happens | guarantees | recovers after |", "|---|---|---|---|---|"]
     for fault in FAULTS.values():
         again = "lift" if fault.liveness else "restart"
         rows.append(f"| {fault.name} | {fault.mechanism} | {fault.what} | {', '.join(fault.owes)} | {again} |")
     owed = [f"- **{name}**: {meaning}." for name, meaning in OWED.items()]
-    return "\n".join([*rows, "", *owed, ""])
+    return "\n".join([*rows, "", "## Guarantees", "", *owed, ""])

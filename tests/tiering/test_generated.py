@@ -1,0 +1,68 @@
+"""Every generated page equals what its generator writes, as far as that needs no run: `make docs-check`.
+
+dashboards/ and docs/metrics.md are compared in dashboards/test_dashboards.py. docs/filesystems.md is written by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from harness.bench import show
+from harness.commands.findings import CASES
+from harness.commands.findings import PAGE_HEAD as FINDINGS_HEAD
+from harness.mutants.registry import MUTANTS
+from harness.mutants.trial import PAGE_HEAD as MUTANTS_HEAD
+from harness.mutants.trial import facts
+from harness.scenarios import faults
+
+ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
+DOCS = ROOT / "docs"
+VERDICTS = ("pass", "fail", "inconclusive")
+
+
+def cells(page: str) -> list[list[str]]:
+    """The rows of a page's one table, without its head."""
+    lines = [line for line in page.splitlines() if line.startswith("| ")]
+    return [[cell.replace("\\|", "|") for cell in re.split(r"(?<!\\) \| ", line[2:-2])] for line in lines[1:]]
+
+
+def test_the_page_of_faults_follows_from_the_registry() -> None:
+    assert (DOCS / "faults.md").read_text() == faults.page(), "run: python -m harness.scenarios.faults > docs/faults.md"
+
+
+def test_the_page_of_benchmarks_follows_from_the_kept_results() -> None:
+    results = {path.stem: json.loads(path.read_text()) for path in (ROOT / "tests/tiering/baselines").glob("*.json")}
+    page = show.page(results)
+    assert (DOCS / "benchmarks.md").read_text() == page, "run: make bench-docs"
+    plots = set(re.findall(r"\((benchmarks/[^)]+\.svg)\)", page))
+    assert plots == {path.relative_to(DOCS).as_posix() for path in DOCS.glob("benchmarks/*.svg")}
+
+
+def test_the_page_of_mutants_has_the_facts_of_each() -> None:
+    page = (DOCS / "mutants.md").read_text()
+    rows = cells(page)
+    assert [tuple(row[:4]) for row in rows] == [facts(mutant) for mutant in MUTANTS.values()], "run: make mutants"
+    detected = sum(not row[4].startswith("**survived**") for row in rows)
+    assert page.startswith(MUTANTS_HEAD.format(detected=detected, tried=len(rows))), "run: make mutants"
+
+
+@pytest.mark.parametrize("mutant", MUTANTS.values(), ids=str)
+def test_the_finding_on_the_page_is_about_the_defect(mutant: object) -> None:
+    name, *_ = row_of = facts(mutant)  # type: ignore[arg-type]
+    row = next(row for row in cells((DOCS / "mutants.md").read_text()) if row[0] == name)
+    assert re.search(MUTANTS[name].finding, row[4]), f"{row_of}: {row[4]}"
+
+
+def test_the_page_of_findings_has_every_case_and_both_verdicts() -> None:
+    page = (DOCS / "findings-vllm-0.33.md").read_text()
+    head, _, tail = FINDINGS_HEAD.partition("{facts}")
+    assert page.startswith(head), "run: make findings"
+    assert tail in page
+    assert [row[0] for row in cells(page)] == [case.title for case in CASES], "run: make findings"
+    assert all(set(row[1:]) <= set(VERDICTS) for row in cells(page))
+    for case in CASES:
+        assert f"\n## {case.title}\n\n{case.what}\n\n**vllm**: " in page, case.title
