@@ -9,7 +9,7 @@ DIST      := dist
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-run test test-fast ci-matrix lint format types cov load scenarios soak capacity shared-volume power-loss install-vllm findings e2e-vllm observe dashboards schemas mutants false-alarms bench bench-compare bench-gpu bench-gpu-compare bench-docs bench-eviction fuzz-trailer dist clean
+.PHONY: help install install-run test test-fast ci-matrix lint format types cov load scenarios soak capacity shared-volume power-loss install-vllm findings e2e-vllm observe dashboards schemas mutants false-alarms bench bench-compare bench-gpu bench-gpu-compare bench-docs docs-check bench-eviction fuzz-trailer dist clean
 
 help: ## print this list
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -150,6 +150,9 @@ bench-eviction: $(DEV)/.installed ## what a pass over a full root of FILES files
 
 fuzz-trailer: $(DEV)/.installed ## the trailer parser under a coverage-guided fuzzer, atheris (SECONDS=300)
 	@PYTHONPATH=. $(DEV)/bin/python tests/tiering/kvtier/fs/fuzz_trailer.py -max_total_time=$(or $(SECONDS),300) -max_len=4200 $(ARGS)
+
+docs-check: $(DEV)/.installed ## generated pages equal what their generators write; links, quotes and words
+	$(DEV)/bin/python -m pytest -q tests/tiering/test_generated.py tests/tiering/test_docs.py tests/tiering/test_words.py tests/tiering/dashboards $(ARGS)
 
 bench-docs: $(DEV)/.installed ## docs/benchmarks.md and its plots, from the results under tests/tiering/baselines
 	$(DEV)/bin/python -m harness.bench plots
