@@ -1,7 +1,7 @@
-"""What every tier owes its engine, one function per promise; the driver "contract" asks real instances.
+"""The promises of every tier to its engine, one function each; the driver "contract" checks them on real instances.
 
-A promise is asked of adapters alone, so it holds for any tier, also one in C. A function returns when the promise is
-kept and raises `Broken` otherwise. What needs several processes, floods or faults is asked by the scenarios, not here.
+A promise uses the interface of adapters alone, so it applies to any tier, also one in C. A function returns when the
+promise is kept and raises `Broken` otherwise. Scenarios check what needs several processes, floods or faults.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from harness.core import content
 from harness.core.history import Direction
 
 ANSWER_SECONDS_MAX = 10.0
-"""A lookup that says "retry", or a job without a result, for so long has no answer."""
+"""A lookup that says "retry" for so long, or a job without a result for so long, breaks its promise."""
 PAUSE_SECONDS = 0.001
 SLOTS_MIN = 32
-"""The least that the promises can be asked with."""
+"""The smallest number of slots that the promises can be checked with."""
 
 
 class Broken(Exception):
-    """A promise was not kept; one sentence with what was seen."""
+    """A promise was not kept. Its text is one sentence with the observation."""
 
 
-def owe(kept: object, sentence: str) -> None:
-    """Raise `Broken` with this sentence unless it is so."""
+def require(kept: object, sentence: str) -> None:
+    """Raise `Broken` with this sentence unless `kept` is true."""
     if not kept:
         raise Broken(sentence)
 
 
 class Subject:
-    """Instances of one tier on one root, driven as an engine would: a request for everything, slots never shared."""
+    """Instances of one tier on one root, driven as by an engine: calls belong to a request, jobs share no slot."""
 
     def __init__(self, adapter: type[Adapter], setup: TierSetup) -> None:
         assert setup.slots >= SLOTS_MIN, f"{setup.slots} slots; the promises need {SLOTS_MIN}"
@@ -48,19 +48,19 @@ class Subject:
         self._jobs = itertools.count(1)
 
     def open(self) -> Adapter:
-        """Another instance on the same root, as another process would have it."""
+        """Another instance on the same root, as in another process."""
         adapter = self._adapter(self.setup)
         self._open.append(adapter)
         return adapter
 
     def close(self, adapter: Adapter | None = None) -> None:
-        """Close this instance, or all that are open."""
+        """Close this instance, or every open one."""
         for one in [adapter] if adapter else list(self._open):
             self._open.remove(one)
             one.close()
 
     def tokens(self, blocks: int) -> list[int]:
-        """Tokens of so many blocks that nobody has asked for before."""
+        """Tokens of so many blocks; no earlier call returned any of them."""
         first = next(self._numbers) << 16
         return list(range(first, first + blocks * self.setup.tokens_per_block))
 
@@ -74,38 +74,38 @@ class Subject:
 
     @contextlib.contextmanager
     def request(self, adapter: Adapter) -> Iterator[str]:
-        """A request that starts and ends here; its name."""
+        """Start a request, yield its name, finish it."""
         name = f"contract-{next(self._numbers)}"
         adapter.request_started(name)
         yield name
         adapter.request_finished(name)
 
     def ask(self, adapter: Adapter, keys: Sequence[bytes], name: str) -> list[Verdict]:
-        """Look up until every answer is final."""
+        """Look up until no verdict is "retry"."""
         until = time.monotonic() + ANSWER_SECONDS_MAX
         verdicts: list[Verdict] = ["retry"] * len(keys)
         while True:
             waiting = [i for i, verdict in enumerate(verdicts) if verdict == "retry"]
             got = adapter.lookup([keys[i] for i in waiting], name)
-            owe(len(got) == len(waiting), f"{len(waiting)} keys were looked up, {len(got)} verdicts came back")
+            require(len(got) == len(waiting), f"{len(waiting)} keys were looked up, {len(got)} verdicts came back")
             for i, verdict in zip(waiting, got, strict=True):
-                owe(verdict in ("hit", "miss", "retry"), f"a lookup answered {verdict!r}")
+                require(verdict in ("hit", "miss", "retry"), f"a lookup answered {verdict!r}")
                 verdicts[i] = verdict
             if "retry" not in verdicts:
                 return verdicts
-            owe(time.monotonic() < until, f"a lookup said retry for {ANSWER_SECONDS_MAX:g} s")
+            require(time.monotonic() < until, f"a lookup said retry for {ANSWER_SECONDS_MAX:g} s")
             adapter.step()
             time.sleep(PAUSE_SECONDS)
 
     def look_up(self, adapter: Adapter, keys: Sequence[bytes]) -> list[Verdict]:
-        """The same in a request of its own."""
+        """`ask` in a request of its own."""
         with self.request(adapter) as name:
             return self.ask(adapter, keys, name)
 
     def submit(
         self, adapter: Adapter, direction: Direction, keys: Sequence[bytes], slots: Sequence[int], name: str
     ) -> int:
-        """Fill or poison the slots and submit; the job's number."""
+        """Fill the slots of a store, poison those of a load, and submit; the job's number."""
         job = next(self._jobs)
         for key, index in zip(keys, slots, strict=True):
             if direction == "store":
@@ -116,12 +116,12 @@ class Subject:
         return job
 
     def results(self, adapter: Adapter, jobs: Iterable[int]) -> dict[int, Finished]:
-        """Step until each of these jobs, and no other, has its one result."""
+        """Step until each of these jobs has its one result. A result of another job breaks the promise."""
         waiting = set(jobs)
         found: dict[int, Finished] = {}
         until = time.monotonic() + ANSWER_SECONDS_MAX
         while waiting - found.keys():
-            owe(
+            require(
                 time.monotonic() < until, f"no result of {len(waiting - found.keys())} jobs in {ANSWER_SECONDS_MAX:g} s"
             )
             adapter.step()
@@ -133,39 +133,39 @@ class Subject:
 
     def _take(self, adapter: Adapter, waiting: set[int], found: dict[int, Finished]) -> None:
         for result in adapter.poll():
-            owe(result.job_id in waiting, f"a result for job {result.job_id}, which is not in flight")
-            owe(result.job_id not in found, f"a second result for job {result.job_id}")
+            require(result.job_id in waiting, f"a result for job {result.job_id}, which is not in flight")
+            require(result.job_id not in found, f"a second result for job {result.job_id}")
             found[result.job_id] = result
 
     def account(self, result: Finished, keys: Sequence[bytes]) -> None:
-        """A result names each of its job's blocks once, as ok or as failed."""
+        """Require that a result names each block of its job once, as ok or as failed."""
         named = [*result.ok, *result.failed]
-        owe(
+        require(
             sorted(named) == sorted(keys),
             f"a job of {len(keys)} blocks ended with {len(result.ok)} ok and {len(result.failed)} failed, "
             f"{len(set(named) - set(keys))} of them not its own",
         )
 
     def store(self, adapter: Adapter, keys: Sequence[bytes], first_slot: int = 0) -> Finished:
-        """One store to its end; all blocks are owed."""
+        """Run one store and require that all its blocks are ok."""
         slots = range(first_slot, first_slot + len(keys))
         with self.request(adapter) as name:
             job = self.submit(adapter, "store", keys, slots, name)
             result = self.results(adapter, [job])[job]
         self.account(result, keys)
-        owe(not result.failed, f"{len(result.failed)} of {len(keys)} blocks were not stored, on a healthy device")
+        require(not result.failed, f"{len(result.failed)} of {len(keys)} blocks were not stored, on a healthy device")
         return result
 
     def load(self, adapter: Adapter, keys: Sequence[bytes], slots: Sequence[int] | None = None) -> Finished:
-        """Ask for blocks and load those that are hits; what is reported ok has its bytes."""
+        """Look up the blocks, require that all are hits, and load them."""
         with self.request(adapter) as name:
             verdicts = self.ask(adapter, keys, name)
             missed = verdicts.count("miss")
-            owe(not missed, f"{missed} of {len(keys)} blocks that were reported stored are not found")
+            require(not missed, f"{missed} of {len(keys)} blocks that were reported stored are not found")
             return self.load_hits(adapter, keys, slots or range(len(keys)), name)
 
     def load_hits(self, adapter: Adapter, keys: Sequence[bytes], slots: Sequence[int], name: str) -> Finished:
-        """One load to its end, of blocks that a lookup of this request has found."""
+        """Run one load of blocks that this request has found; a block reported ok must have its bytes."""
         job = self.submit(adapter, "load", keys, slots, name)
         result = self.results(adapter, [job])[job]
         self.account(result, keys)
@@ -177,18 +177,18 @@ class Subject:
 
     def file(self, adapter: Adapter, key: bytes) -> Path:
         name = adapter.file_name(key)
-        owe(name is not None, "the tier says that its blocks are files, and names none")
+        require(name is not None, "the adapter sets exposes_files, and file_name returns None")
         return Path(self.setup.root_dir) / str(name)
 
 
 def slots_are_memory(subject: Subject) -> None:
-    """The slots are writable, contiguous bytes of the shape that was asked for."""
+    """The slots are writable, contiguous bytes of the shape that the setup states."""
     view = subject.open().view
     shape = (subject.setup.slots, subject.setup.block_bytes)
-    owe(view.format == "B", f"the slots have the format {view.format!r}, not 'B'")
-    owe(not view.readonly, "the slots are read-only")
-    owe(view.c_contiguous, "the slots are not contiguous")
-    owe(view.shape == shape, f"the slots have the shape {view.shape}, not {shape}")
+    require(view.format == "B", f"the slots have the format {view.format!r}, not 'B'")
+    require(not view.readonly, "the slots are read-only")
+    require(view.c_contiguous, "the slots are not contiguous")
+    require(view.shape == shape, f"the slots have the shape {view.shape}, not {shape}")
 
 
 def keys_name_prefixes(subject: Subject) -> None:
@@ -197,48 +197,48 @@ def keys_name_prefixes(subject: Subject) -> None:
     tokens = subject.tokens(6)
     keys = one.keys(tokens)
     size = subject.setup.tokens_per_block
-    owe(len(keys) == 6, f"6 blocks of tokens gave {len(keys)} keys")
-    owe(len(set(keys)) == 6, f"6 different blocks gave {len(set(keys))} different keys")
-    owe(two.keys(tokens) == keys, "two instances name the same tokens differently")
-    owe(one.keys(tokens[: 3 * size]) == keys[:3], "a block's key depends on tokens behind it")
-    owe(one.keys(tokens[3 * size :], keys[2]) == keys[3:], "keys chained after a parent are not those of the whole")
+    require(len(keys) == 6, f"6 blocks of tokens gave {len(keys)} keys")
+    require(len(set(keys)) == 6, f"6 different blocks gave {len(set(keys))} different keys")
+    require(two.keys(tokens) == keys, "two instances name the same tokens differently")
+    require(one.keys(tokens[: 3 * size]) == keys[:3], "a block's key depends on tokens behind it")
+    require(one.keys(tokens[3 * size :], keys[2]) == keys[3:], "keys chained after a parent are not those of the whole")
     changed = one.keys([tokens[0] + 1, *tokens[1:]])
-    owe(not set(changed) & set(keys), "a block's key does not depend on the tokens before it")
+    require(not set(changed) & set(keys), "a block's key does not depend on the tokens before it")
     if size > 1:
-        owe(one.keys(tokens[:-1]) == keys[:5], "a block that is not full has a key, or another key")
-    owe(one.none_hash_digest() == two.none_hash_digest(), "two instances of one process have different seeds")
+        require(one.keys(tokens[:-1]) == keys[:5], "a block that is not full has a key, or another key")
+    require(one.none_hash_digest() == two.none_hash_digest(), "two instances of one process have different seeds")
 
 
 def absent_blocks_are_misses(subject: Subject) -> None:
-    """A block that nobody stored is a miss."""
+    """A block that was never stored is a miss."""
     adapter = subject.open()
     verdicts = subject.look_up(adapter, subject.keys(adapter, 8))
-    owe(set(verdicts) == {"miss"}, f"of 8 blocks that nobody stored {verdicts.count('hit')} are hits")
+    require(set(verdicts) == {"miss"}, f"of 8 blocks that were never stored {verdicts.count('hit')} are hits")
 
 
 def stored_blocks_load(subject: Subject) -> None:
-    """What was stored is found and loads right, into other slots and in another order."""
+    """A stored block is found and loads with its bytes, into other slots and in another order."""
     adapter = subject.open()
     for blocks in (1, 7):
         keys = subject.keys(adapter, blocks)
         subject.store(adapter, keys)
         result = subject.load(adapter, keys[::-1], range(9, 9 + blocks))
-        owe(not result.failed, f"{len(result.failed)} of {blocks} stored blocks could not be loaded")
+        require(not result.failed, f"{len(result.failed)} of {blocks} stored blocks could not be loaded")
 
 
 def another_instance_finds_them(subject: Subject) -> None:
-    """What one instance stored another finds, one that was there before and had missed it, and one that came later."""
+    """A block that one instance stored is found by an earlier instance, which had missed it, and by a later one."""
     one, two = subject.open(), subject.open()
     keys = subject.keys(one, 5)
     subject.look_up(two, keys)
     subject.store(one, keys)
-    for who in (two, subject.open()):
-        result = subject.load(who, keys)
-        owe(not result.failed, f"{len(result.failed)} of 5 blocks of another instance could not be loaded")
+    for other in (two, subject.open()):
+        result = subject.load(other, keys)
+        require(not result.failed, f"{len(result.failed)} of 5 blocks of another instance could not be loaded")
 
 
 def jobs_touch_only_their_slots(subject: Subject) -> None:
-    """Stores leave their slots as they are, loads write their own, and nobody writes anybody else's."""
+    """A store leaves its slots unchanged, a load writes its own slots, and no job writes another's."""
     adapter = subject.open()
     old = subject.keys(adapter, 8)
     subject.store(adapter, old)
@@ -246,7 +246,7 @@ def jobs_touch_only_their_slots(subject: Subject) -> None:
     for index in range(subject.setup.slots):
         subject.slot(adapter, index)[:] = bytes([index % 251]) * subject.setup.block_bytes
     with subject.request(adapter) as name:
-        owe(set(subject.ask(adapter, old, name)) == {"hit"}, "blocks reported stored are not found")
+        require(set(subject.ask(adapter, old, name)) == {"hit"}, "blocks reported stored are not found")
         jobs = []
         for i in range(8):
             jobs.append(subject.submit(adapter, "store", [fresh[i]], [3 * i], name))
@@ -257,24 +257,24 @@ def jobs_touch_only_their_slots(subject: Subject) -> None:
         number, kind = divmod(index, 3)
         if number < 8 and kind < 2:
             wrong = content.judge(slot, (fresh, old)[kind][number])
-            owe(not wrong, f"slot {index} of a {('store', 'load')[kind]} has wrong bytes after it: {wrong}")
+            require(not wrong, f"slot {index} of a {('store', 'load')[kind]} has wrong bytes after it: {wrong}")
         else:
             same = slot == bytes([index % 251]) * subject.setup.block_bytes
-            owe(same, f"slot {index}, which belongs to no job, was written to")
+            require(same, f"slot {index}, which belongs to no job, was written")
 
 
 def large_jobs_lose_nothing(subject: Subject) -> None:
-    """A job over all slots brings every block, also its last, there and back."""
+    """A job over all slots stores and loads every block, also its last."""
     adapter = subject.open()
     blocks = subject.setup.slots
     keys = subject.keys(adapter, blocks)
     subject.store(adapter, keys)
     result = subject.load(subject.open(), keys)
-    owe(not result.failed, f"{len(result.failed)} of {blocks} blocks of one job could not be loaded")
+    require(not result.failed, f"{len(result.failed)} of {blocks} blocks of one job could not be loaded")
 
 
 def many_jobs_at_once(subject: Subject) -> None:
-    """Jobs in flight together each get their own result."""
+    """Each of many jobs in flight together has its own result."""
     adapter = subject.open()
     keys = subject.keys(adapter, SLOTS_MIN)
     with subject.request(adapter) as name:
@@ -282,49 +282,49 @@ def many_jobs_at_once(subject: Subject) -> None:
         for job, result in subject.results(adapter, jobs).items():
             subject.account(result, [jobs[job]])
     result = subject.load(adapter, keys)
-    owe(not result.failed, f"{len(result.failed)} of {len(keys)} blocks of single jobs could not be loaded")
+    require(not result.failed, f"{len(result.failed)} of {len(keys)} blocks of single jobs could not be loaded")
 
 
 def storing_twice_is_harmless(subject: Subject) -> None:
-    """A block that is present may be stored again, by this or another instance, also at the same time."""
+    """A present block may be stored again, by this or another instance, also at the same time."""
     one, two = subject.open(), subject.open()
     keys = subject.keys(one, 6)
     subject.store(one, keys[:3])
     subject.store(two, keys[::-1])
     fresh = subject.keys(one, 6)
     with subject.request(one) as a, subject.request(two) as b:
-        jobs = [(who, subject.submit(who, "store", fresh, range(6), name)) for who, name in ((one, a), (two, b))]
-        for who, job in jobs:
-            subject.account(subject.results(who, [job])[job], fresh)
+        jobs = [(each, subject.submit(each, "store", fresh, range(6), name)) for each, name in ((one, a), (two, b))]
+        for each, job in jobs:
+            subject.account(subject.results(each, [job])[job], fresh)
     result = subject.load(subject.open(), [*keys, *fresh])
-    owe(not result.failed, f"{len(result.failed)} of 12 blocks that were stored twice could not be loaded")
+    require(not result.failed, f"{len(result.failed)} of 12 blocks that were stored twice could not be loaded")
 
 
 def nothing_comes_without_a_job(subject: Subject) -> None:
-    """No result without a job, also after a drain; a job's result comes once."""
+    """There is no result without a job, also after a drain, and each job has one result."""
     adapter = subject.open()
     adapter.drain()
-    owe(not adapter.poll(), "a result although no job was submitted")
+    require(not adapter.poll(), "a result, although no job was submitted")
     subject.store(adapter, subject.keys(adapter, 3))
     for _ in range(3):
         adapter.step()
     adapter.drain()
-    owe(not adapter.poll(), "a result came twice")
+    require(not adapter.poll(), "a result came twice")
 
 
 def drain_waits_for_all(subject: Subject) -> None:
-    """After a drain every job submitted before has its result."""
+    """After a drain every job submitted before it has its result."""
     adapter = subject.open()
     keys = subject.keys(adapter, 16)
     with subject.request(adapter) as name:
         jobs = [subject.submit(adapter, "store", keys[i : i + 2], range(i, i + 2), name) for i in range(0, 16, 2)]
         adapter.drain()
         found = [result.job_id for result in adapter.poll()]
-    owe(sorted(found) == jobs, f"after a drain {len(found)} of {len(jobs)} jobs had their result")
+    require(sorted(found) == jobs, f"after a drain {len(found)} of {len(jobs)} jobs had their result")
 
 
 def close_answers_for_all(subject: Subject) -> None:
-    """After close every job that was in flight has one result, and what it says was stored is there."""
+    """After close every job in flight has one result, and each block reported stored is found."""
     adapter = subject.open()
     keys = subject.keys(adapter, 24)
     name = "contract-last"
@@ -332,15 +332,17 @@ def close_answers_for_all(subject: Subject) -> None:
     jobs = [subject.submit(adapter, "store", keys[i : i + 3], range(i, i + 3), name) for i in range(0, 24, 3)]
     subject.close(adapter)
     results = adapter.poll()
-    owe(sorted(r.job_id for r in results) == jobs, f"of {len(jobs)} jobs {len(results)} had a result after close")
+    require(sorted(r.job_id for r in results) == jobs, f"of {len(jobs)} jobs {len(results)} had a result after close")
     stored = [key for result in results for key in result.ok]
     if stored:
         verdicts = subject.look_up(subject.open(), stored)
-        owe(set(verdicts) == {"hit"}, f"{verdicts.count('miss')} of {len(stored)} blocks stored before close are lost")
+        require(
+            set(verdicts) == {"hit"}, f"{verdicts.count('miss')} of {len(stored)} blocks stored before close are lost"
+        )
 
 
 def requests_may_end_before_their_jobs(subject: Subject) -> None:
-    """A request that is finished still gets the results of its stores; one that asked for nothing may end, too."""
+    """Stores of a finished request have results. A request may end without a lookup, or without a load of its hits."""
     adapter = subject.open()
     keys = subject.keys(adapter, 8)
     with subject.request(adapter) as name:
@@ -349,55 +351,55 @@ def requests_may_end_before_their_jobs(subject: Subject) -> None:
     with subject.request(adapter):
         adapter.step()
     with subject.request(adapter) as name:
-        subject.ask(adapter, keys, name)  # hits that nobody loads
+        subject.ask(adapter, keys, name)  # hits without a load
     result = subject.load(adapter, keys)
-    owe(not result.failed, "blocks that an earlier request had found and not taken could not be loaded")
+    require(not result.failed, "blocks that an earlier request had found and not loaded could not be loaded")
 
 
 def a_vanished_block_is_no_data(subject: Subject) -> None:
-    """A block whose file goes between lookup and load is not reported with rubbish, takes no other with it, is a miss
-    for whoever comes later, and can be stored again."""
+    """A block whose file vanishes between lookup and load is not reported loaded with wrong bytes and fails no other
+    block; a later instance misses it, and it can be stored again."""
     one = subject.open()
     keys = subject.keys(one, 5)
     subject.store(one, keys)
     two = subject.open()
     with subject.request(two) as name:
-        owe(set(subject.ask(two, keys, name)) == {"hit"}, "blocks reported stored are not found")
+        require(set(subject.ask(two, keys, name)) == {"hit"}, "blocks reported stored are not found")
         subject.file(two, keys[2]).unlink()
         result = subject.load_hits(two, keys, range(5), name)
     lost = set(result.failed) - {keys[2]}
-    owe(not lost, f"with one block of 5 gone, {len(lost)} that are there were not loaded")
+    require(not lost, f"with one block of 5 gone, {len(lost)} of the others were not loaded")
     late = subject.open()
-    owe(
+    require(
         subject.look_up(late, [keys[2]]) == ["miss"],
-        "a block whose file is gone is a hit for an instance that came later",
+        "a block whose file is gone is a hit for a later instance",
     )
     subject.store(late, [keys[2]])
     again = subject.load(subject.open(), keys)
-    owe(not again.failed, "a block that was gone and was stored again could not be loaded")
+    require(not again.failed, "a block that was gone and was stored again could not be loaded")
 
 
 def accounts_are_in_order(subject: Subject) -> None:
-    """The tier's own accounts find no fault, its gauges are numbers, and its schedule covers its bytes."""
+    """The tier's own checks find nothing, its gauges are numbers, and its schedule covers the stored bytes."""
     adapter = subject.open()
     keys = subject.keys(adapter, 8)
     subject.store(adapter, keys)
     subject.load(adapter, keys)
-    owe(not adapter.findings(), f"the tier finds fault with itself: {some(adapter.findings())}")
+    require(not adapter.findings(), f"the tier's own checks found: {some(adapter.findings())}")
     odd = [name for name, value in adapter.gauges().items() if not isinstance(value, int | float)]
-    owe(not odd, f"gauges that are no numbers: {some(odd)}")
+    require(not odd, f"gauges that are no numbers: {some(odd)}")
     if adapter.exposes_schedule:
         tasks = adapter.tasks()
         stored = sum(task.bytes for task in tasks if task.direction == "store")
         least = len(keys) * subject.setup.block_bytes
-        owe(stored >= least, f"the schedule tells of {stored} bytes stored, {least} were")
-        owe(not adapter.tasks(), "the schedule tells of tasks twice")
+        require(stored >= least, f"the schedule has {stored} bytes stored; the store had {least}")
+        require(not adapter.tasks(), "the schedule returned a task twice")
 
 
 def close_gives_everything_back(subject: Subject) -> None:
-    """A closed instance leaves no thread and no descriptor."""
+    """A closed instance leaves no thread running and no descriptor open."""
     me = psutil.Process()
-    subject.close(subject.open())  # what is made once per process is not a leak
+    subject.close(subject.open())  # what is made once per process is no leak
     before = me.num_fds(), me.num_threads()
     for _ in range(2):
         adapter = subject.open()
@@ -407,10 +409,10 @@ def close_gives_everything_back(subject: Subject) -> None:
         subject.close(adapter)
     until = time.monotonic() + ANSWER_SECONDS_MAX
     while me.num_threads() > before[1] and time.monotonic() < until:
-        time.sleep(PAUSE_SECONDS)  # a thread that was joined has not quite left the kernel
+        time.sleep(PAUSE_SECONDS)  # the kernel still counts a thread just after its join
     after = me.num_fds(), me.num_threads()
-    owe(after[0] <= before[0], f"two instances left {after[0] - before[0]} descriptors open")
-    owe(after[1] <= before[1], f"two instances left {after[1] - before[1]} threads running")
+    require(after[0] <= before[0], f"two instances left {after[0] - before[0]} descriptors open")
+    require(after[1] <= before[1], f"two instances left {after[1] - before[1]} threads running")
 
 
 PROMISES: tuple[Callable[[Subject], None], ...] = (
@@ -432,10 +434,12 @@ PROMISES: tuple[Callable[[Subject], None], ...] = (
     close_gives_everything_back,
 )
 NEEDS_FILES = (a_vanished_block_is_no_data,)
+OF_ADAPTERS = (slots_are_memory, keys_name_prefixes)
+"""Promises about slots and keys. A tier that is given both, as kvtier's managers are, has no part in them."""
 
 
 def promises(adapter: type[Adapter]) -> list[Callable[[Subject], None]]:
-    """Those that this tier can be asked for: one without a file per block has none that could vanish."""
+    """Those that apply to this tier: without a file for each block, none can vanish."""
     return [promise for promise in PROMISES if adapter.exposes_files or promise not in NEEDS_FILES]
 
 

@@ -1,4 +1,8 @@
-"""`TierContract`: the suite every `SecondaryTierManager` passes; a subclass says how to make one and to bypass it."""
+"""`TierContract`: the tests that every `SecondaryTierManager` passes. A subclass makes the tier and bypasses it.
+
+The harness's promises are checked on the tier behind an adapter. The other tests need the manager itself, or a block in
+its medium that the tier did not write, read or delete.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,14 @@ import hashlib
 import mmap
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
+from pathlib import Path
 
 import pytest
 
+from harness.adapters.base import Adapter, Finished, TierSetup, Verdict
+from harness.drivers.promises import OF_ADAPTERS, PROMISES, Subject, promises
 from kvtier.base import (
     JobResult,
     LookupResult,
@@ -22,12 +29,11 @@ from kvtier.base import (
 )
 from kvtier.hashing import OffloadKey
 
-SLOTS = 1024  # twice what a test keeps in flight: a tier may shed stores when most slots wait for it
-LARGE_JOB_BLOCKS = 400
-"""More than ten blocks for each thread of any tier made here."""
+SLOTS = 1024  # twice what a test has in flight: a tier may refuse stores when most slots wait for it
+PROMISE_SLOTS = 128
 STEPS_MAX = 10_000
 STEP_SECONDS = 0.001
-"""A lookup may answer RETRY for this many steps of at least this length."""
+"""A lookup may return RETRY for `STEPS_MAX` steps of at least this length."""
 
 
 def key(name: object) -> OffloadKey:
@@ -41,7 +47,7 @@ def content(k: OffloadKey, block_bytes: int) -> bytes:
 
 
 class Driver:
-    """One tier and its slots, driven like the manager does; checks on the way what holds for every job."""
+    """One tier and its slots, driven as the manager drives it. It checks every result against its job."""
 
     def __init__(self, tier: SecondaryTierManager, view: memoryview) -> None:
         self.tier = tier
@@ -80,17 +86,18 @@ class Driver:
         return job
 
     def finish(self) -> dict[int, JobResult]:
-        """Drain; every job in flight has exactly one result, which says about its own blocks what is so."""
+        """Drain, and return the results by job, checked."""
         self.tier.drain_jobs()
         return self.results()
 
     def close(self) -> dict[int, JobResult]:
-        """Shut down; the same holds."""
+        """Shut down, and return the results by job, checked."""
         self.tier.shutdown()
         self.open = False
         return self.results()
 
     def results(self) -> dict[int, JobResult]:
+        """Each job in flight has one result: blocks of its own, whose bytes are in the slots of a load."""
         results = list(self.tier.get_finished_jobs())
         assert sorted(result.job_id for result in results) == sorted(self.jobs), "exactly one result for each job"
         for result in results:
@@ -109,40 +116,121 @@ class Driver:
         return {result.job_id: result for result in results}
 
     def next_request(self) -> None:
-        """The request ends, another begins."""
+        """Finish the request and start another."""
         self.tier.on_request_finished(self.request)
         self.request = ReqContext(f"{self.request.req_id}'")
         self.tier.on_new_request(self.request)
 
     def lookup(self, k: OffloadKey) -> LookupResult:
-        """Step until the answer is not RETRY."""
+        """Step until the result is not RETRY."""
         for _ in range(STEPS_MAX):
             answer = self.tier.lookup(k, self.request)
             if answer is not LookupResult.RETRY:
                 return answer
             self.tier.on_schedule_end(ScheduleEndContext())
-            time.sleep(STEP_SECONDS)  # an engine's step; nothing is judged by it
+            time.sleep(STEP_SECONDS)  # an engine's step; no verdict depends on it
         raise AssertionError(f"RETRY for {STEPS_MAX} steps")
 
 
+class ManagerAdapter(Adapter):
+    """A `SecondaryTierManager` behind the interface that the harness's promises use. Keys come from `tokens` alone."""
+
+    name = "contract"
+
+    def __init__(self, setup: TierSetup, suite: TierContract) -> None:
+        super().__init__(setup)
+        self._view = memoryview(mmap.mmap(-1, setup.slots * setup.block_bytes)).cast(
+            "B", (setup.slots, setup.block_bytes)
+        )
+        self._suite = suite
+        self._tier = suite.make_tier(self._view)
+        self._requests: dict[str, ReqContext] = {}
+        self._jobs: dict[int, tuple[OffloadKey, ...]] = {}
+
+    @property
+    def view(self) -> memoryview:
+        return self._view
+
+    def keys(self, tokens: Sequence[int], parent: bytes | None = None) -> list[bytes]:
+        size = self.setup.tokens_per_block
+        return [key(tuple(tokens[: end + size])) for end in range(0, len(tokens) - size + 1, size)]
+
+    def none_hash_digest(self) -> str:
+        return ""
+
+    def file_name(self, key: bytes) -> str | None:
+        path = self._suite.block_file(self._tier, OffloadKey(key))
+        return str(path) if path else None
+
+    def lookup(self, keys: Sequence[bytes], req_id: str) -> list[Verdict]:
+        request = self._requests[req_id]
+        names: dict[LookupResult, Verdict] = {LookupResult.HIT: "hit", LookupResult.MISS: "miss"}
+        return [names.get(self._tier.lookup(OffloadKey(k), request), "retry") for k in keys]
+
+    def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        self._tier.submit_store(self._job(job_id, keys, slots, req_id, is_promotion=False))
+
+    def submit_load(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        self._tier.submit_load(self._job(job_id, keys, slots, req_id, is_promotion=True))
+
+    def _job(
+        self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str, is_promotion: bool
+    ) -> TransferJob:
+        self._jobs[job_id] = tuple(map(OffloadKey, keys))
+        return TransferJob(job_id, self._jobs[job_id], tuple(slots), is_promotion, self._requests[req_id])
+
+    def poll(self) -> list[Finished]:
+        found = []
+        for result in self._tier.get_finished_jobs():
+            ok = set(result.successful_keys)
+            failed = [k for k in self._jobs[result.job_id] if k not in ok]
+            found.append(Finished(result.job_id, result.successful_keys, failed))
+        return found
+
+    def step(self) -> None:
+        self._tier.on_schedule_end(ScheduleEndContext())
+
+    def request_started(self, req_id: str) -> None:
+        self._requests[req_id] = ReqContext(req_id)
+        self._tier.on_new_request(self._requests[req_id])
+
+    def request_finished(self, req_id: str) -> None:
+        self._tier.on_request_finished(self._requests[req_id])
+
+    def drain(self) -> None:
+        self._tier.drain_jobs()
+
+    def close(self) -> None:
+        self._tier.shutdown()
+
+    def gauges(self) -> Mapping[str, float]:
+        return self._tier.gauges()
+
+
 class TierContract:
-    """Inherit, implement the four methods, and collect the subclass."""
+    """Inherit, implement `make_tier` and the three `raw_` methods, and let pytest collect the subclass."""
+
+    exposes_files = False
 
     def make_tier(self, view: memoryview) -> SecondaryTierManager:
-        """A new, empty tier over the slots in `view`, shape (slots, block_bytes)."""
+        """A new tier over the slots in `view`, shape (slots, block_bytes). Tiers of one test share one medium."""
         raise NotImplementedError
 
     def raw_write(self, tier: SecondaryTierManager, k: OffloadKey, data: bytes) -> None:
-        """Put a block where the tier keeps it, as another process would, without calling the tier."""
+        """Write a block into the medium without the tier, as another process would."""
         raise NotImplementedError
 
     def raw_read(self, tier: SecondaryTierManager, k: OffloadKey) -> bytes | None:
-        """The block as the tier keeps it, or None, without calling the tier."""
+        """The block in the medium, or None, read without the tier."""
         raise NotImplementedError
 
     def raw_delete(self, tier: SecondaryTierManager, k: OffloadKey) -> None:
-        """Remove a block from where the tier keeps it, without calling the tier."""
+        """Delete a block from the medium without the tier."""
         raise NotImplementedError
+
+    def block_file(self, tier: SecondaryTierManager, k: OffloadKey) -> Path | None:
+        """The file of a block, where `exposes_files`."""
+        return None
 
     @pytest.fixture(params=[4096, 65536])
     def block_bytes(self, request: pytest.FixtureRequest) -> int:
@@ -163,21 +251,42 @@ class TierContract:
         for k in keys:
             self.raw_write(driver.tier, k, driver.content(k))
 
-    # ---- stores and loads
+    # ---- the promises of the harness
+
+    @pytest.mark.parametrize("promise", [p for p in PROMISES if p not in OF_ADAPTERS], ids=lambda p: p.__name__)
+    def test_promise(self, promise: Callable[[Subject], None], block_bytes: int, tmp_path: Path) -> None:
+        suite = self
+
+        class Bound(ManagerAdapter):
+            exposes_files = suite.exposes_files
+
+            def __init__(self, setup: TierSetup) -> None:
+                super().__init__(setup, suite)
+
+        if promise not in promises(Bound):
+            pytest.skip("this tier has no file for each block")
+        subject = Subject(Bound, TierSetup(str(tmp_path), block_bytes, PROMISE_SLOTS, tokens_per_block=4))
+        try:
+            promise(subject)
+        finally:
+            subject.close()
+
+    # ---- blocks that the tier did not write, and the bytes of those that it did
 
     @pytest.mark.parametrize("blocks", [1, 7])
-    def test_stored_blocks_are_there(self, driver: Driver, blocks: int) -> None:
+    def test_a_stored_block_is_in_the_medium(self, driver: Driver, blocks: int) -> None:
         keys = [key(i) for i in range(blocks)]
         job = driver.store(keys)
         result = driver.finish()[job]
         assert result.success
         assert result.transfer_bytes == blocks * driver.block_bytes
         assert all(self.has(driver, k) for k in keys)
-        assert all(driver.lookup(k) is LookupResult.HIT for k in keys)
 
     @pytest.mark.parametrize("blocks", [1, 7])
-    def test_present_blocks_load(self, driver: Driver, blocks: int) -> None:
+    def test_a_block_of_another_writer_loads(self, driver: Driver, blocks: int) -> None:
         keys = [key(i) for i in range(blocks)]
+        assert driver.lookup(keys[0]) is LookupResult.MISS
+        driver.next_request()  # a later request sees what was written since
         self.put(driver, *keys)
         assert all(driver.lookup(k) is LookupResult.HIT for k in keys)
         job = driver.load(keys)
@@ -185,87 +294,33 @@ class TierContract:
         assert result.success
         assert result.transfer_bytes == blocks * driver.block_bytes
 
-    def test_another_tiers_block_is_found_after_a_miss(self, driver: Driver) -> None:
-        """A request that came later sees what others stored since."""
-        assert driver.lookup(key("late")) is LookupResult.MISS
-        driver.tier.on_request_finished(driver.request)
-        driver.request = ReqContext("later")
-        driver.tier.on_new_request(driver.request)
-        self.put(driver, key("late"))
-        assert driver.lookup(key("late")) is LookupResult.HIT
-
-    def test_loads_and_stores_touch_only_their_slots(self, driver: Driver) -> None:
-        rng = random.Random(5)
-        present = [key(("present", i)) for i in range(60)]
-        self.put(driver, *present)
-        for slot in range(SLOTS):
-            driver.slot(slot)[:] = bytes([slot % 251]) * driver.block_bytes
-        starts = list(range(0, 400, 20))
-        rng.shuffle(starts)
-        used: set[int] = set()
-        for number, start in enumerate(starts):
-            blocks = rng.randint(1, 15)
-            used.update(range(start, start + blocks))
-            if number % 2:
-                driver.store([key((number, i)) for i in range(blocks)], start)
-            else:
-                driver.load(rng.sample(present, blocks), start)
-        stores = [job for job in driver.jobs.values() if not job.is_promotion]
-        stored = {slot: k for job in stores for k, slot in zip(job.keys, job.chunk_ids, strict=True)}
-        assert all(result.success for result in driver.finish().values())
-        for slot in range(SLOTS):
-            if slot in stored:
-                assert driver.slot(slot) == driver.content(stored[slot]), "a store leaves its slot as it was"
-                assert self.has(driver, stored[slot])
-            elif slot not in used:
-                assert driver.slot(slot) == bytes([slot % 251]) * driver.block_bytes, "nobody's slot stays as it was"
-
-    def test_a_large_job(self, driver: Driver) -> None:
-        keys = [key(i) for i in range(LARGE_JOB_BLOCKS)]
-        job = driver.store(keys)
-        assert set(driver.finish()[job].successful_keys) == set(keys)
-        for slot in range(LARGE_JOB_BLOCKS):
-            driver.slot(slot)[:] = bytes(driver.block_bytes)
-        job = driver.load(keys[::-1])
-        assert set(driver.finish()[job].successful_keys) == set(keys)
-
-    def test_a_job_of_nothing_succeeds(self, driver: Driver) -> None:
-        jobs = [driver.store([]), driver.load([])]
-        results = driver.finish()
-        assert [results[job][1:] for job in jobs] == [(True, (), 0.0, 0)] * 2
-
-    def test_storing_what_is_present_succeeds_without_harm(self, driver: Driver) -> None:
+    def test_a_store_of_a_block_of_another_writer_succeeds(self, driver: Driver) -> None:
         self.put(driver, key(1))
         job = driver.store([key(0), key(1), key(2)])
         assert driver.finish()[job].success
-        job = driver.store([key(2), key(1), key(0)])
-        assert driver.finish()[job].success
         assert all(self.has(driver, key(i)) for i in range(3))
 
-    def test_two_stores_of_one_block_at_once(self, driver: Driver) -> None:
+    def test_simultaneous_stores_of_one_block_succeed(self, driver: Driver) -> None:
         for start in range(0, 400, 20):
             driver.store([key(i) for i in range(20)], start)
         assert all(result.success for result in driver.finish().values())
         assert all(self.has(driver, key(i)) for i in range(20))
 
-    # ---- what is not there
-
-    def test_an_absent_block_is_a_miss(self, driver: Driver) -> None:
-        assert driver.lookup(key("absent")) is LookupResult.MISS
+    # ---- absent blocks
 
     @pytest.mark.parametrize("absent", [[0], [4], [1, 3], [0, 1, 2, 3, 4]], ids=str)
     def test_an_absent_block_fails_only_itself(self, driver: Driver, absent: list[int]) -> None:
         keys = [key(i) for i in range(5)]
-        good = [k for i, k in enumerate(keys) if i not in absent]
-        self.put(driver, *good)
+        present = [k for i, k in enumerate(keys) if i not in absent]
+        self.put(driver, *present)
         job = driver.load(keys)
         result = driver.finish()[job]
         assert not result.success
-        assert set(result.successful_keys) == set(good)
-        assert result.transfer_bytes == len(good) * driver.block_bytes
+        assert set(result.successful_keys) == set(present)
+        assert result.transfer_bytes == len(present) * driver.block_bytes
 
-    def test_a_vanished_block_is_a_miss_and_comes_back_with_a_store(self, driver: Driver) -> None:
-        """After a failed load HIT turns to MISS, else a request would wait for it for ever."""
+    def test_a_vanished_block_is_a_miss_until_it_is_stored_again(self, driver: Driver) -> None:
+        """After a failed load HIT turns to MISS in the same instance; else a request would wait for ever."""
         stored, written = key("stored"), key("written")
         driver.store([stored])
         self.put(driver, written)
@@ -283,52 +338,31 @@ class TierContract:
         job = driver.load([written, stored], 10)
         assert driver.finish()[job].success
 
-    # ---- jobs and results
+    # ---- jobs and calls that adapters do not have
 
-    def test_no_result_without_a_job(self, driver: Driver) -> None:
-        driver.tier.drain_jobs()
-        driver.tier.on_schedule_end(ScheduleEndContext())
-        assert list(driver.tier.get_finished_jobs()) == []
+    def test_a_job_without_blocks_succeeds(self, driver: Driver) -> None:
+        jobs = [driver.store([]), driver.load([])]
+        results = driver.finish()
+        assert [results[job][1:] for job in jobs] == [(True, (), 0.0, 0)] * 2
+
+    def test_no_work_is_pending_without_jobs(self, driver: Driver) -> None:
+        assert not driver.tier.has_pending_work()
+        driver.store([key(i) for i in range(10)])
+        driver.finish()
         assert not driver.tier.has_pending_work()
 
-    def test_results_come_without_draining(self, driver: Driver) -> None:
-        ids = {driver.store([key(i)], i) for i in range(10)}
-        seen: list[int] = []
-        for _ in range(STEPS_MAX):
-            seen += [result.job_id for result in driver.tier.get_finished_jobs()]
-            if len(seen) >= len(ids):
-                break
-            driver.tier.on_schedule_end(ScheduleEndContext())
-            time.sleep(STEP_SECONDS)  # an engine's step; nothing is judged by it
-        driver.jobs.clear()
-        assert sorted(seen) == sorted(ids)
-        assert driver.finish() == {}
-        assert not driver.tier.has_pending_work()
-
-    def test_jobs_of_a_finished_request_report(self, driver: Driver) -> None:
-        self.put(driver, key("present"))
-        driver.load([key("present")])
-        driver.store([key(i) for i in range(20)], 1)
-        driver.tier.on_request_finished(driver.request)
-        assert all(result.success for result in driver.finish().values())
-
-    @pytest.mark.parametrize("drained", [False, True])
-    def test_every_job_has_one_result_after_shutdown(self, driver: Driver, drained: bool) -> None:
+    def test_loads_and_stores_in_flight_at_shutdown_have_results(self, driver: Driver) -> None:
         present = [key(("present", i)) for i in range(100)]
         self.put(driver, *present)
         for i in range(20):
             driver.store([key((i, n)) for n in range(10)], 20 * i)
             driver.load(present[5 * i : 5 * i + 5], 20 * i + 10)
         jobs = dict(driver.jobs)
-        if drained:
-            driver.tier.drain_jobs()
-        results = driver.close()
-        for job_id, result in results.items():
-            assert result.success or not drained
+        for job_id, result in driver.close().items():
             if not jobs[job_id].is_promotion:
                 assert all(self.has(driver, k) for k in result.successful_keys)
 
-    def test_requests_come_and_go(self, driver: Driver) -> None:
+    def test_requests_with_parameters_and_a_trace_start_and_end(self, driver: Driver) -> None:
         for i in range(5):
             request = ReqContext(f"r{i}", {"some": "parameter"}, "00-" + "a" * 32 + "-" + "b" * 16 + "-01")
             assert isinstance(driver.tier.on_new_request(request), RequestOffloadingContext)
@@ -336,5 +370,4 @@ class TierContract:
             driver.tier.touch([key(i)], request)
             driver.tier.on_schedule_end(ScheduleEndContext([request.req_id], []))
             driver.tier.on_request_finished(request)
-        assert all(isinstance(value, float | int) for value in driver.tier.gauges().values())
         assert all(event.keys for event in driver.tier.take_events())

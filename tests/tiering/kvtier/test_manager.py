@@ -145,22 +145,25 @@ class PromptTier(MemoryTier):
 
 
 class TestMemoryTier(TierContract):
-    """The contract suite itself, on the simplest tier that keeps the contract."""
+    """The contract's tests, on the simplest tier that keeps the contract."""
+
+    @pytest.fixture(autouse=True)
+    def medium(self) -> None:
+        self.blocks: dict[OffloadKey, bytes] = {}
 
     def make_tier(self, view: memoryview) -> SecondaryTierManager:
-        return PromptTier(view)
+        tier = PromptTier(view)
+        tier.blocks = self.blocks
+        return tier
 
     def raw_write(self, tier: SecondaryTierManager, k: OffloadKey, data: bytes) -> None:
-        assert isinstance(tier, MemoryTier)
-        tier.blocks[k] = data
+        self.blocks[k] = data
 
     def raw_read(self, tier: SecondaryTierManager, k: OffloadKey) -> bytes | None:
-        assert isinstance(tier, MemoryTier)
-        return tier.blocks.get(k)
+        return self.blocks.get(k)
 
     def raw_delete(self, tier: SecondaryTierManager, k: OffloadKey) -> None:
-        assert isinstance(tier, MemoryTier)
-        del tier.blocks[k]
+        del self.blocks[k]
 
 
 class Recorder:

@@ -1,4 +1,4 @@
-"""A tier that goes wrong in one method of its adapter, as its options say: it raises, ends its process, or hangs."""
+"""A tier that fails in one method of its adapter: by its options it raises, ends its process, or hangs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ METHODS = (
 )
 MESSAGE = "the tier fell over"
 TRACE = "broke"
-"""A file of the run's folder that is there once the method was reached."""
+"""A file in the run's folder, made when the method is reached."""
 
 
 def _raise() -> None:
@@ -35,11 +35,11 @@ WAYS: dict[str, Callable[[], object]] = {
 
 
 class Breaks(MemoryAdapter):
-    """Options: `method` is one of `METHODS`, `how` one of `WAYS`; from its first call on."""
+    """Every call of the option `method` (one of `METHODS`) fails as the option `how` (one of `WAYS`) says."""
 
     @classmethod
     def check_options(cls, setup: TierSetup) -> None:
-        """Those of this tier are for tests, and known."""
+        """Takes any: the tests set them."""
 
     def __init__(self, setup: TierSetup) -> None:
         self.setup = setup
@@ -71,6 +71,6 @@ for _name in METHODS:
 
 
 class KeepsLimit(Breaks):
-    """The same; it says that it keeps a limit, so that the scenario "capacity" runs on it."""
+    """The same tier with `keeps_limit`, so that the scenario "capacity" runs on it."""
 
     keeps_limit = True

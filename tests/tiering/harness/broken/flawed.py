@@ -1,4 +1,4 @@
-"""Tiers with one flaw each that only starvation, faults or soak can show; over the oracle, for the tests of those."""
+"""Tiers over the reference tier, each with one defect that only starvation, faults or soak can show."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.adapters.reference import MemoryAdapter
 
 
 class StoresWait(MemoryAdapter):
-    """Stores are run only by a poll before which no load came: a flood of loads starves them. Denies it."""
+    """Stores run only in a poll that no load preceded: a flood of loads starves them. Its gauges stay 0."""
 
     def __init__(self, setup: TierSetup) -> None:
         super().__init__(setup)
@@ -37,14 +37,14 @@ class StoresWait(MemoryAdapter):
 
 
 class LooksAtNames(MemoryAdapter):
-    """The base of those below, and no flaw: a lookup opens no file, so that only a load sees what is wrong with it."""
+    """The base of those below, without a defect: a lookup opens no file, so only a load finds a damaged one."""
 
     def _found(self, key: bytes) -> bool:
         return self._path(key).exists()
 
 
 class KeepsNoChecksums(LooksAtNames):
-    """Any bytes of the right number are the block."""
+    """Any file of the right size is loaded as the block."""
 
     def _read(self, key: bytes) -> bytes:
         content = self._path(key).read_bytes()
@@ -54,7 +54,7 @@ class KeepsNoChecksums(LooksAtNames):
 
 
 class AllOrNothing(LooksAtNames):
-    """One block that fails takes the whole load job with it."""
+    """One failed block fails the whole load job."""
 
     def submit_load(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
         super().submit_load(job_id, keys, slots, req_id)
@@ -64,7 +64,7 @@ class AllOrNothing(LooksAtNames):
 
 
 class NeverForgives(LooksAtNames):
-    """A block that once failed to load is a miss for ever."""
+    """A block that once failed to load stays a miss."""
 
     def __init__(self, setup: TierSetup) -> None:
         super().__init__(setup)
@@ -80,7 +80,7 @@ class NeverForgives(LooksAtNames):
 
 
 class CountsNothingFailed(LooksAtNames):
-    """Counts what it stores and loads, and no failure."""
+    """Counts stored blocks, and no failure."""
 
     def __init__(self, setup: TierSetup) -> None:
         super().__init__(setup)
@@ -95,7 +95,7 @@ class CountsNothingFailed(LooksAtNames):
 
 
 class OpensForEver(MemoryAdapter):
-    """Each load leaves a descriptor open, until the end."""
+    """Each load leaves a descriptor open until close."""
 
     def __init__(self, setup: TierSetup) -> None:
         super().__init__(setup)

@@ -1,4 +1,4 @@
-"""Tiers over the oracle that go wrong only where processes meet, die or are seeded; the scenarios must say how."""
+"""Tiers over the reference tier whose defect shows only with several processes, a process exit, or other seeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.tiering.harness.broken.flawed import LooksAtNames
 
 
 class InPlace(LooksAtNames):
-    """Writes a block under its name, in two halves, and loads whatever stands there."""
+    """Writes a block under its final name, in two halves, and loads any bytes that the file has."""
 
     PAUSE_SECONDS = 0.004
 
@@ -24,7 +24,7 @@ class InPlace(LooksAtNames):
             if not self._path(key).exists():
                 with open(self._path(key), "wb", buffering=0) as file:
                     file.write(block[: len(block) // 2])
-                    time.sleep(self.PAUSE_SECONDS)  # its defect: others see half of the file
+                    time.sleep(self.PAUSE_SECONDS)  # its defect: other processes read half of the file
                     file.write(block[len(block) // 2 :])
         self._finished.append(Finished(job_id, keys, ()))
 
@@ -36,7 +36,7 @@ class InPlace(LooksAtNames):
 
 
 class WritesLater(MemoryAdapter):
-    """Reports a store before it is done; the next step does one block of it."""
+    """Reports a store at once; each step writes one of its blocks."""
 
     def __init__(self, setup: TierSetup) -> None:
         super().__init__(setup)
@@ -57,7 +57,7 @@ class WritesLater(MemoryAdapter):
 
 
 class TempOfTheKey(MemoryAdapter):
-    """All writers of a block share one temp file's name; one that a dead writer left is in the way for ever."""
+    """All writers of a block use one temp file name, so the temp file of a dead writer blocks every later store."""
 
     def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
         ok, failed = [], []
@@ -78,8 +78,8 @@ class TempOfTheKey(MemoryAdapter):
 
 
 class Careless(TempOfTheKey):
-    """Names from `hash()`, which Python seeds anew in each process; one digest for all seeds, so that no root is ever
-    refused; and it calls itself and its temp files what `random` says."""
+    """Keys come from `hash()`, which has another seed in each process. The digest is the same for all seeds, so no root
+    is refused. The instance id and the names of temp files come from `random`."""
 
     seed_policies = ("fixed",)
 
@@ -107,5 +107,5 @@ class Careless(TempOfTheKey):
             with open(temp, "wb") as file:
                 file.write(block)
             temp.rename(path)
-        except FileNotFoundError:  # a namesake has renamed it
+        except FileNotFoundError:  # another process with the same name has renamed it
             os.stat(path)

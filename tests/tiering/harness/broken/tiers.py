@@ -1,5 +1,5 @@
-"""Tiers that are wrong on purpose, each over the oracle, for tests that need a worker to meet them; what a checker
-must detect by a finding of its own is in harness.mutants instead."""
+"""Tiers over the reference tier, each with a defect that a worker must handle. A defect that a checker must detect is a
+mutant in `harness.mutants`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from harness.adapters.reference import MemoryAdapter
 
 
 class Refuses(MemoryAdapter):
-    """Its constructor refuses, as a tier does with an option that cannot work."""
+    """Its constructor raises `ValueError`, as for an option that cannot work."""
 
     def __init__(self, setup: TierSetup) -> None:
         raise ValueError("block_bytes is 4096; this tier wants more")
 
 
 class Exits(MemoryAdapter):
-    """Its constructor ends the process, saying one thing."""
+    """Its constructor prints a line to standard error and ends the process."""
 
     def __init__(self, setup: TierSetup) -> None:
         print("goodbye cruel world", file=sys.stderr, flush=True)
@@ -29,7 +29,7 @@ class Exits(MemoryAdapter):
 
 
 class NeverReports(MemoryAdapter):
-    """Jobs go in, nothing comes out."""
+    """No job has a result."""
 
     def poll(self) -> list[Finished]:
         return []
@@ -43,7 +43,7 @@ class LoadsFail(MemoryAdapter):
 
 
 class Raises(MemoryAdapter):
-    """The third job raises out of `submit_store`."""
+    """`submit_store` raises for job 2."""
 
     def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
         if job_id == 2:
@@ -52,7 +52,7 @@ class Raises(MemoryAdapter):
 
 
 class Leaks(MemoryAdapter):
-    """Opens what it never closes, and finds fault with itself."""
+    """Leaves a descriptor open, and its own checks report it."""
 
     def __init__(self, setup: TierSetup) -> None:
         super().__init__(setup)
@@ -63,7 +63,7 @@ class Leaks(MemoryAdapter):
 
 
 class EndsAsTheCanaryLooks(MemoryAdapter):
-    """Right, but closes just as the worker's canary looks at its threads, with a descriptor open until it is ended."""
+    """Correct; its close happens while the worker's canary has a descriptor open to read the threads."""
 
     def close(self) -> None:
         super().close()
@@ -85,7 +85,7 @@ class EndsAsTheCanaryLooks(MemoryAdapter):
 
 
 class Chatty(MemoryAdapter):
-    """Prints to stdout, which belongs to the worker's protocol."""
+    """Prints to standard output, which carries the worker's protocol."""
 
     def lookup(self, keys: Sequence[bytes], req_id: str) -> list[str]:  # type: ignore[override]
         print("looking up", flush=True)
@@ -93,7 +93,7 @@ class Chatty(MemoryAdapter):
 
 
 class CannotCheck(MemoryAdapter):
-    """The check of its options raises what no check should."""
+    """The check of its options raises `KeyError` instead of `ValueError`."""
 
     @classmethod
     def check_options(cls, setup: TierSetup) -> None:

@@ -27,7 +27,7 @@ from harness.scenarios import scenario
 from harness.scenarios.load import LoadOptions
 from tests.tiering.harness.checkers.records import good_history, job, note, start, stop
 
-SHORT_OF = "tests.tiering.harness.short_tiers"
+SHORT_OF = "tests.tiering.harness.broken.shortages"
 SMALL: dict[str, Any] = {"tier": "memory", "processes": 2, "seed": 5, "block_bytes": 65536, "seconds": 1.0}
 
 

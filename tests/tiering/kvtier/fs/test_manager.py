@@ -95,7 +95,9 @@ class Tier:
 
 
 class TestContract(TierContract):
-    """What every tier owes, with the files reached behind the tier's back."""
+    """The contract's tests; files are read, written and deleted without the tier."""
+
+    exposes_files = True
 
     @pytest.fixture(autouse=True)
     def root(self, tmp_path: Path) -> None:
@@ -108,22 +110,22 @@ class TestContract(TierContract):
         )
         return FileSystemTierManager(config, RUN, view)
 
-    def file(self, tier: SecondaryTierManager, k: OffloadKey) -> Path:
+    def block_file(self, tier: SecondaryTierManager, k: OffloadKey) -> Path:
         assert isinstance(tier, FileSystemTierManager)
         return Path(tier.file_mapper.get_file_name(k))
 
     def raw_write(self, tier: SecondaryTierManager, k: OffloadKey, data: bytes) -> None:
-        path = self.file(tier, k)
+        path = self.block_file(tier, k)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)  # as vLLM would: the block alone
 
     def raw_read(self, tier: SecondaryTierManager, k: OffloadKey) -> bytes | None:
-        path = self.file(tier, k)
+        path = self.block_file(tier, k)
         assert isinstance(tier, FileSystemTierManager)
         return path.read_bytes()[: tier.config.block_bytes] if path.exists() else None
 
     def raw_delete(self, tier: SecondaryTierManager, k: OffloadKey) -> None:
-        self.file(tier, k).unlink()
+        self.block_file(tier, k).unlink()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Tiers that lack something, or say so: room, descriptors. Over the memory tier, which reports the errors it meets."""
+"""Tiers over the reference tier that run out of space or descriptors, or report so without cause."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.adapters.reference import MemoryAdapter
 
 
 class MakesUpEnospc(MemoryAdapter):
-    """Every fifth store fails with ENOSPC, however much room there is."""
+    """Every fifth store fails with ENOSPC, whatever the free space."""
 
     def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
         if job_id % 5 == 4:
@@ -20,7 +20,7 @@ class MakesUpEnospc(MemoryAdapter):
 
 
 class LeaksUntilTheLimit(MemoryAdapter):
-    """Each store leaves a descriptor open, until nothing can be opened any more."""
+    """Each store leaves a descriptor open, up to the limit of the process."""
 
     def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
         super().submit_store(job_id, keys, slots, req_id)
@@ -29,7 +29,7 @@ class LeaksUntilTheLimit(MemoryAdapter):
 
 
 class NeedsManyDescriptors(MemoryAdapter):
-    """Holds eight descriptors for each block that it stores, and gives them back when it is closed."""
+    """Keeps eight descriptors open for each stored block until close."""
 
     def __init__(self, setup: TierSetup) -> None:
         super().__init__(setup)
