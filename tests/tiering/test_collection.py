@@ -1,4 +1,4 @@
-"""Collection by a Python that has pytest and nothing else: no error, and each test file left out is named."""
+"""The layout of the tests, and their collection by a Python that has pytest and nothing else."""
 
 from __future__ import annotations
 
@@ -38,3 +38,12 @@ def test_gpu_tests_are_collected_with_pytest_alone_and_the_rest_is_named(bare: P
     assert left_out["tests/tiering/benchmarks/test_gpu.py"] == "torch, xxhash"
     assert "hypothesis" in left_out["tests/tiering/kvtier/test_manager.py"]
     assert "tests/tiering/kvtier/test_vllm_interface.py" not in left_out
+
+
+@pytest.mark.parametrize("package", ["kvtier", "harness"])
+def test_each_folder_of_tests_has_the_name_of_a_folder_of_source(package: str) -> None:
+    tests = ROOT / "tests/tiering" / package
+    folders = {path.parent.relative_to(tests).as_posix() for path in tests.rglob("*.py")}
+    assert "." in folders
+    without_source = {folder for folder in folders if not (ROOT / package / folder).is_dir()}
+    assert without_source <= {"broken"}, "only tiers with a defect, for the tests, have no folder of source"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -52,3 +53,13 @@ def test_the_candidate_applies_to_this_kvtier_and_says_that_it_never_ran() -> No
         ["patch", "--dry-run", "-p1", "--fuzz=0"], cwd=ROOT, input=text, capture_output=True, text=True
     )
     assert done.returncode == 0, f"{done.stdout}\nmake candidate.patch again from the changed files"
+
+
+def test_each_module_that_the_scripts_name_exists_or_is_made_by_the_candidate() -> None:
+    made = set(re.findall(r"^\+\+\+ b/(\S+)$", (FOLDER / "candidate.patch").read_text(), re.MULTILINE))
+    named = set(re.findall(r"\$root/(kvtier/\S+\.py)", (FOLDER / "run.sh").read_text()))
+    for script in FOLDER.glob("*.py"):
+        modules = re.findall(r"^from (kvtier[\w.]*) import", script.read_text(), re.MULTILINE)
+        named |= {module.replace(".", "/") + ".py" for module in modules}
+    assert len(named) >= 2
+    assert [path for path in sorted(named) if path not in made and not (ROOT / path).exists()] == []

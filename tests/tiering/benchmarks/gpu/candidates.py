@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from kvtier.cuda_driver import find_batched_copy
+from kvtier.cpu.cuda_driver import find_batched_copy
 
 try:
     import triton

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 import torch
 
-from kvtier.cuda_driver import find_batched_copy
+from kvtier.cpu.cuda_driver import find_batched_copy
 
 COUNT, BYTES = 3, 800
 CASES = (

@@ -67,7 +67,7 @@ part() { # part NAME SECONDS_MAX COMMAND...: its output goes into the log, the l
 cd "$copy" || exit 2
 PYTHONPATH=$copy part "driver" 100 "$PYTHON" "$here/probe.py"
 FAIL=3 PYTHONPATH=$copy KEEP=120 part "today's loop beside the candidates" 240 \
-  "$PYTHON" "$here/compare.py" "$root/kvtier/gpu.py" "$OUT/compare.jsonl"
+  "$PYTHON" "$here/compare.py" "$root/kvtier/cpu/gpu_worker.py" "$OUT/compare.jsonl"
 
 if "$PYTHON" -c 'import hypothesis, pytest' 2>/dev/null; then
   # Options of pyproject.toml name plug-ins that such a node may lack; torch may warn of the device.
