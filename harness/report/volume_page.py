@@ -31,9 +31,9 @@ def volume_table(runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]
         add("mount options", facts["mount_options"])
         for what, said in facts["abilities"].items():
             add(what, said)
-        add("the volume: visible, never asked for", _seconds(facts["visible unasked seconds"]))
+        add("the volume: visible, never looked up before", _seconds(facts["visible unasked seconds"]))
         add("the volume: visible, seen as missing before", _seconds(facts["visible missed seconds"]))
-        add("the same, its folder opened before each look", _seconds(facts["visible missed, folder seconds"]))
+        add("the same, its directory opened before each look", _seconds(facts["visible missed, folder seconds"]))
         add("the volume: a removed file seems there for", _seconds(facts["gone seconds"]))
         for what, seconds in data["visible_seconds"].items():
             add(f"the tier: visible, {what}", _seconds(seconds))
