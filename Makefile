@@ -2,7 +2,7 @@
 PYTHON    ?= python3
 TORCH     ?= torch==2.13.0
 DEV       := .venv
-# What runs traffic needs neither torch nor the developers' tools: the small environment, unless the large one is there.
+# A target that runs traffic needs neither torch nor the developers' tools: it uses the large environment only if it exists.
 RUN_ONLY  := .venv-run
 RUN       := $(if $(wildcard $(DEV)/.installed),$(DEV),$(RUN_ONLY))
 DIST      := dist
@@ -15,14 +15,14 @@ help: ## print this list
 	@echo "usage: make TARGET [NAME=value ...]"; echo
 	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)$$/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  %-17s %s\n", $$1, $$2}'
 
-install: $(DEV)/.installed ## make .venv, with torch: for tests and GPU work (PYTHON=python3 TORCH=torch==2.13.0); done once
+install: $(DEV)/.installed ## make .venv, with torch, once: for tests and GPU work (PYTHON=python3 TORCH=torch==2.13.0)
 
-install-run: $(RUN_ONLY)/.installed ## make .venv-run, without torch: for load, scenarios and observe (PYTHON=python3); done once
+install-run: $(RUN_ONLY)/.installed ## make .venv-run, without torch, once: for load, scenarios and observe (PYTHON=python3)
 
 $(DEV)/.installed: EXTRAS = dev
 $(RUN_ONLY)/.installed: EXTRAS = cli,faults,harness,tracing
 
-# torch comes first and alone: a dependency that merely asks for "torch" may pull gigabytes of another build.
+# torch is installed first and alone: a dependency on plain "torch" may install gigabytes of another build.
 $(DEV)/.installed $(RUN_ONLY)/.installed: pyproject.toml setup.py kvtier/fs/_native.c
 	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here; name a Python >= 3.11: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -34,10 +34,10 @@ $(DEV)/.installed $(RUN_ONLY)/.installed: pyproject.toml setup.py kvtier/fs/_nat
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$(EXTRAS)]"
 	@touch $@
 
-test: $(DEV)/.installed ## run all tests but the slow ones (ARGS="-k name"; ARGS="-m slow" runs those)
+test: $(DEV)/.installed ## run all tests but the slow ones (ARGS="-k name"; ARGS="-m slow" runs the slow ones)
 	$(DEV)/bin/python -m pytest -m "not slow" $(ARGS)
 
-# The tier, its commands, the harness's core and checkers, the rules of the project; without the files that start runs.
+# Unit tests of the tier and its commands, the harness's core and checkers, the layout; without the files that start runs.
 FAST = $(addprefix tests/tiering/,kvtier harness/checkers harness/core test_house.py test_words.py) \
   $(addprefix --ignore=tests/tiering/,harness/core/test_limits.py harness/core/test_shortages.py kvtier/test_entry.py)
 
@@ -69,7 +69,7 @@ types: $(DEV)/.installed ## mypy, strict
 cov: $(DEV)/.installed ## all tests with the coverage of kvtier/
 	$(DEV)/bin/python -m pytest --cov --cov-report=term $(ARGS)
 
-# Only what is given is passed on: the harness knows the defaults.
+# Only given values are passed on; the harness has the defaults.
 LOAD_OPTIONS = $(if $(TRACE),--trace "$(TRACE)") $(if $(ROOT_DIR),--root-dir "$(ROOT_DIR)") \
   $(if $(PROCESSES),--processes $(PROCESSES)) $(if $(DURATION),--seconds $(DURATION)) $(if $(TIER),--tier $(TIER)) \
   $(if $(SEED),--seed $(SEED)) $(if $(BLOCK_BYTES),--block-bytes $(BLOCK_BYTES))
@@ -80,33 +80,33 @@ load: $(RUN)/.installed ## processes share one root under traffic (TRACE= ROOT_D
 observe: $(RUN)/.installed ## watch a load run: Prometheus, and Grafana and Tempo where containers run (ARGS="--seconds 60")
 	@$(RUN)/bin/python -m harness observe $(ARGS)
 
-dashboards: $(DEV)/.installed ## write dashboards/*.json, the rules for Kubernetes and docs/metrics.md again
+dashboards: $(DEV)/.installed ## generate dashboards/*.json, the rules for Kubernetes and docs/metrics.md
 	$(DEV)/bin/python dashboards/generate.py
 
-schemas: ## fetch the schemas that dashboards/ is tested against (needs npm; without them those tests are skipped)
+schemas: ## fetch the schemas for the tests of dashboards/ (needs npm; without the schemas those tests are skipped)
 	dashboards/schemas.sh .schemas
 
 SCENARIOS = contract load sharing determinism starvation crash faults
 
-scenarios: $(RUN)/.installed ## all scenarios but the long one, each with its verdicts (TIER=kvtier)
+scenarios: $(RUN)/.installed ## the scenarios of a few minutes that need no root, each with its verdicts (TIER=kvtier)
 	@worst=0; for scenario in $(SCENARIOS); do echo "== $$scenario"; \
 	  $(RUN)/bin/python -m harness run $$scenario $(if $(TIER),--tier $(TIER)) --quiet $(ARGS) || worst=$$?; done; exit $$worst
 
-soak: $(RUN)/.installed ## an hour in which nothing may grow (DURATION=3600 TIER=kvtier)
+soak: $(RUN)/.installed ## an hour of traffic; memory, descriptors, threads and files must not grow (DURATION=3600 TIER=kvtier)
 	@$(RUN)/bin/python -m harness run soak --seconds $(or $(DURATION),3600) $(if $(TIER),--tier $(TIER)) $(ARGS)
 
 capacity: $(RUN)/.installed ## ten minutes on a root that is always full (DURATION=600 WRITERS=8 EVICTORS=2 TIER=kvtier)
 	@$(RUN)/bin/python -m harness run capacity --seconds $(or $(DURATION),600) --processes $(or $(WRITERS),8) \
 	  --evictors $(or $(EVICTORS),2) $(if $(TIER),--tier $(TIER)) $(ARGS)
 
-shared-volume: $(RUN)/.installed ## scenarios on two hosts that share a GlusterFS, MooseFS or NFS volume; root (FILE_SYSTEM=gluster TIER=kvtier SEED=)
+shared-volume: $(RUN)/.installed ## scenarios on two hosts that share a GlusterFS, MooseFS or NFS volume; needs root (FILE_SYSTEM=gluster TIER=kvtier SEED=)
 	@$(RUN)/bin/python -m harness.commands.shared_volume $(if $(FILE_SYSTEM),--file-system $(FILE_SYSTEM)) $(if $(TIER),--tier $(TIER)) \
 	  $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-power-loss: $(RUN)/.installed ## what is there after the power failed in mid-store, on ext4 and XFS; root (SEED= ARGS="--failures snapshot")
+power-loss: $(RUN)/.installed ## blocks on ext4 and XFS after a power loss during stores; needs root (SEED= ARGS="--failures snapshot")
 	@$(RUN)/bin/python -m harness run power_loss $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-install-vllm: .venv-vllm/.installed ## the real vLLM tier as a peer, in a venv of its own (PYTHON=python3)
+install-vllm: .venv-vllm/.installed ## install vLLM's tier as a peer, in .venv-vllm (PYTHON=python3)
 
 .venv-vllm/.installed: $(wildcard harness/adapters/vllm_env/*)
 	sh harness/adapters/vllm_env/install.sh $(PYTHON) .venv-vllm
@@ -119,24 +119,24 @@ install-vllm: .venv-vllm/.installed ## the real vLLM tier as a peer, in a venv o
 e2e-vllm: $(RUN)/.installed .venv-engine/.installed ## real vLLM engines on one root, pass by pass: generations must be equal
 	@$(RUN)/bin/python -m harness.e2e.run $(ARGS)
 
-findings: $(RUN)/.installed .venv-vllm/.installed ## every scenario's word on vLLM's tier and on kvtier; writes docs/findings-vllm-0.33.md
+findings: $(RUN)/.installed .venv-vllm/.installed ## the verdict of every scenario on vLLM's tier and on kvtier; writes docs/findings-vllm-0.33.md
 	@$(RUN)/bin/python -m harness findings --write docs/findings-vllm-0.33.md $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-mutants: $(RUN)/.installed ## tiers that are wrong on purpose: each must be detected; writes docs/mutants.md (SEED=)
+mutants: $(RUN)/.installed ## tiers with one defect each, which must be detected; writes docs/mutants.md (SEED=)
 	@$(RUN)/bin/python -m harness mutants --write docs/mutants.md $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-false-alarms: $(RUN)/.installed ## right tiers in seeded short runs, also beside a busy neighbour: none may be detected (RUNS=10 SEED=)
+false-alarms: $(RUN)/.installed ## correct tiers in short seeded runs, also beside a busy process: each must pass (RUNS=10 SEED=)
 	@$(RUN)/bin/python -m harness false-alarms $(if $(RUNS),--runs $(RUNS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 BENCH_OPTIONS = $(if $(SIZE),--size $(SIZE)) $(if $(DIR),--dir "$(DIR)") $(if $(SAVE),--save --small runs/bench-small.json)
 SMALL = tests/tiering/benchmarks/test_small.py --benchmark-enable --benchmark-columns=median,iqr,ops,rounds --benchmark-sort=name
 
-bench: $(DEV)/.installed ## small parts, then the large table beside peer and device (SIZE=full|quick DIR=/tmp SAVE=1)
+bench: $(DEV)/.installed ## benchmarks of small parts, then the table with peer and device (SIZE=full|quick DIR=/tmp SAVE=1)
 	@mkdir -p runs
 	$(DEV)/bin/python -m pytest $(SMALL) --benchmark-json=runs/bench-small.json $(ARGS)
 	$(DEV)/bin/python -m harness.bench table --out runs/bench.json $(BENCH_OPTIONS)
 
-bench-compare: $(DEV)/.installed ## is this checkout slower than a commit? exit code 0 no, 1 yes, 2 unknown (AGAINST=commit DIR=/tmp)
+bench-compare: $(DEV)/.installed ## is this checkout slower than a commit? exit code 0 no, 1 yes, 2 inconclusive (AGAINST=commit DIR=/tmp)
 	$(DEV)/bin/python -m harness.bench compare $(if $(AGAINST),--against "$(AGAINST)") $(if $(DIR),--dir "$(DIR)") $(ARGS)
 
 bench-gpu: ## the GPU path on a CUDA device; needs no .venv: a PYTHON= with torch, pytest and xxhash does (hypothesis: more tests)
@@ -145,7 +145,7 @@ bench-gpu: ## the GPU path on a CUDA device; needs no .venv: a PYTHON= with torc
 bench-gpu-compare: ## the GPU copy beside its candidates in ten minutes; exit code 2 without a CUDA device (PYTHON= OUT=runs/gpu)
 	@PYTHON=$(or $(if $(filter file,$(origin PYTHON)),$(wildcard $(DEV)/bin/python)),$(PYTHON)) OUT="$(or $(OUT),runs/gpu)" tests/tiering/benchmarks/gpu/run.sh
 
-bench-eviction: $(DEV)/.installed ## what a pass over a full root of FILES files costs loads meanwhile (FILES=1000000 DIR=/tmp)
+bench-eviction: $(DEV)/.installed ## the cost for loads of an eviction pass over a root of FILES files (FILES=1000000 DIR=/tmp)
 	$(DEV)/bin/python -m harness.bench eviction --files $(or $(FILES),1000000) $(if $(DIR),--dir "$(DIR)") $(ARGS)
 
 fuzz-trailer: $(DEV)/.installed ## the trailer parser under a coverage-guided fuzzer, atheris (SECONDS=300)
