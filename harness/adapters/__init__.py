@@ -16,10 +16,13 @@ from harness.core.inputs import near
 TIERS = {
     "kvtier": "harness.adapters.kvtier:KvtierAdapter",
     "kvtier-stack": "harness.adapters.kvtier:KvtierStackAdapter",
-    "memory": "harness.adapters.reference:MemoryAdapter",
+    "reference": "harness.adapters.reference:ReferenceAdapter",
     "vllm": "harness.adapters.vllm:VllmAdapter",
 }
 """Tier name -> "module:Class". A mutant's name and any other `module:Class` are accepted in its place."""
+
+ALIASES = {"memory": "reference"}
+"""Former names of tiers, accepted for one release."""
 
 NAMES = dict.fromkeys(("kvtier", "kvtier-stack"), "harness.adapters.kvtier_names:KvtierNaming")
 """Tiers whose names can be derived without the packages of the whole tier, and by what."""
@@ -31,6 +34,11 @@ class UnknownTier(ValueError):
 
 class OptionRefused(ValueError):
     """A tier does not take its options; the text is one sentence for a person."""
+
+
+def canonical(tier: str) -> str:
+    """The present name of a tier that was given by a former one; any other as it is."""
+    return ALIASES.get(tier, tier)
 
 
 def mutants() -> Mapping[str, Any]:
@@ -45,7 +53,7 @@ def adapter_class(tier: str) -> type[Adapter]:
     try:
         found = getattr(_import(module_name), class_name, None)
     except ModuleNotFoundError as error:
-        if tier in TIERS:
+        if canonical(tier) in TIERS:
             raise PeerMissing(f"tier {tier!r} cannot be used here: {error}") from error
         if f"{module_name}.".startswith(f"{error.name}."):
             where = "in the working directory or on PYTHONPATH; run the command from the folder that holds it"
@@ -72,6 +80,7 @@ def _import(module_name: str) -> ModuleType:
 
 def _place(tier: str) -> str:
     """The `module:Class` that a tier's name stands for."""
+    tier = canonical(tier)
     if tier in TIERS:
         return TIERS[tier]
     module_name, colon, class_name = tier.partition(":")

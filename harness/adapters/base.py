@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from harness.core.history import Direction, Task
+from harness.core.run_files import process_label
 
 Verdict = Literal["hit", "miss", "retry"]
 
@@ -35,12 +36,18 @@ class TierSetup:
     tokens_per_block: int = 16
     model_name: str = "harness/model"
     process: int = 0
+    incarnation: int = 0
     run_dir: str = ""
     max_bytes: int = 0  # what the blocks under root_dir may take, where the tier `keeps_limit`; 0: no limit
     serve_metrics: bool = False  # on 127.0.0.1, where the tier can
     trace_every: int = 0  # every n-th request leaves spans, where the tier can; 0: none
     watch_windows: float = 0.0  # metrics and spans in every other window of so many seconds; 0: all the time
     options: dict[str, Any] = field(default_factory=dict)  # adapter's own keywords, passed through
+
+    @property
+    def label(self) -> str:
+        """Names this process in the run's files."""
+        return process_label(self.process, self.incarnation)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -89,6 +96,7 @@ class Adapter(ABC):
     leaves_spans: ClassVar[bool] = (
         False  # requests of `setup.trace_every` leave spans, where opentelemetry is installed
     )
+    bookkeeping: ClassVar[tuple[str, ...]] = ("config.json",)  # globs: names of the tier's own files that are no blocks
     keeps_limit: ClassVar[bool] = False  # `setup.max_bytes` is kept, `evictions()` tells how
     hash_algorithms: ClassVar[tuple[str, ...]] = ("sha256", "sha256_cbor", "xxhash", "xxhash_cbor")
     seed_policies: ClassVar[tuple[str, ...]] = ("fixed", "env", "random")
@@ -168,7 +176,10 @@ class Adapter(ABC):
         """Release everything. Queued jobs may be cancelled; `poll` still works once after it."""
 
     def gauges(self) -> Mapping[str, float]:
-        """The present state: "load_queue", "store_queue" (tasks), "load_oldest_seconds", "store_oldest_seconds", ..."""
+        """The present state: "load_queue", "store_queue" (tasks), "load_oldest_seconds", "store_oldest_seconds", ...
+
+        A tier with compiled code adds "none_references_lost" (`references.NoneReferences`), which `soak` judges too.
+        """
         return {}
 
     def tasks(self) -> list[Task]:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from harness.adapters.base import Adapter, Eviction, Finished, TierSetup, Verdict
 from harness.adapters.kvtier_names import KvtierNaming, run_config
 from harness.adapters.kvtier_watch import Watch
+from harness.adapters.references import NoneReferences
 from harness.core.history import DIRECTIONS, Direction, Task
 from kvtier import (
     REFUSAL_REASONS,
@@ -60,6 +61,7 @@ class KvtierAdapter(Adapter):
     exposes_schedule = True
     exposes_files = True
     leaves_spans = True
+    bookkeeping = ("config.json", "kvtier.json", "kvtier_r*.json", ".kvtier-evictor")
     keeps_limit = True
     own_options: ClassVar[tuple[str, ...]] = ()  # that are no keywords of `FsTierConfig`
 
@@ -91,6 +93,7 @@ class KvtierAdapter(Adapter):
     def __init__(self, setup: TierSetup) -> None:
         super().__init__(setup)
         config = self._config(setup)
+        self._references = NoneReferences()
         self._memory = mmap.mmap(-1, setup.slots * setup.block_bytes)
         self._view = memoryview(self._memory).cast("B", (setup.slots, setup.block_bytes))
         self._tasks: list[Task] = []
@@ -208,7 +211,7 @@ class KvtierAdapter(Adapter):
         self._tier.shutdown()
 
     def gauges(self) -> Mapping[str, float]:
-        return self._tier.gauges()
+        return {**self._tier.gauges(), "none_references_lost": self._references.lost()}
 
     def tasks(self) -> list[Task]:
         tasks, self._tasks = self._tasks, []

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 from wsgiref.simple_server import WSGIServer
@@ -43,7 +44,7 @@ class Watch:
     ) -> None:
         self.address: str | None = None
         self._events = events
-        self._run_dir = Path(setup.run_dir)
+        self._run_dir, self._label = Path(setup.run_dir), setup.label
         self._every = setup.trace_every
         self._requests = 0
         self._scrapes = _Scrapes()
@@ -67,8 +68,10 @@ class Watch:
             from kvtier import setup_tracing
 
             attributes = {"kvtier.run": self._run_dir.name, "kvtier.root": setup.root_dir}
-            instance = {"service.instance.id": f"process-{setup.process}"}
+            instance = {"service.instance.id": f"process-{self._label}"}
             self._spans = setup_tracing({**attributes, **instance}, self._run_dir)
+            with suppress(FileNotFoundError):  # spans go to an endpoint
+                (self._run_dir / f"spans-{os.getpid()}.jsonl").rename(self._run_dir / f"spans-{self._label}.jsonl")
             if self._spans is not None:
                 watchers.add(self._spans)
 
@@ -95,10 +98,10 @@ class Watch:
     def close(self) -> None:
         """Wait for a last scrape if somebody scrapes; keep the final figures; stop serving; flush the spans."""
         if self._windows is not None:
-            (self._run_dir / f"windows-{os.getpid()}.json").write_text(json.dumps(self._windows.rows))
+            (self._run_dir / f"windows-{self._label}.json").write_text(json.dumps(self._windows.rows))
         if self._registry is not None:
             self._scrapes.await_last(LAST_SCRAPE_SECONDS_MAX)
-            path = self._run_dir / f"metrics-{os.getpid()}.openmetrics"
+            path = self._run_dir / f"metrics-{self._label}.openmetrics"
             path.write_bytes(generate_latest(self._registry))  # type: ignore[no-untyped-call]
             self._server.shutdown()
             self._server.server_close()

@@ -23,13 +23,13 @@ from harness.adapters.base import Adapter, Finished, TierSetup, Verdict
 FOLDER = "memory"
 
 
-class MemoryAdapter(Adapter):
+class ReferenceAdapter(Adapter):
     """The oracle, too simple to be wrong: a block is a file, every job runs inside its submit.
 
     Keys are SHA-256 chains over the tokens' text; the seed follows `seed_policy` as the rules of sharing say.
     """
 
-    name: ClassVar[str] = "memory"
+    name: ClassVar[str] = "reference"
     runs_in_submit: ClassVar[bool] = True
     exposes_files: ClassVar[bool] = True
     hash_algorithms: ClassVar[tuple[str, ...]] = ("sha256",)
@@ -37,7 +37,7 @@ class MemoryAdapter(Adapter):
     @classmethod
     def check_options(cls, setup: TierSetup) -> None:
         if setup.options:
-            raise ValueError(f"unknown option {', '.join(map(repr, setup.options))}; the memory tier takes none")
+            raise ValueError(f"unknown option {', '.join(map(repr, setup.options))}; the reference tier takes none")
 
     def __init__(self, setup: TierSetup) -> None:
         super().__init__(setup)
@@ -128,6 +128,10 @@ class MemoryAdapter(Adapter):
 
     def gauges(self) -> Mapping[str, float]:
         return {"load_queue": 0, "store_queue": 0, "load_oldest_seconds": 0, "store_oldest_seconds": 0}
+
+
+MemoryAdapter = ReferenceAdapter
+"""The former name, for tiers that derive from it."""
 
 
 def _seed(policy: str) -> bytes:

@@ -21,6 +21,7 @@ import numpy as np
 
 from harness.adapters.base import Adapter, Finished, PeerMissing, TierSetup, Verdict
 from harness.adapters.peers import PEERS, peer_python
+from harness.adapters.references import NoneReferences
 
 VERSION = "0.33.0"
 PYTHON_VARIABLE = "HARNESS_VLLM_PYTHON"
@@ -148,6 +149,7 @@ class VllmAdapter(Adapter):
             keep_none_alive()
         self._hash = self._vllm.hashing.get_hash_fn_by_name(setup.hash_algorithm)
         self._vllm.kv_cache_utils.init_none_hash(self._hash)
+        self._references = NoneReferences()
         slots = mmap.mmap(-1, setup.slots * setup.block_bytes)  # anonymous: page-aligned, as O_DIRECT wants it
         self._view = memoryview(slots).cast("B", (setup.slots, setup.block_bytes))
         if options["seed_random"] is not None:
@@ -234,7 +236,7 @@ class VllmAdapter(Adapter):
 
     def gauges(self) -> Mapping[str, float]:
         pool, now = self._tier._pool, time.monotonic()
-        values: dict[str, float] = {}
+        values = {"none_references_lost": self._references.lost()}
         for direction, queue in (("load", pool._load_q), ("store", pool._store_q)):
             values[f"{direction}_queue"] = len(queue)
             try:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple
 
 from harness.checkers.room import Shortages
 from harness.core.history import History
+from harness.core.run_files import process_label
 
 Value = Literal["true", "false", "unknown"]
 
@@ -141,7 +143,7 @@ def unexplained_ends(history: History) -> tuple[list[tuple[str, str]], list[tupl
 
 def called(process: int, incarnation: int = 0) -> str:
     """A process as its files call it: "3", or "3.1" after its first restart."""
-    return f"{process}" + (f".{incarnation}" if incarnation else "")
+    return process_label(process, incarnation)
 
 
 def grouped(pairs: Iterable[tuple[str, str]], colon: bool = False) -> list[str]:
@@ -171,14 +173,22 @@ def some(values: Iterable[object], most: int = 5) -> str:
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
-_KNOWN_NAMES = ("config.json", "kvtier.json", ".kvtier-evictor")
+_BOOKKEEPING_BEFORE = ("*.json", ".*-evictor")
+"""Bookkeeping in a history that does not name it: an earlier version's, or that of a run in which no tier came up."""
 
 
-def is_bookkeeping(path: str) -> bool:
-    """Files that a tier keeps beside its blocks: what it remembers about the root, and what it quarantined."""
+def bookkeeping(history: History) -> tuple[str, ...]:
+    """Globs of the names of the tier's own files, as its adapter declared them."""
+    for start in history.starts:
+        if "bookkeeping" in start.detail:
+            return tuple(start.detail["bookkeeping"])
+    return _BOOKKEEPING_BEFORE
+
+
+def is_bookkeeping(path: str, globs: Iterable[str]) -> bool:
+    """Whether a file under the root is no block: the tier's own (`Adapter.bookkeeping`), or quarantined."""
     name = path.rpartition("/")[2]
-    rank_record = name.startswith("kvtier_r") and name.endswith(".json")
-    return name in _KNOWN_NAMES or rank_record or is_quarantined(path)
+    return any(fnmatchcase(name, glob) for glob in globs) or is_quarantined(path)
 
 
 def is_quarantined(path: str) -> bool:

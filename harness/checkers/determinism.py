@@ -2,7 +2,7 @@
 
 Covers: one block, one name, in all processes and incarnations; two blocks, two names; equal seeds of the chain; and,
 where the run listed the files under its root, that the block files there are exactly the names of blocks with a store
-reported ok. A block file is one whose suffix block names have; bookkeeping (config.json, kvtier.json, quarantine) is no
+reported ok. A block file is one whose suffix block names have; the tier's bookkeeping or a file in quarantine is no
 block file, and what is neither is for `leftovers`. A store that failed or whose process died may have left its file or
 not. A name in quarantine is not missing.
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import PurePosixPath
 
-from harness.checkers.base import Findings, Lives, Value, Verdict, is_bookkeeping, is_quarantined, some
+from harness.checkers.base import Findings, Lives, Value, Verdict, bookkeeping, is_bookkeeping, is_quarantined, some
 from harness.core.history import History
 
 
@@ -77,7 +77,8 @@ def _compare_files(
 ) -> tuple[set[str], set[str]]:
     """Block files there and block files wanted; differences become findings."""
     suffixes = {PurePosixPath(name).suffix for name in by_name}
-    on_disk = {f for f in history.files if PurePosixPath(f).suffix in suffixes and not is_bookkeeping(f)}
+    own = bookkeeping(history)
+    on_disk = {f for f in history.files if PurePosixPath(f).suffix in suffixes and not is_bookkeeping(f, own)}
     quarantined = " ".join(PurePosixPath(f).name for f in history.files if is_quarantined(f))
     expected: set[str] = set()
     possible: set[str] = set()

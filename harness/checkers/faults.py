@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from harness.checkers.base import Findings, Value, Verdict, grouped, is_bookkeeping, some, unexplained_ends
+from harness.checkers.base import Findings, Value, Verdict, bookkeeping, grouped, is_bookkeeping, some, unexplained_ends
 from harness.checkers.room import Shortages
 from harness.core.history import History, Job, Note
 from harness.faults import FAULTS, Fault
@@ -49,6 +49,7 @@ class _Seen(NamedTuple):
     names: set[str]
     submitted_after: float
     keeps_in_memory: bool  # above the files
+    own: tuple[str, ...]  # the tier's bookkeeping
 
 
 def check(history: History) -> Verdict:
@@ -128,7 +129,8 @@ def _see(met: Note, history: History, jobs: dict[int, list[Job]], names: set[str
             asked[step_of[note.detail["step"]]].append(note)
     mine = {name: jobs.get(number, []) for name, number in steps.items()}
     in_memory = any(start.detail.get("keeps_in_memory") for start in history.starts)
-    return _Seen(met, mine, asked, dict(counted), counts_anything, names, met.detail["began_seconds"], in_memory)
+    began, own = met.detail["began_seconds"], bookkeeping(history)
+    return _Seen(met, mine, asked, dict(counted), counts_anything, names, began, in_memory, own)
 
 
 def _judge(fault: Fault, seen: _Seen) -> tuple[dict[str, str], int]:
@@ -160,7 +162,7 @@ def _judge(fault: Fault, seen: _Seen) -> tuple[dict[str, str], int]:
     owe("counted", _counted(fault, seen, hurt))
     torn = sorted(_hit(seen.asked["look"]) - found - stored)
     owe("no block", f"blocks {some(torn)} are said to be there and do not load" if torn else "")
-    litter = [name for name in detail["new_files"] if name not in seen.names and not is_bookkeeping(name)]
+    litter = [name for name in detail["new_files"] if name not in seen.names and not is_bookkeeping(name, seen.own)]
     owe("no litter", f"{some(litter)} came" if litter else "")
     owe("not blocked", _blocked(fault, seen))
     owe("told", "")

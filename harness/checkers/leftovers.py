@@ -1,10 +1,10 @@
 """What does a run leave behind? No temp file, no pinned slot, no leaked descriptor, no account that does not add up.
 
-Covers: every file under the root at the end that is neither a block's name nor bookkeeping (config.json, kvtier.json,
-quarantine); each process's Stop record: slots still pinned, descriptors above those at its start, the tier's own
-findings, an exit code that says it broke. A process that was meant to die (a "fault" note aimed at it) is excused from
-its exit code and from what only a living process can say, from temp files only as far as the note says (its
-"files_left_max", where the file system has no unnamed files): those are what others find.
+Covers: every file under the root at the end that is neither a block's name, nor bookkeeping that the tier's adapter
+declares, nor quarantined; each process's Stop record: slots still pinned, descriptors above those at its start, the
+tier's own findings, an exit code that says it broke. A process that was meant to die (a "fault" note aimed at it) is
+excused from its exit code and from what only a living process can say, from temp files only as far as the note says
+(its "files_left_max", where the file system has no unnamed files): those are what others find.
 Where no process named a block, only names that say "tmp" or "part" count as temp files.
 
 Not covered: memory, threads, files outside the root, block files that nobody expects (determinism).
@@ -22,6 +22,7 @@ from harness.checkers.base import (
     Findings,
     Value,
     Verdict,
+    bookkeeping,
     called,
     grouped,
     is_bookkeeping,
@@ -44,8 +45,9 @@ def check(history: History) -> Verdict:
     temp_files = 0
     ends, outside = unexplained_ends(history)
     doubts = grouped(outside, colon=True)
+    own = bookkeeping(history)
     for path in history.files:
-        if is_bookkeeping(path) or path in names:
+        if is_bookkeeping(path, own) or path in names:
             continue
         name = PurePosixPath(path)
         if _TEMP.search(name.name) or (suffixes and name.suffix not in suffixes):

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
-from harness.checkers.base import Findings, Value, Verdict, is_bookkeeping, some
+from harness.checkers.base import Findings, Value, Verdict, bookkeeping, is_bookkeeping, some
 from harness.core.history import History
 
 OF_A_KIND_MAX = 3
@@ -144,12 +144,12 @@ def _pair(pair: dict[str, Any], findings: Findings) -> None:
 
 def _created(history: History, findings: Findings) -> int:
     """Temp files by who made them; returns how many there were."""
-    blocks = {n.name for n in history.names}
+    blocks, own = {n.name for n in history.names}, bookkeeping(history)
     makers: dict[str, set[int]] = defaultdict(set)
     for note in history.notes:
         if note.kind == "created":
             for name in note.detail["names"]:
-                if name not in blocks and not is_bookkeeping(name):
+                if name not in blocks and not is_bookkeeping(name, own):
                     makers[name].add(note.detail["process"])
     for name, processes in makers.items():
         if len(processes) > 1:

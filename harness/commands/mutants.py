@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from harness.adapters import tier_python
+from harness.adapters import canonical, tier_python
 from harness.commands.click_types import PATH, SEED, Number
 from harness.core.inputs import UsageError, check_output, near
 from harness.core.seeds import fresh_seed
@@ -56,7 +56,7 @@ def mutants(names: tuple[str, ...], seed: int | None, runs_dir: str, write: str 
 
 @click.command(name="false-alarms")
 @click.option("--runs", default=10, show_default=True, type=Number(int, 1, 10_000), help="of each scenario and tier")
-@click.option("--tier", "tiers", multiple=True, default=("kvtier", "memory"), show_default=True)
+@click.option("--tier", "tiers", multiple=True, default=("kvtier", "reference"), show_default=True)
 @click.option(
     "--scenario", "names", multiple=True, help="only this one; may be repeated (default: all that need one machine)"
 )
@@ -72,6 +72,7 @@ def false_alarms(
     for name in names:
         if name not in SHORT:
             raise UsageError(f"--scenario is {name!r}{near(name, SHORT)}; valid choices: {', '.join(SHORT)}")
+    tiers = tuple(map(canonical, tiers))
     for tier in tiers:
         tier_python(tier)
 

@@ -1,4 +1,4 @@
-"""How files of a run folder are written: whole or not at all. `recorded` reads them."""
+"""Names of the files in a run folder, and how they are written: whole or not at all. `recorded` reads them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from harness.entry import errno_text
+
+
+def process_label(process: int, incarnation: int = 0) -> str:
+    """Names a process in files and findings: "3", or "3.1" after its first restart."""
+    return f"{process}.{incarnation}" if incarnation else f"{process}"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -79,7 +79,8 @@ def drive(worker: Worker, every: int = 1) -> None:
     root.mkdir()
     said = _open(worker, root, 0)
     worker.note("opening", "untouched", file="", **said)
-    kept = [p for p in root.rglob("*.json") if is_bookkeeping(p.relative_to(root).as_posix())]
+    own = worker.adapter.bookkeeping
+    kept = [p for p in root.rglob("*.json") if is_bookkeeping(p.relative_to(root).as_posix(), own)]
     clean = {path: path.read_bytes() for path in kept}
     block = 0
     for path, valid in clean.items():

@@ -166,9 +166,11 @@ class CachesMissesForEver(MemoryAdapter):
 class WorksAlone(MemoryAdapter):
     """Blocks are appended to one file, whose end each process remembers by itself: right with one process alone."""
 
+    bookkeeping = ("config.json", "pack.json")
+
     def __init__(self, setup: TierSetup) -> None:
         super().__init__(setup)
-        self._pack = os.open(self._folder / "kvtier.json", os.O_CREAT | os.O_RDWR)  # a name that is bookkeeping
+        self._pack = os.open(self._folder / "pack.json", os.O_CREAT | os.O_RDWR)
         self._end = 0
 
     def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:

@@ -11,7 +11,7 @@ for _module in (capacity, files, jobs, lookups, names, schedule):
     assert any(m.tier.startswith(_module.__name__ + ":") for m in MUTANTS.values()), f"{_module} has no mutant"
 
 BASES = (
-    "memory",
+    "reference",
     "kvtier",
     "harness.mutants.files:PlainFiles",
     "harness.mutants.schedule:SameQueue",

@@ -47,7 +47,7 @@ SHORT: Mapping[str, Mapping[str, Any]] = {
 """Options that shorten a run of a scenario to seconds. A scenario without an entry runs with its own defaults."""
 
 BEYOND: Mapping[tuple[str, str], str] = {
-    ("capacity", "memory"): "the reference tier keeps no limit",
+    ("capacity", "reference"): "the reference tier keeps no limit",
 }
 """(scenario, tier): why that tier does not claim what the scenario checks."""
 

@@ -34,6 +34,7 @@ import psutil
 from harness.adapters import adapter_class
 from harness.adapters.base import TierSetup
 from harness.core.history import Gauge, HistoryLost, HistoryWriter, Note, Record, Start, Stop, in_words
+from harness.core.run_files import process_label
 
 T = TypeVar("T")
 
@@ -64,7 +65,7 @@ class Instruction:
     @property
     def label(self) -> str:
         """How this process's files are called: "3", or "3.1" after its first restart."""
-        return f"{self.setup.process}" + (f".{self.incarnation}" if self.incarnation else "")
+        return process_label(self.setup.process, self.incarnation)
 
     @property
     def history_path(self) -> Path:
@@ -187,7 +188,7 @@ class Worker:
     def __init__(self, instruction: Instruction, parent: Parent) -> None:
         self.instruction = instruction
         self.parent = parent
-        self.setup = instruction.setup
+        self.setup = dataclasses.replace(instruction.setup, incarnation=instruction.incarnation)
         self.process = instruction.setup.process
         self.started_seconds = time.monotonic()
         self.counts: dict[str, float] = {}
@@ -202,9 +203,8 @@ class Worker:
         self._errors: set[str] = set()
         self._exit_code = 0
         parent.say("making")
-        self._nones_before = sys.getrefcount(None)
         self._fds_before = self._open_fds()  # all that the tier opens from here on it must close
-        self.adapter = tier(instruction.setup)
+        self.adapter = tier(self.setup)
         self._sample_due = self._gauge_due = self._progress_due = 0.0
         self._tick_seconds, self._longest_pass_seconds = time.monotonic(), 0.0
         self._peaks: dict[str, float] = {}
@@ -249,7 +249,6 @@ class Worker:
                 "fds": float(self._me.num_fds()),
                 "rss_bytes": float(self._me.memory_info().rss),
                 "threads": float(self._me.num_threads()),
-                "none_references_lost": float(self._nones_before - sys.getrefcount(None)),
                 "cpu_seconds": sum(self._me.cpu_times()[:2]),
             }
         return {}  # no descriptor is free to look at /proc
@@ -267,6 +266,7 @@ class Worker:
             "write_threads": setup.n_write_threads,
             "runs_in_submit": self.adapter.runs_in_submit,
             "keeps_in_memory": self.adapter.keeps_in_memory,
+            "bookkeeping": list(self.adapter.bookkeeping),
             "fds_max": _limit(resource.RLIMIT_NOFILE),
             "address_space_max": _limit(resource.RLIMIT_AS),
         }

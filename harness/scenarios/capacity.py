@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -79,9 +79,9 @@ class Sample(NamedTuple):
 class Sampler:
     """Adds up the files under a root on a thread of its own, until `close`."""
 
-    def __init__(self, root_dir: Path) -> None:
+    def __init__(self, root_dir: Path, bookkeeping: Sequence[str]) -> None:
         self.samples: list[Sample] = []
-        self._root_dir = str(root_dir)
+        self._root_dir, self._bookkeeping = str(root_dir), bookkeeping
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
         self._thread.start()
@@ -89,7 +89,7 @@ class Sampler:
     def _run(self) -> None:
         while not self._stop.is_set():
             started = time.monotonic()
-            sizes = list(_sizes(self._root_dir))
+            sizes = list(_sizes(self._root_dir, self._bookkeeping))
             self.samples.append(Sample(started, time.monotonic(), sum(sizes), len(sizes)))
             self._stop.wait(SAMPLE_SECONDS)
 
@@ -98,7 +98,7 @@ class Sampler:
         self._thread.join()
 
 
-def _sizes(folder: str) -> Iterator[int]:
+def _sizes(folder: str, bookkeeping: Sequence[str]) -> Iterator[int]:
     try:
         entries = list(os.scandir(folder))
     except OSError:  # an evictor removed it when it was empty
@@ -106,8 +106,8 @@ def _sizes(folder: str) -> Iterator[int]:
     for entry in entries:
         try:
             if entry.is_dir(follow_symlinks=False):
-                yield from _sizes(entry.path)
-            elif not is_bookkeeping(entry.path):
+                yield from _sizes(entry.path, bookkeeping)
+            elif not is_bookkeeping(entry.path, bookkeeping):
                 yield entry.stat(follow_symlinks=False).st_size
         except OSError:
             continue
@@ -147,7 +147,7 @@ def run(context: Context, plan: Plan) -> None:
     ]
     context.workers.await_ready(children)
     context.note(time.monotonic(), "fault", "blocks are evicted, so that loads may find nothing")
-    sampler = Sampler(context.root_dir)
+    sampler = Sampler(context.root_dir, adapter_class(context.options.tier).bookkeeping)
     try:
         began = context.workers.go(children)
         context.note(began, "phase", "traffic starts", source=plan.source)

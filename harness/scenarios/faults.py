@@ -179,7 +179,7 @@ class Pair:
             for name in names
         }
         new, self._seen = sorted(found - self._seen), found
-        return [name for name in new if not is_bookkeeping(name)]
+        return [name for name in new if not is_bookkeeping(name, self.scene.tier.bookkeeping)]
 
     def end(self) -> None:
         for child in self.children:
@@ -195,7 +195,7 @@ class Scene:
         self.processes = itertools.count()
         self.steps = itertools.count(1)
         self._ids = itertools.count(1)
-        self.keeps_in_memory = adapter_class(context.options.tier).keeps_in_memory
+        self.tier = adapter_class(context.options.tier)
 
     def of(self, *mechanisms: str) -> list[Fault]:
         return [f for f in self.plan.faults if f.mechanism in mechanisms]
@@ -248,7 +248,7 @@ class Scene:
             steps["look"] = pair.step({0: {"find": _jobs(ids.old)}, 1: {"find": _jobs(ids.old + ids.new)}})
             store = {"store": _jobs(ids.old + ids.new), "insist_seconds": INSIST_SECONDS}
             # A process writes no file of a block that it holds in memory; each repairs what it did not find itself.
-            steps["repair"] = pair.step({0: store, 1: store} if self.keeps_in_memory else {0: store})
+            steps["repair"] = pair.step({0: store, 1: store} if self.tier.keeps_in_memory else {0: store})
             find = {"find": _jobs(ids.old + ids.new)}
             steps["after"] = pair.step({0: find, 1: {**find, "store": [ids.fresh]}})
             steps["last"] = pair.step({0: {"find": [ids.fresh]}})
@@ -277,7 +277,7 @@ class Scene:
 def run(context: Context, plan: Plan) -> None:
     """The faults by how they are made, each kind with processes of its own."""
     scene = Scene(context, plan)
-    tier = adapter_class(context.options.tier)
+    tier = scene.tier
     _on_plain_files(scene, tier.exposes_files)
     _on_a_small_disk(scene)
     _with_a_stepped_clock(scene)

@@ -132,7 +132,7 @@ h run load --tier-option hash_algorithm=md5 | hash_algorithm is 'md5'; valid cho
 h run load --tier-option file_mode=0 | file_mode is
 h run load --tier-option store_queue_bytes_max=1 | store_queue_bytes_max is 1
 h run load --tier-option io=auto --tier-option io=direct | --tier-option io is given twice
-h run load --tier memory --tier-option a=1 | unknown option 'a'; the memory tier takes none
+h run load --tier memory --tier-option a=1 | unknown option 'a'; the reference tier takes none
 h run load --tier kvtier-stack --tier-option cpu_chunks=-1 | num_chunks is -1
 h run sharing --tier-option x=1 | unknown option 'x'
 h run soak --tier-option x=1 | unknown option 'x'

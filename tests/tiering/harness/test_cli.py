@@ -189,11 +189,11 @@ def test_bad_input_gets_one_sentence_and_its_own_exit_code(
 def test_list_names_scenarios_and_tiers(say: Any) -> None:
     text = say("list")
     assert text.exit_code == 0
-    for word in ("contract", "load", "kvtier-stack", "memory", "module:Class", "sharing"):
+    for word in ("contract", "load", "kvtier-stack", "reference", "module:Class", "sharing"):
         assert word in text.out
     listed = json.loads(say("list", "--json").out)
     assert "load" in [scenario["name"] for scenario in listed["scenarios"]]
-    assert listed["tiers"]["memory"].startswith("The oracle")
+    assert listed["tiers"]["reference"].startswith("The oracle")
 
 
 def test_options_come_from_a_file_and_what_is_typed_wins(tmp_path: Path, say: Any) -> None:

@@ -138,10 +138,11 @@ def test_a_store_replaces_what_is_no_block(tmp_path: Path) -> None:
 
 
 def test_tiers_are_found_by_name_or_refused_in_a_sentence() -> None:
-    assert adapter_class("memory") is adapter_class("harness.adapters.reference:MemoryAdapter") is MemoryAdapter
-    assert Path(tier_python("memory")).exists()
+    assert adapter_class("reference") is adapter_class("harness.adapters.reference:ReferenceAdapter") is MemoryAdapter
+    assert adapter_class("memory") is adapter_class("reference"), "the former name, for one release"
+    assert Path(tier_python("reference")).exists()
     for tier_name, words in {
-        "nonsense": "valid choices: kvtier, .*memory",
+        "nonsense": "valid choices: kvtier, .*reference",
         "no_such_module:Tier": "no module 'no_such_module'",
         "harness.core.history:History": "no Adapter class named 'History'",
     }.items():

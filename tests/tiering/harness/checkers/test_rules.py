@@ -230,6 +230,17 @@ def test_leftovers_leaves_quarantine_and_unexpected_blocks_to_others() -> None:
     assert verdict.data["quarantined"] == 1
 
 
+def test_leftovers_passes_the_bookkeeping_that_the_adapter_declares_and_no_other() -> None:
+    history = good_history()
+    history.files += ["model/own-3.index", "model/.other"]
+    declared = ["config.json", "kvtier.json", "own-*.index"]
+    history.starts = [s._replace(detail={**s.detail, "bookkeeping": declared}) for s in history.starts]
+    verdict = judge("leftovers", history)
+    assert verdict.value == "false"
+    assert verdict.findings == ["model/.other was left under the root"]
+    assert judge("leftovers", good_history()).value == "true", "a history without the declaration"
+
+
 def test_leftovers_without_block_names_finds_only_what_calls_itself_temporary() -> None:
     history = good_history()
     history.names.clear()

@@ -172,7 +172,7 @@ def test_numbers_are_finite_and_say_their_bounds() -> None:
         ("kvtier", ["capacity={}"], "capacity: no limit is set"),
         ("kvtier-stack", ["cpu_chunks=0"], "num_chunks is 0; it must be at least 1"),
         ("kvtier-stack", ["cpu_chunks=lots"], "num_chunks is 'lots'; it takes a whole number"),
-        ("memory", ["nosuch=1"], "unknown option 'nosuch'; the memory tier takes none"),
+        ("memory", ["nosuch=1"], "unknown option 'nosuch'; the reference tier takes none"),
         ("vllm", ["nosuch=1"], "unknown option nosuch; the vllm tier takes c_extension,"),
         ("vllm", ["c_extension=maybe"], "c_extension is 'maybe'; valid choices: true, false"),
         ("vllm", ["seed_random=1.5"], "seed_random is 1.5; it takes a whole number, or null"),
@@ -216,7 +216,7 @@ def test_mutants_are_tiers_by_the_names_of_the_page() -> None:
 @pytest.mark.parametrize(
     ("tier", "words"),
     [
-        ("kvteir", "tier is 'kvteir' (did you mean 'kvtier'?); valid choices: kvtier, kvtier-stack, memory, vllm, a "),
+        ("kvteir", "tier is 'kvteir' (did you mean 'kvtier'?); valid choices: kvtier, kvtier-stack, reference, vllm"),
         ("ReturnStaleSlots", "(did you mean 'ReturnsStaleSlots'?)"),
         ("zzz", "tier is 'zzz'; valid choices: kvtier,"),
         ("zzz", "`kvtier-harness list` has all names"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import select
@@ -18,6 +19,7 @@ import pytest
 from harness.adapters.base import TierSetup
 from harness.core.history import History
 from harness.core.installation import ROOT as REPOSITORY
+from harness.core.installation import tracing_is_installed
 from harness.runtime.supervisor import WorkerFailed, Workers
 from harness.runtime.worker import Instruction
 
@@ -164,6 +166,25 @@ def test_a_restart_is_the_next_incarnation_with_job_ids_of_its_own(tmp_path: Pat
     assert sorted((s.incarnation, s.pid) for s in history.starts) == [(0, first.pid), (1, second.pid)]
     assert len({j.job_id for j in history.jobs}) == len(history.jobs) == 2
     assert (tmp_path / "history-0.1.jsonl").exists()
+
+
+def test_all_files_of_a_process_carry_its_label(tmp_path: Path) -> None:
+    """Also those that the tier's adapter writes: final metrics, windows, and spans where tracing is installed."""
+    watched = instruction(tmp_path, "kvtier", requests=[[0.0, 0, [0, 1, 2]]])
+    setup = dataclasses.replace(watched.setup, serve_metrics=True, trace_every=1, watch_windows=0.05)
+    with Workers() as workers:
+        first = workers.start(dataclasses.replace(watched, setup=setup))
+        workers.await_ready([first])
+        workers.go([first])
+        workers.wait([first])
+        second = workers.restart(first)
+        workers.await_ready([second])
+        workers.go([second])
+        workers.wait([second])
+    kinds = ["history-{}.jsonl", "stderr-{}.txt", "metrics-{}.openmetrics", "windows-{}.json"]
+    kinds += ["spans-{}.jsonl"] * tracing_is_installed()
+    named = {kind.format(label) for kind in kinds for label in ("0", "0.1")}
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == named | {"file_sd.json"}
 
 
 def test_the_environment_of_each_child_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

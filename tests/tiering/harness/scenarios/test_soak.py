@@ -76,6 +76,16 @@ def test_whatever_grows_steadily_is_named(quantity: str) -> None:
     assert soak.check(history).value == "true"
 
 
+def test_a_tier_without_compiled_code_brings_no_count_of_references_to_none() -> None:
+    history = lived()
+    fewer = [
+        g._replace(values={n: v for n, v in g.values.items() if n != "none_references_lost"}) for g in history.gauges
+    ]
+    assert soak.check(History.of([*history.starts, *fewer, *history.stops])).value == "true"
+    fewer = [g._replace(values={n: v for n, v in g.values.items() if n != "fds"}) for g in history.gauges]
+    assert soak.check(History.of([*history.starts, *fewer, *history.stops])).value == "unknown"
+
+
 def series(values: list[float]) -> list[tuple[float, float]]:
     return [(float(t), value) for t, value in enumerate(values)]
 
