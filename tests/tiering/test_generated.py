@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from statistics import median
 
 import pytest
 
 from harness.bench import show
+from harness.bench.stats import ratio
 from harness.commands.findings import CASES
 from harness.commands.findings import PAGE_HEAD as FINDINGS_HEAD
 from harness.mutants.registry import MUTANTS
@@ -66,3 +68,36 @@ def test_the_page_of_findings_has_every_case_and_both_verdicts() -> None:
     assert all(set(row[1:]) <= set(VERDICTS) for row in cells(page))
     for case in CASES:
         assert f"\n## {case.title}\n\n{case.what}\n\n**vllm**: " in page, case.title
+
+
+FIGURES_OF_README = (
+    ("floods", "one-block load under 512-block stores, 256 KiB", "p50"),
+    ("floods", "one-block load under 512-block stores, 256 KiB", "p99"),
+    ("floods", "one-block load under 512-block stores, 256 KiB", "flood"),
+    ("floods", "one-block load under 16-block stores, 256 KiB", "p99"),
+    ("floods", "one-block store under 512-block loads, 64 KiB", "p99"),
+    ("throughput", "256 KiB", "store"),
+    ("throughput", "256 KiB", "cold"),
+    ("throughput", "256 KiB", "warm"),
+    ("throughput", "256 KiB", "cold CPU"),
+    ("scale", "16 processes", "store"),
+    ("scale", "16 processes", "load"),
+)
+"""The lines of README's table of performance, in order."""
+
+
+def test_the_figures_of_readme_are_those_of_the_kept_results() -> None:
+    readme = (ROOT / "README.md").read_text()
+    section = readme.split("\n## Performance\n")[1].split("\n## ")[0]
+    (kept,) = (ROOT / "tests/tiering/baselines").glob("*.json")
+    result = json.loads(kept.read_text())["table"]
+    assert result["environment"]["git"]["commit"][:7] in section
+    values, _ = show.values_of(result)
+    shown = cells(section)
+    assert len(shown) == len(FIGURES_OF_README)
+    for (what, *texts), line in zip(shown, FIGURES_OF_README, strict=True):
+        by = values[line]
+        against = ratio(by["kvtier"], by["vllm"])
+        wanted = (median(by["vllm"]), median(by["kvtier"]), against.value, against.low, against.high)
+        found = [float(text.replace(",", "")) for text in re.findall(r"\d[\d,]*(?:\.\d+)?", " ".join(texts))]
+        assert found == pytest.approx(wanted, rel=0.04), what
