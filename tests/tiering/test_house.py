@@ -1,4 +1,4 @@
-"""The house rules that docs/structures.md states: who imports whom, who imports what, how long a file may be."""
+"""Rules of the layout in docs/structures.md: imports between modules, imports of other packages, sizes of files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import kvtier
 ROOT = Path(__file__).parents[2]
 LINES_MAX = 500
 
-# In kvtier, who else's code may be imported, and where. Everything else is the standard library.
+# Packages that kvtier may import besides the standard library -> the modules that may import them.
 THIRD_PARTY = {
     "cbor2": {"hashing"},
     "xxhash": {"hashing", "fs/block_io", "fs/trailer", "fs/native"},
@@ -34,7 +34,7 @@ KVTIER_IMPORTERS_IN_HARNESS |= {"core/inputs"}  # both commands parse sizes alik
 
 @cache
 def modules(package: str) -> dict[str, ast.Module]:
-    """Module name ("adapters/base") -> its syntax tree; a package's own module is called by its folder."""
+    """Module name ("adapters/base") -> its syntax tree. `__init__.py` has the name of its folder."""
     found = {}
     for path in sorted((ROOT / package).rglob("*.py")):
         name = path.relative_to(ROOT / package).with_suffix("").as_posix()
@@ -44,7 +44,7 @@ def modules(package: str) -> dict[str, ast.Module]:
 
 
 def imports(package: str, name: str) -> set[str]:
-    """Dotted names of what a module imports anywhere in it, also inside functions."""
+    """Dotted names of the imports of a module, also of those inside functions."""
     found: set[str] = set()
     for node in ast.walk(modules(package)[name]):
         if isinstance(node, ast.Import):
@@ -68,7 +68,7 @@ def inner_imports(package: str, name: str) -> set[str]:
 
 @cache
 def rows(package: str) -> list[tuple[int, set[str]]]:
-    """The floors table: (floor, modules of one row) from top to bottom; a folder stands for all it holds."""
+    """The floors table: (floor, modules of one row) from top to bottom. A folder means all modules in it."""
     text = (ROOT / "docs/structures.md").read_text()
     section = text.split(f"## {package}/")[1].split("\n## ")[0]
     floor, found = -1, []
@@ -91,7 +91,7 @@ def row_of(package: str, name: str) -> int | None:
 
 
 FOLDERS = {"cpu", "fs", "ops", "telemetry"}
-"""Of kvtier: each has a docstring of its own and no code of its own."""
+"""Folders of kvtier whose `__init__.py` has a docstring and no code."""
 
 
 CASES = [
@@ -102,7 +102,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("package", "name"), CASES)
-def test_a_module_stands_on_a_floor_and_imports_only_from_rows_above_it(package: str, name: str) -> None:
+def test_a_module_has_a_floor_and_imports_only_from_rows_above_it(package: str, name: str) -> None:
     if name in ("__init__", "__main__") or (package == "kvtier" and name in FOLDERS):
         return
     row = row_of(package, name)
@@ -110,11 +110,11 @@ def test_a_module_stands_on_a_floor_and_imports_only_from_rows_above_it(package:
     for target in sorted(inner_imports(package, name) - {name, "__init__"}):
         target_row = row_of(package, target)
         assert target_row is not None, f"{package}/{name}.py imports {target}, which has no row in docs/structures.md"
-        assert target_row <= row, f"{package}/{name}.py imports {target}, which stands below it in docs/structures.md"
+        assert target_row <= row, f"{package}/{name}.py imports {target}, which is below it in docs/structures.md"
 
 
 @pytest.mark.parametrize("package", ["kvtier", "harness"])
-def test_no_module_imports_itself_in_a_circle(package: str) -> None:
+def test_there_is_no_import_cycle(package: str) -> None:
     graph = {name: inner_imports(package, name) & set(modules(package)) for name in modules(package)}
     finished: set[str] = set()
 
@@ -125,40 +125,40 @@ def test_no_module_imports_itself_in_a_circle(package: str) -> None:
                 visit(target, (*path, name))
             finished.add(name)
 
-    graph["__init__"] = set()  # it names what it loads on demand
+    graph["__init__"] = set()  # its public names are loaded on demand
     for name in graph:
         visit(name, ())
 
 
 @pytest.mark.parametrize("name", modules("kvtier"))
-def test_kvtier_borrows_only_what_is_listed_and_only_where(name: str) -> None:
+def test_a_module_of_kvtier_imports_only_the_packages_listed_for_it(name: str) -> None:
     tops = {dotted.split(".")[0] for dotted in imports("kvtier", name)}
     for top in sorted(tops - sys.stdlib_module_names - {"kvtier"}):
         assert name in THIRD_PARTY.get(top, set()), f"kvtier/{name}.py imports {top}"
 
 
 @pytest.mark.parametrize("name", modules("harness"))
-def test_the_harness_knows_kvtier_in_one_file(name: str) -> None:
+def test_only_listed_modules_of_the_harness_import_kvtier_and_only_public_names(name: str) -> None:
     tops = {dotted.split(".")[0] for dotted in imports("harness", name)}
-    # Mutants are kvtier with one thing broken, which may lie anywhere inside it.
+    # A mutant is kvtier with one defect, which may be anywhere in it.
     allowed = name in KVTIER_IMPORTERS_IN_HARNESS or name.startswith("mutants/")
     assert "kvtier" not in tops or allowed, f"harness/{name}.py imports kvtier"
     inside = {dotted for dotted in imports("harness", name) if dotted.startswith("kvtier.")}
-    exempt = name == "entry" or name.startswith("mutants/")  # the handler of both commands; what breaks kvtier's inside
+    exempt = name == "entry" or name.startswith("mutants/")  # the exception handler of both commands; defects in kvtier
     public = {f"kvtier.{public}" for public in kvtier.__all__}
     assert exempt or inside <= public, f"harness/{name}.py imports {sorted(inside - public)}: use kvtier's own names"
 
 
 @pytest.mark.parametrize(("package", "name"), CASES)
-def test_a_file_fits_in_a_readers_head_and_says_what_it_is(package: str, name: str) -> None:
+def test_a_file_is_short_and_begins_with_a_docstring(package: str, name: str) -> None:
     tree = modules(package)[name]
     path = ROOT / package / f"{name}.py"
     lines = (path if path.exists() else ROOT / package / name / "__init__.py").read_text().count("\n")
     assert lines <= LINES_MAX, f"{package}/{name}.py has {lines} lines; {LINES_MAX} is the limit"
-    assert not tree.body or ast.get_docstring(tree), f"{package}/{name}.py opens without saying what it is"
+    assert not tree.body or ast.get_docstring(tree), f"{package}/{name}.py has no docstring"
 
 
-def test_importing_kvtier_and_its_tier_loads_nothing_heavy() -> None:
+def test_importing_kvtier_and_its_tier_imports_no_optional_package() -> None:
     code = (
         "import sys, kvtier; kvtier.FileSystemTierManager, kvtier.TieringOffloadingManager\n"
         "print(*({name.split('.')[0] for name in sys.modules}))"
