@@ -86,7 +86,7 @@ dashboards: $(DEV)/.installed ## generate dashboards/*.json, the rules for Kuber
 schemas: ## fetch the schemas for the tests of dashboards/ (needs npm; without the schemas those tests are skipped)
 	dashboards/schemas.sh .schemas
 
-SCENARIOS = contract load sharing determinism starvation crash faults
+SCENARIOS = $(filter-out capacity soak outage power_loss,$(basename $(notdir $(shell grep -l ^SCENARIO harness/scenarios/*.py))))
 
 scenarios: $(RUN)/.installed ## the scenarios of a few minutes that need no root, each with its verdicts (TIER=kvtier)
 	@worst=0; for scenario in $(SCENARIOS); do echo "== $$scenario"; \
@@ -100,7 +100,7 @@ capacity: $(RUN)/.installed ## ten minutes on a root that is always full (DURATI
 	  --evictors $(or $(EVICTORS),2) $(if $(TIER),--tier $(TIER)) $(ARGS)
 
 shared-volume: $(RUN)/.installed ## scenarios on two hosts that share a GlusterFS, MooseFS or NFS volume; needs root (FILE_SYSTEM=gluster TIER=kvtier SEED=)
-	@$(RUN)/bin/python -m harness.commands.shared_volume $(if $(FILE_SYSTEM),--file-system $(FILE_SYSTEM)) $(if $(TIER),--tier $(TIER)) \
+	@$(RUN)/bin/python -m harness shared-volume $(if $(FILE_SYSTEM),--file-system $(FILE_SYSTEM)) $(if $(TIER),--tier $(TIER)) \
 	  $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 power-loss: $(RUN)/.installed ## blocks on ext4 and XFS after a power loss during stores; needs root (SEED= ARGS="--failures snapshot")
@@ -117,7 +117,7 @@ install-vllm: .venv-vllm/.installed ## install vLLM's tier as a peer, in .venv-v
 	@touch $@
 
 e2e-vllm: $(RUN)/.installed .venv-engine/.installed ## real vLLM engines on one root, pass by pass: generations must be equal
-	@$(RUN)/bin/python -m harness.e2e.run $(ARGS)
+	@$(RUN)/bin/python -m harness e2e-vllm $(ARGS)
 
 findings: $(RUN)/.installed .venv-vllm/.installed ## the verdict of every scenario on vLLM's tier and on kvtier; writes docs/findings-vllm-0.33.md
 	@$(RUN)/bin/python -m harness findings --write docs/findings-vllm-0.33.md $(if $(SEED),--seed $(SEED)) $(ARGS)
@@ -134,10 +134,10 @@ SMALL = tests/tiering/benchmarks/test_small.py --benchmark-enable --benchmark-co
 bench: $(DEV)/.installed ## benchmarks of small parts, then the table with peer and device (SIZE=full|quick DIR=/tmp SAVE=1)
 	@mkdir -p runs
 	$(DEV)/bin/python -m pytest $(SMALL) --benchmark-json=runs/bench-small.json $(ARGS)
-	$(DEV)/bin/python -m harness.bench table --out runs/bench.json $(BENCH_OPTIONS)
+	$(DEV)/bin/python -m harness bench table --out runs/bench.json $(BENCH_OPTIONS)
 
 bench-compare: $(DEV)/.installed ## is this checkout slower than a commit? exit code 0 no, 1 yes, 2 inconclusive (AGAINST=commit DIR=/tmp)
-	$(DEV)/bin/python -m harness.bench compare $(if $(AGAINST),--against "$(AGAINST)") $(if $(DIR),--dir "$(DIR)") $(ARGS)
+	$(DEV)/bin/python -m harness bench compare $(if $(AGAINST),--against "$(AGAINST)") $(if $(DIR),--dir "$(DIR)") $(ARGS)
 
 bench-gpu: ## the GPU path on a CUDA device; needs no .venv: a PYTHON= with torch, pytest and xxhash does (hypothesis: more tests)
 	$(if $(wildcard $(DEV)/bin/python),$(DEV)/bin/python,$(PYTHON)) -m pytest -m gpu tests/tiering -rs $(ARGS)
@@ -146,7 +146,7 @@ bench-gpu-compare: ## the GPU copy beside its candidates in ten minutes; exit co
 	@PYTHON=$(or $(if $(filter file,$(origin PYTHON)),$(wildcard $(DEV)/bin/python)),$(PYTHON)) OUT="$(or $(OUT),runs/gpu)" tests/tiering/benchmarks/gpu/run.sh
 
 bench-eviction: $(DEV)/.installed ## the cost for loads of an eviction pass over a root of FILES files (FILES=1000000 DIR=/tmp)
-	$(DEV)/bin/python -m harness.bench eviction --files $(or $(FILES),1000000) $(if $(DIR),--dir "$(DIR)") $(ARGS)
+	$(DEV)/bin/python -m harness bench eviction --files $(or $(FILES),1000000) $(if $(DIR),--dir "$(DIR)") $(ARGS)
 
 fuzz-trailer: $(DEV)/.installed ## the trailer parser under a coverage-guided fuzzer, atheris (SECONDS=300)
 	@PYTHONPATH=. $(DEV)/bin/python tests/tiering/kvtier/fs/fuzz_trailer.py -max_total_time=$(or $(SECONDS),300) -max_len=4200 $(ARGS)
@@ -155,7 +155,7 @@ docs-check: $(DEV)/.installed ## generated pages equal what their generators wri
 	$(DEV)/bin/python -m pytest -q tests/tiering/test_generated.py tests/tiering/test_docs.py tests/tiering/test_words.py tests/tiering/dashboards $(ARGS)
 
 bench-docs: $(DEV)/.installed ## docs/benchmarks.md and its plots, from the results under tests/tiering/baselines
-	$(DEV)/bin/python -m harness.bench plots
+	$(DEV)/bin/python -m harness bench plots
 
 # PATH: auditwheel calls patchelf.
 dist: $(DEV)/.installed ## the release: a manylinux wheel for any Python >= 3.11 and an sdist, checked (DIST=dist)

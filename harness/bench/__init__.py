@@ -1,1 +1,1 @@
-"""How fast tiers are: measured side by side in one run, and judged by ratios; `python -m harness.bench` is its door."""
+"""Benchmarks: tiers measured side by side in one run and judged by ratios; the group `bench` of the command line."""

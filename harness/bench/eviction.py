@@ -1,4 +1,4 @@
-"""What a pass of eviction over a root of very many files costs those who load meanwhile: `python -m harness.bench
+"""What a pass of eviction over a root of very many files costs those who load meanwhile: `kvtier-harness bench
 eviction`. The evictor is the command of the tier, a process of its own, and is told nothing of this.
 
 The root's files have right names, sizes and ages and no bytes: they are sparse, so that a million takes the space of

@@ -1,6 +1,6 @@
 """What watching costs: a load run, as fast as it goes, that is watched in every other window of time.
 
-`python -m harness.bench.overhead`. Blocks should lie in memory (`--root-dir /dev/shm/...`), where nothing hides the
+The command `overhead` calls it. Blocks should lie in memory (`--root-dir /dev/shm/...`), where nothing hides the
 cost. In every watched second every process is scraped once, as a server would do. A window is compared with the mean of
 its two neighbours, so that what the machine does meanwhile cancels out; and in work, not in blocks, since a stored
 block costs more than a loaded one. That ratio knows everything that watching does to a process, and is noisy; beside it
@@ -170,9 +170,3 @@ def main(
         f"  (a stored block costs {price[0] * 1e6:.0f} processor us, a loaded one {price[1] * 1e6:.0f})",
         soft_wrap=True,
     )
-
-
-if __name__ == "__main__":
-    from harness.cli import answer
-
-    answer(main, "python -m harness.bench.overhead")

@@ -1,47 +1,22 @@
-"""Checkers: pure functions from a history to a verdict; `run` calls them by the names registered here."""
+"""Checkers: pure functions from a history to a verdict. Each module here that has a function `check` is one, under its
+name; scenarios name those that judge them."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
 
-from harness.checkers import (
-    capacity,
-    contract,
-    determinism,
-    faults,
-    floods,
-    integrity,
-    leftovers,
-    matrix,
-    nonblocking,
-    outage,
-    power_loss,
-    recovery,
-    results,
-    sharing,
-    soak,
-    starvation,
-    visibility,
-)
 from harness.checkers.base import Verdict
 from harness.core.history import History
 
-CHECKERS: Mapping[str, Callable[[History], Verdict]] = {
-    "contract": contract.check,
-    "sharing": sharing.check,
-    "determinism": determinism.check,
-    "starvation": starvation.check,
-    "floods": floods.check,
-    "faults": faults.check,
-    "soak": soak.check,
-    "capacity": capacity.check,
-    "visibility": visibility.check,
-    "recovery": recovery.check,
-    "matrix": matrix.check,
-    "outage": outage.check,
-    "power_loss": power_loss.check,
-    "integrity": integrity.check,
-    "results": results.check,
-    "leftovers": leftovers.check,
-    "nonblocking": nonblocking.check,
-}
+Checker = Callable[[History], Verdict]
+
+
+def found() -> dict[str, Checker]:
+    """The checkers that this package's modules declare, by name."""
+    modules = {one.name: importlib.import_module(f"{__name__}.{one.name}") for one in pkgutil.iter_modules(__path__)}
+    return {name: module.check for name, module in modules.items() if hasattr(module, "check")}
+
+
+CHECKERS: Mapping[str, Checker] = found()

@@ -102,9 +102,9 @@ def plan(
     known = {item.name: item for item in scenarios()}
     if unknown := [name for name in names if name not in known]:
         raise UsageError(f"--scenario is {unknown[0]!r}; valid choices: {', '.join(known)}")
-    left_out = {} if names else {item.name: item.apart for item in known.values() if item.apart}
-    if not (names or adapter_class(tier).keeps_limit):
-        left_out["capacity"] = "the tier keeps no limit"
+    adapter = adapter_class(tier)
+    reasons = {item.name: item.apart or item.lacks(adapter) for item in known.values()}
+    left_out = {} if names else {name: reason for name, reason in reasons.items() if reason}
     chosen = [known[name] for name in dict.fromkeys(names or known) if name not in left_out]
     planned = [(item, _options(item, tier, seed, given)) for item in chosen]
     for item, options in planned:

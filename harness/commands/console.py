@@ -5,6 +5,7 @@ It judges nothing: the words are the run's, it chooses how many of them.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -86,6 +87,20 @@ def write_pages(results: Results, runs_dir: Path | None) -> bool:
     for problem in problems:
         print(f"{HARNESS.program}: {problem}", file=sys.stderr)
     return not problems
+
+
+def say_how(as_json: bool, console: Console) -> Callable[[Results], None]:
+    """What prints the verdict of a run: results.json as it is, or lines for a person."""
+    if as_json:
+        return lambda results: print(json.dumps(results.to_json(), indent=1, default=str))
+    return lambda results: say_results(results, console)
+
+
+def say_page(results: Results, as_json: bool, console: Console, folder: Path) -> None:
+    """Print the path of a run's report below `folder`; nothing with --json or where no report could be written."""
+    page = (folder if folder.exists() else Path(results.run_dir)) / "report.html"
+    if not as_json and page.exists():
+        console.print(f"{page}", soft_wrap=True, markup=False)
 
 
 def say_results(results: Results, console: Console) -> None:

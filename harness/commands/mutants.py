@@ -6,7 +6,6 @@ Exit code: 0 if every mutant was detected, or every right tier passed; else 1.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,10 +14,11 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from harness.adapters import canonical, tier_python
+from harness.adapters import adapter_class, canonical, tier_python
 from harness.commands.click_types import PATH, SEED, Number
 from harness.core.inputs import UsageError, check_output, near
 from harness.core.seeds import fresh_seed
+from harness.scenarios import scenarios
 
 
 @click.command()
@@ -56,7 +56,7 @@ def mutants(names: tuple[str, ...], seed: int | None, runs_dir: str, write: str 
 
 @click.command(name="false-alarms")
 @click.option("--runs", default=10, show_default=True, type=Number(int, 1, 10_000), help="of each scenario and tier")
-@click.option("--tier", "tiers", multiple=True, default=("kvtier", "reference"), show_default=True)
+@click.option("--tier", "tiers", multiple=True, help="only this one; may be repeated (default: the scenario's)")
 @click.option(
     "--scenario", "names", multiple=True, help="only this one; may be repeated (default: all that need one machine)"
 )
@@ -67,14 +67,16 @@ def false_alarms(
     runs: int, tiers: tuple[str, ...], names: tuple[str, ...], busy: bool | None, seed: int | None, runs_dir: str
 ) -> None:
     """Run right tiers through short runs of every scenario; each run must come back true."""
-    from harness.mutants.trial import BEYOND, SHORT, busy_neighbour, try_right_tier
+    from harness.mutants.trial import busy_neighbour, try_right_tier
 
+    known = {item.name: item for item in scenarios() if not item.apart}
     for name in names:
-        if name not in SHORT:
-            raise UsageError(f"--scenario is {name!r}{near(name, SHORT)}; valid choices: {', '.join(SHORT)}")
+        if name not in known:
+            raise UsageError(f"--scenario is {name!r}{near(name, known)}; valid choices: {', '.join(known)}")
     tiers = tuple(map(canonical, tiers))
     for tier in tiers:
         tier_python(tier)
+    pairs = [(item, tier) for item in map(known.get, names or known) if item for tier in tiers or item.tiers]
 
     first = fresh_seed() if seed is None else seed
     console = Console(highlight=False)
@@ -83,14 +85,15 @@ def false_alarms(
     for run in range(runs):
         beside = run % 2 == 1 if busy is None else busy
         with busy_neighbour() if beside else contextlib.nullcontext():
-            for name, tier in itertools.product(names or SHORT, tiers):
-                if (name, tier) not in BEYOND:
-                    result = try_right_tier(tier, name, first + run, Path(runs_dir), beside)
-                    counts[name, tier, beside, result.verdict] += 1
-                    if result.verdict != "true":
-                        console.print(f"[red]{result.verdict}[/] {name} {tier}: {escape(result.why)}", soft_wrap=True)
-                        where = " (every core was busy)" if beside else ""
-                        console.print(f"  again: {escape(result.command)}{where}", soft_wrap=True)
+            for item, tier in pairs:
+                if item.lacks(adapter_class(tier)):
+                    continue
+                result = try_right_tier(tier, item.name, first + run, Path(runs_dir), beside)
+                counts[item.name, tier, beside, result.verdict] += 1
+                if result.verdict != "true":
+                    console.print(f"[red]{result.verdict}[/] {item.name} {tier}: {escape(result.why)}", soft_wrap=True)
+                    where = " (every core was busy)" if beside else ""
+                    console.print(f"  again: {escape(result.command)}{where}", soft_wrap=True)
         passed = sum(count for (*_, verdict), count in counts.items() if verdict == "true")
         console.print(f"[dim]run {run + 1} of {runs}: {passed} of {counts.total()} true so far[/]")
     for name, tier, beside in sorted({key[:3] for key in counts}):
@@ -98,8 +101,8 @@ def false_alarms(
         said = ", ".join(f"{count} {verdict}" for verdict, count in mine.items())
         console.print(f"{name:<12} {tier:<8} {'busy ' if beside else 'quiet'}  {said}")
     alarms = sum(count for (*_, verdict), count in counts.items() if verdict != "true")
-    for (name, tier), why in BEYOND.items():
-        if tier in tiers and name in (names or SHORT):
-            console.print(f"{name:<12} {tier:<8} not run: {why}")
+    for item, tier in pairs:
+        if why := item.lacks(adapter_class(tier)):
+            console.print(f"{item.name:<12} {tier:<8} not run: {why}")
     console.print(f"{alarms} of {counts.total()} runs of right tiers did not come back true")
     sys.exit(0 if not alarms else 1)

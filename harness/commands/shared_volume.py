@@ -1,4 +1,4 @@
-"""`python -m harness.commands.shared_volume`: brings up hosts that share a volume, runs scenarios on them, and ends
+"""The command `shared-volume`: brings up hosts that share a volume, runs scenarios on them, and ends
 with a table of verdicts. `make shared-volume` calls it. What this machine cannot do is skipped, loudly. A run in
 which the file system's server ended by itself is ended at once and unknown, whatever the checkers say of the rest.
 
@@ -30,16 +30,9 @@ from harness.report import write_report
 from harness.runner import EXIT_CODES
 from harness.runner import run as make_run
 from harness.runtime.supervisor import Child, WorkerFailed
-from harness.scenarios import scenario
+from harness.scenarios import scenario, scenarios
 from harness.scenarios.on_hosts import placed
 
-RUNS: dict[str, dict[str, Any]] = {
-    "sharing": {"processes": 4, "seconds": 3.0},
-    "crash": {"seconds": 4.0},
-    "starvation": {"processes": 2, "seconds": 10.0, "read_threads": 4, "write_threads": 4, "job_blocks": "1,16"},
-    "outage": {},
-}
-"""The scenarios that run on hosts, with the options that they take there."""
 _COLOURS = {"true": "green", "false": "red", "unknown": "yellow", "skipped": "yellow", "left out": "yellow"}
 
 
@@ -66,6 +59,11 @@ class _ServerWatch:
             raise WorkerFailed(death)
 
 
+def _names() -> list[str]:
+    """The scenarios that declare how they run on hosts."""
+    return [item.name for item in scenarios() if item.on_hosts is not None]
+
+
 def _run_all(name: str, chosen: list[str], given: dict[str, Any], runs_dir: Path, console: Console) -> Iterator[Line]:
     try:
         with HOSTS[name](runs_dir) as volume, tempfile.TemporaryDirectory(dir=runs_dir) as local:
@@ -77,7 +75,7 @@ def _run_all(name: str, chosen: list[str], given: dict[str, Any], runs_dir: Path
                     continue
                 console.print(f"[bold]{what}[/] on {volume.file_system} ({escape(volume.mount_options)})")
                 item = scenario(what)
-                values = {**RUNS[what], **given, "root_dir": str(volume.seen_here)}
+                values = {**(item.on_hosts or {}), **given, "root_dir": str(volume.seen_here)}
                 if what == "outage":
                     values["visible_seconds_max"] = volume.visible_seconds_max
                 watch = _ServerWatch(volume)
@@ -99,14 +97,14 @@ def _run_all(name: str, chosen: list[str], given: dict[str, Any], runs_dir: Path
         yield Line(name, "all", "skipped", str(reason))
 
 
-@click.command()
+@click.command(name="shared-volume")
 @click.option("--file-system", "names", multiple=True, type=click.Choice(list(HOSTS)), help="default: all of them")
-@click.option("--scenario", "chosen", multiple=True, type=click.Choice(list(RUNS)), help="default: all of them")
+@click.option("--scenario", "chosen", multiple=True, type=click.Choice(_names()), help="default: all of them")
 @click.option("--seed", type=SEED, default=None, help="the integer that every random choice derives from")
 @click.option("--tier", default="kvtier", show_default=True, help="the tier to judge: a name, or module:Class")
 @click.option("--runs-dir", type=PATH, default="runs", show_default=True, help="where the runs' folders are made")
 @click.option("--skip-is-well", is_flag=True, help="what cannot be had here does not spoil the exit code")
-def main(
+def shared_volume(
     names: tuple[str, ...], chosen: tuple[str, ...], seed: int | None, tier: str, runs_dir: str, skip_is_well: bool
 ) -> None:
     """Scenarios with processes on two hosts that share a volume of a real network file system."""
@@ -116,7 +114,7 @@ def main(
     lines: list[Line] = []
     for name in names or HOSTS:
         for line in _run_all(
-            name, list(chosen or RUNS), {"seed": seed, "tier": tier}, Path(runs_dir).resolve(), console
+            name, list(chosen or _names()), {"seed": seed, "tier": tier}, Path(runs_dir).resolve(), console
         ):
             lines.append(line)
             console.print(f"  [{_COLOURS[line.verdict]}]{line.verdict}[/] {escape(line.figure)}")
@@ -131,9 +129,3 @@ def main(
         verdicts.add("unknown")
     worst = "false" if "false" in verdicts else "unknown" if "unknown" in verdicts else "true"
     sys.exit(EXIT_CODES[worst])
-
-
-if __name__ == "__main__":
-    from harness.cli import answer
-
-    answer(main, "python -m harness.commands.shared_volume")

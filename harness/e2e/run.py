@@ -1,4 +1,4 @@
-"""`make e2e-vllm`: real vLLM engines on one root, pass by pass: who computes, who finds, and is every generation right?
+"""The command `e2e-vllm`: real vLLM engines on one root, pass by pass, and whether every generation is right.
 
 Starts engines, compares token ids with those of a pass that computes everything, and reads the engines' own /metrics to
 see where cached tokens came from. Prints a table; exit code 0: all judged passes hold, 1: some do not, 2: no engine.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -411,7 +410,6 @@ def main(
     python_path: str | None, versions: tuple[str, ...], seed: int | None, json_path: Path | None, folder: Path | None
 ) -> None:
     """Passes of real vLLM engines over one root; exit code 0 all right, 1 something is wrong, 2 no engine to run."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # in good order too: no engine stays behind
     console = Console(width=None if sys.stdout.isatty() else 150)
     python = Path(python_path or os.environ.get(PYTHON_VARIABLE) or REPOSITORY / ".venv-engine/bin/python").absolute()
     if not os.access(python, os.X_OK):
@@ -438,7 +436,3 @@ def main(
         json_path.write_text(json.dumps(result, indent=2))
     console.print("all passes hold" if all(story.ok for story in stories) else "[red]something is wrong")
     sys.exit(0 if all(story.ok for story in stories) else 1)
-
-
-if __name__ == "__main__":
-    main()

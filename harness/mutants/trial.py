@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,35 +21,6 @@ from harness.core.history import History
 from harness.mutants.base import Mutant
 from harness.runner import Results, run
 from harness.scenarios import scenario
-
-SHORT: Mapping[str, Mapping[str, Any]] = {
-    "load": {"processes": 2, "requests": 150, "speed": 0.0, "seconds": 5.0, "block_bytes": 16384, "slots": 512},
-    "sharing": {"seconds": 1.0},
-    "determinism": {"seconds": 0.5, "python": (sys.executable,)},
-    "crash": {"seconds": 1.0},
-    "contract": {},
-    "faults": {"fault": ("damage_*", "stale_temps", "short_third_write")},
-    "soak": {"seconds": 12.0, "pace": 20.0, "blocks": 128, "block_bytes": 4096},
-    "capacity": {
-        "seconds": 6.0,
-        "processes": 4,
-        "readers": 1,
-        "block_bytes": 16384,
-        "kept": 16,
-        "max_bytes": 8 << 20,
-        "turnovers": 0.5,
-        "keeps": 0.2,  # down to the low water mark remain 0.3, a fifth of which are trailers
-        "slack": 0.4,  # four eighths of 0.7, a sample, and a block for each process
-        "tier_option": ('capacity={"high_water": 0.6, "low_water": 0.3}',),
-    },
-    "starvation": {"seconds": 2.0, "job_blocks": "1,16", "read_threads": 2, "write_threads": 2},
-}
-"""Options that shorten a run of a scenario to seconds. A scenario without an entry runs with its own defaults."""
-
-BEYOND: Mapping[tuple[str, str], str] = {
-    ("capacity", "reference"): "the reference tier keeps no limit",
-}
-"""(scenario, tier): why that tier does not claim what the scenario checks."""
 
 ATTEMPTS_MAX = 3
 """Seeds tried in a row. Some defects are races that do not show in every short run."""
@@ -86,7 +57,7 @@ class ControlRun(NamedTuple):
 def short_run(name: str, tier: str, seed: int, runs_dir: Path, **changes: Any) -> Results:
     """One short run of a scenario."""
     chosen = scenario(name)
-    options = chosen.options(**{**SHORT.get(name, {}), "tier": tier, "seed": seed, **changes})
+    options = chosen.options(**{**chosen.short, "tier": tier, "seed": seed, **changes})
     return run(chosen, options, runs_dir)
 
 

@@ -1,4 +1,4 @@
-"""`python -m harness.report.volume_page RUN...` prints the tables of docs/filesystems.md from runs of `outage` and
+"""`kvtier-harness docs filesystems RUN...` prints the tables of docs/filesystems.md from runs of `outage` and
 `power_loss`.
 
 Every value comes from the runs' folders. The text of the page is written by hand.
@@ -79,7 +79,3 @@ def main(runs: tuple[Path, ...]) -> None:
             volumes.append((json.loads((run / "volume.json").read_text()), verdict | bound))
     for table in (volume_table(volumes) if volumes else [], power_table(cases) if cases else []):
         click.echo("\n".join(table))
-
-
-if __name__ == "__main__":
-    main()

@@ -10,12 +10,12 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.adapters import OptionRefused, adapter_class, check_options
-from harness.adapters.base import TierSetup
+from harness.adapters.base import Adapter, TierSetup
 from harness.core.history import HistoryWriter, Note
 from harness.core.inputs import SECONDS_MAX
 from harness.core.inputs import UsageError as UsageError
@@ -185,8 +185,10 @@ class Scenario:
     """One scenario: its name, options class, what drives it, and the checkers that judge its history.
 
     `text` is its module's docstring: a sentence, then paragraphs on what is done, what it shows and what it does not.
-    Fewer than `seconds_min` of traffic give no verdict. `apart` says how a scenario is run that asks for more than a
-    tier and a folder: `conform` leaves it to that.
+    Fewer than `seconds_min` of traffic give no verdict. `short` are options of a run that takes seconds: mutants and
+    false alarms use them. `tiers` are correct tiers that such a run must pass. `on_hosts` are options of a run on two
+    hosts that share a volume; None: it does not run there. `apart` says how a scenario is run that needs more than a
+    tier and a folder: `conform` leaves it out. `lacks` says why a tier cannot be judged by it; "": it can.
     """
 
     name: str
@@ -197,7 +199,11 @@ class Scenario:
     run: Callable[[Context, Any], None]
     needs: Callable[[Any, Any], Needs] = common_needs  # options, what `prepare` returned or None -> lower bounds
     seconds_min: float = 0.0
+    short: Mapping[str, Any] = field(default_factory=dict)
+    tiers: tuple[str, ...] = ("kvtier", "reference")
+    on_hosts: Mapping[str, Any] | None = None
     apart: str = ""
+    lacks: Callable[[type[Adapter]], str] = lambda tier: ""
 
     @property
     def title(self) -> str:

@@ -186,4 +186,18 @@ SCENARIO = Scenario(
     run=run,
     needs=needs,
     seconds_min=60.0,
+    short={
+        "seconds": 6.0,
+        "processes": 4,
+        "readers": 1,
+        "block_bytes": 16384,
+        "kept": 16,
+        "max_bytes": 8 << 20,
+        "turnovers": 0.5,
+        "keeps": 0.2,  # down to the low water mark remain 0.3, a fifth of which are trailers
+        "slack": 0.4,  # four eighths of 0.7, a sample, and a block for each process
+        "tier_option": ('capacity={"high_water": 0.6, "low_water": 0.3}',),
+    },
+    tiers=("kvtier",),
+    lacks=lambda tier: "" if tier.keeps_limit else "the tier keeps no limit",
 )

@@ -241,4 +241,6 @@ SCENARIO = Scenario(
     prepare=prepare,
     run=run,
     needs=lambda options, plan: common_needs(options, root_blocks=(options.processes - 1) * options.blocks),
+    short={"seconds": 1.0},
+    on_hosts={"seconds": 4.0},
 )

@@ -313,4 +313,5 @@ SCENARIO = Scenario(
     prepare=prepare,
     run=run,
     needs=lambda options, plan: common_needs(options, root_blocks=ROUNDS_MIN * ROUND_BLOCKS),
+    short={"seconds": 0.5, "python": (sys.executable,)},
 )

@@ -466,6 +466,7 @@ SCENARIO = Scenario(
     prepare=prepare,
     run=run,
     needs=lambda options, plan: common_needs(options, root_blocks=2 * BLOCKS, processes=2),
+    short={"fault": ("damage_*", "stale_temps", "short_third_write")},
 )
 
 PAGE_HEAD = """\
@@ -479,7 +480,7 @@ FUSE, no root, no `strace`) are skipped, each with its reason.
 *mechanism*: `rule` is a FUSE file system that fails chosen calls; `injection` is `strace` at one system call; `damage`
 changes a block's file; the others have the name of what they do. [Guarantees](#guarantees) defines the words.
 
-Written by `python -m harness.scenarios.faults > docs/faults.md` from `harness/faults/table.py`.
+Written by `kvtier-harness docs faults` from `harness/faults/table.py`.
 
 """
 
@@ -487,7 +488,3 @@ Written by `python -m harness.scenarios.faults > docs/faults.md` from `harness/f
 def page() -> str:
     """docs/faults.md."""
     return PAGE_HEAD.format(count=len(FAULTS)) + describe_faults()
-
-
-if __name__ == "__main__":
-    print(page(), end="")

@@ -128,4 +128,5 @@ SCENARIO = Scenario(
     prepare=prepare,
     run=run,
     needs=needs,
+    short={"processes": 2, "requests": 150, "speed": 0.0, "seconds": 5.0, "block_bytes": 16384, "slots": 512},
 )

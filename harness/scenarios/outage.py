@@ -39,7 +39,7 @@ SHOWN_CHAINS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class OutageOptions(CommonOptions):
-    """Options of `run outage`; hosts come from `python -m harness.commands.shared_volume`."""
+    """Options of `run outage`; hosts come from `kvtier-harness shared-volume`."""
 
     seconds: float = option(0.0, "how long rounds are begun; each kind happens at least once", low=0)
     processes: int = option(4, "worker processes, on the hosts in turn", low=2)
@@ -68,7 +68,7 @@ def prepare(options: OutageOptions) -> Plan:
 def run(context: Context, plan: Plan) -> None:
     """See how soon, then one round of each kind, again until `seconds` are over."""
     if not isinstance(context, OnHosts):
-        raise UsageError("outage takes hosts that can be cut off; run it by `python -m harness.commands.shared_volume`")
+        raise UsageError("outage takes hosts that can be cut off; run it by `kvtier-harness shared-volume`")
     options: OutageOptions = context.options
     outage = _Outage(context)
     outage.group.start(range(options.processes))
@@ -250,4 +250,6 @@ SCENARIO = Scenario(
     prepare=prepare,
     run=run,
     apart="takes two hosts that can be cut off: make shared-volume",
+    tiers=("kvtier",),
+    on_hosts={},
 )

@@ -310,4 +310,5 @@ SCENARIO = Scenario(
     run=run,
     needs=lambda options, plan: common_needs(options, processes=2),
     apart="takes root, disks of its own and options of kvtier's: make power-loss",
+    tiers=("kvtier",),
 )

@@ -114,4 +114,6 @@ SCENARIO = Scenario(
     prepare=prepare,
     run=run,
     needs=lambda options, plan: common_needs(options, root_blocks=ROUNDS_MIN * options.blocks),
+    short={"seconds": 1.0},
+    on_hosts={"processes": 4, "seconds": 3.0},
 )

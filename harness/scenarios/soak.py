@@ -74,4 +74,5 @@ SCENARIO = Scenario(
     run=run,
     needs=lambda options, plan: common_needs(options, root_blocks=options.blocks // 4, slots_filled=1.0),
     seconds_min=15.0,
+    short={"seconds": 12.0, "pace": 20.0, "blocks": 128, "block_bytes": 4096},
 )

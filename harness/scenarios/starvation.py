@@ -299,4 +299,6 @@ SCENARIO = Scenario(
     prepare=prepare,
     run=run,
     needs=needs,
+    short={"seconds": 2.0, "job_blocks": "1,16", "read_threads": 2, "write_threads": 2},
+    on_hosts={"processes": 2, "seconds": 10.0, "read_threads": 4, "write_threads": 4, "job_blocks": "1,16"},
 )

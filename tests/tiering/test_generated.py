@@ -33,7 +33,7 @@ def cells(page: str) -> list[list[str]]:
 
 
 def test_the_page_of_faults_follows_from_the_registry() -> None:
-    assert (DOCS / "faults.md").read_text() == faults.page(), "run: python -m harness.scenarios.faults > docs/faults.md"
+    assert (DOCS / "faults.md").read_text() == faults.page(), "run: kvtier-harness docs faults"
 
 
 def test_the_page_of_benchmarks_follows_from_the_kept_results() -> None:

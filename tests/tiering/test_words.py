@@ -22,7 +22,6 @@ NOT_YET_CLEAN: tuple[str, ...] = (
     "docs/mutants.md",
     "docs/security.md",
     "harness/adapters/base.py",
-    "harness/bench/__main__.py",
     "harness/bench/compare.py",
     "harness/bench/disk.py",
     "harness/bench/eviction.py",

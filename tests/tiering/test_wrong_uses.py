@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
@@ -19,28 +18,14 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
-import harness.bench.__main__ as bench
 import harness.cli
 import kvtier.ops.cli
-from harness.bench import overhead
-from harness.commands import shared_volume
 from harness.core.history import Note, Start, Stop, encode
 from tests.tiering.wrong_uses import REFUSED
 
 REPOSITORY = Path(__file__).parents[2]
-NAME = {
-    "h": "kvtier-harness",
-    "k": "kvtier",
-    "overhead": "python -m harness.bench.overhead",
-    "volume": "python -m harness.commands.shared_volume",
-    "bench": "python -m harness.bench",
-}
-COMMANDS = {"overhead": overhead.main, "volume": shared_volume.main, "bench": bench.cli}
-MAIN: dict[str, Callable[[list[str]], Any]] = {
-    "h": harness.cli.main,
-    "k": kvtier.ops.cli.main,
-    **{name: functools.partial(harness.cli.answer, command, NAME[name]) for name, command in COMMANDS.items()},
-}
+NAME = {"h": "kvtier-harness", "k": "kvtier"}
+MAIN: dict[str, Callable[[list[str]], Any]] = {"h": harness.cli.main, "k": kvtier.ops.cli.main}
 
 LINES = [line for line in REFUSED.splitlines() if line and not line.startswith("#")]
 CASES = [(*line.partition(" -> ")[0].split(" | "), int(line.partition(" -> ")[2] or 64)) for line in LINES]

@@ -1,8 +1,7 @@
 """Wrong uses of both commands, one a line: the command line, and words that its one sentence must hold.
 
-`h` is kvtier-harness, `k` is kvtier; `overhead`, `volume` and `bench` are reached by `python -m` alone. Each line is
-refused with exit code 64, unless `-> CODE` says otherwise. test_wrong_uses.py reads this list and makes the files that
-it names.
+`h` is kvtier-harness, `k` is kvtier. Each line is refused with exit code 64, unless `-> CODE` says otherwise.
+test_wrong_uses.py reads this list and makes the files that it names.
 """
 
 from __future__ import annotations
@@ -277,26 +276,26 @@ h compare run run --output missing/x.html | --output is 'missing/x.html', whose 
 h compare run run --output loop | --output is 'loop', which cannot be used
 h compare run run run | run
 # commands of the Makefile
-overhead --runs 0 | --runs is 0; it must be at least 1
-overhead --processes 0 | --processes is 0; it must be at least 1
-overhead --requests -1 | --requests is -1
-overhead --root-dir '' | --root-dir is '', which is empty
-overhead --block-bytes 5 | --block-bytes is 5
-volume --tier nosuch | tier is 'nosuch'
-volume --seed -1 | --seed is -1
-volume --runs-dir '' | --runs-dir is '', which is empty
-volume --scenario nosuch | 'nosuch' is not one of
-bench table --rounds 0 | --rounds is 0
-bench table --dir missing | --dir is 'missing', which is no folder
-bench table --out '' | --out is '', which is empty
-bench table --section nosuch | 'nosuch' is not one of
-bench compare --slower nan | --slower is nan
-bench compare --slower 0 | --slower is 0.0; it must be at least 1
-bench compare --trials 0 | --trials is 0
-bench eviction --files -1 | --files is -1
-bench eviction --seconds inf | --seconds is inf
-bench eviction --dir file | --dir is 'file', which is no folder
-bench nosuch | No such command
+h overhead --runs 0 | --runs is 0; it must be at least 1
+h overhead --processes 0 | --processes is 0; it must be at least 1
+h overhead --requests -1 | --requests is -1
+h overhead --root-dir '' | --root-dir is '', which is empty
+h overhead --block-bytes 5 | --block-bytes is 5
+h shared-volume --tier nosuch | tier is 'nosuch'
+h shared-volume --seed -1 | --seed is -1
+h shared-volume --runs-dir '' | --runs-dir is '', which is empty
+h shared-volume --scenario nosuch | 'nosuch' is not one of
+h bench table --rounds 0 | --rounds is 0
+h bench table --dir missing | --dir is 'missing', which is no folder
+h bench table --out '' | --out is '', which is empty
+h bench table --section nosuch | 'nosuch' is not one of
+h bench compare --slower nan | --slower is nan
+h bench compare --slower 0 | --slower is 0.0; it must be at least 1
+h bench compare --trials 0 | --trials is 0
+h bench eviction --files -1 | --files is -1
+h bench eviction --seconds inf | --seconds is inf
+h bench eviction --dir file | --dir is 'file', which is no folder
+h bench nosuch | No such command
 # interrupted while it starts
 h run load --tier interrupted:Tier | interrupted -> 130
 h run load --tier terminated:Tier | terminated -> 143

@@ -209,7 +209,7 @@ def without(packages: set[str], command: list[str], folder: Path) -> subprocess.
     return end(command, folder, PYTHONPATH=python_path, HIDDEN=" ".join(packages))
 
 
-KVTIER_INSPECT, HARNESS_LIST = [*KVTIER, "inspect", "."], [*HARNESS, "list"]
+KVTIER_INSPECT, HARNESS_OBSERVE = [*KVTIER, "inspect", "."], [*HARNESS, "observe"]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ KVTIER_INSPECT, HARNESS_LIST = [*KVTIER, "inspect", "."], [*HARNESS, "list"]
         *(("kvtier", KVTIER_INSPECT, name, "pip install 'kvtier[cli]'") for name in sorted(PACKAGES["cli"])),
         ("kvtier", KVTIER_INSPECT, "xxhash", "pip install kvtier"),
         *(
-            ("kvtier-harness", HARNESS_LIST, name, "pip install 'kvtier[harness]'")
+            ("kvtier-harness", HARNESS_OBSERVE, name, "pip install 'kvtier[harness]'")
             for name in sorted(PACKAGES["harness"])
         ),
     ],

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from harness.bench import frozen
-from harness.bench.__main__ import cli
+from harness.bench.commands import bench
 from harness.bench.contest import REPOSITORY
 from harness.bench.disk import Unavailable
 from harness.core import environment
@@ -124,13 +124,13 @@ def test_a_table_of_code_that_no_commit_holds_is_not_kept(
     monkeypatch: pytest.MonkeyPatch, seen: dict[str, object] | None
 ) -> None:
     monkeypatch.setattr(environment, "git", lambda: seen)
-    done = CliRunner().invoke(cli, ["table", "--size", "smoke", "--section", "idle", "--save"])
+    done = CliRunner().invoke(bench, ["table", "--size", "smoke", "--section", "idle", "--save"])
     assert (done.exit_code, done.stdout) == (1, "")
     assert "commit your changes first" in done.stderr
 
 
 def test_compare_without_the_commit_is_unknown() -> None:
-    done = CliRunner().invoke(cli, ["compare", "--against", "no-such-commit"])
+    done = CliRunner().invoke(bench, ["compare", "--against", "no-such-commit"])
     assert done.exit_code == 2
     in_git = (REPOSITORY / ".git").exists()
     why = "'no-such-commit' is no commit of this checkout" if in_git else "this is no git checkout"

@@ -14,7 +14,6 @@ import pytest
 
 from harness.core.installation import ROOT as REPOSITORY
 from harness.core.limits import Machine, Needs, Place, amount, shortage
-from harness.mutants.trial import SHORT
 from harness.runner import run
 from harness.scenarios import scenario, scenarios
 from harness.scenarios.base import check_machine
@@ -101,7 +100,7 @@ def test_no_scenario_is_refused_as_it_is_by_default(name: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["sharing", "crash", "contract"])
 def test_a_scenario_stores_at_least_what_it_says_that_it_needs(name: str, tmp_path: Path) -> None:
-    options = {**SHORT[name], "tier": "memory", "seed": 1, "seconds": 0.0}
+    options = {**scenario(name).short, "tier": "memory", "seed": 1, "seconds": 0.0}
     chosen = scenario(name)
     needs = chosen.needs(chosen.options(**options), chosen.prepare(chosen.options(**options)))
     results = run(chosen, chosen.options(**options), tmp_path)

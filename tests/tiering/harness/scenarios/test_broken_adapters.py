@@ -11,7 +11,6 @@ import pytest
 from harness.checkers import CHECKERS
 from harness.cli import main
 from harness.core.history import History
-from harness.mutants.trial import SHORT
 from harness.runner import Results, judge, run
 from harness.runtime import supervisor as launch
 from harness.scenarios import determinism, load, scenario, scenarios, sharing
@@ -27,12 +26,12 @@ SHORTER: dict[str, dict[str, Any]] = {
     "soak": {"seconds": 2.0},
     "capacity": {"seconds": 2.0},
 }
-"""Over `SHORT`: whether something grows or starves is not asked here."""
+"""Over `Scenario.short`: whether something grows or starves is not asked here."""
 
 
 def broken(name: str, tmp_path: Path, method: str, how: str) -> Results:
     tier = "KeepsLimit" if name == "capacity" else "Breaks"
-    options = {**SHORT.get(name, {}), **SHORTER.get(name, {}), "tier": f"{TIERS}:{tier}", "seed": 5}
+    options = {**scenario(name).short, **SHORTER.get(name, {}), "tier": f"{TIERS}:{tier}", "seed": 5}
     options["tier_option"] = (f"method={method}", f"how={how}")
     return run(scenario(name), scenario(name).options(**options), tmp_path / "runs")
 

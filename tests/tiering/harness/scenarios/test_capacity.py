@@ -9,7 +9,6 @@ import pytest
 
 from harness.checkers import capacity
 from harness.core.history import History, Job, Note, Start
-from harness.mutants.trial import SHORT
 from harness.runner import run
 from harness.scenarios import scenario
 from harness.scenarios.base import UsageError
@@ -20,7 +19,7 @@ LIMIT = 1000
 
 
 def test_kvtier_keeps_its_limit_and_everybody_goes_on(tmp_path: Path) -> None:
-    results = run(CAPACITY, CapacityOptions(**{**SHORT["capacity"], "seed": 3}), tmp_path / "runs")
+    results = run(CAPACITY, CapacityOptions(**{**CAPACITY.short, "seed": 3}), tmp_path / "runs")
     assert results.verdict == "true", str(results.verdicts)
     (verdict,) = [v for v in results.verdicts if v["name"] == "capacity"]
     assert verdict["data"]["evicted_bytes"] > 0

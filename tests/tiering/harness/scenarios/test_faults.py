@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.faults import FAULTS, describe_faults
+from harness.faults import FAULTS
 from harness.runner import Results, run
 from harness.scenarios import scenario
 from harness.scenarios.base import UsageError
@@ -89,8 +89,3 @@ def test_faults_are_chosen_by_name_or_by_their_beginning() -> None:
     assert len(prepare(FaultsOptions()).faults) == len(FAULTS)
     with pytest.raises(UsageError, match="--fault is 'nonsense'"):
         prepare(FaultsOptions(fault=("nonsense",)))
-
-
-def test_the_page_of_faults_is_that_of_the_registry() -> None:
-    page = (ROOT / "docs/faults.md").read_text()
-    assert page.endswith(describe_faults()), "make it again: python -m harness.scenarios.faults > docs/faults.md"

@@ -1,4 +1,4 @@
-"""The command line of the benches: `python -m harness.bench table`, `compare`, `eviction`, `plots`."""
+"""The group `bench` of the command line: `table`, `compare`, `eviction`, `plots`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from harness.bench.show import print_tables, write_docs
 from harness.bench.targets import targets
 from harness.commands.click_types import FOLDER, PATH, SECONDS, SEED, Number
 from harness.core import environment
+from harness.entry import HARNESS
 
 BASELINES = Path(__file__).resolve().parents[2] / "tests" / "tiering" / "baselines"
 COMPARE_DISK_BYTES = 1 << 30
@@ -32,12 +33,12 @@ TABLE_COLUMNS = 200
 SIZES = {"full": plan.FULL, "quick": plan.QUICK, "smoke": plan.SMOKE}
 
 
-@click.group()
-def cli() -> None:
+@click.group(name="bench")
+def bench() -> None:
     """How fast tiers are, side by side in one run, in ratios to what this machine gives at the same time."""
 
 
-@cli.command()
+@bench.command()
 @click.option("--size", type=click.Choice(list(SIZES)), default="full", show_default=True, help="minutes: 10, 2, 0.3")
 @click.option("--section", "sections", multiple=True, type=click.Choice(list(plan.SECTIONS)), help="only these")
 @click.option(
@@ -97,16 +98,16 @@ def measure(
             contestants.append(contestant)
             if contestant.missing:
                 notes.append(f"{name} is missing: {contestant.missing}")
-        bench = plan.Bench(size, disk, contestants, ceiling)
+        made = plan.Bench(size, disk, contestants, ceiling)
         for name in sections or plan.SECTIONS:
             began = time.monotonic()
             try:
-                samples.extend(plan.SECTIONS[name](bench))
+                samples.extend(plan.SECTIONS[name](made))
             except (Unavailable, OSError) as error:
                 notes.append(f"{name} was cut short: {error}")
             seconds[name] = round(time.monotonic() - began, 1)
             console.print(f"[dim]{name}: {seconds[name]:.0f} s[/]")
-        notes += bench.notes + [gap for contestant in contestants for gap in contestant.gaps]
+        notes += made.notes + [gap for contestant in contestants for gap in contestant.gaps]
     return {
         "command": _command(),
         "environment": here | {"disk": disk.kind},
@@ -119,7 +120,7 @@ def measure(
     }
 
 
-@cli.command(name="compare")
+@bench.command(name="compare")
 @click.option("--dir", "folder", type=FOLDER, default="/tmp", show_default=True, help="folder on the device to measure")
 @click.option("--against", help="a commit; default: the one whose table was kept last in tests/tiering/baselines")
 @click.option(
@@ -170,7 +171,7 @@ def compare_command(folder: str, against: str | None, slower: float, metrics: tu
     sys.exit(1 if alarms else 2 if unknown else 0)
 
 
-@cli.command(name="eviction")
+@bench.command(name="eviction")
 @click.option(
     "--files",
     type=Number(int, 1, 10**8),
@@ -185,7 +186,7 @@ def compare_command(folder: str, against: str | None, slower: float, metrics: tu
 @click.option("--seed", type=SEED, default=0, show_default=True, help="of ages and loads")
 @click.option("--out", type=PATH, help="write the JSON here")
 def eviction_command(files: int, folder: str, seconds: float, seed: int, out: str | None) -> None:
-    """What a pass of eviction over very many files costs those who load meanwhile."""
+    """Measure what a pass of eviction over very many files costs loads at the same time."""
     with tempfile.TemporaryDirectory(dir=folder, prefix="bench-eviction-") as root_dir:
         found = eviction.measure(Path(root_dir), files, seconds, seed)
         result = {"command": _command(), "environment": environment.describe(Path(root_dir)), **found}
@@ -202,7 +203,7 @@ def eviction_command(files: int, folder: str, seconds: float, seed: int, out: st
     )
 
 
-@cli.command()
+@bench.command()
 @click.option("--out", "folder", default="docs", show_default=True, help="folder of benchmarks.md")
 def plots(folder: str) -> None:
     """Write docs/benchmarks.md and its plots from the results that are kept."""
@@ -240,7 +241,7 @@ def machine_class(here: dict[str, Any]) -> str:
 
 def _command() -> str:
     """How to do it again; places are this machine's own affair."""
-    words, given = ["python", "-m", "harness.bench"], iter(sys.argv[1:])
+    words, given = [HARNESS.program], iter(sys.argv[1:])
     for word in given:
         if word in ("--dir", "--out", "--small"):
             next(given, None)
@@ -258,9 +259,3 @@ def _disk(stack: contextlib.ExitStack, folder: Path, size: plan.Size, notes: lis
     except Unavailable as error:
         notes.append(f"no disk of its own: {error}")
         return stack.enter_context(plain_folder(folder)), stack.enter_context(plain_folder(folder)).path
-
-
-if __name__ == "__main__":
-    from harness.cli import answer
-
-    answer(cli, "python -m harness.bench")

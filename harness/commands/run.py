@@ -1,0 +1,50 @@
+"""The group `run`: one sub-command per scenario, whose options are the fields of the scenario's options class."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.commands.lazy import LazyGroup, Member
+from harness.scenarios import names, scenario, title
+
+
+def _members() -> Mapping[str, Member]:
+    return {name: Member(title(name), functools.partial(_command, name)) for name in names()}
+
+
+@click.group(name="run", cls=LazyGroup, members=_members)
+def run_group() -> None:
+    """Run a scenario against a tier and judge it."""
+
+
+def _command(name: str) -> click.Command:
+    """`run NAME`."""
+    from rich.console import Console  # here: `run --help` does without
+
+    from harness.commands.clean import notice
+    from harness.commands.console import carry_out, say_how, say_page
+    from harness.commands.scenario_options import scenario_params
+
+    chosen = scenario(name)
+
+    def invoke(runs_dir: str, as_json: bool, quiet: bool, **values: Any) -> None:
+        options = chosen.options(**values)
+        console = Console(stderr=as_json, highlight=False)
+        notice(options.root_dir)
+        results = carry_out(chosen, options, Path(runs_dir), console, quiet or as_json, say_how(as_json, console))
+        say_page(results, as_json, console, Path(runs_dir) / "latest")
+        sys.exit(results.exit_code)
+
+    params = [
+        *scenario_params(chosen),
+        click.Option(["--json", "as_json"], is_flag=True, help="print results.json instead of a table; no progress"),
+        click.Option(["--quiet"], is_flag=True, help="no progress"),
+    ]
+    text = f"{chosen.title}\n\n{chosen.proves}"
+    return click.Command(name, params=params, callback=invoke, help=text, short_help=chosen.title)
