@@ -33,6 +33,8 @@ if TYPE_CHECKING:
         Promotion,
         RequestFinished,
     )
+    from kvtier.factory import open_fs_tier
+    from kvtier.fs.admission import REFUSAL_REASONS
     from kvtier.fs.block_io import BlockIO
     from kvtier.fs.file_mapper import FileMapper
     from kvtier.fs.manager import FileSystemTierManager
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
     from kvtier.manager import TieringOffloadingManager
     from kvtier.ops.catalog import BlockFile, Folder, folders
     from kvtier.telemetry.otel import setup_tracing
-    from kvtier.telemetry.prometheus import REFUSAL_REASONS, Gauges, MetricsObserver, Patient, serve_metrics
+    from kvtier.telemetry.prometheus import Gauges, MetricsObserver, Patient, serve_metrics
 
 __version__ = "0.1.0"
 
@@ -58,6 +60,8 @@ _MODULE_OF = {
     name: module
     for module, names in {
         "base": "JobResult LookupResult ReqContext ScheduleEndContext SecondaryTierManager TransferJob",
+        "factory": "open_fs_tier",
+        "fs.admission": "REFUSAL_REASONS",
         "fs.block_io": "BlockIO",
         "config": "CapacityConfig ConfigError CpuTierConfig FsTierConfig "
         "KVCacheGroup KvtierError RootError RunConfig parse_size",
@@ -68,7 +72,7 @@ _MODULE_OF = {
         "hash_tokens make_offload_key none_hash none_hash_digest",
         "fs.file_mapper": "FileMapper",
         "manager": "TieringOffloadingManager",
-        "telemetry.prometheus": "REFUSAL_REASONS Gauges MetricsObserver Patient serve_metrics",
+        "telemetry.prometheus": "Gauges MetricsObserver Patient serve_metrics",
         "ops.catalog": "BlockFile Folder folders",
         "telemetry.otel": "setup_tracing",
         "fs.trailer": "read_trailer",
@@ -120,6 +124,7 @@ __all__ = [
     "make_offload_key",
     "none_hash",
     "none_hash_digest",
+    "open_fs_tier",
     "parse_size",
     "read_trailer",
     "serve_metrics",

@@ -18,8 +18,6 @@ CorruptReason = Literal["kind", "size", "trailer", "key", "checksum", "unverifie
 """Why a file is not the block it should be: no regular file, of a wrong size, its trailer is damaged, another block's,
 its bytes are not those that were written, or it has no trailer where one must be."""
 EvictionReason = Literal["capacity", "failed", "reset"]
-RefusalReason = Literal["refused", "backlog", "full"]
-"""Why a store was refused, which is no failure: its queue is full, holds up too many slots, or the root is full."""
 FileEvictionReason = Literal["max_bytes", "min_free_bytes"]
 ThreadRole = Literal["lookup", "load", "store", "capacity"]
 """What a background thread of a tier is for; "load" and "store" as the thread prefers."""
@@ -56,7 +54,7 @@ class JobFinished(NamedTuple):
     blocks_ok: int
     blocks_skipped: int  # stores whose block another writer had already published
     blocks_cross_process: int  # loads of blocks that another process instance wrote
-    failures: tuple[tuple[str, int], ...]  # (reason, blocks): errno name, or a `CorruptReason`, "refused", "shutdown"
+    failures: tuple[tuple[str, int], ...]  # (reason, blocks): errno name, `CorruptReason`, `Refusal`, "shutdown"
     bytes_ok: int
     submitted_seconds: float
     finished_seconds: float

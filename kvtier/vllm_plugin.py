@@ -17,8 +17,9 @@ from kvtier import __version__
 from kvtier.base import LookupResult, OffloadPolicy, ReqContext, ScheduleEndContext, TransferJob
 from kvtier.config import HASH_ALGORITHMS, ConfigError, FsTierConfig, KVCacheGroup, KvtierError, RunConfig, parse_size
 from kvtier.events import FanOut
+from kvtier.factory import open_folders, open_fs_tier
 from kvtier.fs.file_mapper import FileMapper
-from kvtier.fs.manager import FileSystemTierManager, open_folders
+from kvtier.fs.manager import FileSystemTierManager
 from kvtier.hashing import BlockHash, none_hash
 from kvtier.telemetry.prometheus import BUILD_INFO, GAUGES, INFO_LABELS, INFO_TEXT, MetricsObserver, Patient
 from kvtier.vllm_interface import missing
@@ -256,9 +257,7 @@ class KvtierFileSystemTier(vllm_tiering.SecondaryTierManager):  # type: ignore[m
                     f"{algorithm!r}; make them equal, or leave hash_algorithm out"
                 )
             config = dataclasses.replace(self._config, hash_algorithm=algorithm)
-            self._fs = FileSystemTierManager(
-                config, self._run, self._primary_kv_view, self._observer, self._label, none_hash=none
-            )
+            self._fs = open_fs_tier(config, self._run, self._primary_kv_view, self._observer, self._label, none)
             self._space = Patient(self._fs.space, seconds_max=0.0, keep_seconds=SPACE_SECONDS)
         return self._fs
 

@@ -6,9 +6,10 @@ import mmap
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, cast
 
+import kvtier
 from harness.adapters.base import Adapter, Eviction, Finished, TierSetup, Verdict
 from harness.adapters.kvtier_names import KvtierNaming, run_config
 from harness.adapters.kvtier_watch import Watch
@@ -34,6 +35,7 @@ from kvtier import (
     ReqContext,
     RunConfig,
     ScheduleEndContext,
+    SecondaryTierManager,
     TieringOffloadingManager,
     TransferJob,
 )
@@ -52,6 +54,10 @@ HARNESS_OPTIONS = {
     "n_write_threads": "--write-threads",
 }
 """What the harness chooses for the tier and must know: option of the tier -> option of the harness."""
+
+
+# `bench-compare` may drive a package up to d765911, which has no `open_fs_tier`: there the class itself opens the root.
+_open_fs_tier: Callable[..., FileSystemTierManager] = getattr(kvtier, "open_fs_tier", kvtier.FileSystemTierManager)
 
 
 class KvtierAdapter(Adapter):
@@ -110,7 +116,11 @@ class KvtierAdapter(Adapter):
         self._watch = Watch(setup, self._events, self._sources(), self._tier.info()) if _watched(setup) else None
 
     def _build(self, config: FsTierConfig, run: RunConfig) -> FileSystemTierManager:
-        return FileSystemTierManager(config, run, self._view, self._events)
+        return _open_fs_tier(config, run, self._view, self._events, **self._parts())
+
+    def _parts(self) -> Mapping[str, Any]:
+        """Keywords of `open_fs_tier`: what a mutant has in place of kvtier's own."""
+        return {}
 
     def _sources(self) -> dict[str, Gauges]:
         space = Patient(self._tier.space)
@@ -228,35 +238,39 @@ class KvtierAdapter(Adapter):
         return self._watch.address if self._watch else None
 
 
-class _WatchedTier(FileSystemTierManager):
-    """Remembers which blocks the manager is cascading into the files, and which of them did not arrive."""
+class _WatchedTier:
+    """A tier as it is, which also remembers what the manager is cascading into its files, and what did not arrive."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, tier: SecondaryTierManager, refusals: dict[int, int]) -> None:
+        self._tier = tier
+        self.lookup = tier.lookup
         self.cascading: Counter[OffloadKey] = Counter()
         self.lost: set[OffloadKey] = set()
         self.refused: set[OffloadKey] = set()  # lost because the tier would not take them
-        self.refusals: dict[int, int] = {}  # job -> blocks; the adapter's, filled by events
+        self._refusals = refusals  # job -> blocks; the adapter's, filled by events
         self.jobs_in_flight = 0
         self.submitted_blocks: Counter[Direction] = Counter()
         self._stores: dict[int, TransferJob] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tier, name)
 
     def submit_store(self, job: TransferJob) -> None:
         self._stores[job.job_id] = job
         self.cascading.update(job.keys)
         self._hand_over("store", job)
-        super().submit_store(job)
+        self._tier.submit_store(job)
 
     def submit_load(self, job: TransferJob) -> None:
         self._hand_over("load", job)
-        super().submit_load(job)
+        self._tier.submit_load(job)
 
     def _hand_over(self, direction: Direction, job: TransferJob) -> None:
         self.jobs_in_flight += 1
         self.submitted_blocks[direction] += len(job.keys)
 
     def get_finished_jobs(self) -> list[JobResult]:
-        results = list(super().get_finished_jobs())
+        results = list(self._tier.get_finished_jobs())
         self.jobs_in_flight -= len(results)
         for result in results:
             if job := self._stores.pop(result.job_id, None):
@@ -264,7 +278,7 @@ class _WatchedTier(FileSystemTierManager):
                 failed = set(job.keys).difference(result.successful_keys)
                 self.lost = self.lost.difference(result.successful_keys) | failed
                 self.refused -= set(job.keys)
-                if self.refusals.pop(job.job_id, 0) == len(failed):
+                if self._refusals.pop(job.job_id, 0) == len(failed):
                     self.refused |= failed
         return results
 
@@ -295,11 +309,11 @@ class KvtierStackAdapter(KvtierAdapter):
 
     def _build(self, config: FsTierConfig, run: RunConfig) -> FileSystemTierManager:
         primary = CPUOffloadingManager(self._cpu_config(self.setup), self._events)
-        tier = _WatchedTier(config, run, primary.view, self._events)
+        tier = _open_fs_tier(config, run, primary.view, self._events, **self._parts())
         self._cached = memoryview(primary.view)
-        self._watched = tier
-        tier.refusals = self._refused
-        self._manager = TieringOffloadingManager(primary, [tier], self._events)
+        self._watched = _WatchedTier(tier, self._refused)
+        watched = cast(SecondaryTierManager, self._watched)
+        self._manager = TieringOffloadingManager(primary, [watched], self._events)
         self._pinned: dict[str, dict[bytes, int]] = {}
         self._short_of_room: set[str] = set()
         self._done: list[Finished] = []

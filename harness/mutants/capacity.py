@@ -7,25 +7,22 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
-from harness.adapters.base import TierSetup
 from harness.adapters.kvtier import KvtierAdapter
 from harness.mutants.base import detected_by
-from kvtier.fs import manager as fs_tier
 from kvtier.ops.catalog import BlockFile
 from kvtier.ops.evictor import Capacity, Measured
 
 
 class _OverCapacity(KvtierAdapter):
-    """kvtier with another `Capacity`, which its tier makes and starts by itself: it takes the name's place before."""
+    """kvtier with another `Capacity`."""
 
     capacity: ClassVar[type[Capacity]]
 
-    def __init__(self, setup: TierSetup) -> None:
-        setattr(fs_tier, "Capacity", self.capacity)  # noqa: B010  # this process has no other tier
-        super().__init__(setup)
+    def _parts(self) -> Mapping[str, Any]:
+        return {"quota": self.capacity}
 
 
 class _LatestFirst(Capacity):
@@ -41,8 +38,8 @@ class EvictsTheLatestUsed(_OverCapacity):
 
 
 class _Unlimited(Capacity):
-    def admit(self, blocks: int, file_bytes: int) -> int:
-        super().admit(blocks, file_bytes)
+    def reserve(self, blocks: int, file_bytes: int) -> int:
+        super().reserve(blocks, file_bytes)
         return blocks
 
 

@@ -9,14 +9,13 @@ import contextlib
 import os
 import random
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 from harness.adapters.kvtier import KvtierAdapter
 from harness.mutants.base import detected_by
-from kvtier.config import FsTierConfig, RunConfig
 from kvtier.fs.block_io import BlockIO, BlockOutcome
-from kvtier.fs.manager import FileSystemTierManager
 from kvtier.fs.posix import temp_name
 from kvtier.hashing import OffloadKey
 
@@ -29,11 +28,8 @@ class _OverBlockIO(KvtierAdapter):
 
     blockio: ClassVar[type[BlockIO]]
 
-    def _build(self, config: FsTierConfig, run: RunConfig) -> FileSystemTierManager:
-        tier = super()._build(config, run)
-        tier.blockio = self.blockio(config, tier.file_mapper.quarantine_path)
-        tier.blockio.probe(tier.file_mapper.base_path)
-        return tier
+    def _parts(self) -> Mapping[str, Any]:
+        return {"block_io": self.blockio}
 
 
 class _Plain(BlockIO):

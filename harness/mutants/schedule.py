@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from harness.adapters.kvtier import KvtierAdapter
@@ -22,15 +22,12 @@ FLOOD: dict[str, Any] = {"read_threads": 2, "write_threads": 2, "window": 8}
 
 
 class _OverQueue(KvtierAdapter):
-    """kvtier with another schedule. The pool has no seam for it and needs none: its threads only call the queue, so the
-    queue that it has becomes another."""
+    """kvtier with another schedule."""
 
     queue: ClassVar[type[DualQueue]]
 
-    def _build(self, config: FsTierConfig, run: RunConfig) -> FileSystemTierManager:
-        tier = super()._build(config, run)
-        tier._pool._queue.__class__ = self.queue
-        return tier
+    def _parts(self) -> Mapping[str, Any]:
+        return {"queue": self.queue}
 
 
 def _take(queue: DualQueue, direction: Direction, place: int = 0) -> Task:

@@ -30,7 +30,7 @@ import xxhash
 
 from kvtier.config import PAGE_BYTES, FsTierConfig, RootError
 from kvtier.events import CorruptReason
-from kvtier.fs import posix as file_system
+from kvtier.fs import posix
 from kvtier.fs.native import XXH3_64, batch
 from kvtier.fs.posix import O_DIRECT, O_TMPFILE, link_unnamed, open_no_links, temp_name, unlink_quietly
 from kvtier.fs.trailer import Trailer, writer_of
@@ -93,14 +93,16 @@ class BlockIO:
         self._umask = 0o777  # until `probe` has seen it
         self._local = threading.local()
         self.direct = False
+        self._misses_are_cached = False  # by the client of a network file system
+        self._base_path = ""
         self.batch_reads = self.batch_writes = False  # may the native extension be used?
         self.recency_seconds = RECENCY_SECONDS
 
     # --- what the file system can do ---
 
     def probe(self, directory: str, aligned: bool = True) -> None:
-        """Find out, with real one-page files in `directory`, whether O_DIRECT works in both directions and whether
-        unnamed files can be published. `aligned`: the caller's memory is page-aligned.
+        """Find out, with real one-page files in `directory`, the folder's base, whether O_DIRECT works in both
+        directions and whether unnamed files can be published. `aligned`: the caller's memory is page-aligned.
 
         Raises RootError when nothing can be written there, or when io="direct" was asked for and does not work.
         """
@@ -114,7 +116,7 @@ class BlockIO:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._umask = 0o777 & ~os.fstat(descriptor).st_mode
                 os.pwrite(descriptor, page, 0)
-                direct = aligned and self._config.io != "buffered" and file_system.direct_io_works(path, page)
+                direct = aligned and self._config.io != "buffered" and posix.direct_io_works(path, page)
                 with contextlib.suppress(OSError):  # before the close, for the reason given in `_write`
                     fcntl.flock(descriptor, fcntl.LOCK_UN)
             finally:
@@ -131,13 +133,19 @@ class BlockIO:
             self._write_flags |= O_DIRECT
             if self._config.io == "direct":
                 self._read_flags |= O_DIRECT
-        self._tmpfile = file_system.unnamed_files_work(directory, self._write_flags, self._config.file_mode)
-        self._named_link = not self._tmpfile and file_system.named_links_work(directory, self._config.file_mode)
+        self._tmpfile = posix.unnamed_files_work(directory, self._write_flags, self._config.file_mode)
+        self._named_link = not self._tmpfile and posix.named_links_work(directory, self._config.file_mode)
         self.batch_reads = self._config.compiled and batch is not None and directory.isascii()
         modes_hold = not self._umask & (self._config.file_mode | self._config.dir_mode)
         self.batch_writes = self.batch_reads and self._tmpfile and modes_hold and not self._durable
-        if not (direct and self._tmpfile):
-            logger.info("%s: O_DIRECT %s, O_TMPFILE %s", directory, direct, self._tmpfile)
+        self._base_path, file_system = directory, posix.type_at(directory)
+        self._misses_are_cached = file_system in ("nfs", "nfs4")
+        logger.log(
+            logging.DEBUG if direct and self._tmpfile else logging.INFO,
+            "%s: %s, O_DIRECT %s, O_TMPFILE %s, hard links %s, native reads %s, native writes %s",
+            *(directory, file_system or "unknown file system", direct, self._tmpfile),
+            *(self._tmpfile or self._named_link, self.batch_reads, self.batch_writes),
+        )
 
     # --- existence ---
 
@@ -145,8 +153,10 @@ class BlockIO:
         """Whether a block is there: a regular file of a right size. Anything else, and any error, is no block."""
         return self._is_block(path, None)
 
-    def exist(self, paths: Sequence[str]) -> list[bool]:
-        """`exists` for each, in order."""
+    def exists_many(self, paths: Sequence[str]) -> list[bool]:
+        """`exists` for each, in order; past the client's cache of missing names where the file system has one."""
+        if self._misses_are_cached:
+            return [self.exists(path) or self.revalidate(path) for path in paths]
         if not self.batch_reads:
             return [self.exists(path) for path in paths]
         return [size in self._sizes for size in batch.sizes(list(paths))]
@@ -158,14 +168,14 @@ class BlockIO:
             return False
         return stat.S_ISREG(status.st_mode) and status.st_size in self._sizes
 
-    def exists_everywhere(self, path: str, base_path: str) -> bool:
-        """The same, but a "no" is never a remembered one.
+    def revalidate(self, path: str) -> bool:
+        """`exists` after the server was queried, below the directory that `probe` saw.
 
-        NFS clients remember names that were missing for up to a minute, and neither stat nor open of the file asks the
-        server again. Opening the folder does (close-to-open consistency); a folder may itself be remembered as missing,
-        up to `base_path`, which exists.
+        NFS clients cache names that were missing for up to a minute (the negative dentry cache), and neither stat nor
+        open of the file queries the server again. Opening the folder does (close-to-open consistency); a folder may
+        itself be cached as missing, up to the base path, which exists.
         """
-        return self.exists(path) or (_look_again(os.path.dirname(path), base_path) and self.exists(path))
+        return _revalidate_folder(os.path.dirname(path), self._base_path) and self.exists(path)
 
     # --- write ---
 
@@ -465,13 +475,14 @@ def _sync(path: str) -> None:
         os.close(descriptor)
 
 
-def _look_again(directory: str, base_path: str) -> bool:
-    """Whether the folder is there, asked of the server. A missing one costs one question per missing level."""
+def _revalidate_folder(directory: str, base_path: str) -> bool:
+    """Whether the server has the folder. A missing one costs one query per missing level."""
     for attempt in range(2):
         try:
             os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         except FileNotFoundError:
-            if attempt or len(directory) <= len(base_path) or not _look_again(os.path.dirname(directory), base_path):
+            above = os.path.dirname(directory)
+            if attempt or len(directory) <= len(base_path) or not _revalidate_folder(above, base_path):
                 return False
         except OSError:
             return False

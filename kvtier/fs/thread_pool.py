@@ -43,7 +43,7 @@ Work = tuple[Callable[[], Any], int]
 
 
 class Cancelled(Exception):
-    """Stands where a task's result would: "refused" (queue full) or "shutdown". The task never ran."""
+    """Stands where a task's result would be: the pool shut down first. The task never ran."""
 
 
 class Completion(NamedTuple):
@@ -112,27 +112,24 @@ class DualQueue:
 
 
 class DualQueueThreadPool:
-    """Runs jobs of tasks on `n_read_threads` read-priority and `n_write_threads` write-priority threads (each >= 1).
+    """Runs jobs of tasks on the read-priority and write-priority threads that `queue` is made for (each >= 1).
 
-    Stores beyond `store_queue_bytes_max` queued bytes are refused; loads are bounded by the slots of their caller. The
-    write-priority threads have a nice value above the process's by `thread_nice`, the read-priority ones by
-    `READ_NICE_OFFSET` more, so that an engine's own threads get the cores first.
+    Nothing is refused: the caller bounds what it submits. The write-priority threads have a nice value above the
+    process's by `thread_nice`, the read-priority ones by `READ_NICE_OFFSET` more, so that an engine's own threads get
+    the cores first.
     """
 
     def __init__(
         self,
-        n_read_threads: int,
-        n_write_threads: int,
-        store_queue_bytes_max: int,
+        queue: DualQueue,
         thread_name_prefix: str = "kvtier",
         hung_seconds: float = math.inf,
         thread_nice: int = 0,
         background: BackgroundThreads | None = None,
     ) -> None:
-        assert min(n_read_threads, n_write_threads) >= 1, (n_read_threads, n_write_threads)
+        assert min(queue.threads.values()) >= 1, queue.threads
         assert hung_seconds > 0, hung_seconds
-        self._queue = DualQueue(n_read_threads, n_write_threads)
-        self._store_queue_bytes_max = store_queue_bytes_max
+        self._queue = queue
         self._lock = threading.Lock()
         # The threads come to the lock one by one through this door. Without it all of them may wait for the lock, each
         # that has it for Python's own lock, and the caller of `submit` in the middle of that line.
@@ -170,34 +167,22 @@ class DualQueueThreadPool:
             self._all_done.notify_all()
 
     def submit(self, job_id: int, direction: Direction, works: Sequence[Work]) -> None:
-        """Enqueue a job and return at once. Exactly one `Completion` will follow, also for a job without tasks, of
-        which a part was refused (the first tasks that fit are kept), or that a shutdown overtakes."""
+        """Enqueue a job and return at once. Exactly one `Completion` will follow, also for a job without tasks, or one
+        that a shutdown overtakes."""
         job = _Job(job_id, direction, len(works))
         with self._lock:
             self._jobs_in_flight += 1
-            accepted = 0 if self._stopping else self._fitting(direction, works)
-            # Counted before anything is pushed: a task must not end before its job knows how many it has.
-            job.pending = accepted
-            job.results[accepted:] = [Cancelled("shutdown" if self._stopping else "refused")] * (len(works) - accepted)
-            if accepted == 0:
+            if self._stopping:
+                job.results = [Cancelled("shutdown")] * len(works)
+            if self._stopping or not works:
                 self._complete(job)
+                return
             now = time.monotonic()
-            for index, (run, task_bytes) in enumerate(works[:accepted]):
+            for index, (run, task_bytes) in enumerate(works):
                 depth = len(self._queue.tasks[direction])
                 group = self._queue.push(Task(job, index, run, direction, task_bytes, depth, now))
                 if group is not None:
                     self._wake[group].notify()
-
-    def _fitting(self, direction: Direction, works: Sequence[Work]) -> int:
-        """How many of the first tasks the queue has room for."""
-        if direction == "load":
-            return len(works)
-        room = self._store_queue_bytes_max - self._queue.bytes[direction]
-        for index, (_, task_bytes) in enumerate(works):
-            room -= task_bytes
-            if room < 0:
-                return index
-        return len(works)
 
     def get_finished(self) -> list[Completion]:
         """Completions since the last call, in the order in which jobs ended. Takes no lock (one caller, atomic pops),

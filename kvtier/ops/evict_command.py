@@ -16,9 +16,10 @@ from typing import Any, Self
 
 from kvtier.config import CapacityConfig, ConfigError, KvtierError
 from kvtier.entry import ExitCode, errno_text
+from kvtier.fs.admission import Evicted
 from kvtier.ops.catalog import bases
 from kvtier.ops.coverage import Coverage, cover
-from kvtier.ops.evictor import Capacity, Evicted, Plan
+from kvtier.ops.evictor import Capacity, Plan
 from kvtier.ops.text import age_text, path_text, size_text
 
 STUCK_SECONDS = 10.0  # a round ends when for so long nothing goes

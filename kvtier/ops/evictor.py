@@ -27,8 +27,8 @@ from typing import NamedTuple
 from kvtier.background import BackgroundThreads
 from kvtier.config import CapacityConfig, ConfigError, RootError
 from kvtier.events import FileEvictionReason
+from kvtier.fs.admission import EVICTED_KEYS_MAX, Evicted
 from kvtier.fs.block_io import RECENCY_SECONDS
-from kvtier.hashing import OffloadKey
 from kvtier.ops.catalog import BlockFile, Folder, Unreadable, folders
 from kvtier.ops.gc import remove_block, sweep
 
@@ -50,7 +50,6 @@ PACE = 9.0  # who is in no hurry rests nine times as long as it works,
 REST_SECONDS_MAX = 1.0  # also after a call that hung,
 STRIDE_SECONDS = 0.0001  # and does so before whoever loads meanwhile would have to wait for a core
 RENEWALS = 8  # a block in use is marked so often on its way from the newest to the oldest, if not once an hour
-EVICTED_KEYS_MAX = 100_000
 AGES_MAX = 100
 FACTS_MAX = 10_000
 
@@ -70,19 +69,6 @@ class Room(NamedTuple):
     low: float
     high: float
     stores: float
-
-
-class Evicted(NamedTuple):
-    """What one round took from one folder; `ages_seconds` of up to `AGES_MAX` of the files, `keys` of up to
-    `EVICTED_KEYS_MAX`. Times: `time.monotonic()`; the lease was held all the while."""
-
-    reason: FileEvictionReason
-    keys: tuple[OffloadKey, ...]
-    files: int
-    bytes: int
-    ages_seconds: tuple[float, ...]
-    started_seconds: float
-    finished_seconds: float
 
 
 @dataclass
@@ -133,7 +119,7 @@ class Capacity:
         self._told = b""  # what stood last in the lease's file
         self._leading = False  # it was told here
         self._heard_seconds = -math.inf
-        self.traffic_seconds = -math.inf  # when the last job came; the tier writes it
+        self.traffic_seconds = -math.inf  # when the last job came
         self._random = random.Random(os.urandom(16))  # the application's own generator is left alone
         self._refused = False  # since the last measurement
         self._asks = False  # so much of the grant is gone that whoever evicts should hurry
@@ -164,8 +150,8 @@ class Capacity:
 
     # --- the scheduler's thread ---
 
-    def admit(self, blocks: int, file_bytes: int) -> int:
-        """How many of `blocks` files may be stored now; `settle` must follow. A refusal brings the next round forward.
+    def reserve(self, blocks: int, file_bytes: int) -> int:
+        """How many of `blocks` files may be stored now; `release` must follow. A refusal brings the next round forward.
         The last block may go over the budget, so that any limit lets something through."""
         if self.root is not None and self.root is not self._granted:
             self._granted = self.root
@@ -182,9 +168,13 @@ class Capacity:
             self._due.set()
         return admitted
 
-    def settle(self, blocks: int, file_bytes: int) -> None:
+    def release(self, blocks: int, file_bytes: int) -> None:
         """That many admitted blocks are written, or never will be."""
         self._pending -= blocks * file_bytes
+
+    def note_traffic(self) -> None:
+        """A job was submitted."""
+        self.traffic_seconds = time.monotonic()
 
     def take_facts(self) -> list[Evicted]:
         """Evictions since the last call."""

@@ -38,18 +38,17 @@ from kvtier.events import (
     Lookup,
     LookupBatch,
     Promotion,
-    RefusalReason,
     RequestFinished,
     ThreadDied,
     ThreadRole,
     TierAnswers,
 )
+from kvtier.fs.admission import REFUSAL_REASONS
 
 logger = logging.getLogger(__name__)
 
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 CORRUPT_REASONS: frozenset[str] = frozenset(get_args(CorruptReason))
-REFUSAL_REASONS: tuple[str, ...] = get_args(RefusalReason)
 FAILURE_REASONS = CORRUPT_REASONS.union(REFUSAL_REASONS, ("shutdown", "replaced"), errno.errorcode.values())
 SECONDS_BUCKETS = tuple(float(f"{digit}e{power}") for power in range(-5, 2) for digit in (1, 2.5, 5))
 """10 us to 50 s, three a decade: a memory copy, a device, and a device that hangs stay apart."""

@@ -113,6 +113,17 @@ def test_a_module_has_a_floor_and_imports_only_from_rows_above_it(package: str, 
         assert target_row <= row, f"{package}/{name}.py imports {target}, which is below it in docs/structures.md"
 
 
+EDGES = {"ops", "telemetry", "factory", "vllm_plugin", "vllm_interface"}
+CORE = {name for name in modules("kvtier") if name.split("/")[0] not in EDGES | {"__init__", "__main__"}}
+"""Of kvtier: what works without operations, telemetry and vLLM."""
+
+
+@pytest.mark.parametrize("name", sorted(CORE))
+def test_the_core_imports_no_edge(name: str) -> None:
+    edges = sorted(target for target in inner_imports("kvtier", name) if target.split("/")[0] in EDGES)
+    assert not edges, f"kvtier/{name}.py imports {', '.join(edges)}: inject it from kvtier/factory.py"
+
+
 @pytest.mark.parametrize("package", ["kvtier", "harness"])
 def test_there_is_no_import_cycle(package: str) -> None:
     graph = {name: inner_imports(package, name) & set(modules(package)) for name in modules(package)}

@@ -19,7 +19,7 @@ from kvtier.events import Event, FanOut, JobFinished, NullObserver, TaskFact
 from kvtier.fs.async_lookup import AsyncLookupManager
 from kvtier.fs.block_io import BlockIO
 from kvtier.fs.file_mapper import FileMapper
-from kvtier.fs.thread_pool import DualQueueThreadPool
+from kvtier.fs.thread_pool import DualQueue, DualQueueThreadPool
 from kvtier.fs.trailer import Trailer
 from kvtier.hashing import BlockHash, OffloadKey, hash_function, hash_tokens, make_offload_key, none_hash
 
@@ -57,7 +57,7 @@ def test_1000_paths_to_keys(benchmark: Benchmark) -> None:
 
 @pytest.fixture
 def pool() -> Iterator[DualQueueThreadPool]:
-    pool = DualQueueThreadPool(16, 16, 1 << 40)
+    pool = DualQueueThreadPool(DualQueue(16, 16))
     yield pool
     pool.shutdown()
 

@@ -16,8 +16,8 @@ import kvtier.ops.evictor
 from kvtier.base import LookupResult, ReqContext, ScheduleEndContext, TransferJob
 from kvtier.config import FsTierConfig, KvtierError, RunConfig
 from kvtier.events import FanOut, ThreadDied
-from kvtier.fs.manager import FileSystemTierManager
-from kvtier.fs.thread_pool import DualQueueThreadPool
+from kvtier.factory import open_fs_tier
+from kvtier.fs.thread_pool import DualQueue, DualQueueThreadPool
 from kvtier.hashing import BlockHash, OffloadKey, make_offload_key
 from kvtier.telemetry.prometheus import MetricsObserver, Patient
 
@@ -47,7 +47,7 @@ class Tier:
         observer = FanOut(self, MetricsObserver(self.registry, {"fs": dict}))
         view = memoryview(mmap.mmap(-1, BLOCK)).cast("B", (1, BLOCK))
         config = FsTierConfig.from_mapping({"root_dir": root, "block_bytes": BLOCK, "capacity": "1GiB", **options})
-        self.manager = FileSystemTierManager(config, RunConfig("m"), view, observer)
+        self.manager = open_fs_tier(config, RunConfig("m"), view, observer)
 
     def on_event(self, event: Any) -> None:
         if isinstance(event, ThreadDied):
@@ -75,7 +75,7 @@ def test_a_dead_capacity_thread_is_reported_and_ends_stores_with_an_error(
     monkeypatch.setattr(kvtier.ops.evictor, "folders", dies)
     with caplog.at_level(logging.CRITICAL):
         tier = Tier(tmp_path)
-        tier.manager._capacity._thread.join()  # type: ignore[union-attr]
+        tier.manager._quota._thread.join()  # type: ignore[union-attr]
     assert tier.counted() == {"capacity": 0, "lookup": 0, "load": 0, "store": 0}, "series are there before the first"
     tier.step()
     tier.step()
@@ -103,8 +103,7 @@ def test_a_dead_capacity_thread_is_reported_and_ends_stores_with_an_error(
 
 def test_a_dead_lookup_thread_ends_lookups_with_an_error(tmp_path: Path) -> None:
     tier = Tier(tmp_path)
-    tier.manager.blockio.exist = dies  # type: ignore[method-assign]
-    tier.manager.blockio.exists_everywhere = dies  # type: ignore[method-assign]
+    tier.manager.blockio.exists_many = dies  # type: ignore[method-assign]
     text = tier.until_it_raises(lambda: tier.manager.lookup(key(1), REQUEST))
     assert text.startswith(f"a lookup thread died (AttributeError: {BUG})")
     assert tier.deaths == [ThreadDied("fs", "lookup", f"AttributeError: {BUG}")]
@@ -135,7 +134,7 @@ def test_a_dead_thread_of_the_pool_ends_waiting_and_new_jobs_with_an_error(
 
 
 def test_whatever_a_task_raises_is_its_result_and_its_thread_goes_on() -> None:
-    pool = DualQueueThreadPool(1, 1, 1 << 20)
+    pool = DualQueueThreadPool(DualQueue(1, 1))
 
     def leaves() -> None:
         raise SystemExit(3)

@@ -196,7 +196,7 @@ for number, engine in enumerate(question["engines"]):
     theirs = vllm.file_mapper.FileMapper.from_offloading_spec(
         question["root"], one, blocks_per_file=one.blocks_per_chunk, parallel_agnostic=True
     )
-    ours = plugin.FileSystemTierManager.__init__.__globals__["FileMapper"](question["root"], plugin.run_config(one))
+    ours = plugin.FileMapper(question["root"], plugin.run_config(one))
     answer.append([
         [theirs.get_config_file_path(), theirs.get_run_config(), [theirs.get_file_name(key) for key in some]],
         [ours.config_path, ours.fields, [ours.get_file_name(key) for key in some]],
@@ -494,7 +494,7 @@ folders, kvtier.ops.evictor.folders = kvtier.ops.evictor.folders, dies
 engine_starts()
 tier = kvtiers(question, memory(), spec(), capacity="1GiB")
 tier.on_new_request(context())
-tier._fs._capacity._thread.join()
+tier._fs._quota._thread.join()
 kvtier.ops.evictor.folders = folders
 tier.on_schedule_end(vllm.base.ScheduleEndContext((), ()))
 counted = {" ".join(labels): value for labels, value in

@@ -22,6 +22,7 @@ from harness.adapters.base import PeerMissing, TierSetup
 from harness.adapters.vllm import PYTHON_VARIABLE, VllmAdapter
 from kvtier.base import LookupResult, ReqContext, ScheduleEndContext, TransferJob
 from kvtier.config import HASH_ALGORITHMS, FsTierConfig, KVCacheGroup, RunConfig
+from kvtier.factory import open_fs_tier
 from kvtier.fs.file_mapper import FileMapper
 from kvtier.fs.manager import FileSystemTierManager
 from kvtier.hashing import (
@@ -351,7 +352,7 @@ def test_a_failed_store_names_nothing(peer: Peer, tmp_path: Path) -> None:
 def kvtier_tier(root: Path) -> tuple[FileSystemTierManager, np.ndarray[Any, np.dtype[np.uint8]]]:
     memory = np.zeros((BLOCKS, BLOCK_BYTES), dtype=np.uint8)
     config = FsTierConfig(str(root), BLOCK_BYTES, n_read_threads=1, n_write_threads=1)
-    return FileSystemTierManager(config, RunConfig("harness/model"), memoryview(memory)), memory
+    return open_fs_tier(config, RunConfig("harness/model"), memoryview(memory)), memory
 
 
 def kvtier_keys(tier: FileSystemTierManager) -> tuple[OffloadKey, ...]:

@@ -333,7 +333,7 @@ def test_many_at_once_are_as_each_alone(tmp_path: Path, states: list[str | None]
         for path, state in zip(paths, states, strict=True):
             if state is not None:
                 DAMAGES[state][0](path)
-        there = io.exist(paths)
+        there = io.exists_many(paths)
         into = [buffer() for _ in states]
         read = [(o.ok, o.reason, bool(o.quarantined)) for o in io.read_blocks(paths, keys, into)]
         right = [bytes(a) == bytes(b) for a, b, (ok, *_) in zip(into, views, read, strict=True) if ok]
@@ -396,13 +396,12 @@ def test_garbage_is_no_trailer(garbage: bytes) -> None:
     assert Trailer.unpack(garbage) is None
 
 
-def test_a_no_is_asked_again_with_whatever_folders_are_missing(io: BlockIO, path: str, tmp_path: Path) -> None:
-    base = str(tmp_path)
-    assert not io.exists_everywhere(path, base)
+def test_revalidation_works_with_whatever_folders_are_missing(io: BlockIO, path: str) -> None:
+    assert not io.revalidate(path)
     os.makedirs(os.path.dirname(path))
-    assert not io.exists_everywhere(path, base)
+    assert not io.revalidate(path)
     put(io, path, DATA)
-    assert io.exists_everywhere(path, base)
+    assert io.revalidate(path)
 
 
 def test_a_named_temp_file_replaces_nothing_where_links_work(tmp_path: Path, path: str) -> None:

@@ -17,6 +17,7 @@ import pytest
 from kvtier.base import JobResult, LookupResult, ReqContext, ScheduleEndContext, SecondaryTierManager, TransferJob
 from kvtier.config import ConfigError, FsTierConfig, RootError, RunConfig, SlotError
 from kvtier.events import BlockQuarantined, Event, JobFinished, LookupBatch
+from kvtier.factory import open_fs_tier
 from kvtier.fs.block_io import BlockOutcome
 from kvtier.fs.manager import FILE_BYTES, FileSystemTierManager
 from kvtier.hashing import BlockHash, OffloadKey, make_offload_key
@@ -55,7 +56,7 @@ class Tier:
         self.memory = mmap.mmap(-1, SLOTS * BLOCK)
         self.view = memoryview(self.memory).cast("B", (SLOTS, BLOCK))
         config = FsTierConfig(root_dir=str(root), block_bytes=BLOCK, **options)
-        self.manager = FileSystemTierManager(config, run, self.view, observer)
+        self.manager = open_fs_tier(config, run, self.view, observer)
         self.job_id = 0
 
     def slot(self, slot: int) -> memoryview:
@@ -108,7 +109,7 @@ class TestContract(TierContract):
         config = FsTierConfig(
             root_dir=str(self.root_dir), block_bytes=view.shape[1], n_read_threads=2, n_write_threads=2
         )
-        return FileSystemTierManager(config, RUN, view)
+        return open_fs_tier(config, RUN, view)
 
     def block_file(self, tier: SecondaryTierManager, k: OffloadKey) -> Path:
         assert isinstance(tier, FileSystemTierManager)
@@ -344,13 +345,13 @@ def test_view_must_fit_the_block_size(tmp_path: Path) -> None:
     config = FsTierConfig(root_dir=str(tmp_path), block_bytes=BLOCK)
     for view in (memoryview(bytearray(BLOCK)), memoryview(bytearray(2 * BLOCK)).cast("B", (4, BLOCK // 2))):
         with pytest.raises(ConfigError, match="shape"):
-            FileSystemTierManager(config, RUN, view)
+            open_fs_tier(config, RUN, view)
 
 
 def test_a_slice_of_unaligned_memory_still_works(tmp_path: Path) -> None:
     memory = mmap.mmap(-1, 2 * BLOCK)
     view = memoryview(memory)[8 : BLOCK + 8].cast("B", (1, BLOCK))
-    manager = FileSystemTierManager(FsTierConfig(root_dir=str(tmp_path), block_bytes=BLOCK), RUN, view)
+    manager = open_fs_tier(FsTierConfig(root_dir=str(tmp_path), block_bytes=BLOCK), RUN, view)
     assert not manager.blockio.direct
     memory[8 : BLOCK + 8] = content(1)
     manager.submit_store(TransferJob(1, (key(1),), (0,), False, REQUEST))
@@ -374,7 +375,7 @@ def test_too_few_descriptors_fail_cleanly_and_recover(tmp_path: Path) -> None:
 import os, resource, sys
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from test_manager import Tier, Recorder
+from tests.tiering.kvtier.fs.test_manager import Tier, Recorder
 recorder = Recorder()
 tier = Tier(Path(sys.argv[1]), recorder)
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -388,7 +389,7 @@ print(dict(recorder.jobs()[0].failures))
 tier.manager.shutdown()
 """
     child = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path), str(Path(__file__).parent)], capture_output=True, text=True
+        [sys.executable, "-c", script, str(tmp_path), str(Path(__file__).parents[4])], capture_output=True, text=True
     )
     assert child.returncode == 0, child.stderr
     assert child.stdout.strip() == "{'EMFILE': 4}"
@@ -398,7 +399,7 @@ SHARER = """
 import sys
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from test_manager import Tier, Recorder, content
+from tests.tiering.kvtier.fs.test_manager import Tier, Recorder, content
 recorder = Recorder()
 tier = Tier(Path(sys.argv[1]), recorder)
 print("ready", flush=True)
@@ -421,7 +422,7 @@ def test_two_processes_share_one_root(tmp_path: Path) -> None:
     """Each stores blocks, half of them the same at the same time; each then loads what the other one stored."""
     children = [
         subprocess.Popen(
-            [sys.executable, "-c", SHARER, str(tmp_path), str(Path(__file__).parent)],
+            [sys.executable, "-c", SHARER, str(tmp_path), str(Path(__file__).parents[4])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

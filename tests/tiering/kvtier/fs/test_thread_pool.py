@@ -94,8 +94,8 @@ def test_schedule(n_read: int, n_write: int, arrivals: list[tuple[Direction, int
             assert len(overtakers) <= simulation.queue.threads[OTHER[direction]] * (bound + 1)
 
 
-def make_pool(n_read: int = 2, n_write: int = 2, limit: int = 1 << 30) -> DualQueueThreadPool:
-    return DualQueueThreadPool(n_read, n_write, limit)
+def make_pool(n_read: int = 2, n_write: int = 2, **options: Any) -> DualQueueThreadPool:
+    return DualQueueThreadPool(DualQueue(n_read, n_write), **options)
 
 
 class Gate:
@@ -203,7 +203,7 @@ def threads_of(pool: DualQueueThreadPool) -> int:
 
 @pytest.mark.parametrize("hung", DIRECTIONS)
 def test_calls_that_hang_on_all_threads_do_not_take_any_class_down(hung: Direction, pipe: Pipe) -> None:
-    pool = DualQueueThreadPool(2, 1, 1 << 30, hung_seconds=0.02)
+    pool = make_pool(2, 1, hung_seconds=0.02)
     pool.submit(1, hung, [(pipe, BLOCK)] * 3)
     pool.submit(2, hung, [(lambda: "ran", BLOCK)] * 5)
     pool.submit(3, OTHER[hung], [(lambda: "ran", BLOCK)] * 5)
@@ -221,7 +221,7 @@ def test_calls_that_hang_on_all_threads_do_not_take_any_class_down(hung: Directi
 def test_no_more_threads_are_replaced_than_a_group_has_and_those_that_come_back_end(pipe: Pipe) -> None:
     """Every thread and every replacement hangs: the pool has twice its threads and no more, and as many as at first
     when all have come back."""
-    pool = DualQueueThreadPool(2, 1, 1 << 30, hung_seconds=0.02)
+    pool = make_pool(2, 1, hung_seconds=0.02)
     pool.submit(1, "load", [(pipe, BLOCK)] * 20)
     deadline = time.monotonic() + 30
     while pool.gauges()["load_running"] < 6:
@@ -250,28 +250,6 @@ def test_a_large_job_uses_all_threads() -> None:
     assert pool.gauges()["load_threads_busy"] == 3
     assert pool.gauges()["store_threads_busy"] == 2
     gate.open.set()
-    pool.shutdown()
-
-
-def test_stores_beyond_the_limit_are_refused_and_the_prefix_is_kept() -> None:
-    pool, gate = make_pool(1, 1, limit=3 * BLOCK), Gate()
-    pool.submit(0, "load", [(gate, BLOCK)] * 2)  # both threads are busy: what follows stays queued
-    for _ in range(2):
-        assert gate.entered.acquire(timeout=30)
-    pool.submit(1, "store", [(lambda: "kept", BLOCK)] * 5)
-    pool.submit(2, "store", [(lambda: "kept", BLOCK)])
-    assert pool.gauges()["store_queue_bytes"] == 3 * BLOCK
-    (refused,) = pool.get_finished()
-    assert refused.job_id == 2
-    assert str(refused.results[0]) == "refused"
-    pool.submit(3, "load", [(lambda: "loads have no limit", BLOCK)] * 9)
-    gate.open.set()
-    assert pool.wait_idle(30)
-    results = {c.job_id: c.results for c in pool.get_finished()}
-    assert results[1][:3] == ("kept",) * 3
-    assert [str(r) for r in results[1][3:]] == ["refused"] * 2
-    assert len(results[3]) == 9
-    assert pool.gauges()["store_queue_bytes"] == 0
     pool.shutdown()
 
 
@@ -344,7 +322,7 @@ def test_a_sandbox_that_refuses_priorities_does_not_end_the_threads(monkeypatch:
         raise PermissionError(errno.EPERM, "not here")
 
     monkeypatch.setattr(os, "setpriority", refused)
-    pool = DualQueueThreadPool(1, 1, 1 << 20, thread_nice=3)
+    pool = make_pool(1, 1, thread_nice=3)
     pool.submit(1, "store", [(lambda: "done", 1)])
     pool.wait_idle()
     assert [completion.results for completion in pool.get_finished()] == [("done",)]
@@ -353,7 +331,7 @@ def test_a_sandbox_that_refuses_priorities_does_not_end_the_threads(monkeypatch:
 
 def test_threads_have_lower_priority_than_their_process_and_those_that_prefer_loads_most() -> None:
     mine = os.getpriority(os.PRIO_PROCESS, 0)
-    pool = DualQueueThreadPool(2, 2, 1 << 20, thread_nice=3)
+    pool = make_pool(2, 2, thread_nice=3)
     all_run = threading.Barrier(4)
 
     def own_priority() -> int:

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from kvtier.base import ReqContext, TransferJob
 from kvtier.config import FsTierConfig, KVCacheGroup, RootError, RunConfig
+from kvtier.factory import open_fs_tier
 from kvtier.fs.manager import FileSystemTierManager
 from kvtier.hashing import BlockHash, OffloadKey, make_offload_key
 from kvtier.ops.catalog import folders, summarise, verify
@@ -36,9 +37,7 @@ def store(root: Path, run: RunConfig, numbers: Sequence[int]) -> FileSystemTierM
     view = memoryview(memory).cast("B", (len(numbers), BLOCK))
     for row, number in enumerate(numbers):
         memory[row * BLOCK : (row + 1) * BLOCK] = bytes([number]) * BLOCK
-    tier = FileSystemTierManager(
-        FsTierConfig(str(root), BLOCK, n_read_threads=1, n_write_threads=1, **OPTIONS), run, view
-    )
+    tier = open_fs_tier(FsTierConfig(str(root), BLOCK, n_read_threads=1, n_write_threads=1, **OPTIONS), run, view)
     tier.submit_store(TransferJob(1, tuple(map(key, numbers)), tuple(range(len(numbers))), False, ReqContext("r")))
     tier.drain_jobs()
     assert all(result.success for result in tier.get_finished_jobs())

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from kvtier.base import ReqContext, TransferJob
 from kvtier.config import FsTierConfig, RunConfig
-from kvtier.fs.manager import FileSystemTierManager
+from kvtier.factory import open_fs_tier
 from kvtier.hashing import BlockHash, OffloadKey, make_offload_key
 from kvtier.ops import coverage
 from kvtier.ops.cli import main
@@ -65,7 +65,7 @@ class Tier:
     def __init__(self, root: Path, model: str = "org/model", blocks: int = BLOCKS) -> None:
         view = memoryview(mmap.mmap(-1, max(1, blocks) * BLOCK)).cast("B", (max(1, blocks), BLOCK))
         config = FsTierConfig(str(root), BLOCK, n_read_threads=1, n_write_threads=1)
-        manager = FileSystemTierManager(config, RunConfig(model), view)
+        manager = open_fs_tier(config, RunConfig(model), view)
         self.mapper = manager.file_mapper
         if blocks:
             keys = tuple(map(key, range(blocks)))
@@ -219,7 +219,7 @@ def test_json_carries_the_same_facts(tmp_path: Path, tier: Tier, command: tuple[
 
 def test_a_rank_that_its_config_does_not_have_is_named(tmp_path: Path, command: tuple[str, ...]) -> None:
     tier = Tier(tmp_path)
-    agnostic = FileSystemTierManager(
+    agnostic = open_fs_tier(
         FsTierConfig(str(tmp_path), BLOCK),
         RunConfig("a", parallel_agnostic=True),
         memoryview(bytearray(BLOCK)).cast("B", (1, BLOCK)),

@@ -22,8 +22,8 @@ from click.testing import CliRunner
 from kvtier.base import LookupResult, ReqContext, ScheduleEndContext, TransferJob
 from kvtier.config import CapacityConfig, ConfigError, FsTierConfig, RunConfig
 from kvtier.events import Event, FilesEvicted, JobFinished, TierAnswers
+from kvtier.factory import open_fs_tier
 from kvtier.fs.block_io import RECENCY_SECONDS
-from kvtier.fs.manager import FileSystemTierManager
 from kvtier.hashing import BlockHash, OffloadKey, make_offload_key
 from kvtier.ops.catalog import BlockFile, folders
 from kvtier.ops.cli import EXIT_BAD_INPUT, main
@@ -44,7 +44,7 @@ class Tier:
         self.events: list[Event] = []
         view = memoryview(mmap.mmap(-1, SLOTS * BLOCK)).cast("B", (SLOTS, BLOCK))
         config = FsTierConfig(str(root), BLOCK, n_read_threads=1, n_write_threads=1, **options)
-        self.manager = FileSystemTierManager(config, RunConfig(model), view, self)
+        self.manager = open_fs_tier(config, RunConfig(model), view, self)
         self.jobs = 0
 
     def on_event(self, event: Event) -> None:
@@ -90,7 +90,7 @@ def test_the_least_recently_used_go_down_to_the_low_water_mark(tmp_path: Path, t
     assert sorted(fact.ages_seconds) == pytest.approx([100_000 - number for number in range(49, -1, -1)], abs=60)
     capacity.step()
     assert capacity.gauges() == {"root_bytes": 50 * FILE, "root_files": 50}
-    assert capacity.admit(2, FILE) == 2
+    assert capacity.reserve(2, FILE) == 2
     assert capacity.take_facts() == [], "below the high water mark nothing goes"
 
 
@@ -106,8 +106,8 @@ def test_who_evicts_rests_unless_another_process_has_used_half_of_its_grant(tmp_
 
     def store(blocks: int) -> None:
         other.traffic_seconds = time.monotonic()  # else it would lead itself
-        assert other.admit(blocks, FILE) == blocks
-        other.settle(blocks, FILE)
+        assert other.reserve(blocks, FILE) == blocks
+        other.release(blocks, FILE)
         other.step()
 
     store(0)  # hears what the leader says for the first time, so cannot know how old it is
@@ -213,7 +213,7 @@ def test_one_evicts_at_a_time_and_a_dead_one_loses_the_lease(tmp_path: Path, tie
         capacity = Capacity(str(tmp_path), CapacityConfig(max_bytes=10 * FILE))
         capacity.step()
         assert len(present(tier, range(40))) == 40, "another one has the lease"
-        assert capacity.admit(1, FILE) == 0, "and nothing was measured here: stores wait"
+        assert capacity.reserve(1, FILE) == 0, "and nothing was measured here: stores wait"
     finally:
         holder.kill()
         holder.communicate()
@@ -265,10 +265,10 @@ def test_of_two_limits_the_narrower_holds(tmp_path: Path, tier: Tier) -> None:
     wide, narrow = 1000 * FILE, free.f_bavail * free.f_frsize
     capacity = Capacity(str(tmp_path), CapacityConfig(max_bytes=wide))
     capacity.step()
-    assert capacity.admit(5, FILE) == 5
+    assert capacity.reserve(5, FILE) == 5
     capacity = Capacity(str(tmp_path), CapacityConfig(max_bytes=wide, min_free_bytes=2 * narrow))
     capacity.step()
-    assert capacity.admit(5, FILE) == 0
+    assert capacity.reserve(5, FILE) == 0
     assert {fact.reason for fact in capacity.take_facts()} == {"min_free_bytes"}
 
 
@@ -614,18 +614,18 @@ def test_who_does_not_evict_hears_what_was_measured(tmp_path: Path, tier: Tier) 
     with other._lease():
         other.step()
     assert other.gauges() == {"root_bytes": 30 * FILE, "root_files": 30}
-    assert other.admit(5, FILE) == 5
+    assert other.reserve(5, FILE) == 5
 
 
 def test_what_is_still_being_written_counts_against_the_next_grant(tmp_path: Path, tier: Tier) -> None:
     capacity = Capacity(str(tmp_path), CapacityConfig(max_bytes=160 * FILE, low_water=0.5))
     capacity.step()
-    assert capacity.admit(100, FILE) == 10, "an eighth of what lies above the low water mark"
+    assert capacity.reserve(100, FILE) == 10, "an eighth of what lies above the low water mark"
     capacity.step()
-    assert capacity.admit(100, FILE) == 0, "they are not written yet"
-    capacity.settle(4, FILE)
+    assert capacity.reserve(100, FILE) == 0, "they are not written yet"
+    capacity.release(4, FILE)
     capacity.step()
-    assert capacity.admit(100, FILE) == 4
+    assert capacity.reserve(100, FILE) == 4
 
 
 def test_an_evicted_block_that_is_wanted_again_is_counted_once(tmp_path: Path, tier: Tier) -> None:

@@ -35,7 +35,7 @@ from kvtier.events import (
     ThreadDied,
     TierAnswers,
 )
-from kvtier.fs.manager import FileSystemTierManager
+from kvtier.factory import open_fs_tier
 from kvtier.hashing import BlockHash, make_offload_key
 from kvtier.manager import TieringOffloadingManager
 from kvtier.telemetry.prometheus import GAUGES, Gauges, MetricsObserver, Patient, serve_metrics
@@ -169,7 +169,7 @@ def test_registering_asks_no_source() -> None:
 def test_every_gauge_of_the_tiers_is_described(tmp_path: Path) -> None:
     cpu = CPUOffloadingManager(CpuTierConfig(2, 4096))
     config = FsTierConfig(str(tmp_path), 4096, capacity=CapacityConfig(min_free_bytes=1))
-    tier = FileSystemTierManager(config, RunConfig("m"), cpu.view)
+    tier = open_fs_tier(config, RunConfig("m"), cpu.view)
     while "root_bytes" not in tier.gauges():  # not measured yet
         threading.Event().wait(0.001)
     said = {*tier.gauges(), *tier.space(), *TieringOffloadingManager(cpu, [tier]).gauges()}
@@ -298,13 +298,13 @@ def test_a_real_tier_is_told_to_the_unit(registry: CollectorRegistry, tmp_path: 
     config, run = FsTierConfig(str(tmp_path), 4096, n_read_threads=1, n_write_threads=1), RunConfig("m")
     with mmap.mmap(-1, 4 * 4096) as memory:
         view = memoryview(memory).cast("B", (4, 4096))
-        writer = FileSystemTierManager(config, run, view)
+        writer = open_fs_tier(config, run, view)
         writer.submit_store(TransferJob(1, keys, (0, 1, 2), False, ReqContext("r")))
         writer.drain_jobs()
         writer.shutdown()
         sources: dict[str, Gauges] = {}
         observer = MetricsObserver(registry, sources)
-        tier = FileSystemTierManager(config, run, view, observer)
+        tier = open_fs_tier(config, run, view, observer)
         sources["fs"] = tier.gauges
         tier.submit_store(TransferJob(1, keys[:1], (0,), False, ReqContext("r")))
         tier.submit_load(
