@@ -1,4 +1,4 @@
-"""A run's report: `report.html`, one self-contained page that opens offline, made from what the run folder holds."""
+"""A run's report, two runs compared, and the list of runs: HTML pages, each one file that opens offline."""
 
 from harness.report.compare import compare, write_comparison
 from harness.report.index import write_index

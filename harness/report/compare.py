@@ -1,8 +1,8 @@
-"""Two runs side by side: what differs, by how much, and how sure that is; `compare` in the command line makes the page.
+"""Two runs side by side: what differs, by how much, with confidence intervals. `kvtier-harness compare` makes the page.
 
-Each run's traffic is cut into slices of time, and whole slices are drawn again with replacement (bootstrap): what
-happens within a slice hangs together, so single jobs would promise too much. The intervals say what these two runs can
-tell about themselves. They know nothing of a machine that was busier on the other day: repeat both runs, in turn.
+The traffic of each run is cut into slices of time, which are resampled with replacement (block bootstrap). Jobs of one
+slice are correlated, so resampling single jobs would give intervals that are too narrow. The intervals cover variation
+within these two runs only, not between days or machines: repeat both runs, in turn.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from harness.core.history import History
 from harness.recorded import read_results
 from harness.report.figures import (
     CLASS_COLOURS,
+    CLASSES,
     MIB,
     QUIET_COLOUR,
     Section,
@@ -33,27 +33,28 @@ from harness.report.figures import (
     percentiles,
     plain,
 )
-from harness.report.flow import LATENCY_NAMES, latencies
-from harness.report.page import read_environment, verdict_words
-from harness.report.shell import section_html, write_page
-from harness.report.tables import flat, table_html
+from harness.report.flow import DONE, LATENCY_NAMES, latencies
+from harness.report.html import file_url, write_page
+from harness.report.page import read_environment
+from harness.report.tables import flat
 
+LINES = "A is solid, B is dotted."
 SLICES_MAX = 60
 SLICES_MIN = 8
-"""A run with fewer slices of time than this gets no intervals: there is nothing to draw from."""
+"""A run with fewer slices of time gets no intervals."""
 SLICE_SECONDS = 1.0
-"""What hangs together for longer than a slice makes the intervals too narrow."""
+"""Jobs that are correlated for longer than a slice make the intervals too narrow."""
 DRAWS = 1000
 CONFIDENCE = 0.95
 SEED = 0
-"""Of the draws: the same two runs give the same page."""
+"""Seed of the draws: the same two runs give the same page."""
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One figure of both runs. `ratio` is B / A; the interval holds it with `CONFIDENCE`, NaN where nobody can say."""
+    """One figure of both runs. `ratio` is B / A; its interval has `CONFIDENCE`, and is NaN for a run too short."""
 
     name: str
     unit: str
@@ -66,7 +67,7 @@ class Difference:
 
     @property
     def word(self) -> str:
-        """What the interval says: "better", "worse", "no difference seen", or "not known"."""
+        """The interval in a word: "better", "worse", "no difference seen", or "not known"."""
         if math.isnan(self.ratio_low) or math.isnan(self.ratio_high):
             return "not known"
         if self.ratio_low <= 1 <= self.ratio_high:
@@ -82,7 +83,7 @@ class Difference:
 
 
 class Samples(NamedTuple):
-    """What happened in each slice: sums, and values in seconds with the slice of each."""
+    """The traffic of each slice: sums, and values in seconds with the slice of each."""
 
     slices: int
     slice_seconds: float
@@ -139,7 +140,7 @@ def compare(a: Side, b: Side) -> list[Difference]:
 
 
 def sample(history: History) -> Samples:
-    """A run's traffic in slices of `SLICE_SECONDS` or more, by when things ended."""
+    """A run's traffic in slices of `SLICE_SECONDS` or more, by the time at which jobs and requests ended."""
     jobs = [j for j in history.jobs if j.outcome != "info"]
     requests = [r for r in history.requests if r.outcome == "ok"]
     ends = [j.finished_seconds for j in jobs] + [r.finished_seconds for r in requests]
@@ -240,22 +241,18 @@ _FIGURES: list[tuple[str, str, bool, _Of]] = [
 def write_comparison(a: Side, b: Side, differences: Sequence[Difference], path: Path) -> Path:
     """The page of two runs."""
     plots = [s for s in (_forest(differences), _throughput(a, b), *_latencies(a, b)) if s is not None]
-    odd = _differing(a, b)
-    body = [
-        f"<h1>{escape(a.results['scenario'])} of {escape(a.results['tier'])} (A) and "
-        f"{escape(b.results['scenario'])} of {escape(b.results['tier'])} (B)</h1>",
-        _sides(a, b, path.resolve().parent),
-        f"<p class='answer'>{escape(in_words(differences))}</p>",
-        f"<p class='sub'>Intervals hold {CONFIDENCE:.0%}: {DRAWS} draws of slices of time with replacement. One run of "
-        "each says nothing about how two runs of the same thing would differ; repeat both, in turn, before you believe "
-        "a small difference.</p>",
-        *(section_html(number, section) for number, section in enumerate(plots)),
-        "<h2>What was different about the two runs?</h2>",
-        table_html([["", "A", "B"], *odd]) or "<p>Nothing that was recorded.</p>",
-        "<h2>What was run?</h2>",
-        f"<pre>A  {escape(a.results['command'])}\nB  {escape(b.results['command'])}</pre>",
-    ]
-    return write_page(path, f"{a.name} and {b.name}", body, plots)
+    folder = path.resolve().parent
+    return write_page(
+        path,
+        "compare.html",
+        plots,
+        sides=(a, b),
+        links=[file_url(os.path.relpath(side.run_dir / "report.html", folder)) for side in (a, b)],
+        answer=in_words(differences),
+        confidence=f"{CONFIDENCE:.0%}",
+        draws=DRAWS,
+        differing=[["", "A", "B"], *_differing(a, b)],
+    )
 
 
 def in_words(differences: Sequence[Difference]) -> str:
@@ -271,20 +268,8 @@ def in_words(differences: Sequence[Difference]) -> str:
     return " ".join(parts) or "The two runs have no figure in common."
 
 
-def _sides(a: Side, b: Side, folder: Path) -> str:
-    items = []
-    for letter, side in (("A", a), ("B", b)):
-        value = side.results["verdict"]
-        link = escape(os.path.relpath(side.run_dir / "report.html", folder))
-        items.append(
-            f"<li class='is-{value}'><b>{letter}</b> <a href='{link}'>{escape(side.name)}</a>"
-            f"<span class='badge {value}'>{escape(verdict_words(side.results))}</span></li>"
-        )
-    return f"<ul class='verdicts'>{''.join(items)}</ul>"
-
-
 def _differing(a: Side, b: Side) -> Table:
-    """Options, environment and device figures that are not the same."""
+    """Options, environment values and device figures that differ."""
     left, right = (
         dict(
             flat({name: value for name, value in side.history.options.items() if name != "command"})
@@ -298,11 +283,11 @@ def _differing(a: Side, b: Side) -> Table:
 
 
 OWN_OPTIONS = {"command", "seed", "cpus", "keep", "traffic"}
-"""Of one run: they say nothing about what was compared."""
+"""Options of a single run, which do not change what is compared."""
 
 
 def differing_options(a: Side, b: Side) -> dict[str, tuple[Any, Any]]:
-    """Options that the runs do not have in common, with both values; None where a run has no such option."""
+    """Options that differ, with both values; None where a run has no such option."""
     left, right = a.history.options, b.history.options
     names = [name for name in dict.fromkeys([*left, *right]) if name not in OWN_OPTIONS]
     return {name: (left.get(name), right.get(name)) for name in names if left.get(name) != right.get(name)}
@@ -343,33 +328,34 @@ def _forest(differences: Sequence[Difference]) -> Section | None:
     figure.update_xaxes(type="log", tickformat=",~g", nticks=6)
     names = [d.name for d in reversed(shown)]
     figure.update_yaxes(categoryorder="array", categoryarray=names, automargin=True, showgrid=False)
-    answer = "Left of the line B has less, right of it more; green is better, red worse, grey not to be told apart."
-    return Section("How do the figures of B stand to those of A?", answer, figure, difference_table(differences))
+    answer = "Left of the line B has less, right of it more. Green is better, red is worse, grey is no difference seen."
+    return Section("How do the figures of B compare with those of A?", answer, figure, difference_table(differences))
 
 
 def _throughput(a: Side, b: Side) -> Section | None:
-    figure = new_figure("seconds", ["loaded, MiB/s", "stored, MiB/s"])
-    table: Table = [["class", "run", "mean MiB/s", "best slice, MiB/s"]]
-    for letter, side, dash in (("A", a, "solid"), ("B", b, "dot")):
-        taken = sample(side.history)
+    sides = [("A", a, sample(a.history), "solid"), ("B", b, sample(b.history), "dot")]
+    directions = [d for d in CLASSES if any(d in taken.sums for _, _, taken, _ in sides)]
+    if not directions:
+        return None
+    figure = new_figure("seconds", [f"{DONE[direction]}, MiB/s" for direction in directions])
+    table: Table = [["direction", "run", "mean MiB/s", "best slice, MiB/s"]]
+    for letter, side, taken, dash in sides:
         first = min((j.submitted_seconds for j in side.history.jobs), default=0.0) - origin_seconds(side.history)
         times = plain(first + (i + 0.5) * taken.slice_seconds for i in range(taken.slices))
-        for row, kind in enumerate(("load", "store"), 1):
-            if kind in taken.sums:
-                rates = taken.sums[kind] / taken.slice_seconds
-                style = line(CLASS_COLOURS[kind], dash=dash)
+        for row, direction in enumerate(directions, 1):
+            if direction in taken.sums:
+                rates = taken.sums[direction] / taken.slice_seconds
+                style = line(CLASS_COLOURS[direction], dash=dash)
                 figure.add_scatter(
-                    x=times, y=plain(rates), mode="lines", name=f"{letter} {kind}s", line=style, row=row, col=1
+                    x=times, y=plain(rates), mode="lines", name=f"{letter} {direction}s", line=style, row=row, col=1
                 )
-                table.append([kind, letter, f"{rates.mean():,.1f}", f"{rates.max():,.1f}"])
-    if len(table) == 1:
-        return None
-    return Section("How much did they move, and when?", "A is drawn through, B dotted.", figure, table)
+                table.append([direction, letter, f"{rates.mean():,.1f}", f"{rates.max():,.1f}"])
+    return Section("How much did they move, and when?", LINES, figure, table)
 
 
 def _latencies(a: Side, b: Side) -> list[Section]:
     both = [(letter, latencies(side.history), dash) for letter, side, dash in (("A", a, "solid"), ("B", b, "dot"))]
-    figure = new_figure("milliseconds", "share of them")
+    figure = new_figure("milliseconds", "share")
     figure.update_xaxes(type="log")
     figure.update_yaxes(tickformat=".0%", range=[0, 1.02])
     table: Table = []
@@ -383,4 +369,4 @@ def _latencies(a: Side, b: Side) -> list[Section]:
         table += [[letter, *row] for row in rows]
     if len(table) < 2:
         return []
-    return [Section("How long did jobs and requests take?", "A is drawn through, B dotted.", figure, table)]
+    return [Section("How long did jobs and requests take?", LINES, figure, table)]

@@ -1,15 +1,15 @@
-"""What all plots of a report are made of: sections, colours, axes, bands, thinning, percentiles.
+"""Parts of every plot of a report: sections, colours, axes, bands, thinning, percentiles.
 
-The modules that make sections build on it; nothing here reads files or writes HTML, and it knows no theme.
+It reads no file, writes no HTML, and knows no theme.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -24,33 +24,39 @@ BOUND_COLOUR = "#d9606a"
 QUIET_COLOUR = "#8c93a8"
 CLASSES: tuple[Direction, Direction] = ("load", "store")
 POINTS_MAX = 1500
-"""Points of one trace; more are thinned, the extremes of each stretch kept."""
+"""Points of one trace. More are thinned; the extremes of each stretch are kept."""
 LABEL_SHARE = 0.2
-"""Of a plot's width for the label of one band; one that begins within it goes without, and the table names them all."""
+"""Share of a plot's width for one band's label. A band that begins within it has no label; the table names it."""
 PERCENTILES = (0.5, 0.9, 0.99, 1.0)
 MIB = 1 << 20
-LEGEND_PIXELS = 46  # below the plot: room for the axis and its title
+LEGEND_PIXELS = 46  # below the plot: the axis and its title
 
 
 @dataclass(frozen=True)
 class Section:
-    """One plot of a page: the question, the answer in words, the plot, and the same for those who cannot see it."""
+    """One plot of a page: a question, the answer in words, the plot, and a table with the same figures."""
 
     question: str
     answer: str
-    figure: go.Figure
+    figure: go.Figure | None  # None if there is nothing to draw
     table: Table
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the plot shows anything: a line of one point is invisible."""
+        traces = self.figure.data if self.figure is not None else ()
+        return any(t.type != "scatter" or "markers" in (t.mode or "") or len(t.x) > 1 for t in traces)
 
 
 class Band:
-    """A stretch of time that a plot shades: a phase of the scenario, or a fault until it was lifted."""
+    """A stretch of time that a plot shades: a phase of the scenario, or a fault until it is lifted."""
 
     def __init__(self, kind: str, text: str, start_seconds: float, end_seconds: float) -> None:
         self.kind, self.text, self.start_seconds, self.end_seconds = kind, text, start_seconds, end_seconds
 
 
 def origin_seconds(history: History) -> float:
-    """The moment that plots count from: the common start of the traffic, else the first process's start."""
+    """Time zero of all plots: the common start of the traffic, else the first process's start."""
     phases = [n.monotonic_seconds for n in history.notes if n.kind == "phase" and n.process == -1]
     return min(phases or [s.monotonic_seconds for s in history.starts], default=0.0)
 
@@ -62,8 +68,8 @@ def end_seconds(history: History) -> float:
 
 
 def bands(history: History) -> list[Band]:
-    """Phases and faults in seconds from the origin. A fault that nobody lifted lasts until its process starts again,
-    else to the end."""
+    """Phases and faults in seconds from the origin. A fault that is never lifted lasts until its process restarts, else
+    to the end."""
     start, end = origin_seconds(history), end_seconds(history)
     found: list[Band] = []
     phases = sorted((n for n in history.notes if n.kind == "phase" and n.process == -1), key=_when)
@@ -75,14 +81,14 @@ def bands(history: History) -> list[Band]:
     for note in sorted((n for n in history.notes if n.kind in ("fault", "hang", "lifted")), key=_when):
         what = (note.text, note.detail.get("process"))
         if note.kind == "lifted":
-            # What is lifted is named as the fault was; a tier-wide "lifted" without a name ends whatever lasts.
+            # "lifted" has the name of its fault; without a name it ends every fault of the tier.
             for open_fault in [f for f in since if f == what] or list(since):
                 found.append(Band("fault", open_fault[0], since.pop(open_fault), note.monotonic_seconds - start))
         else:
             since.setdefault(what, note.monotonic_seconds - start)
     starts = sorted((s.process, s.monotonic_seconds - start) for s in history.starts if s.incarnation)
     for (text, process), at in since.items():
-        again = (began for who, began in starts if who == process and began > at)
+        again = (began for other, began in starts if other == process and began > at)
         found.append(Band("fault", text, at, next(again, max(at, end - start))))
     return found
 
@@ -92,7 +98,7 @@ def _when(note: Note) -> float:
 
 
 def draw_bands(figure: go.Figure, history: History) -> None:
-    """Faults red, every second phase grey, over the whole height; few enough are named at their top."""
+    """Shade faults red and every second phase grey, with labels at the top where there is space."""
     found = bands(history)
     phases = [b for b in found if b.kind == "phase"]
     faults = [b for b in found if b.kind == "fault"]
@@ -107,18 +113,18 @@ def draw_bands(figure: go.Figure, history: History) -> None:
     for listed, height in ((phases, 1.0), (faults, 0.93)):
         if listed is phases and len(phases) == 1:
             continue  # it is the whole run
-        room = LABEL_SHARE * max((band.end_seconds for band in found), default=0.0)
-        free_from = -room
+        label_seconds = LABEL_SHARE * max((band.end_seconds for band in found), default=0.0)
+        free_from = -label_seconds
         for band in sorted(listed, key=lambda band: band.start_seconds):
             if band.start_seconds >= free_from:
-                free_from = band.start_seconds + room
+                free_from = band.start_seconds + label_seconds
                 place = {"x": band.start_seconds, "y": height, "yref": "paper", "xanchor": "left", "yanchor": "top"}
                 notes.append({"text": short(band.text, 24), "showarrow": False, "font": {"size": 10}} | place)
     figure.update_layout(shapes=[*figure.layout.shapes, *shapes], annotations=[*figure.layout.annotations, *notes])
 
 
 def new_figure(x: str, y: str | Sequence[str], height: int = 320) -> go.Figure:
-    """One panel, or one above the other for several `y`, that share their x axis. The page's theme colours them."""
+    """A panel for each of `y`, one above the other, with a common x axis. The page's theme colours them."""
     titles = [y] if isinstance(y, str) else list(y)
     height = height if len(titles) == 1 else int(height * (0.35 + 0.55 * len(titles)))
     figure = make_subplots(rows=len(titles), cols=1, shared_xaxes=True, vertical_spacing=0.09)
@@ -142,7 +148,7 @@ def new_figure(x: str, y: str | Sequence[str], height: int = 320) -> go.Figure:
 
 
 def plain(values: Iterable[float], digits: int = 5) -> list[float]:
-    """Rounded to so many significant digits: a page holds thousands of them."""
+    """Values rounded to so many significant digits, which keeps a page small."""
     return [float(f"{value:.{digits}g}") for value in values]
 
 
@@ -153,7 +159,7 @@ def columns(points: Iterable[tuple[float, float]]) -> dict[str, list[float]]:
 
 
 def thin(points: Points, most: int = POINTS_MAX) -> Points:
-    """At most so many of points that are sorted by x; of each stretch its lowest and its highest."""
+    """At most `most` of points that are sorted by x: of each stretch its lowest and its highest."""
     if len(points) <= most:
         return list(points)
     stretch = -(-len(points) // (most // 2))
@@ -164,25 +170,23 @@ def thin(points: Points, most: int = POINTS_MAX) -> Points:
     return kept
 
 
-def percentile(ordered: Sequence[float], share: float) -> float:
+def percentile(values: Sequence[float], share: float) -> float:
     """The smallest value that at least `share` of them do not exceed."""
-    ranks = [(i + 1) / len(ordered) for i in range(len(ordered))]
-    return ordered[min(len(ordered) - 1, bisect_left(ranks, share))]
+    return float(np.quantile(values, share, method="inverted_cdf"))
 
 
 def percentiles(seconds: dict[str, list[float]], names: dict[str, str]) -> Table:
-    """A row for each kind of `names` that has values: how many, and its percentiles in milliseconds."""
+    """A row for each kind of `names` that has values: their count, and percentiles in milliseconds."""
 
-    def cells(values: Iterable[float]) -> list[str]:
-        ordered = sorted(values)
-        return [f"{len(ordered):,}", *(f"{percentile(ordered, share) * 1000:,.2f}" for share in PERCENTILES)]
+    def cells(values: Sequence[float]) -> list[str]:
+        return [f"{len(values):,}", *(f"{percentile(values, share) * 1000:,.2f}" for share in PERCENTILES)]
 
-    head = ["milliseconds", "count", *("worst" if share == 1 else f"p{share * 100:g}" for share in PERCENTILES)]
+    head = ["milliseconds", "count", *("maximum" if share == 1 else f"p{share * 100:g}" for share in PERCENTILES)]
     return [head, *([names[kind], *cells(seconds[kind])] for kind in names if seconds.get(kind))]
 
 
 def cdf(values: Iterable[float], scale: float = 1.0, most: int = POINTS_MAX) -> dict[str, list[float]]:
-    """x and y of the share of values that are at most x; more points than `most` are thinned evenly."""
+    """x and y of the cumulative distribution; more points than `most` are thinned evenly."""
     ordered = sorted(values)
     last = len(ordered) - 1
     kept = sorted({round(i * last / most) for i in range(most + 1)}) if last > most else range(len(ordered))
@@ -194,7 +198,7 @@ def process_colour(process: int) -> str:
 
 
 def short(text: str, most: int) -> str:
-    """At most so many letters of a text."""
+    """A text, cut to at most `most` characters."""
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 

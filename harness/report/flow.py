@@ -1,4 +1,4 @@
-"""Sections about blocks that move: throughput, latency, hit ratio, and whose blocks were read by whom."""
+"""Sections about moving blocks: throughput, latency, hit ratio, and cross-process hits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from harness.core.history import History
+from harness.core.history import Direction, History
 from harness.core.traffic import oracle_hit_ratio
 from harness.report.figures import (
     BOUND_COLOUR,
@@ -35,15 +35,32 @@ from harness.report.figures import (
 
 BINS = 100
 CEILING_SHOWN_FACTOR = 2.5
-"""A ceiling further than this above the traffic is told in words: drawn, it would press the traffic flat."""
+"""A ceiling above so many times the traffic's peak is not drawn: the traffic would be a flat line below it."""
+DONE: dict[Direction, str] = {"load": "loaded", "store": "stored"}
 LATENCY_NAMES = {"load": "load jobs", "store": "store jobs", "request": "requests, from their intended start"}
 PROCESSES_SHOWN_MAX = 32
 NUMBERS_MAX = 8
-"""A matrix of more processes has no room for numbers in its cells."""
+"""In a matrix of more processes the cells are too small for numbers."""
+
+
+def ceiling(device: Mapping[str, Any], direction: Direction) -> float:
+    """MiB/s of the device alone; 0.0 if it was not measured."""
+    return float(device.get(f"{'read' if direction == 'load' else 'write'}_mib_per_second") or 0.0)
+
+
+def ceiling_doubt(device: Mapping[str, Any], direction: Direction, rate: float) -> str:
+    """Why a throughput in MiB/s is not compared with the device; "" if it can be: no tier is faster than its device."""
+    if not 0 < ceiling(device, direction) < rate:
+        return ""
+    return (
+        f"The {direction} throughput is not compared with the device: the probe ({device['how']}) measured "
+        f"{ceiling(device, direction):,.0f} MiB/s, less than the run's {rate:,.0f} MiB/s. The page cache served the "
+        "run, or the disk was busy during the probe."
+    )
 
 
 def throughput(history: History, device: Mapping[str, Any]) -> Section | None:
-    """MiB/s of loads and of stores, stacked by process, under what the device alone can do."""
+    """MiB/s of loads and of stores, stacked by process, below the throughput of the device alone."""
     jobs = [job for job in history.jobs if job.bytes_ok]
     if not jobs:
         return None
@@ -58,12 +75,13 @@ def throughput(history: History, device: Mapping[str, Any]) -> Section | None:
         rates = moved[job.direction, job.process]
         for place in range(first, last + 1):
             rates[place] += job.bytes_ok / bin_seconds / MIB / (last - first + 1)
-    figure = new_figure("seconds", ["loaded, MiB/s", "stored, MiB/s"])
-    table: Table = [["class", "process", "MiB", "mean MiB/s", "best MiB/s"]]
+    directions = [direction for direction in CLASSES if any(moving == direction for moving, _ in moved)]
+    figure = new_figure("seconds", [f"{DONE[direction]}, MiB/s" for direction in directions])
+    table: Table = [["direction", "process", "MiB", "mean MiB/s", "best MiB/s"]]
     times = plain((i + 0.5) * bin_seconds for i in range(bins))
     processes = sorted({process for _, process in moved})
-    beyond, means = [], {}
-    for row, direction in enumerate(CLASSES, 1):
+    sentences, means = [], []
+    for row, direction in enumerate(directions, 1):
         total = [0.0] * bins
         for process in processes:
             rates = moved.get((direction, process), [0.0] * bins)
@@ -83,34 +101,38 @@ def throughput(history: History, device: Mapping[str, Any]) -> Section | None:
             mib = sum(rates) * bin_seconds
             cells = (mib, mib / (bins * bin_seconds), max(rates))
             table.append([direction, f"{process}", *(f"{cell:,.1f}" for cell in cells)])
-        means[direction] = sum(total) / bins
-        if ceiling := device.get(f"{'read' if direction == 'load' else 'write'}_mib_per_second"):
-            table.append([direction, "the device alone", "", f"{ceiling:,.1f}", ""])
-            if ceiling <= CEILING_SHOWN_FACTOR * max(total):
+        mean = sum(total) / bins
+        means.append(f"{mean:,.0f} MiB/s {DONE[direction]}")
+        if alone := ceiling(device, direction):
+            table.append([direction, "the device alone", "", f"{alone:,.1f}", ""])
+            if doubt := ceiling_doubt(device, direction, mean):
+                sentences.append(doubt)
+            elif alone <= CEILING_SHOWN_FACTOR * max(total):
                 figure.add_hline(
-                    ceiling, line=line(BOUND_COLOUR, dash="dash"), annotation_text="device alone", row=row, col=1
+                    alone, line=line(BOUND_COLOUR, dash="dash"), annotation_text="device alone", row=row, col=1
                 )
             else:
-                beyond.append(f"{direction}s could reach {ceiling:,.0f} MiB/s")
+                sentences.append(f"The device's {alone:,.0f} MiB/s for {direction}s is above the plot.")
     draw_bands(figure, history)
-    answer = f"In the mean {means['load']:,.0f} MiB/s were loaded and {means['store']:,.0f} MiB/s stored. "
-    return Section("How much did each process move, and when?", answer + _ceiling_words(device, beyond), figure, table)
+    answer = " ".join([f"On average {' and '.join(means)}.", _device_words(device), *sentences])
+    return Section("How much did each process move, and when?", answer, figure, table)
 
 
-def _ceiling_words(device: Mapping[str, Any], beyond: list[str]) -> str:
+def _device_words(device: Mapping[str, Any]) -> str:
     if not device.get("write_mib_per_second"):
-        return f"The device's own limit was not measured{': ' + device['why'] if device.get('why') else ''}."
-    words = f"The device alone, measured after the run ({device['how']}): "
-    words += f"{device['read_mib_per_second']:,.0f} MiB/s read, {device['write_mib_per_second']:,.0f} MiB/s written"
-    return f"{words}; not drawn where it lies far above." if beyond else f"{words}."
+        return f"The device's own throughput was not measured{': ' + device['why'] if device.get('why') else ''}."
+    return (
+        f"The device alone, measured after the run ({device['how']}): {device['read_mib_per_second']:,.0f} MiB/s read, "
+        f"{device['write_mib_per_second']:,.0f} MiB/s written."
+    )
 
 
 def latency(history: History) -> Section | None:
-    """CDF of jobs by class from submission to result, and of requests from their intended start."""
+    """CDF of jobs by direction, from submission to result, and of requests from their intended start."""
     seconds = latencies(history)
     if not seconds:
         return None
-    figure = new_figure("milliseconds", "share of them")
+    figure = new_figure("milliseconds", "share")
     figure.update_xaxes(type="log")
     figure.update_yaxes(tickformat=".0%", range=[0, 1.02])
     for kind, name in LATENCY_NAMES.items():
@@ -119,16 +141,16 @@ def latency(history: History) -> Section | None:
             hover = "%{y:.1%} within %{x:,.3g} ms"
             figure.add_scatter(**cdf(values, 1000), mode="lines", name=name, line=style, hovertemplate=hover)
     parts = [
-        f"{LATENCY_NAMES[kind]} {duration(percentile(ordered, 0.5))}, {duration(percentile(ordered, 0.99))}"
+        f"{LATENCY_NAMES[kind]} {duration(percentile(ordered, 0.5))} and {duration(percentile(ordered, 0.99))}"
         for kind in LATENCY_NAMES
         if (ordered := sorted(seconds.get(kind, ())))
     ]
-    answer = f"Half of them, and 99 of 100, took at most: {'; '.join(parts)}."
+    answer = f"p50 and p99: {'; '.join(parts)}."
     return Section("How long did jobs and requests take?", answer, figure, percentiles(seconds, LATENCY_NAMES))
 
 
 def latencies(history: History) -> dict[str, list[float]]:
-    """Seconds of every job that ended, by class, and of every request that was served."""
+    """Seconds of every job that ended, by direction, and of every request that was served."""
     seconds: dict[str, list[float]] = defaultdict(list)
     for job in history.jobs:
         if job.outcome != "info":
@@ -140,7 +162,7 @@ def latencies(history: History) -> dict[str, list[float]]:
 
 
 def hit_ratio(history: History) -> Section | None:
-    """Cumulative block-hit ratio over time, between what private caches and one shared cache would have had."""
+    """Cumulative block-hit ratio over time, between those computed for private caches and for one shared cache."""
     requests = sorted((r for r in history.requests if r.outcome == "ok"), key=lambda r: r.started_seconds)
     if not any(r.blocks for r in requests):
         return None
@@ -159,7 +181,7 @@ def hit_ratio(history: History) -> Section | None:
     figure.add_scatter(
         **columns(thin(points)), mode="lines", name="measured", line=line(CLASS_COLOURS["load"]), hovertemplate=hover
     )
-    # The two may lie upon each other where nothing could be shared: one label above, one below.
+    # The two lines coincide where nothing can be shared: one label is above, one below.
     for ratio, text, at in ((shared, "one shared cache", "top right"), (private, "private caches", "bottom right")):
         style = line(QUIET_COLOUR, dash="dash")
         figure.add_hline(ratio, line=style, annotation_text=f"{text}: {ratio:.1%}", annotation_position=at)
@@ -167,14 +189,14 @@ def hit_ratio(history: History) -> Section | None:
     table = [["", "block hits"], ["private caches (computed)", f"{private:.2%}"], ["measured", f"{measured:.2%}"]]
     table.append(["one shared cache (computed)", f"{shared:.2%}"])
     answer = (
-        f"{measured:.1%} of the blocks that were asked for came out of the cache. Computed from the same requests: "
-        f"{private:.1%} if each process had an endless cache of its own, {shared:.1%} with one endless cache for all."
+        f"{measured:.1%} of the requested blocks were hits. Computed from the same requests: {private:.1%} with an "
+        f"unlimited cache for each process, {shared:.1%} with one unlimited shared cache."
     )
     return Section("Do the processes share?", answer, figure, table)
 
 
-def who_wrote(history: History) -> Section | None:
-    """Blocks loaded by each process, by the process whose store of them was the first to be reported ok."""
+def writers_by_reader(history: History) -> Section | None:
+    """Blocks loaded by each process, by the process whose store of them was reported ok first."""
     first: dict[int, tuple[float, int]] = {}
     for job in history.jobs:
         if job.direction == "store":
@@ -190,9 +212,9 @@ def who_wrote(history: History) -> Section | None:
             count[first.get(block, (0.0, -1))[1], job.process] += 1
     processes = sorted({p for _, p in first.values()} | {job.process for job in loads})[:PROCESSES_SHOWN_MAX]
     writers = [*processes, *([-1] if any(w == -1 for w, _ in count) else [])]
-    names = ["nobody known" if w == -1 else f"process {w}" for w in writers]
+    names = ["unknown" if w == -1 else f"process {w}" for w in writers]
     cells = [[count[writer, reader] for reader in processes] for writer in writers]
-    figure = new_figure("read by", "written by", height=max(220, 90 + 46 * len(writers)))
+    figure = new_figure("loaded by", "stored by", height=max(220, 90 + 46 * len(writers)))
     figure.add_trace(
         go.Heatmap(
             z=cells,
@@ -201,7 +223,7 @@ def who_wrote(history: History) -> Section | None:
             colorscale=[[0, "rgba(76,143,214,0)"], [1, "rgba(76,143,214,0.6)"]],
             zmin=0,
             showscale=False,
-            hovertemplate="%{z:,} blocks that %{y} wrote were read by %{x}<extra></extra>",
+            hovertemplate="%{z:,} blocks stored by %{y}, loaded by %{x}<extra></extra>",
             xgap=2,
             ygap=2,
         )
@@ -214,9 +236,12 @@ def who_wrote(history: History) -> Section | None:
             for writer, row in zip(names, cells, strict=True)
             for reader, cell in zip(processes, row, strict=True)
         ]
-        figure.update_layout(annotations=numbers)  # at once: plotly reads all of them again for each that is added
-    total, foreign = sum(count.values()), sum(n for (w, r), n in count.items() if w not in (r, -1))
-    table = [["written by", *(f"read by {p}" for p in processes)]]
+        figure.update_layout(annotations=numbers)  # in one call: each call reads all annotations again
+    total, across = sum(count.values()), sum(n for (w, r), n in count.items() if w not in (r, -1))
+    table = [["stored by", *(f"loaded by {p}" for p in processes)]]
     table += [[name, *(f"{cell:,}" for cell in row)] for name, row in zip(names, cells, strict=True)]
-    answer = f"{foreign:,} of {total:,} loaded blocks ({foreign / total:.0%}) had been stored first by another process."
-    return Section("Who wrote what others read?", answer, figure, table)
+    answer = (
+        f"{across:,} of {total:,} loaded blocks ({across / total:.0%}) are cross-process hits: another process stored "
+        "them first."
+    )
+    return Section("Which process stored the blocks that each process loaded?", answer, figure, table)

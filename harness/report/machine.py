@@ -1,4 +1,4 @@
-"""Sections about processes and their machine: what they held, how late the machine woke them, what happened when."""
+"""Sections on processes and their machine: resources, wake-up delays, and a list of events."""
 
 from __future__ import annotations
 
@@ -23,18 +23,21 @@ from harness.report.figures import (
 
 HAPPENINGS_MAX = 200
 _HELD = {"rss_bytes": ("memory, MiB", 1 / MIB), "fds": ("descriptors", 1.0), "threads": ("threads", 1.0)}
-_TOLD = ("phase", "fault", "hang", "lifted", "error", "leak")
+_LISTED = ("phase", "fault", "hang", "lifted", "error", "leak")
 
 
 def held(history: History) -> Section | None:
-    """Memory, descriptors and threads of each process over time: what leaks, grows."""
+    """Memory, descriptors and threads of each process over time: a leak grows."""
     start = origin_seconds(history)
-    figure = new_figure("seconds", [title for title, _ in _HELD.values()], height=300)
-    table: Table = [["process", "what", "at first", "most", "at last"]]
+    resources = {name: _HELD[name] for name in _HELD if any(name in gauge.values for gauge in history.gauges)}
+    if not resources:
+        return None
+    figure = new_figure("seconds", [title for title, _ in resources.values()], height=300)
+    table: Table = [["process", "resource", "first", "maximum", "last"]]
     grown = []
     for process in sorted({g.process for g in history.gauges}):
         mine = sorted((g for g in history.gauges if g.process == process), key=lambda g: g.monotonic_seconds)
-        for row, (name, (title, scale)) in enumerate(_HELD.items(), 1):
+        for row, (name, (title, scale)) in enumerate(resources.items(), 1):
             points = [(g.monotonic_seconds - start, g.values[name] * scale) for g in mine if name in g.values]
             if not points:
                 continue
@@ -43,23 +46,23 @@ def held(history: History) -> Section | None:
                 showlegend=row == 1, line=line(process_colour(process)), row=row, col=1,
             )  # fmt: skip
             values = [value for _, value in points]
-            # The first half is for warming up: what still grows in the second is worth a look.
+            # The first half is warm-up; growth in the second half may be a leak.
             middle, last = values[len(values) // 2], values[-1]
-            if name == "rss_bytes":
+            if name == "rss_bytes" and len(values) > 2:
                 grown.append((last - middle, process))
             table.append([f"{process}", title, *(f"{v:,.0f}" for v in (values[0], max(values), last))])
-    if len(table) == 1:
-        return None
     draw_bands(figure, history)
     most, process = max(grown, default=(0.0, 0))
-    answer = (
-        f"In the second half of its life no process grew by more than {max(0.0, most):,.1f} MiB (process {process})."
-    )
-    return Section("What did each process hold?", answer, figure, table)
+    answer = "The run was too short to show growth."
+    if grown:
+        answer = (
+            f"In the second half of the run no process grew by more than {max(0.0, most):,.1f} MiB (process {process})."
+        )
+    return Section("Which resources did each process hold?", answer, figure, table)
 
 
 def noise(history: History) -> Section | None:
-    """How late a sleeping thread of each process woke: the machine's share in every latency above."""
+    """How late the machine woke a sleeping thread of each process: its share in every latency."""
     start = origin_seconds(history)
     late: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for note in history.notes:
@@ -67,8 +70,8 @@ def noise(history: History) -> Section | None:
             late[note.process].append((note.monotonic_seconds - start, note.detail["late_seconds"] * 1000))
     if not late:
         return None
-    figure = new_figure("seconds", "ms late at worst", height=280)
-    table: Table = [["process", "median of the worst, ms", "worst, ms"]]
+    figure = new_figure("seconds", "maximum delay, ms", height=280)
+    table: Table = [["process", "median of maxima, ms", "maximum, ms"]]
     for process, points in sorted(late.items()):
         points.sort()
         style = line(process_colour(process))
@@ -77,24 +80,24 @@ def noise(history: History) -> Section | None:
         table.append([f"{process}", f"{percentile(values, 0.5):,.1f}", f"{values[-1]:,.1f}"])
     worst = max(ms for points in late.values() for _, ms in points)
     answer = (
-        f"A thread that only asked to be woken came up to {duration(worst / 1000)} late: no latency on this page can "
-        "be trusted to less than that."
+        f"The machine woke a sleeping thread up to {duration(worst / 1000)} late. No latency on this page is more "
+        "exact than that."
     )
     return Section("How noisy was the machine?", answer, figure, table)
 
 
 def happenings(history: History) -> Table:
-    """Phases, faults and errors in their order; the head alone if nothing was noted."""
+    """Phases, faults and errors in order of time; the head alone if there are none."""
     start = origin_seconds(history)
-    rows: Table = [["second", "where", "what", ""]]
+    rows: Table = [["second", "process", "event", ""]]
     lasted = {(band.text, round(band.start_seconds, 6)): band for band in bands(history)}
-    told = sorted((n for n in history.notes if n.kind in _TOLD), key=lambda n: n.monotonic_seconds)
-    for note in told[:HAPPENINGS_MAX]:
+    listed = sorted((n for n in history.notes if n.kind in _LISTED), key=lambda n: n.monotonic_seconds)
+    for note in listed[:HAPPENINGS_MAX]:
         at = note.monotonic_seconds - start
         band = lasted.get((note.text, round(at, 6)))
         text = note.text + (f" ({duration(band.end_seconds - band.start_seconds)})" if band else "")
-        who = "harness" if note.process == -1 else f"process {note.process}"
-        rows.append([f"{at:,.3f}", who, note.kind, text])
-    if len(told) > HAPPENINGS_MAX:
-        rows.append(["", "", "", f"and {len(told) - HAPPENINGS_MAX} more"])
+        process = "harness" if note.process == -1 else f"process {note.process}"
+        rows.append([f"{at:,.3f}", process, note.kind, text])
+    if len(listed) > HAPPENINGS_MAX:
+        rows.append(["", "", "", f"{len(listed) - HAPPENINGS_MAX} more in history-*.jsonl"])
     return rows

@@ -1,4 +1,4 @@
-"""Sections about waiting: waits against their bound, queues, and the schedule around the longest wait."""
+"""Sections on waiting: waits against their bound, queues, and the schedule around the longest wait."""
 
 from __future__ import annotations
 
@@ -29,26 +29,25 @@ from harness.report.figures import (
 )
 
 BARS_MAX = 400
-"""Tasks drawn in the schedule; a longer window is cut to its last ones."""
+"""Tasks drawn in the schedule. Of more, the last ones are drawn."""
 LANES_MAX = 40
 
 
 def waits(history: History, data: Mapping[str, Any]) -> Section | None:
-    """Each task's wait by how many of its class stood ahead of it, under the bound for so many.
+    """Each task's wait, by the number of tasks of its direction ahead of it, below the bound for that number.
 
     `data` is what the starvation checker measured. The staircase is ceil((ahead + 1) / threads) * (longest service +
-    longest hand-over) with the largest figures of any process, so each process's own bound lies on it or below."""
+    longest hand-over), with the largest figures of all processes. Each process's own bound is on it or below."""
     if not history.tasks:
         return None
     handover_seconds = float(data.get("longest_handover_seconds") or 0.0)
-    figure = new_figure("tasks of its class ahead of it when it came", ["loads waited, ms", "stores waited, ms"])
+    directions = [direction for direction in CLASSES if any(t.direction == direction for t in history.tasks)]
+    figure = new_figure("tasks of its direction ahead of it at its arrival", [f"{d}s waited, ms" for d in directions])
     figure.update_yaxes(type="log", dtick=1, exponentformat="none", tickformat=",~r")
     seconds: dict[str, list[float]] = {}
     parts = []
-    for row, direction in enumerate(CLASSES, 1):
+    for row, direction in enumerate(directions, 1):
         tasks = [t for t in history.tasks if t.direction == direction]
-        if not tasks:
-            continue
         seconds[direction] = [t.started_seconds - t.enqueued_seconds for t in tasks]
         points = sorted((float(t.depth), max(t.started_seconds - t.enqueued_seconds, 1e-6) * 1000) for t in tasks)
         dot = {"color": CLASS_COLOURS[direction], "size": 4, "opacity": 0.5}
@@ -82,21 +81,21 @@ def waits(history: History, data: Mapping[str, Any]) -> Section | None:
         )
     names = {"load": "load tasks", "store": "store tasks"}
     answer = f"{' and '.join(parts)}{'' if handover_seconds else '; this run computed no bound'}.".capitalize()
-    return Section("Did anything wait longer than it may?", answer, figure, percentiles(seconds, names))
+    return Section("Did any task wait longer than its bound?", answer, figure, percentiles(seconds, names))
 
 
 def _threads(history: History, direction: Direction) -> int:
-    """The least that any process has for this class: fewer threads, higher bound."""
+    """The fewest threads for this direction in any process: fewer threads, higher bound."""
     name = f"{'read' if direction == 'load' else 'write'}_threads"
-    told = [s.detail[name] for s in history.starts if s.detail.get(name)]
-    return int(min(told, default=history.options.get(name) or 0))
+    counts = [s.detail[name] for s in history.starts if s.detail.get(name)]
+    return int(min(counts, default=history.options.get(name) or 0))
 
 
 def queues(history: History) -> Section | None:
-    """Tasks waiting, and the age of the oldest of them, as the tier reported it."""
+    """Tasks queued, and the age of the oldest of them, as the tier reports them."""
     start = origin_seconds(history)
-    figure = new_figure("seconds", ["tasks queued", "oldest waiter, ms"])
-    table: Table = [["process", "class", "most tasks queued", "oldest waiter, ms"]]
+    figure = new_figure("seconds", ["tasks queued", "oldest task, ms"])
+    table: Table = [["process", "direction", "most tasks queued", "oldest task, ms"]]
     most: tuple[float, int, str] = (0.0, 0, "")
     oldest = 0.0
     for process in sorted({g.process for g in history.gauges}):
@@ -123,13 +122,13 @@ def queues(history: History) -> Section | None:
                     line=style, row=row, col=1,
                 )  # fmt: skip
     if not most[0] and not oldest:
-        return None  # no queue, or a tier that says nothing of it
+        return None  # no queue, or a tier that does not report it
     figure.update_yaxes(rangemode="tozero")
     draw_bands(figure, history)
-    answer = f"At most {most[0]:,.0f} tasks were seen waiting in one queue" + (
+    answer = f"At most {most[0]:,.0f} tasks were queued" + (
         f" ({most[2]}s of process {most[1]}), the oldest for {duration(oldest / 1000)}." if most[0] else "."
     )
-    return Section("How deep were the queues, and how old the oldest waiter?", answer, figure, table)
+    return Section("How long were the queues, and how old was the oldest task?", answer, figure, table)
 
 
 class _Bar(NamedTuple):
@@ -141,7 +140,7 @@ class _Bar(NamedTuple):
 
 
 def worst_wait(history: History) -> Section | None:
-    """What the threads of its process did while the task that waited longest waited."""
+    """What the threads of a process did while its task with the longest wait was queued."""
     if not history.tasks:
         return _worst_job(history)
     worst = max(history.tasks, key=lambda t: t.started_seconds - t.enqueued_seconds)
@@ -165,8 +164,8 @@ def worst_wait(history: History) -> Section | None:
     )
     answer = (
         f"A {worst.direction} task of job {worst.job_id} in process {worst.process} waited {duration(waited)} behind "
-        f"{worst.depth} others of its class, then took {duration(worst.finished_seconds - worst.started_seconds)}; "
-        f"{overtook} task{'s' if overtook != 1 else ''} of the other class came later and started earlier."
+        f"{worst.depth} others of its direction, then took {duration(worst.finished_seconds - worst.started_seconds)}; "
+        f"{overtook} task{'s' if overtook != 1 else ''} of the other direction came later and started earlier."
     )
     waiter = _Bar("this task", worst.direction, worst.enqueued_seconds, worst.finished_seconds, f"job {worst.job_id}")
     names = [f"{group} {thread}" for group, thread in lanes][:LANES_MAX]
@@ -174,7 +173,7 @@ def worst_wait(history: History) -> Section | None:
 
 
 def _worst_job(history: History) -> Section | None:
-    """The same from outside, where the tier does not say how it schedules: jobs in flight beside the longest one."""
+    """The same for a tier that does not report its schedule: jobs in flight beside the longest one."""
     ended = [j for j in history.jobs if j.outcome != "info"]
     if not ended:
         return None
@@ -205,8 +204,7 @@ def _worst_job(history: History) -> Section | None:
     took = worst.finished_seconds - worst.submitted_seconds
     answer = (
         f"A {worst.direction} job of {len(worst.blocks)} blocks in process {worst.process} took {duration(took)} from "
-        f"submission to result, with {len(beside)} other jobs in flight meanwhile (the tier does not say how it "
-        "schedules them)."
+        f"submission to result, with {len(beside)} other jobs in flight. The tier does not report its schedule."
     )
     waiter = _Bar("this job", worst.direction, worst.submitted_seconds, worst.finished_seconds, f"job {worst.job_id}")
     begin = worst.submitted_seconds - 0.1 * took
@@ -217,9 +215,9 @@ def _worst_job(history: History) -> Section | None:
 def _gantt(
     question: str, answer: str, waiter: _Bar, started: float, bars: Sequence[_Bar], lanes: list[str], begin: float
 ) -> Section:
-    """Lanes of bars, milliseconds from the waiter's arrival; the waiter alone on top, waiting and then running."""
+    """Lanes of bars in milliseconds from the waiter's arrival. The top lane is the waiter's: waiting, then running."""
     zero = waiter.start_seconds
-    figure = new_figure("milliseconds since it came", "", height=130 + 22 * (len(lanes) + 1))
+    figure = new_figure("milliseconds since its arrival", "", height=130 + 22 * (len(lanes) + 1))
     traces: dict[str, list[_Bar]] = defaultdict(list)
     for bar in bars:
         if bar.lane in lanes:
@@ -254,7 +252,7 @@ def _gantt(
     busy: dict[tuple[str, Direction], list[float]] = defaultdict(list)
     for bar in bars:
         busy[bar.lane, bar.direction].append(min(bar.end_seconds, started) - max(bar.start_seconds, zero))
-    table: Table = [["lane", "class", "pieces", "ms during the wait"]]
+    table: Table = [["lane", "direction", "pieces", "ms during the wait"]]
     for (lane, direction), times in sorted(busy.items()):
         table.append([lane, direction, f"{len(times)}", f"{sum(max(0.0, t) for t in times) * 1000:,.1f}"])
     return Section(question, answer, figure, table)

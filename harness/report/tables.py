@@ -1,30 +1,40 @@
-"""Whatever a checker or the environment recorded, as tables; the pages call it, and it knows none of their names."""
+"""Tables from the data of any checker or environment; it knows none of their names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.report.figures import Table
+from harness.report.words import VERDICT_WORDS, text, words
 
 ROWS_MAX = 500
 Named = list[tuple[str, Table]]
 
 
-def table_html(rows: Table) -> str:
-    """A table that scrolls by itself where the page is narrow; nothing if there is only a head."""
+class Cell(NamedTuple):
+    text: str
+    kind: str  # class of its element: "number", "badge true", ...
+
+
+class Grid(NamedTuple):
+    """A table as the template `parts.html` renders it."""
+
+    head: list[Cell]  # empty if no column has a name
+    body: list[list[Cell]]
+    more: int  # rows beyond `ROWS_MAX`
+
+
+def grid(rows: Table) -> Grid:
+    """Columns of numbers are aligned to the right; a column "verdict" shows words for people."""
     head, *body = rows
-    if not body:
-        return ""
-    cells = "".join(f"<th scope='col'>{escape(cell)}</th>" for cell in head) if any(head) else ""
-    numbers = [all(_is_number(row[i]) or not row[i] for row in body) for i in range(len(body[0]))]
-    lines = "".join(
-        f"<tr>{''.join(_cell(cell, number) for cell, number in zip(row, numbers, strict=True))}</tr>"
+    are_numbers = [all(_is_number(row[i]) or not row[i] for row in body) for i in range(len(head))]
+    named = [Cell(cell, "number" if is_number else "") for cell, is_number in zip(head, are_numbers, strict=True)]
+    lines = [
+        [_cell(name, cell, is_number) for name, cell, is_number in zip(head, row, are_numbers, strict=True)]
         for row in body[:ROWS_MAX]
-    )
-    more = f"<p class='sub'>and {len(body) - ROWS_MAX:,} more rows</p>" if len(body) > ROWS_MAX else ""
-    return f"<div class='scroll'><table>{f'<tr>{cells}</tr>' if cells else ''}{lines}</table></div>{more}"
+    ]
+    return Grid(named if any(head) else [], lines, max(0, len(body) - ROWS_MAX))
 
 
 def _is_number(cell: str) -> bool:
@@ -35,14 +45,14 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _cell(cell: str, number: bool) -> str:
-    """In a column of numbers they stand to the right; verdicts have their colour."""
-    kind = " class='n'" if number else f" class='badge {cell}'" if cell in ("true", "false", "unknown") else ""
-    return f"<td{kind}>{escape(cell)}</td>"
+def _cell(column: str, cell: str, is_number: bool) -> Cell:
+    if column == "verdict" and cell in VERDICT_WORDS:
+        return Cell(VERDICT_WORDS[cell], f"badge {cell}")
+    return Cell(cell, "number" if is_number else "")
 
 
 def from_data(data: Mapping[str, Any]) -> Named:
-    """What a checker measured, as tables: single figures first, then each list or map of records as one of its own."""
+    """A checker's data as tables: single figures first, then a table for each list or map of records."""
     single: Table = [["figure", "value"]]
     found: Named = []
     for name, value in data.items():
@@ -84,29 +94,3 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Table:
         else:
             rows.append([words(f"{prefix}{name}"), text(value)])
     return rows
-
-
-def words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def text(value: Any) -> str:
-    """A value for a person: whole numbers with commas, others to four digits, lists with commas."""
-    if value is None:
-        return ""
-    if isinstance(value, bool | str):
-        return str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:,.4g}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{words(str(key))} {text(item)}" for key, item in value.items())
-    if isinstance(value, Sequence):
-        return ", ".join(text(item) for item in value)
-    return str(value)
-
-
-def join(names: Sequence[str]) -> str:
-    """a, b and c."""
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""

@@ -124,6 +124,8 @@ def test_contents_are_types_dashboards_rules_and_the_script_of_the_peer(wheel: P
     dashboards = {path.name for path in (ROOT / "dashboards").glob("*.json")} | {"rules.yml", "vllm-names.yml"}
     assert {f"harness/dashboards/{name}" for name in dashboards | {"compose.yaml", "prometheus.yml"}} <= names
     assert {f"harness/adapters/vllm_env/{name}" for name in ("install.sh", "requirements.txt")} <= names
+    templates = {path.name for path in (ROOT / "harness/report/templates").iterdir()}
+    assert {f"harness/report/templates/{name}" for name in templates} <= names
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"kvtier", "harness"}
     assert not [name for name in names if name.endswith(".c") or "/tests/" in name]

@@ -106,9 +106,9 @@ def test_hits_and_waits_are_compared_where_both_runs_have_them() -> None:
 def test_the_page_shows_both_and_names_what_was_different(tmp_path: Path) -> None:
     a, b = side("a", traffic(1)), side("b", traffic(2, slower=2.0))
     page = write_comparison(a, b, compare(a, b), tmp_path / "compare.html").read_text()
-    body, data = page.split("<script", 1)
+    body, data = page.split("<script ", 1)
     assert "x&lt;y&gt;" in body
     assert "<td>python</td><td>a</td><td>b</td>" in body
     assert "load jobs p50" in body
     figures = json.loads(data.split(">", 1)[1].split("</script>")[0])["figures"]
-    assert len(figures) == body.count("class='plot'") == 3
+    assert len(figures) == body.count('class="plot"') == 3
