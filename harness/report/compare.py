@@ -356,7 +356,7 @@ def _throughput(a: Side, b: Side) -> Section | None:
 def _latencies(a: Side, b: Side) -> list[Section]:
     both = [(letter, latencies(side.history), dash) for letter, side, dash in (("A", a, "solid"), ("B", b, "dot"))]
     figure = new_figure("milliseconds", "share")
-    figure.update_xaxes(type="log")
+    figure.update_xaxes(type="log", dtick=1, tickformat=",~r")
     figure.update_yaxes(tickformat=".0%", range=[0, 1.02])
     table: Table = []
     for letter, seconds, dash in both:

@@ -133,7 +133,7 @@ def latency(history: History) -> Section | None:
     if not seconds:
         return None
     figure = new_figure("milliseconds", "share")
-    figure.update_xaxes(type="log")
+    figure.update_xaxes(type="log", dtick=1, tickformat=",~r")
     figure.update_yaxes(tickformat=".0%", range=[0, 1.02])
     for kind, name in LATENCY_NAMES.items():
         if values := seconds.get(kind):

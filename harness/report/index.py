@@ -14,9 +14,9 @@ from harness.report.words import short_summary, summary
 RUNS_MAX = 500
 _COLUMNS = (
     "when (UTC)",
+    "verdict",
     "scenario",
     "tier",
-    "verdict",
     "seed",
     "requests",
     "hits",

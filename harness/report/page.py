@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -35,7 +36,8 @@ def write_report(run_dir: Path) -> Path:
     """Make the page from `results.json`, `environment.json` and the history; returns its path."""
     results = read_results(run_dir)
     history = History.read(run_dir)
-    options = [[name, shown] for name, value in history.options.items() if (shown := text(value))]
+    shown_options = {**history.options, "seed": str(results["seed"])}  # to copy: without commas
+    options = [[name, shown] for name, value in shown_options.items() if (shown := text(value))]
     machine_rows = [*flat(read_environment(run_dir)), *flat({"device": results.get("device") or {}})]
     return write_page(
         run_dir / "report.html",
@@ -44,7 +46,6 @@ def write_report(run_dir: Path) -> Path:
         results=results,
         summary=summary(results),
         verdicts=[_verdict(verdict) for verdict in results["verdicts"]],
-        findings_max=FINDINGS_SHOWN_MAX,
         tiles=tiles(results),
         happenings=machine.happenings(history),
         description=_description(results["scenario"]),
@@ -79,9 +80,20 @@ def read_environment(run_dir: Path) -> dict[str, Any]:
 
 
 def _verdict(verdict: Mapping[str, Any]) -> dict[str, Any]:
-    """A verdict with the checker's question and the tables of what it measured."""
-    measured = [] if verdict["name"] in DRAWN else from_data(verdict["data"])
-    return {**verdict, "question": _question(verdict["name"]), "measured": measured}
+    """A verdict with the checker's question, the findings to show, and the tables of what it measured."""
+    findings = list(verdict["findings"])
+    match = re.fullmatch(r"and (\d+) more", findings[-1]) if findings else None
+    not_listed = int(match[1]) if match else 0  # counted by the checker alone
+    findings = findings[:-1] if match else findings
+    return {
+        **verdict,
+        "question": _question(verdict["name"]),
+        "count": len(findings) + not_listed,
+        "findings": findings[:FINDINGS_SHOWN_MAX],
+        "not_shown": len(findings[FINDINGS_SHOWN_MAX:]),
+        "not_listed": not_listed,
+        "measured": [] if verdict["name"] in DRAWN else from_data(verdict["data"]),
+    }
 
 
 def _question(checker: str) -> str:

@@ -9,6 +9,7 @@ from harness.report.figures import Table
 from harness.report.words import VERDICT_WORDS, text, words
 
 ROWS_MAX = 500
+VERDICT_COLUMNS = {"verdict", "kept"}
 Named = list[tuple[str, Table]]
 
 
@@ -26,7 +27,7 @@ class Grid(NamedTuple):
 
 
 def grid(rows: Table) -> Grid:
-    """Columns of numbers are aligned to the right; a column "verdict" shows words for people."""
+    """Columns of numbers are aligned to the right; columns of verdicts show words for people."""
     head, *body = rows
     are_numbers = [all(_is_number(row[i]) or not row[i] for row in body) for i in range(len(head))]
     named = [Cell(cell, "number" if is_number else "") for cell, is_number in zip(head, are_numbers, strict=True)]
@@ -46,7 +47,7 @@ def _is_number(cell: str) -> bool:
 
 
 def _cell(column: str, cell: str, is_number: bool) -> Cell:
-    if column == "verdict" and cell in VERDICT_WORDS:
+    if column in VERDICT_COLUMNS and cell in VERDICT_WORDS:
         return Cell(VERDICT_WORDS[cell], f"badge {cell}")
     return Cell(cell, "number" if is_number else "")
 

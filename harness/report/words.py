@@ -38,8 +38,10 @@ def text(value: Any) -> str:
     """A value for a person: whole numbers with commas, others to four digits, lists with commas."""
     if value is None:
         return ""
-    if isinstance(value, bool | str):
-        return str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):

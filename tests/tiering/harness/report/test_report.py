@@ -160,7 +160,13 @@ def test_findings_beyond_the_shown_ones_are_linked(tmp_path: Path) -> None:
     rewrite(folder, verdict="false", verdicts=[verdict])
     page = Page(write_report(folder))
     assert "97 more in results.json" in page.text
+    assert "147 findings" in page.text
     assert ("a", {"href": "results.json"}) in page.tags
+    rewrite(folder, verdict="false", verdicts=[{**verdict, "findings": [*many[:20], "and 1509 more"]}])
+    page = Page(write_report(folder))
+    assert "1,529 findings" in page.text
+    assert "1,509 more were counted and not listed; their records are in history-*.jsonl" in page.text
+    assert ("a", {"href": "./"}) in page.tags
 
 
 def test_a_history_of_stores_alone_has_no_empty_panel(tmp_path: Path) -> None:
@@ -369,7 +375,7 @@ def test_cells_of_any_checker_become_tables() -> None:
                 ["empty", ""],
             ],
         ),
-        ("phases", [["split", "ended", "starved"], ["1+1", "4", ""], ["4+4", "", "True"]]),
+        ("phases", [["split", "ended", "starved"], ["1+1", "4", ""], ["4+4", "", "yes"]]),
         ("by fault", [["", "cells"], ["EIO", "2"], ["ENOSPC", "3"]]),
     ]
 
