@@ -35,10 +35,10 @@ class TaskFact(NamedTuple):
     """One bounded piece of a job as it ran. Clock: `time.monotonic()`, seconds; shared by all processes of a host."""
 
     direction: Direction
-    group: Direction  # which group's thread ran it: "load" = read-priority, "store" = write-priority
+    thread_direction: Direction  # what its thread prefers: "load" = read-priority, "store" = write-priority
     thread: int  # index of the thread within the pool
     bytes: int
-    depth: int  # tasks of the same class ahead of it in its queue when it was enqueued
+    depth: int  # tasks of the same direction ahead of it in its queue when it was enqueued
     enqueued_seconds: float
     started_seconds: float
     finished_seconds: float

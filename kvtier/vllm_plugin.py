@@ -21,7 +21,16 @@ from kvtier.factory import open_folders, open_fs_tier
 from kvtier.fs.file_mapper import FileMapper
 from kvtier.fs.manager import FileSystemTierManager
 from kvtier.hashing import BlockHash, none_hash
-from kvtier.telemetry.prometheus import BUILD_INFO, GAUGES, INFO_LABELS, INFO_TEXT, MetricsObserver, Patient
+from kvtier.telemetry.prometheus import (
+    BUILD_INFO,
+    DEPRECATED_NAMES,
+    GAUGE_LABELS,
+    GAUGES,
+    INFO_LABELS,
+    INFO_TEXT,
+    MetricsObserver,
+    Patient,
+)
 from kvtier.vllm_interface import missing
 
 PROVEN_VERSIONS = ("0.32.0", "0.33.0")
@@ -60,22 +69,11 @@ _ENGINES_OWN = {
 }
 _GAUGES = {
     f"kvtier_{name}": text
-    for name, text in map(
-        GAUGES.__getitem__,
-        (
-            "queue",
-            "queue_bytes",
-            "oldest_seconds",
-            "running",
-            "running_oldest_seconds",
-            "threads_busy",
-            "threads_hung",
-            "jobs_in_flight",
-            "lookup_oldest_seconds",
-            "file_system_free_bytes",
-            "file_system_size_bytes",
-        ),
-    )
+    for word, (name, text) in GAUGES.items()
+    if word != "requests" and not word.startswith(("slots_", "pending_"))  # of the manager and the CPU tier
+}
+_GAUGES |= {
+    f"kvtier_{old}": _GAUGES[name] for new, old in DEPRECATED_NAMES.items() if (name := f"kvtier_{new}") in _GAUGES
 }
 
 
@@ -306,7 +304,7 @@ class _Metrics:
 
     def __init__(self, sources: Mapping[str, Callable[[], Mapping[str, float]]]) -> None:
         self.definitions: dict[str, Any] = {
-            name: vllm_base.OffloadingGaugeMetadata(text, ("tier", "class")) for name, text in _GAUGES.items()
+            name: vllm_base.OffloadingGaugeMetadata(text, GAUGE_LABELS) for name, text in _GAUGES.items()
         }
         self.definitions[BUILD_INFO] = vllm_base.OffloadingGaugeMetadata(INFO_TEXT, INFO_LABELS)
         self.stats = OffloadingConnectorStats()
@@ -323,7 +321,7 @@ class _Metrics:
             self.stats.set_gauge(BUILD_INFO, 1, tuple(info[label] for label in INFO_LABELS))
         for family in (family for collector in self._collectors for family in collector.collect()):
             for sample in family.samples if family.name in _GAUGES else ():
-                self.stats.set_gauge(family.name, sample.value, (sample.labels["tier"], sample.labels["class"]))
+                self.stats.set_gauge(family.name, sample.value, tuple(map(sample.labels.__getitem__, GAUGE_LABELS)))
         stats, self.stats = self.stats, OffloadingConnectorStats()
         return stats
 

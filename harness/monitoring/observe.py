@@ -329,7 +329,7 @@ def in_words(value: float | None, unit: str) -> str:
         case "ops":
             return f"{value:,.4g}/s"
         case _:
-            return f"{value:,.4g}" + {"none": "", "decmbytes": " MB"}.get(unit, f" {unit}")
+            return f"{value:,.4g}" + {"none": "", "mbytes": " MiB"}.get(unit, f" {unit}")
 
 
 def show(values: Sequence[PanelValue], console: Console) -> None:
@@ -352,7 +352,7 @@ def show(values: Sequence[PanelValue], console: Console) -> None:
     dead = sorted({value.panel for value in values if value.last is None})
     if dead:
         console.print(
-            f"nothing to show in: {escape(', '.join(dead))} (a GPU and its node's exporters fill theirs)",
+            f"nothing to show in: {escape(', '.join(dead))} (panels of a GPU node need its exporters)",
             soft_wrap=True,
         )
 
@@ -404,7 +404,9 @@ def observe(options: LoadOptions, runs_dir: Path, console: Console, wait: bool) 
         firing = [alert for alert in prometheus.get("alerts")["alerts"] if alert["state"] == "firing"]
         for alert in firing:
             name, words = alert["labels"]["alertname"], alert["annotations"]
-            console.print(f"[red]{name}[/]: {escape(words['summary'])}. {escape(words['runbook'])}", soft_wrap=True)
+            console.print(
+                f"[red]{name}[/]: {escape(words['summary'])}. See {escape(words['runbook_url'])}.", soft_wrap=True
+            )
         console.print(f"{len(firing)} alert{'s' if len(firing) != 1 else ''} firing")
         console.print(f"{Path(results.run_dir) / 'report.html'}", soft_wrap=True, markup=False)
         if wait:

@@ -167,7 +167,9 @@ class FileSystemTierManager(SecondaryTierManager):
 
     def gauges(self) -> Mapping[str, float]:
         own = {"jobs_in_flight": len(self._submitted), "lookup_oldest_seconds": self._lookup.oldest_seconds()}
-        root = self._quota.gauges() if self._quota else {}
+        root = dict(self._quota.gauges()) if self._quota else {}
+        if self.config.capacity is not None and (limit := self.config.capacity.max_bytes) is not None:
+            root["root_limit_bytes"] = limit
         return {**self._pool.gauges(), **own, **root}
 
     def space(self) -> Mapping[str, float]:

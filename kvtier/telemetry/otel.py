@@ -122,7 +122,7 @@ class TracingObserver:
                     "service_seconds": task.finished_seconds - task.started_seconds,
                     "bytes": task.bytes,
                     "depth": task.depth,
-                    "thread": f"{task.group}-{task.thread}",
+                    "thread": f"{task.thread_direction}-{task.thread}",
                 },
             )
             for task in _slowest(event.tasks)

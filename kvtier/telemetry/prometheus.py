@@ -1,6 +1,6 @@
-"""Prometheus metrics from events and gauges; a process that wants them makes one `MetricsObserver` and serves it.
+"""Prometheus metrics from events and gauges: a process makes one `MetricsObserver` and serves its registry.
 
-The only importer of prometheus_client. Registers nothing at import and nothing outside the registry it is given. Label
+The only importer of prometheus_client. Registers nothing at import, and nothing outside the given registry. Label
 values are closed sets (tier, direction, outcome, reason), never a key, a path or a request.
 """
 
@@ -51,18 +51,18 @@ DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 CORRUPT_REASONS: frozenset[str] = frozenset(get_args(CorruptReason))
 FAILURE_REASONS = CORRUPT_REASONS.union(REFUSAL_REASONS, ("shutdown", "replaced"), errno.errorcode.values())
 SECONDS_BUCKETS = tuple(float(f"{digit}e{power}") for power in range(-5, 2) for digit in (1, 2.5, 5))
-"""10 us to 50 s, three a decade: a memory copy, a device, and a device that hangs stay apart."""
+"""10 us to 50 s, three a decade: enough to separate a memory copy, a device, and a device that hangs."""
 AGE_BUCKETS = tuple(float(hours * 3600) for hours in (1 / 60, 1 / 12, 1 / 4, 1, 4, 12, 24, 72, 168, 336, 720, 2160))
 """A minute to a quarter of a year."""
 
 SOURCE_SECONDS_MAX = 0.2
-"""A scrape waits this long for a source that may hang."""
+"""The longest wait of a scrape for a source that may hang."""
 
 EVENTS_TOGETHER = 64
-"""Events are counted so many at once, or by the next scrape: one by one, each finds caches that block I/O has emptied,
-and costs three to eight times as much."""
+"""Events are counted in batches of this size, or by the next scrape. One by one they cost three to eight times as much,
+since block I/O empties the CPU caches in between."""
 
-# Only a sampled trace is an exemplar: no other can be opened.
+# Only a sampled trace is an exemplar: the others are not stored.
 _SAMPLED = re.compile(r"00-(?P<trace_id>[0-9a-f]{32})-(?P<span_id>[0-9a-f]{16})-[0-9a-f][13579bdf]")
 Gauges = Callable[[], Mapping[str, float]]
 
@@ -72,40 +72,56 @@ GAUGES: Mapping[str, tuple[str, str]] = {
     "oldest_seconds": ("queue_oldest_seconds", "Age of the oldest waiting task; 0 when none waits."),
     "running": ("running_tasks", "Tasks on a thread: I/O in flight."),
     "running_oldest_seconds": ("running_oldest_seconds", "Age of the oldest I/O in flight; 0 when there is none."),
-    "threads_busy": ("threads_busy", "Threads at work, by the class that they prefer."),
-    "threads_hung": ("threads_hung", "Threads whose I/O hangs, each with another in its place, by the same."),
+    "threads_busy": ("threads_busy", "Threads that run a task, by the direction that they prefer."),
+    "threads_hung": (
+        "threads_hung",
+        "Threads whose I/O hangs and that were replaced, by the direction that they prefer.",
+    ),
     "jobs_in_flight": ("jobs_in_flight", "Jobs submitted and not yet reported."),
     "lookup_oldest_seconds": (
         "lookup_oldest_seconds",
         "Age of the oldest lookup without an answer; 0 when none waits.",
     ),
     "requests": ("requests", "Requests that the manager knows."),
-    "slots_free": ("slots_free", "Slots of the CPU tier that hold nothing."),
+    "slots_free": ("slots_free", "Slots of the CPU tier without a block."),
     "slots_writing": ("slots_writing", "Slots being filled: their blocks are HIT_PENDING."),
-    "slots_pinned": ("slots_pinned", "Slots that somebody reads."),
-    "slots_evictable": ("slots_evictable", "Slots whose blocks nobody uses now."),
-    "pending_oldest_seconds": ("pending_oldest_seconds", "For how long a block has been HIT_PENDING at most."),
-    "root_bytes": ("root_bytes", "Bytes of blocks under the root, as last measured, whose limit is kept here."),
-    "root_files": ("root_files", "Block files under the root, as last measured, whose limit is kept here."),
+    "slots_pinned": ("slots_pinned", "Slots being read."),
+    "slots_evictable": ("slots_evictable", "Slots whose blocks are not in use now."),
+    "pending_oldest_seconds": ("pending_oldest_seconds", "Longest time for which a block has been HIT_PENDING."),
+    "root_bytes": ("root_bytes", "Bytes of blocks under a root with a limit, as last measured."),
+    "root_files": ("root_files", "Block files under a root with a limit, as last measured."),
+    "root_limit_bytes": ("root_limit_bytes", "The root's limit: max_bytes of its capacity; absent without one."),
     "file_system_free_bytes": ("file_system_free_bytes", "Free in the root's file system; absent while it hangs."),
     "file_system_size_bytes": ("file_system_size_bytes", "Size of the root's file system; absent while it hangs."),
 }
-"""What `gauges()` of the tiers say, in their words, and as which metrics; others become kvtier_<their word>."""
+"""Word of the tiers' `gauges()` -> name without `kvtier_`, text. A word that is not listed becomes kvtier_<word>."""
 
+DEPRECATED_NAMES = {
+    "cross_process_hit_blocks": "foreign_block_hits",
+    "quarantined_blocks": "set_aside_blocks",
+    "threads_hung": "threads_lost",
+}
+"""Name -> its former name, which has the same values for one release. Without `kvtier_` and suffix."""
+
+DEPRECATED_LABELS = {"direction": "class", "thread_direction": "group"}
+"""Label -> its former name, which the gauges or kvtier_tasks_total carry too for one release, with the same value."""
+
+GAUGE_LABELS = ("tier", "direction", DEPRECATED_LABELS["direction"])
 BUILD_INFO = "kvtier_build_info"
 INFO_LABELS = ("version", "folder", "hash_algorithm", "none_hash", "block_bytes", "integrity", "io")
-INFO_TEXT = "1; who shares with whom, and how I/O is done. `none_hash` is the first 8 digits of the seed's digest."
+INFO_TEXT = (
+    "1; what processes must have in common to share, and how I/O is done. `none_hash`: 8 digits of the seed's digest."
+)
 
 
 class MetricsObserver:
-    """An `Observer` that counts. Happenings are pushed by events, the present state is pulled at scrape.
+    """An `Observer` that counts events, and reads the tiers' gauges at scrape.
 
-    `sources` maps a tier's name ("cpu" for the primary tier, ...) to its `gauges`; one added to the mapping later is
-    asked too. Series of the tiers behind the CPU tier exist from the start, at zero, so that the first failure is an
-    increase. `info` are labels of `kvtier_build_info`. A job costs some 10 us and 4 us a task, paid in bunches of
-    `EVENTS_TOGETHER` events; a scrape is exact. A second observer on the same registry raises ValueError.
-    `counter_type` and `histogram_type` take prometheus_client's arguments: a process whose /metrics another library
-    writes gives its own. A source that may hang goes in as a `Patient`.
+    `sources` maps a tier's name ("cpu" for the primary tier, ...) to its `gauges`; a tier may be added later. Series of
+    the secondary tiers start at zero, so that the first failure is an increase. `info` are labels of
+    `kvtier_build_info`. A job costs some 10 us and 4 us a task, paid in batches of `EVENTS_TOGETHER` events; a scrape
+    is exact. A second observer on the same registry raises ValueError. A source that may hang goes in as a `Patient`.
+    `counter_type` and `histogram_type` take prometheus_client's arguments, for a process with another metrics library.
     """
 
     def __init__(
@@ -117,7 +133,10 @@ class MetricsObserver:
         histogram_type: Callable[..., Any] = Histogram,
     ) -> None:
         def counter(name: str, text: str, *labels: str) -> Any:
-            return counter_type(f"kvtier_{name}", text, labels, registry=registry)
+            made = counter_type(f"kvtier_{name}", text, labels, registry=registry)
+            if old := DEPRECATED_NAMES.get(name):
+                self._deprecated[made] = counter_type(f"kvtier_{old}", _successor(name), labels, registry=registry)
+            return made
 
         def histogram(name: str, text: str, *labels: str, buckets: Sequence[float] = SECONDS_BUCKETS) -> Any:
             return histogram_type(f"kvtier_{name}", text, labels, registry=registry, buckets=buckets)
@@ -126,50 +145,57 @@ class MetricsObserver:
         self._counting = threading.Lock()  # the scheduler's thread and scrapes may come together
         # (counter, *label values) -> amount, of the events that are being counted
         self._sums: defaultdict[tuple[Any, ...], float] = defaultdict(float)
-        # First, so that all that follows in a scrape has counted what happened before it.
+        self._deprecated: dict[Any, Any] = {}  # counter -> the counter of its deprecated name
+        # First, so that everything after it in a scrape includes the events before it.
         registry.register(_StateCollector(sources if sources is not None else {}, self._count))
         way = ("tier", "direction")
         self._jobs = counter("jobs", "Jobs ended; partial: some blocks failed.", *way, "outcome")
         self._blocks = counter("blocks", "Blocks of ended jobs.", *way, "outcome")
-        self._bytes = counter("transferred_bytes", "Bytes of blocks that made it.", *way)
-        self._failures = counter("block_failures", "Blocks that failed, by errno name or other reason.", *way, "reason")
-        self._corrupt = counter("corrupt_blocks", "Files that were not the block they should be.", "tier", "reason")
+        self._bytes = counter("transferred_bytes", "Bytes of blocks stored or loaded.", *way)
+        failures = "Blocks that failed or were refused, by errno name or other reason."
+        self._failures = counter("block_failures", failures, *way, "reason")
+        self._corrupt = counter("corrupt_blocks", "Damaged files found: not the block of their name.", "tier", "reason")
         self._quarantined = counter(
-            "quarantined_blocks", "Files moved to quarantine, or not.", "tier", "reason", "outcome"
+            "quarantined_blocks", "Damaged files: moved to quarantine, or left.", "tier", "reason", "outcome"
         )
-        self._duplicates = counter("duplicate_stores", "Stored blocks that another writer had published.", "tier")
+        self._duplicates = counter(
+            "duplicate_stores", "Blocks not stored again, since another writer had published them.", "tier"
+        )
         self._cross_process_hits = counter(
             "cross_process_hit_blocks", "Loaded blocks that another process wrote.", "tier"
         )
-        self._unverified = counter("unverified_blocks", "Loaded blocks without a trailer, taken as they are.", "tier")
-        self._tasks = counter("tasks", "Pieces of jobs, by the group of threads that ran them.", *way, "group")
-        self._queue_wait = histogram("queue_wait_seconds", "A task's wait in its queue.", *way)
-        self._service = histogram("service_seconds", "A task's time on its thread.", *way)
-        self._job_latency = histogram("job_seconds", "From submission to the last task's end.", *way)
-        self._answers = counter("tier_lookups", "Answers of a tier, of its memory or a probe.", "tier", "outcome")
-        self._lookup_keys = counter("lookup_keys", "Existence probes of secondary tiers.", "tier", "outcome")
-        self._lookup_wait = histogram("lookup_queue_seconds", "A lookup batch's wait for its thread.", "tier")
-        self._lookup_probe = histogram("lookup_probe_seconds", "A lookup batch's time on its thread.", "tier")
-        self._lookups = counter("lookup_blocks", "Answers of the manager, per block and time asked.", "outcome")
-        self._promoted = counter("promoted_blocks", "Blocks sent towards the CPU tier.", "tier")
-        self._refused = counter("refused_promotion_blocks", "Blocks not promoted: no slot was free.", "tier")
-        self._cascaded = counter("cascaded_blocks", "Blocks handed from the CPU tier to a secondary tier.", "tier")
+        self._unverified = counter(
+            "unverified_blocks", "Loaded blocks without a trailer, which nothing verifies.", "tier"
+        )
+        by_thread = ("thread_direction", DEPRECATED_LABELS["thread_direction"])
+        self._tasks = counter("tasks", "Tasks ended, by the direction that their thread prefers.", *way, *by_thread)
+        self._queue_wait = histogram("queue_wait_seconds", "Wait of a task in its queue.", *way)
+        self._service = histogram("service_seconds", "Time of a task on its thread.", *way)
+        self._job_latency = histogram("job_seconds", "Time from a job's submission to the end of its last task.", *way)
+        self._answers = counter("tier_lookups", "Final answers of a tier, and retries, by outcome.", "tier", "outcome")
+        self._lookup_keys = counter("lookup_keys", "Blocks probed in secondary tiers.", "tier", "outcome")
+        self._lookup_wait = histogram("lookup_queue_seconds", "Wait of a lookup batch for its thread.", "tier")
+        self._lookup_probe = histogram("lookup_probe_seconds", "Time of a lookup batch on its thread.", "tier")
+        self._lookups = counter("lookup_blocks", "Answers of the manager, per block and lookup.", "outcome")
+        self._promoted = counter("promoted_blocks", "Blocks sent from a secondary tier to the CPU tier.", "tier")
+        self._refused = counter("refused_promotion_blocks", "Blocks not promoted, since no slot was free.", "tier")
+        self._cascaded = counter("cascaded_blocks", "Blocks sent from the CPU tier to a secondary tier.", "tier")
         self._evicted = counter("evicted_blocks", "Blocks that left the CPU tier.", "reason")
         self._files_evicted = counter("evicted_files", "Blocks evicted from the root.", "tier", "reason")
         self._files_evicted_bytes = counter("evicted_file_bytes", "Bytes evicted from the root.", "tier", "reason")
-        age = "For how long evicted files had not been used, of up to 100 files a round."
+        age = "Time since the last use of evicted files, of up to 100 files a round."
         self._evicted_age = histogram("evicted_file_age_seconds", age, "tier", buckets=AGE_BUCKETS)
-        again = "Misses of blocks that this process had evicted from the root not long ago."
+        again = "Misses of blocks that this process had evicted from the root shortly before."
         self._evicted_wanted = counter("evicted_then_wanted_blocks", again, "tier")
-        self._deaths = counter("thread_deaths", "Threads that died of an exception, a bug.", "tier", "thread")
-        self._copies = counter("copies", "Copies between GPU and CPU ended.", "direction", "outcome")
+        self._deaths = counter("thread_deaths", "Threads that ended by an exception, which is a bug.", "tier", "thread")
+        self._copies = counter("copies", "Copies between GPU and CPU that ended.", "direction", "outcome")
         self._copy_blocks = counter("copy_blocks", "Blocks copied between GPU and CPU.", "direction")
         self._copy_bytes = counter("copy_bytes", "Bytes copied between GPU and CPU.", "direction")
-        self._copy_seconds = histogram("copy_seconds", "A copy between GPU and CPU.", "direction")
+        self._copy_seconds = histogram("copy_seconds", "Duration of a copy between GPU and CPU.", "direction")
         Info(BUILD_INFO.removesuffix("_info"), INFO_TEXT, registry=registry).info(
             {"version": __version__, **(info or {})}
         )
-        self._child = lru_cache(maxsize=1 << 12)(lambda metric, *values: metric.labels(*values))
+        self._child = lru_cache(maxsize=1 << 12)(self._new_child)
         self._handlers: dict[type, Callable[[Any], None]] = {
             JobFinished: self._on_job,
             LookupBatch: self._on_lookup_batch,
@@ -191,13 +217,20 @@ class MetricsObserver:
         if len(self._waiting) >= EVENTS_TOGETHER:
             self._count()
 
+    def _new_child(self, metric: Any, *values: str) -> Any:
+        if deprecated := self._deprecated.get(metric):
+            self._child(deprecated, *values)  # both series begin together
+        return metric.labels(*values)
+
     def _count(self) -> None:
         with self._counting:
             while self._waiting:
                 handler, event = self._waiting.popleft()
                 handler(event)
-            for series, amount in self._sums.items():
-                self._child(*series).inc(amount)
+            for (metric, *values), amount in self._sums.items():
+                self._child(metric, *values).inc(amount)
+                if deprecated := self._deprecated.get(metric):
+                    self._child(deprecated, *values).inc(amount)
             self._sums.clear()
 
     def _start_at_zero(self, tiers: Iterable[str]) -> None:
@@ -215,6 +248,7 @@ class MetricsObserver:
                 self._child(counter, tier)
             for reason in sorted(CORRUPT_REASONS):
                 self._child(self._corrupt, tier, reason)
+                self._child(self._quarantined, tier, reason, "moved")
             for outcome in ("hit", "miss"):
                 self._child(self._lookup_keys, tier, outcome)
             for outcome in ("hit", "miss", "retry"):
@@ -228,8 +262,8 @@ class MetricsObserver:
                     self._child(self._jobs, tier, direction, outcome)
                 for outcome in ("ok", "failed"):
                     self._child(self._blocks, tier, direction, outcome)
-                for group in DIRECTIONS:
-                    self._child(self._tasks, tier, direction, group)
+                for prefers in DIRECTIONS:
+                    self._child(self._tasks, tier, direction, prefers, prefers)
             for reason in REFUSAL_REASONS:
                 self._child(self._failures, tier, "store", reason)
             for role in get_args(ThreadRole):
@@ -274,10 +308,10 @@ class MetricsObserver:
             child = self._child(metric, *way)
             for one in seconds[:-1]:
                 child.observe(one)
-            for one in seconds[-1:]:  # an exemplar doubles the cost, and whoever looks for one looks for the slowest
+            for one in seconds[-1:]:  # an exemplar doubles the cost, so only the slowest task has one
                 child.observe(one, trace)
-        for group, tasks in Counts(task.group for task in event.tasks).items():
-            self._add(self._tasks, tasks, *way, group)
+        for prefers, tasks in Counts(task.thread_direction for task in event.tasks).items():
+            self._add(self._tasks, tasks, *way, prefers, prefers)
 
     def _on_lookup_batch(self, event: LookupBatch) -> None:
         self._add(self._lookup_keys, event.hits, event.tier, "hit")
@@ -320,14 +354,16 @@ class MetricsObserver:
 
 
 class _StateCollector(Collector):
-    """Asks every source at scrape. "load_queue" of tier "fs" becomes kvtier_queue_tasks{tier="fs",class="load"}.
-    `before` is called first."""
+    """Reads every source at scrape, after a call of `before`.
+
+    "load_queue" of tier "fs" becomes kvtier_queue_tasks{tier="fs",direction="load",class="load"}.
+    """
 
     def __init__(self, sources: Mapping[str, Gauges], before: Callable[[], None]) -> None:
         self._sources, self._before = sources, before
 
     def describe(self) -> Iterable[Metric]:
-        return ()  # without it, registering would already ask the sources
+        return ()  # without it, registering would already read the sources
 
     def collect(self) -> Iterable[Metric]:
         self._before()
@@ -338,17 +374,23 @@ class _StateCollector(Collector):
                 if direction not in DIRECTIONS or not word:
                     direction, word = "", key  # an empty label is no label
                 name, text = GAUGES.get(word, (word, f"Present state: {word.replace('_', ' ')}."))
-                family = families.get(name)
-                if family is None:
-                    family = families[name] = GaugeMetricFamily(f"kvtier_{name}", text, labels=("tier", "class"))
-                family.add_metric((tier, direction), value)
+                both = {name: text}
+                if old := DEPRECATED_NAMES.get(name):
+                    both[old] = _successor(name)
+                for name, text in both.items():
+                    family = families.get(name)
+                    if family is None:
+                        family = families[name] = GaugeMetricFamily(f"kvtier_{name}", text, labels=GAUGE_LABELS)
+                    family.add_metric((tier, direction, direction), value)
         return families.values()
 
 
 class Patient:
-    """A source that may hang or raise OSError, asked on a thread of its own: it says nothing when it is late, so that a
-    scrape still tells of everything else while a device hangs. An answer holds for `keep_seconds`; with `seconds_max`
-    0 nobody ever waits, and the first call only asks."""
+    """A source that may hang or raise OSError, read on a thread of its own.
+
+    A late answer is empty, so that a scrape has all other metrics while a device hangs. An answer holds for
+    `keep_seconds`. With `seconds_max` 0 a call never waits, and the first one returns nothing.
+    """
 
     def __init__(self, ask: Gauges, seconds_max: float = SOURCE_SECONDS_MAX, keep_seconds: float = 0.0) -> None:
         self._ask, self._seconds_max, self._keep_seconds = ask, seconds_max, keep_seconds
@@ -375,16 +417,23 @@ class Patient:
             pass  # of the device
         except Exception:
             if not self._bug_logged:
-                logger.exception("gauges are absent: %r raised, which is a bug in kvtier", self._ask)
+                logger.exception("gauges are absent: %r raised, which is a bug in kvtier; report it", self._ask)
             self._bug_logged = True
 
 
 def serve_metrics(registry: CollectorRegistry, address: str = "127.0.0.1", port: int = 0) -> tuple[WSGIServer, int]:
-    """Serve /metrics from a daemon thread; port 0 takes a free one. Stop it by `shutdown()`, then `server_close()`,
-    which waits for answers under way."""
+    """Serve /metrics from a daemon thread; port 0 takes a free one. Returns the server and its port.
+
+    To stop it, call `shutdown()`, then `server_close()`, which waits for answers under way.
+    """
     server, _ = start_http_server(port, address, registry)
     server.daemon_threads = False  # type: ignore[attr-defined]  # else an answer outlives the server, and its descriptor
     return server, server.server_port
+
+
+def _successor(name: str) -> str:
+    """The text of the deprecated name of `name`."""
+    return f"Deprecated name of kvtier_{name}, with the same values."
 
 
 def _known(reason: str, reasons: frozenset[str]) -> str:

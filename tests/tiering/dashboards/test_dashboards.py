@@ -1,6 +1,6 @@
-"""dashboards/: what is committed is what is generated; panels say what they ask; alerts can fire and be silent.
+"""dashboards/: generated files are up to date, panels state questions, alerts fire and stay silent.
 
-Grafana's and Kubernetes' own types are the schemas; `make schemas` fetches them, and no test does.
+The schemas are Grafana's and Kubernetes' own types. `make schemas` fetches them; no test does.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "dashboards"
 NAMES = ("overview", "load", "gpu")
 VARIABLES = {"datasource", "job", "instance", "tier"}
-FOREIGN = ("DCGM_", "node_", "process_", "harness_")  # what others export
-
+OF_EXPORTERS = ("DCGM_", "node_", "process_", "harness_")
 
 SCHEMAS = ROOT / ".schemas"
 OF_PROMETHEUS = {"expr", "step", "titleFormat", "textFormat", "useValueForTime"}
-"""What Grafana's Prometheus source keeps in an annotation, which Grafana's own schema of annotations does not know."""
+"""Keys of Grafana's Prometheus source in an annotation, which Grafana's own schema of annotations lacks."""
 PACKAGES = {"promtool": "prometheus", "kubectl": "kubernetes-client"}
 needs_schemas = pytest.mark.skipif(
     not (SCHEMAS / "PrometheusRule.json").exists(),  # the last that is made
@@ -39,12 +38,12 @@ needs_schemas = pytest.mark.skipif(
 
 
 def needs(tool: str) -> pytest.MarkDecorator:
-    reason = f"no {tool} here; apt-get install {PACKAGES[tool]} has it"
+    reason = f"{tool} is not installed; apt-get install {PACKAGES[tool]} has it"
     return pytest.mark.skipif(shutil.which(tool) is None, reason=reason)
 
 
-def objections(schema: str, kind: str, value: object) -> list[str]:
-    """What the schema of `kind` says against a value."""
+def schema_errors(schema: str, kind: str, value: object) -> list[str]:
+    """Errors of a value against the schema of `kind`."""
     tree = json.loads((SCHEMAS / f"{schema}.json").read_text())
     validator = Draft7Validator({**tree, "$ref": f"#/definitions/{kind}"})
     return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(value)]
@@ -58,6 +57,11 @@ def generator() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def variables(name: str) -> set[str]:
+    """The variables of a dashboard."""
+    return VARIABLES | ({"host"} if name == "gpu" else set())
 
 
 def load(name: str) -> dict[str, Any]:
@@ -77,7 +81,7 @@ def rules(path: str = "rules.yml") -> list[dict[str, Any]]:
 ALERTS = {rule["alert"]: rule for rule in rules() if "alert" in rule}
 
 
-def test_what_is_committed_is_what_is_generated(generator: ModuleType) -> None:
+def test_generated_files_are_up_to_date(generator: ModuleType) -> None:
     wrong = [path.name for path, text in generator.files().items() if path.read_text() != text]
     assert not wrong, "run: python dashboards/generate.py"
 
@@ -85,12 +89,12 @@ def test_what_is_committed_is_what_is_generated(generator: ModuleType) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_panel_states_its_question_with_unit_thresholds_and_room(name: str) -> None:
     dashboard = load(name)
-    assert {variable["name"] for variable in dashboard["templating"]["list"]} == VARIABLES
+    assert {variable["name"] for variable in dashboard["templating"]["list"]} == variables(name)
     ids = [panel["id"] for panel in dashboard["panels"]]
     assert len(set(ids)) == len(ids)
     places = set()
     for panel in panels(name):
-        assert re.search(r"[?]", panel["description"]), f"{panel['title']} asks nothing"
+        assert re.search(r"[?]", panel["description"]), f"{panel['title']} states no question"
         defaults = panel["fieldConfig"]["defaults"]
         assert defaults["unit"], panel["title"]
         assert defaults["thresholds"]["steps"], panel["title"]
@@ -103,20 +107,51 @@ def test_every_panel_states_its_question_with_unit_thresholds_and_room(name: str
             for x in range(place["x"], place["x"] + place["w"])
             for y in range(place["y"], place["y"] + place["h"])
         }
-        assert not places & cells, f"{panel['title']} lies on another panel"
+        assert not places & cells, f"{panel['title']} overlaps another panel"
         places |= cells
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_target_names_a_variable_or_a_metric_that_nobody_has(name: str, generator: ModuleType) -> None:
+def test_a_dashboard_links_to_the_others_and_its_legends_have_figures(name: str) -> None:
+    dashboard = load(name)
+    (link,) = dashboard["links"]
+    assert (link["type"], link["keepTime"], link["includeVars"]) == ("dashboards", True, True)
+    assert set(link["tags"]) <= set(dashboard["tags"])
+    for panel in panels(name):
+        if panel["type"] == "timeseries":
+            assert {"lastNotNull", "max"} <= set(panel["options"]["legend"]["calcs"]), panel["title"]
+
+
+def test_panels_of_a_node_are_limited_to_the_selected_hosts() -> None:
+    targets = [target["expr"] for name in NAMES for panel in panels(name) for target in panel["targets"]]
+    of_node = [expr for expr in targets if re.search(r"\b(DCGM|node)_", expr)]
+    assert of_node
+    assert [expr for expr in of_node if '=~"$host"' not in expr] == []
+
+
+def test_no_panel_mixes_a_level_with_a_rate() -> None:
+    for panel in (panel for name in NAMES for panel in panels(name)):
+        rates = {"rate(" in target["expr"] for target in panel["targets"]}
+        assert len(rates) == 1, panel["title"]
+
+
+def test_labels_have_one_name_for_load_and_store(generator: ModuleType) -> None:
+    texts = [path.read_text() for path in (*FOLDER.glob("*.json"), FOLDER / "rules.yml", FOLDER / "vllm-names.yml")]
+    used = {word for text in texts for word in re.findall(r"kvtier_\w+|\b(?:class|group)\b(?=[,)=}])", text)}
+    deprecated = {f"kvtier_{old}" for old in generator.DEPRECATED_NAMES.values()}
+    assert {word for word in used if word.removesuffix("_total") in deprecated | {"class", "group"}} == set()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_variable_and_metric_of_a_target_exists(name: str, generator: ModuleType) -> None:
     known = {metric for metric, *_ in generator.metric_rows()}
     for panel in panels(name):
         for target in panel["targets"]:
             used = set(re.findall(r"\$(\w+)", target["expr"]))
-            assert used <= VARIABLES | {"__rate_interval", "__range"}, panel["title"]
+            assert used <= variables(name) | {"__rate_interval", "__range"}, panel["title"]
             for metric in re.findall(r"\b([a-zA-Z_]+(?:_[a-z]+)+)(?=[{\[])", target["expr"]):
                 base = re.sub(r"_(bucket|sum|count)$", "", metric)
-                assert base in known or base.startswith(FOREIGN), f"{panel['title']}: {metric}"
+                assert base in known or base.startswith(OF_EXPORTERS), f"{panel['title']}: {metric}"
 
 
 def test_the_grafana_sdk_reads_them_back_unchanged() -> None:
@@ -129,41 +164,41 @@ def test_the_grafana_sdk_reads_them_back_unchanged() -> None:
         for variable in again["templating"]["list"]:
             for key in [key for key in variable if key.startswith("auto")]:
                 del variable[key]
-        for mark in again["annotations"].get("list", ()):
-            del mark["placement"]
+        for item in (*again["annotations"].get("list", ()), *again["links"]):
+            del item["placement"]
         assert again == tree
 
 
 @needs_schemas
 @pytest.mark.parametrize("name", NAMES)
-def test_grafanas_schema_has_a_place_for_everything(name: str) -> None:
+def test_dashboards_satisfy_grafanas_schema(name: str) -> None:
     dashboard = load(name)
     for mark in dashboard["annotations"].get("list", ()):
         for key in OF_PROMETHEUS & set(mark):
             del mark[key]
-    found = objections("dashboard", "Dashboard", dashboard)
+    found = schema_errors("dashboard", "Dashboard", dashboard)
     for panel in panels(name):
-        found += objections("dashboard", "Panel", panel)
-        found += objections(panel["type"], "Options", panel["options"])
+        found += schema_errors("dashboard", "Panel", panel)
+        found += schema_errors(panel["type"], "Options", panel["options"])
         if custom := panel["fieldConfig"]["defaults"].get("custom"):
-            found += objections(panel["type"], "FieldConfig", custom)
+            found += schema_errors(panel["type"], "FieldConfig", custom)
     assert found == []
 
 
 @needs_schemas
-def test_grafanas_schema_objects_to_what_is_wrong() -> None:
+def test_grafanas_schema_finds_errors() -> None:
     dashboard = load("overview")
     panel = panels("overview")[0]
-    assert not objections("dashboard", "Dashboard", dashboard) + objections("dashboard", "Panel", panel)
+    assert not schema_errors("dashboard", "Dashboard", dashboard) + schema_errors("dashboard", "Panel", panel)
     panel["fieldConfig"]["defaults"]["unity"] = "ops"
     panel["options"]["legend"]["displayMode"] = "flying"
-    assert objections("dashboard", "Dashboard", {**dashboard, "graphTooltip": "crosshair"})
-    assert objections("dashboard", "Dashboard", {**dashboard, "panels": [panel]})
-    assert objections("dashboard", "Panel", panel)
-    assert objections("timeseries", "Options", panel["options"])
+    assert schema_errors("dashboard", "Dashboard", {**dashboard, "graphTooltip": "crosshair"})
+    assert schema_errors("dashboard", "Dashboard", {**dashboard, "panels": [panel]})
+    assert schema_errors("dashboard", "Panel", panel)
+    assert schema_errors("timeseries", "Options", panel["options"])
 
 
-def test_slow_buckets_lead_to_traces() -> None:
+def test_latency_exemplars_link_to_traces() -> None:
     exemplars = [t for name in NAMES for p in panels(name) for t in p["targets"] if t.get("exemplar")]
     assert {re.findall(r"kvtier_\w+", target["expr"])[0] for target in exemplars} == {"kvtier_job_seconds_bucket"}
     sources = yaml.safe_load((FOLDER / "provisioning/datasources/kvtier.yaml").read_text())["datasources"]
@@ -197,7 +232,7 @@ def test_prometheus_accepts_every_panels_query_and_annotation(tmp_path: Path) ->
 
 
 @needs("promtool")
-def test_alerts_fire_where_they_must_and_nowhere_else() -> None:
+def test_alerts_fire_as_rules_test_states() -> None:
     done = subprocess.run(["promtool", "test", "rules", FOLDER / "rules_test.yml"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -209,13 +244,16 @@ def _cases() -> Iterator[tuple[str, bool]]:
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_each_alert_has_a_case_firing_and_one_silent_and_says_what_to_do(alert: str) -> None:
+def test_each_alert_has_a_firing_and_a_silent_case_and_a_runbook(alert: str) -> None:
     assert {fires for name, fires in _cases() if name == alert} == {True, False}
-    assert ALERTS[alert]["annotations"].keys() == {"summary", "runbook"}
+    assert ALERTS[alert]["annotations"].keys() == {"summary", "runbook_url"}
+    page, _, anchor = ALERTS[alert]["annotations"]["runbook_url"].partition("#")
+    titles = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(), re.MULTILINE)
+    assert anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
     assert ALERTS[alert]["labels"]["severity"] in ("warning", "critical")
 
 
-def test_compose_listens_on_this_host_only_and_mounts_what_is_there() -> None:
+def test_compose_listens_on_loopback_and_mounts_existing_files() -> None:
     compose = yaml.safe_load((FOLDER / "compose.yaml").read_text())
     for name, service in compose["services"].items():
         assert service["network_mode"] == "host", name
@@ -228,7 +266,7 @@ def test_compose_listens_on_this_host_only_and_mounts_what_is_there() -> None:
 
 
 def kubernetes_objects() -> list[dict[str, Any]]:
-    """What the kustomization makes: the ConfigMap, then its resources."""
+    """The objects of the kustomization: the ConfigMap, then its resources."""
     kustomization = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
     (wanted,) = kustomization["configMapGenerator"]
     config_map = {
@@ -241,12 +279,12 @@ def kubernetes_objects() -> list[dict[str, Any]]:
 
 
 @needs_schemas
-def test_kubernetes_schemas_have_a_place_for_everything() -> None:
+def test_kubernetes_objects_satisfy_their_schemas() -> None:
     for resource in kubernetes_objects():
         kind = resource["kind"]
-        assert objections(kind, f"I{kind}", resource) == [], kind
+        assert schema_errors(kind, f"I{kind}", resource) == [], kind
         resource["spec" if "spec" in resource else "data"]["bogus"] = 1
-        assert objections(kind, f"I{kind}", resource), kind
+        assert schema_errors(kind, f"I{kind}", resource), kind
 
 
 def test_dashboards_fit_into_a_config_map() -> None:
@@ -254,7 +292,7 @@ def test_dashboards_fit_into_a_config_map() -> None:
 
 
 @needs("kubectl")
-def test_kustomize_makes_the_same() -> None:
+def test_kustomize_makes_the_same_objects() -> None:
     done = subprocess.run(["kubectl", "kustomize", FOLDER], capture_output=True, text=True, check=True)
 
     def by_kind(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -276,14 +314,14 @@ def test_kubernetes_gets_monitors_rules_and_dashboards() -> None:
         assert resources[kind]["selector"]["matchLabels"]
         assert all(endpoint["port"] == "metrics" for endpoint in resources[kind][key])
     selectors = [resources[kind]["selector"]["matchLabels"] for kind in ("PodMonitor", "ServiceMonitor")]
-    assert selectors[0] != selectors[1], "what both select would be scraped twice"
+    assert selectors[0] != selectors[1], "a pod that both select is scraped twice"
     assert resources["PrometheusRule"] == yaml.safe_load((FOLDER / "rules.yml").read_text())
     (config_map,) = kustomization["configMapGenerator"]
     assert sorted(config_map["files"]) == sorted(f"{name}.json" for name in NAMES)
     assert all((FOLDER / name).exists() for name in config_map["files"])
 
 
-def test_the_cron_job_evicts_as_the_command_line_understands_and_not_before_somebody_wants_it(tmp_path: Path) -> None:
+def test_the_cron_job_is_suspended_and_its_command_is_valid(tmp_path: Path) -> None:
     from click.testing import CliRunner
 
     from kvtier.config import RunConfig
@@ -303,7 +341,7 @@ def test_the_cron_job_evicts_as_the_command_line_understands_and_not_before_some
     assert program == "kvtier"
     assert mount["mountPath"] in arguments
     here = [str(tmp_path) if word == mount["mountPath"] else word for word in arguments]
-    assert CliRunner().invoke(main, here).exit_code == 2, "an empty folder may be a volume that is not mounted"
+    assert CliRunner().invoke(main, here).exit_code == 2, "an empty folder may be an unmounted volume"
     open_root(
         FileMapper(str(tmp_path), RunConfig("m")),
         hash_algorithm="sha256",

@@ -20,6 +20,7 @@ from harness.adapters.base import PeerMissing
 from harness.adapters.vllm import VllmAdapter
 from kvtier import __version__
 from kvtier.config import HASH_ALGORITHMS
+from kvtier.telemetry.prometheus import DEPRECATED_NAMES
 
 REPOSITORY = Path(__file__).parents[3]
 BLOCK_BYTES = 8192
@@ -440,8 +441,8 @@ def test_two_tiers_of_one_engine_have_labels_of_their_own_and_vllms(peer: Peer, 
     first, second = peer.ask(LABELS, str(tmp_path))
     assert first[0]["2:KvtierFileSystemTier store ok"] == 2
     assert second[0]["3:KvtierFileSystemTier store ok"] == 5
-    assert list(first[1]) == ["2:KvtierFileSystemTier "]
-    assert list(second[1]) == ["3:KvtierFileSystemTier "]
+    assert list(first[1]) == ["2:KvtierFileSystemTier  "]
+    assert list(second[1]) == ["3:KvtierFileSystemTier  "]
 
 
 IDLE = """
@@ -552,9 +553,11 @@ def test_metrics_go_to_the_engine_under_kvtiers_names(peer: Peer, tmp_path: Path
     assert values["kvtier_corrupt_blocks"][f"{tier} checksum"] == 0, "a series is there before the first failure"
     assert values["kvtier_lookup_keys"][f"{tier} miss"] == 1
     assert len(values["kvtier_job_seconds"][f"{tier} load"]) == 1
-    assert values["kvtier_queue_tasks"] == {f"{tier} load": 0, f"{tier} store": 0}
-    assert values["kvtier_jobs_in_flight"] == {f"{tier} ": 0}
-    free, size = (values[f"kvtier_file_system_{what}_bytes"][f"{tier} "] for what in ("free", "size"))
+    assert values["kvtier_queue_tasks"] == {f"{tier} load load": 0, f"{tier} store store": 0}
+    assert values["kvtier_jobs_in_flight"] == {f"{tier}  ": 0}
+    for old, new in DEPRECATED_NAMES.items():
+        assert values[f"kvtier_{old}"] == values[f"kvtier_{new}"] != {}
+    free, size = (values[f"kvtier_file_system_{what}_bytes"][f"{tier}  "] for what in ("free", "size"))
     assert 0 < free < size
 
 

@@ -37,18 +37,18 @@ ROOT = Path(__file__).parents[4]
 # Prometheus takes up new targets every five seconds only, so the runs are a little longer than that.
 SMALL = {"processes": 2, "seconds": 8.0, "seed": 7, "block_bytes": 65536, "read_threads": 2, "write_threads": 2}
 ONLY_ON_A_GPU_NODE = {
-    "Time of a copy",
-    "Rate while copying",
-    "GPU at work",
+    "Duration of a copy",
+    "Rate during copies",
+    "GPU utilisation",
     "GPU memory",
     "Bus",
-    "Disks of the node",
+    "Disk utilisation",
 }
 EVERYDAY = {"KvtierDiskNearlyFull"}  # true of whatever disk the tests run on
 
 
 class _GpuNode(Collector):
-    """What a GPU node's exporters say, and a copy each way at every scrape."""
+    """The metrics of a GPU node's exporters, and a copy in each direction at every scrape."""
 
     def __init__(self, observer: MetricsObserver) -> None:
         self._observer = observer
@@ -63,20 +63,26 @@ class _GpuNode(Collector):
             copy = CopyFinished(direction, self._scrapes, 4, 4 << 20, 0.001, True)  # type: ignore[arg-type]
             self._observer.on_event(copy)
         for name in ("GPU_UTIL", "FB_USED"):
-            family = GaugeMetricFamily(f"DCGM_FI_DEV_{name}", "synthetic", labels=("gpu",))
-            family.add_metric(("0",), 50)
+            family = GaugeMetricFamily(f"DCGM_FI_DEV_{name}", "synthetic", labels=("gpu", "Hostname"))
+            family.add_metric(("0", "node-a"), 50)
             yield family
         for name in ("TX", "RX"):
-            family = GaugeMetricFamily(f"DCGM_FI_PROF_PCIE_{name}_BYTES", "synthetic", labels=("gpu",))
-            family.add_metric(("0",), 1e9)
+            family = GaugeMetricFamily(f"DCGM_FI_PROF_PCIE_{name}_BYTES", "synthetic", labels=("gpu", "Hostname"))
+            family.add_metric(("0", "node-a"), 1e9)
             yield family
         busy = CounterMetricFamily("node_disk_io_time_seconds", "synthetic", labels=("device",))
         busy.add_metric(("vda",), 0.1 * self._scrapes)
         yield busy
+        host = GaugeMetricFamily("node_uname_info", "synthetic", labels=("nodename",))
+        host.add_metric(("node-a",), 1)
+        yield host
+
+
+ROOT_GAUGES = {"root_bytes": 900.0, "root_files": 9.0, "root_limit_bytes": 1000.0}
 
 
 class _Evictor(Collector):
-    """A process that keeps the root small: the runs' roots have no limit. It evicts a file at every scrape."""
+    """A process that evicts a file at every scrape, from a root with a limit: the runs' roots have none."""
 
     def __init__(self, observer: MetricsObserver) -> None:
         self._observer = observer
@@ -114,7 +120,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         stack.callback(exporter.close)
         for kind, job in ((_GpuNode, "synthetic"), (_Evictor, "kvtier")):
             registry = CollectorRegistry()
-            registry.register(kind(MetricsObserver(registry)))
+            registry.register(kind(MetricsObserver(registry, {"fs": lambda: ROOT_GAUGES} if kind is _Evictor else {})))
             server, port = serve_metrics(registry)
             stack.callback(server.server_close)
             stack.callback(server.shutdown)
@@ -172,7 +178,7 @@ def test_only_a_gpu_nodes_panels_need_the_synthetic_target(watched: Watched) -> 
     real = evaluate(watched.prometheus, end - 60, end, {"job": "kvtier|harness"})
     dead = {p.panel for p in real if p.last is None}
     # Exporters of the node have no variable to leave them out by.
-    assert dead | {"GPU at work", "GPU memory", "Bus", "Disks of the node"} == ONLY_ON_A_GPU_NODE
+    assert dead | {"GPU utilisation", "GPU memory", "Bus", "Disk utilisation"} == ONLY_ON_A_GPU_NODE
 
 
 def test_what_happened_is_seen(watched: Watched) -> None:
@@ -181,31 +187,36 @@ def test_what_happened_is_seen(watched: Watched) -> None:
     for panel in watched.panels:
         highest[panel.panel] = max(highest[panel.panel], panel.highest or 0)
     for title in (
-        "Blocks read: whose were they",
-        "Share of loads that another process wrote",
+        "Blocks loaded, by writer",
+        "Cross-process hit ratio",
         "Hit ratio by tier",
         "Wait in the queue",
-        "Who serves whom",
+        "Tasks by direction and thread",
         "Bytes moved",
         "Time on a thread",
         "Job latency",
         "Existence probes",
         "Slots",
         "Promotions and cascades",
-        "Blocks that left",
-        "Answers to lookups",
+        "CPU tier evictions",
+        "Lookups by outcome",
         "Requests",
         "Hit ratio of the traffic",
-        "Processor time per process",
+        "CPU time per process",
         "Open descriptors per process",
         "Free space",
+        "Root size and limit",
     ):
         assert highest[title] > 0, title
     assert highest["Processes that store"] == 2
     assert highest["Seeds per folder"] == 1
     for title in (
         "Corrupt blocks",
-        "Blocks taken unverified",
+        "Quarantined blocks",
+        "Hung threads",
+        "Thread deaths",
+        "Load failure ratio",
+        "Unverified blocks",
         "Wrong blocks",
         "Faults in force",
     ):

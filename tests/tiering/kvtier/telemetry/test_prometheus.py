@@ -1,4 +1,4 @@
-"""kvtier.telemetry.prometheus: what a scrape says after given events, over HTTP as Prometheus would ask."""
+"""kvtier.telemetry.prometheus: what a scrape returns after given events, also over HTTP."""
 
 from __future__ import annotations
 
@@ -49,6 +49,11 @@ def job(direction: str = "load", **changes: object) -> JobFinished:
     return event._replace(**changes)  # type: ignore[arg-type]
 
 
+def gauge(tier: str, direction: str = "") -> dict[str, str]:
+    """The labels of a gauge; `class` is the deprecated name of `direction`."""
+    return {"tier": tier, "direction": direction, "class": direction}
+
+
 @pytest.fixture
 def registry() -> CollectorRegistry:
     return CollectorRegistry()
@@ -66,7 +71,7 @@ def test_a_job_counts_its_blocks_bytes_and_times(registry: CollectorRegistry, ob
     assert value("kvtier_jobs_total", {**way, "outcome": "ok"}) == 1
     assert value("kvtier_blocks_total", {**way, "outcome": "ok"}) == 2
     assert value("kvtier_transferred_bytes_total", way) == 8192
-    assert value("kvtier_tasks_total", {**way, "group": "store"}) == 1
+    assert value("kvtier_tasks_total", {**way, "thread_direction": "store", "group": "store"}) == 1
     assert value("kvtier_queue_wait_seconds_sum", way) == 0.25
     assert value("kvtier_service_seconds_sum", way) == 0.5
     assert value("kvtier_job_seconds_sum", way) == 2.0
@@ -74,7 +79,7 @@ def test_a_job_counts_its_blocks_bytes_and_times(registry: CollectorRegistry, ob
 
 
 def test_failures_count_by_reason_and_corruption_apart(registry: CollectorRegistry, observer: MetricsObserver) -> None:
-    observer.on_event(job(failures=(("EIO", 3), ("checksum", 2), ("a reason nobody declared", 1))))
+    observer.on_event(job(failures=(("EIO", 3), ("checksum", 2), ("an undeclared reason", 1))))
     observer.on_event(job(blocks_ok=0, bytes_ok=0, failures=(("refused", 4),)))
     way = {"tier": "fs", "direction": "load"}
     value = registry.get_sample_value
@@ -88,7 +93,7 @@ def test_failures_count_by_reason_and_corruption_apart(registry: CollectorRegist
     assert value("kvtier_blocks_total", {**way, "outcome": "failed"}) == 10
 
 
-def test_sharing_is_visible(registry: CollectorRegistry, observer: MetricsObserver) -> None:
+def test_cross_process_hits_and_duplicate_stores_count(registry: CollectorRegistry, observer: MetricsObserver) -> None:
     observer.on_event(job("store", blocks_skipped=2))
     observer.on_event(job("load", blocks_cross_process=1, blocks_unverified=3))
     assert registry.get_sample_value("kvtier_duplicate_stores_total", {"tier": "fs"}) == 2
@@ -146,38 +151,80 @@ def test_every_other_event_has_its_series(registry: CollectorRegistry, observer:
     assert got == expected
 
 
-def test_state_is_pulled_at_scrape_from_every_source(registry: CollectorRegistry) -> None:
+def test_gauges_are_read_at_scrape_from_every_source(registry: CollectorRegistry) -> None:
     state = {"load_queue": 3.0, "store_queue": 4.0, "load_oldest_seconds": 1.5, "jobs_in_flight": 2.0, "load_": 9.0}
     MetricsObserver(registry, {"fs": lambda: state, "cpu": lambda: {"slots_free": 11.0}})
     value = registry.get_sample_value
-    assert value("kvtier_queue_tasks", {"tier": "fs", "class": "load"}) == 3
-    assert value("kvtier_queue_tasks", {"tier": "fs", "class": "store"}) == 4
-    assert value("kvtier_queue_oldest_seconds", {"tier": "fs", "class": "load"}) == 1.5
-    assert value("kvtier_jobs_in_flight", {"tier": "fs", "class": ""}) == 2
-    assert value("kvtier_slots_free", {"tier": "cpu", "class": ""}) == 11
+    assert value("kvtier_queue_tasks", gauge("fs", "load")) == 3
+    assert value("kvtier_queue_tasks", gauge("fs", "store")) == 4
+    assert value("kvtier_queue_oldest_seconds", gauge("fs", "load")) == 1.5
+    assert value("kvtier_jobs_in_flight", gauge("fs")) == 2
+    assert value("kvtier_slots_free", gauge("cpu")) == 11
     state["load_queue"] = 0.0
-    assert value("kvtier_queue_tasks", {"tier": "fs", "class": "load"}) == 0
+    assert value("kvtier_queue_tasks", gauge("fs", "load")) == 0
 
 
-def test_registering_asks_no_source() -> None:
+DEPRECATED = {
+    "kvtier_foreign_block_hits": "kvtier_cross_process_hit_blocks",
+    "kvtier_set_aside_blocks": "kvtier_quarantined_blocks",
+    "kvtier_threads_lost": "kvtier_threads_hung",
+}
+
+
+def test_a_deprecated_metric_equals_its_successor_from_the_first_scrape_on(registry: CollectorRegistry) -> None:
+    state = {"load_threads_hung": 1.0, "store_threads_hung": 0.0}
+    observer = MetricsObserver(registry, {"fs": lambda: state})
+
+    def values(name: str) -> dict[tuple[tuple[str, str], ...], float]:
+        families = {
+            family.name: family for family in text_string_to_metric_families(generate_latest(registry).decode())
+        }
+        samples = [sample for sample in families[name].samples if not sample.name.endswith("_created")]
+        return {tuple(sorted(sample.labels.items())): sample.value for sample in samples}
+
+    at_first = {old: values(old) for old in DEPRECATED}
+    assert at_first == {old: values(new) for old, new in DEPRECATED.items()}
+    assert all(at_first.values())
+    observer.on_event(job(blocks_cross_process=3))
+    observer.on_event(BlockQuarantined("fs", "size", "/quarantine/x"))
+    observer.on_event(BlockQuarantined("fs", "EIO", ""))
+    state["store_threads_hung"] = 2.0
+    for old, new in DEPRECATED.items():
+        assert values(old) == values(new) != at_first[old], old
+
+
+def test_a_deprecated_label_equals_direction(registry: CollectorRegistry, observer: MetricsObserver) -> None:
+    MetricsObserver(other := CollectorRegistry(), {"fs": lambda: {"load_queue": 3.0, "jobs_in_flight": 2.0}})
+    observer.on_event(job())
+    samples = [sample for r in (registry, other) for family in r.collect() for sample in family.samples]
+    labels = [sample.labels for sample in samples]
+    tasks = [(given["thread_direction"], given["group"]) for given in labels if "group" in given]
+    gauges = [(given["direction"], given["class"]) for given in labels if "class" in given]
+    assert sorted(set(tasks)) == [("load", "load"), ("store", "store")]
+    assert sorted(set(gauges)) == [("", ""), ("load", "load")]
+
+
+def test_registering_reads_no_source() -> None:
     def gauges() -> dict[str, float]:
-        raise AssertionError("asked before any scrape")
+        raise AssertionError("read before any scrape")
 
     MetricsObserver(CollectorRegistry(), {"fs": gauges})
 
 
 def test_every_gauge_of_the_tiers_is_described(tmp_path: Path) -> None:
     cpu = CPUOffloadingManager(CpuTierConfig(2, 4096))
-    config = FsTierConfig(str(tmp_path), 4096, capacity=CapacityConfig(min_free_bytes=1))
+    config = FsTierConfig(str(tmp_path), 4096, capacity=CapacityConfig(max_bytes=1 << 20))
     tier = open_fs_tier(config, RunConfig("m"), cpu.view)
     while "root_bytes" not in tier.gauges():  # not measured yet
         threading.Event().wait(0.001)
-    said = {*tier.gauges(), *tier.space(), *TieringOffloadingManager(cpu, [tier]).gauges()}
+    limit = tier.gauges()["root_limit_bytes"]
+    words = {*tier.gauges(), *tier.space(), *TieringOffloadingManager(cpu, [tier]).gauges()}
     tier.shutdown()
-    assert {word.removeprefix("load_").removeprefix("store_") for word in said} == set(GAUGES)
+    assert {word.removeprefix("load_").removeprefix("store_") for word in words} == set(GAUGES)
+    assert limit == 1 << 20
 
 
-def test_a_source_that_hangs_says_nothing_and_one_that_fails_neither() -> None:
+def test_a_source_that_hangs_or_fails_returns_nothing() -> None:
     go = threading.Event()
 
     def hangs() -> dict[str, float]:
@@ -189,7 +236,7 @@ def test_a_source_that_hangs_says_nothing_and_one_that_fails_neither() -> None:
 
     patient = Patient(hangs, seconds_max=0.01)
     assert patient() == {}
-    assert patient() == {}, "still the first question: one thread at most hangs"
+    assert patient() == {}, "still the first call: at most one thread hangs"
     assert len([thread for thread in threading.enumerate() if thread.name == "kvtier_source"]) == 1
     go.set()
     patient = Patient(hangs, seconds_max=10)
@@ -197,17 +244,17 @@ def test_a_source_that_hangs_says_nothing_and_one_that_fails_neither() -> None:
     assert Patient(fails)() == {}
 
 
-@pytest.mark.parametrize(("keep_seconds", "asked"), [(0.0, [1.0, 2.0, 3.0]), (1e6, [1.0, 1.0, 1.0])])
-def test_an_answer_holds_as_long_as_it_is_said_to(keep_seconds: float, asked: list[float]) -> None:
+@pytest.mark.parametrize(("keep_seconds", "answers"), [(0.0, [1.0, 2.0, 3.0]), (1e6, [1.0, 1.0, 1.0])])
+def test_an_answer_holds_for_keep_seconds(keep_seconds: float, answers: list[float]) -> None:
     numbers = itertools.count(1.0)
     patient = Patient(lambda: {"free": next(numbers)}, seconds_max=10, keep_seconds=keep_seconds)
-    assert [patient()["free"] for _ in range(3)] == asked
+    assert [patient()["free"] for _ in range(3)] == answers
 
 
 def test_slow_jobs_carry_their_trace_as_exemplar(registry: CollectorRegistry, observer: MetricsObserver) -> None:
     observer.on_event(job(own_traceparent=TRACE))
     observer.on_event(job(own_traceparent="not a traceparent, and rather long: " + "-".join("x" * 200)))
-    observer.on_event(job(own_traceparent=TRACE.replace("0af7", "ffff")[:-2] + "00"))  # not sampled: nobody has it
+    observer.on_event(job(own_traceparent=TRACE.replace("0af7", "ffff")[:-2] + "00"))  # not sampled, so not stored
     text = generate_openmetrics(registry).decode()
     lines = [line for line in text.splitlines() if "trace_id" in line]
     assert {line.split("{")[0] for line in lines} == {
@@ -216,18 +263,18 @@ def test_slow_jobs_carry_their_trace_as_exemplar(registry: CollectorRegistry, ob
     assert all('trace_id="0af7651916cd43dd8448eb211c80319c"' in line for line in lines)
 
 
-def test_scrapes_and_events_come_together_and_each_event_counts_once(
+def test_each_event_counts_once_under_concurrent_scrapes(
     registry: CollectorRegistry, observer: MetricsObserver
 ) -> None:
     done = threading.Event()
-    troubles: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def scrape() -> None:
         try:
             while not done.is_set():
                 generate_latest(registry)
         except BaseException as error:
-            troubles.append(error)
+            errors.append(error)
 
     threads = [threading.Thread(target=scrape) for _ in range(3)]
     for thread in threads:
@@ -237,12 +284,12 @@ def test_scrapes_and_events_come_together_and_each_event_counts_once(
     done.set()
     for thread in threads:
         thread.join()
-    assert troubles == []
+    assert errors == []
     assert registry.get_sample_value("kvtier_cascaded_blocks_total", {"tier": "fs"}) == 5000
 
 
 def test_every_kind_of_event_is_known(observer: MetricsObserver) -> None:
-    """One that were not would cost the process all its metrics: an observer that raises is dropped."""
+    """An unknown one would end all metrics of the process: an observer that raises is dropped."""
     assert set(get_args(Event)) == set(observer._handlers)
 
 
@@ -259,9 +306,10 @@ def test_names_follow_prometheus_conventions(registry: CollectorRegistry, observ
                 "direction",
                 "outcome",
                 "reason",
-                "group",
                 "le",
                 "class",
+                "thread_direction",
+                "group",
                 "thread",
                 "version",
             }
@@ -285,15 +333,15 @@ def address(registry: CollectorRegistry) -> Iterator[str]:
     server.server_close()
 
 
-def test_serves_what_the_registry_holds(address: str, observer: MetricsObserver) -> None:
+def test_serves_the_registry_over_http(address: str, observer: MetricsObserver) -> None:
     observer.on_event(job())
     with urllib.request.urlopen(address, timeout=10) as response:
         text = response.read().decode()
     assert 'kvtier_transferred_bytes_total{direction="load",tier="fs"} 8192.0' in text
 
 
-def test_a_real_tier_is_told_to_the_unit(registry: CollectorRegistry, tmp_path: Path) -> None:
-    """Two instances on one root: what one stored is a cross-process hit of the other; blocks and bytes are counted."""
+def test_counts_of_a_real_tier_are_exact(registry: CollectorRegistry, tmp_path: Path) -> None:
+    """Two instances on one root: a block that one stored is a cross-process hit of the other."""
     keys = tuple(make_offload_key(BlockHash(bytes([number]) * 32), 0) for number in range(3))
     config, run = FsTierConfig(str(tmp_path), 4096, n_read_threads=1, n_write_threads=1), RunConfig("m")
     with mmap.mmap(-1, 4 * 4096) as memory:
@@ -321,6 +369,6 @@ def test_a_real_tier_is_told_to_the_unit(registry: CollectorRegistry, tmp_path: 
         assert value("kvtier_cross_process_hit_blocks_total", {"tier": "fs"}) == 3
         assert value("kvtier_jobs_total", {**store, "outcome": "ok"}) == 1
         assert value("kvtier_duplicate_stores_total", {"tier": "fs"}) == 1
-        assert value("kvtier_queue_tasks", {"tier": "fs", "class": "load"}) == 0
+        assert value("kvtier_queue_tasks", gauge("fs", "load")) == 0
         tier.shutdown()
         view.release()
