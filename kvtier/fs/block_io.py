@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import mmap
 import os
@@ -32,7 +31,17 @@ from kvtier.config import PAGE_BYTES, FsTierConfig, RootError
 from kvtier.events import CorruptReason
 from kvtier.fs import posix
 from kvtier.fs.native import XXH3_64, batch
-from kvtier.fs.posix import O_DIRECT, O_TMPFILE, link_unnamed, open_no_links, temp_name, unlink_quietly
+from kvtier.fs.posix import (
+    O_DIRECT,
+    O_TMPFILE,
+    create_temp,
+    link_unnamed,
+    make_dir,
+    open_no_links,
+    opened_folder,
+    unlink_quietly,
+    unlock,
+)
 from kvtier.fs.trailer import Trailer, writer_of
 from kvtier.hashing import OffloadKey
 
@@ -106,19 +115,14 @@ class BlockIO:
 
         Raises RootError when nothing can be written there, or when io="direct" was asked for and does not work.
         """
-        path, page = os.path.join(directory, temp_name()), self._pages(1)[:PAGE_BYTES]
+        path, page = "", self._pages(1)[:PAGE_BYTES]
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o777)
+            descriptor, path = create_temp(os.O_WRONLY, 0o777, directory=directory)
             try:
-                with contextlib.suppress(
-                    OSError
-                ):  # held while this process lives: `removal.sweep` takes no locked file
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._umask = 0o777 & ~os.fstat(descriptor).st_mode
                 os.pwrite(descriptor, page, 0)
                 direct = aligned and self._config.io != "buffered" and posix.direct_io_works(path, page)
-                with contextlib.suppress(OSError):  # before the close, for the reason given in `_write`
-                    fcntl.flock(descriptor, fcntl.LOCK_UN)
+                unlock(descriptor)
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -227,10 +231,7 @@ class BlockIO:
                     if self._durable:
                         os.fdatasync(descriptor)
                     if temp is not None:
-                        # Before the link, not by the close: nfs-ganesha 4.2 and 4.3 die when a lock is forgotten while
-                        # its file is closed. No cleaner takes a file this young; if it went, the store is retried.
-                        with contextlib.suppress(OSError):
-                            fcntl.flock(descriptor, fcntl.LOCK_UN)
+                        unlock(descriptor)
                     return self._settled(path, self._publish(descriptor, temp, folder, path))
                 finally:
                     os.close(descriptor)  # may fail itself, where a quota is found out late
@@ -274,12 +275,7 @@ class BlockIO:
         locked while it is written, as long as its writer lives."""
         if self._tmpfile:
             return os.open(".", O_TMPFILE | self._write_flags, self._config.file_mode, dir_fd=folder), None
-        temp = temp_name()
-        flags = os.O_CREAT | os.O_EXCL | self._write_flags
-        descriptor = os.open(temp, flags, self._config.file_mode, dir_fd=folder)
-        with contextlib.suppress(OSError):  # no locks here: then nobody will dare to remove it
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return descriptor, temp
+        return create_temp(self._write_flags, self._config.file_mode, folder)
 
     def _publish(self, descriptor: int, temp: str | None, folder: int, path: str) -> BlockOutcome:
         quarantined, name = None, os.path.basename(path)
@@ -356,7 +352,7 @@ class BlockIO:
             if isinstance(error, FileNotFoundError) or status is not None:
                 return outcome, status
         try:  # some kinds of file cannot even be opened: is that why?
-            with _folder_of(path) as folder:
+            with opened_folder(os.path.dirname(path)) as folder:
                 status = os.stat(os.path.basename(path), dir_fd=folder, follow_symlinks=False)
         except OSError:
             return outcome, None
@@ -395,7 +391,7 @@ class BlockIO:
         """Move a bad file to quarantine; "" when it cannot be moved, or is no longer the file that was `seen`."""
         name = os.path.basename(path)
         try:
-            with _folder_of(path) as folder:
+            with opened_folder(os.path.dirname(path)) as folder:
                 now = os.stat(name, dir_fd=folder, follow_symlinks=False)
                 if seen is not None and (now.st_ino, now.st_dev) != (seen.st_ino, seen.st_dev):
                     return ""  # somebody repaired it meanwhile
@@ -423,29 +419,6 @@ class BlockIO:
 
 def _each_page(pages: memoryview) -> Iterator[memoryview]:
     return (pages[start : start + PAGE_BYTES] for start in range(0, len(pages), PAGE_BYTES))
-
-
-@contextlib.contextmanager
-def _folder_of(path: str) -> Iterator[int]:
-    folder = open_no_links(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield folder
-    finally:
-        os.close(folder)
-
-
-def make_dir(name: str, mode: int, umask: int = 0o777, folder: int | None = None) -> bool:
-    """Create a folder with exactly `mode`, below `folder` when it is given; one that exists is left as it is.
-
-    Whether this call made it. `umask` only spares a chmod where it takes nothing from `mode`.
-    """
-    try:
-        os.mkdir(name, mode, dir_fd=folder)
-    except FileExistsError:
-        return False
-    if umask & mode:
-        os.chmod(name, mode, dir_fd=folder)
-    return True
 
 
 def _transfer(move: Callable[..., int], descriptor: int, buffers: Sequence[memoryview], total: int) -> None:

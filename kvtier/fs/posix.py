@@ -1,8 +1,7 @@
-"""System calls on files below a root: opening without following links, unnamed files, and what the file system can do,
-found out with real files when a tier opens its root.
+"""System calls on files below a root: opening without following links, making folders, publishing a file whole, reading
+a small one, and what the file system can do, found out with real files when a tier opens its root.
 
-Every file below a root is opened by `open_no_links`, so that nobody who may write there can lead a reader or a writer
-out of it.
+Nothing here follows a symbolic link below the root, so that a link planted there leads no reader or writer out of it.
 """
 
 from __future__ import annotations
@@ -10,15 +9,128 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
+import stat
+from collections.abc import Iterator
 
 O_DIRECT = getattr(os, "O_DIRECT", 0)
 O_TMPFILE = getattr(os, "O_TMPFILE", 0)
+_CANNOT_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+class UnfitFileError(Exception):
+    """A file that `read_small_file` does not read; the text goes on a sentence that begins with its path."""
 
 
 def temp_name() -> str:
     """A name for a file on its way, unique across hosts, processes and their restarts."""
     return f".{os.uname().nodename}.{os.getpid()}.{os.urandom(8).hex()}.tmp"
+
+
+def create_temp(flags: int, mode: int, folder: int | None = None, directory: str = "") -> tuple[int, str]:
+    """A new file under a temp name, locked as long as its writer lives: garbage collection removes only unlocked ones.
+
+    In the open `folder`, else in `directory`. Returns descriptor and path.
+    """
+    path = os.path.join(directory, temp_name())
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | flags, mode, dir_fd=folder)
+    with contextlib.suppress(OSError):  # no locks here: then no process can remove it
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor, path
+
+
+def unlock(descriptor: int) -> None:
+    """Release the lock before the file gets its name, not by the close: nfs-ganesha 4.2 and 4.3 die when a lock is
+    forgotten while its file is closed. Garbage collection takes no file this young."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def make_dir(name: str, mode: int, umask: int = 0o777, folder: int | None = None) -> bool:
+    """Create a folder with exactly `mode`, below `folder` when it is given; one that exists is left as it is.
+
+    Whether this call made it. `umask` only spares a chmod where it takes nothing from `mode`.
+    """
+    try:
+        os.mkdir(name, mode, dir_fd=folder)
+    except FileExistsError:
+        return False
+    if umask & mode:
+        os.chmod(name, mode, dir_fd=folder)
+    return True
+
+
+def read_small_file(path: str, bytes_max: int) -> bytes:
+    """All of a regular file; never blocks on a pipe. Raises OSError; UnfitFileError for a link, another kind of file,
+    and one that is longer than `bytes_max`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise UnfitFileError("is not a regular file") from None
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise UnfitFileError("is not a regular file")
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read(bytes_max + 1)
+    finally:
+        os.close(descriptor)
+    if len(content) > bytes_max:
+        raise UnfitFileError(f"is longer than {bytes_max} bytes")
+    return content
+
+
+def publish_file(path: str, content: bytes, mode: int) -> None:
+    """Make `path` appear with all of `content` and exactly `mode`, unless it is there. A killed process leaves no file
+    under that name, and no file at all where the file system has unnamed ones."""
+    directory, name = os.path.split(path)
+    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _publish_unnamed(folder, name, content, mode)
+    except FileExistsError:
+        return
+    except OSError:  # no unnamed files here; any other error comes back in the other way
+        with contextlib.suppress(FileExistsError):
+            _publish_named(folder, name, content, mode)
+    finally:
+        os.close(folder)
+
+
+def _publish_unnamed(folder: int, name: str, content: bytes, mode: int) -> None:
+    descriptor = os.open(".", O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, mode, dir_fd=folder)
+    try:
+        _fill(descriptor, content, mode)
+        link_unnamed(descriptor, name, folder)
+    finally:
+        os.close(descriptor)
+
+
+def _publish_named(folder: int, name: str, content: bytes, mode: int) -> None:
+    descriptor, temp = create_temp(os.O_WRONLY, mode, folder)
+    try:
+        try:
+            _fill(descriptor, content, mode)
+            unlock(descriptor)
+        finally:
+            os.close(descriptor)
+        try:
+            os.link(temp, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except OSError as error:
+            if error.errno not in _CANNOT_LINK:
+                raise
+            # Without links (FAT, some FUSE) the last of several simultaneous first openings wins, not the first.
+            os.rename(temp, name, src_dir_fd=folder, dst_dir_fd=folder)
+    finally:
+        unlink_quietly(temp, folder)
+
+
+def _fill(descriptor: int, content: bytes, mode: int) -> None:
+    os.fchmod(descriptor, mode)
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(content)
+    os.fsync(descriptor)  # unsynced, a power cut can leave a file of the right size and wrong bytes
 
 
 def direct_io_works(path: str, page: memoryview) -> bool:
@@ -121,6 +233,16 @@ def open_no_links(path: str, flags: int, mode: int = 0) -> int:
             raise OSError(code, os.strerror(code), path)
         descriptor = _openat2(path, flags, mode)
     return descriptor
+
+
+@contextlib.contextmanager
+def opened_folder(path: str, flags: int = os.O_PATH) -> Iterator[int]:
+    """A descriptor of a folder, which no link leads to, for calls with `dir_fd`."""
+    folder = open_no_links(path, flags | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
 
 
 def _openat2(path: str, flags: int, mode: int) -> int:

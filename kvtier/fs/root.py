@@ -7,7 +7,6 @@ size. Whoever differs from what is there would share nothing, or read rubbish, a
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import logging
@@ -19,7 +18,7 @@ from typing import Any
 
 from kvtier.config import RootError
 from kvtier.fs.file_mapper import FileMapper
-from kvtier.fs.posix import O_TMPFILE, link_unnamed
+from kvtier.fs.posix import UnfitFileError, make_dir, publish_file, read_small_file
 from kvtier.hashing import SEED_VARIABLE
 
 logger = logging.getLogger(__name__)
@@ -29,7 +28,6 @@ RECORD_BYTES_MAX = 4 << 20  # a longer config.json or kvtier.json is refused unr
 SETTLE_ATTEMPTS_MAX = 5
 SETTLE_SECONDS = 0.05  # pause between attempts
 _NOT_JSON = "is not JSON"
-_CANNOT_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def open_root(
@@ -117,16 +115,14 @@ def check_root(root_dir: str) -> None:
 
 
 def _make_folder(path: str, mode: int) -> None:
-    try:
-        os.mkdir(path, mode)
-        os.chmod(path, mode)
-    except FileExistsError:
-        if not stat.S_ISDIR(os.lstat(path).st_mode):  # a link could lead out of the root
-            raise RootError(f"{path} is in the way, it is not a folder; remove it or choose another root_dir") from None
-        # A probe that writes nothing: a second process must be able to open a root whose disk is full.
-        if not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
-            code = errno.EROFS if os.statvfs(path).f_flag & os.ST_RDONLY else errno.EACCES
-            raise OSError(code, os.strerror(code), path) from None
+    if make_dir(path, mode):
+        return
+    if not stat.S_ISDIR(os.lstat(path).st_mode):  # a link could lead out of the root
+        raise RootError(f"{path} is in the way, it is not a folder; remove it or choose another root_dir")
+    # A probe that writes nothing: a second process must be able to open a root whose disk is full.
+    if not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
+        code = errno.EROFS if os.statvfs(path).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(code, os.strerror(code), path)
 
 
 def _settle(path: str, ours: dict[str, Any] | None, mode: int) -> dict[str, Any] | str | None:
@@ -140,7 +136,7 @@ def _settle(path: str, ours: dict[str, Any] | None, mode: int) -> dict[str, Any]
         if there is None:
             if ours is None:
                 return None
-            _publish(path, json.dumps(ours, indent=2, sort_keys=True).encode(), mode)
+            publish_file(path, json.dumps(ours, indent=2, sort_keys=True).encode(), mode)
             there = _read(path)  # ours, or that of the process that was first
         # vLLM writes its config.json in place: for a moment it is there and not yet JSON.
         if there is not None and there != _NOT_JSON:
@@ -149,81 +145,16 @@ def _settle(path: str, ours: dict[str, Any] | None, mode: int) -> dict[str, Any]
 
 
 def _read(path: str) -> dict[str, Any] | str | None:
-    """The object in a file; None if there is no file; a string says why it is of no use. Never blocks on a pipe."""
+    """The object in a file; None if there is no file; a string says why it is of no use."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        there = json.loads(read_small_file(path, RECORD_BYTES_MAX))
     except FileNotFoundError:
         return None
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):
-            return "is not a regular file"
-        raise
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return "is not a regular file"
-        with open(fd, "rb", closefd=False) as file:
-            data = file.read(RECORD_BYTES_MAX + 1)
-    finally:
-        os.close(fd)
-    if len(data) > RECORD_BYTES_MAX:
-        return f"is longer than {RECORD_BYTES_MAX} bytes"
-    try:
-        there = json.loads(data)
+    except UnfitFileError as error:
+        return str(error)
     except (ValueError, RecursionError):
         return _NOT_JSON
     return there if isinstance(there, dict) else f"holds {_short(there)} where an object should be"
-
-
-def _publish(path: str, text: bytes, mode: int) -> None:
-    """Make `path` appear with all of `text`, unless it is there. A killed process leaves no file that others could see,
-    and no file at all where the file system has unnamed ones."""
-    folder, name = os.path.split(path)
-    dir_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _publish_unnamed(dir_fd, name, text, mode)
-    except FileExistsError:
-        return
-    except OSError:  # no unnamed files here; any other trouble meets the other way too
-        with contextlib.suppress(FileExistsError):
-            _publish_named(dir_fd, name, text, mode)
-    finally:
-        os.close(dir_fd)
-
-
-def _publish_unnamed(dir_fd: int, name: str, text: bytes, mode: int) -> None:
-    fd = os.open(".", O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, mode, dir_fd=dir_fd)
-    try:
-        _fill(fd, text, mode)
-        link_unnamed(fd, name, dir_fd)
-    finally:
-        os.close(fd)
-
-
-def _publish_named(dir_fd: int, name: str, text: bytes, mode: int) -> None:
-    temp = f"{name}.{os.urandom(8).hex()}.tmp"
-    fd = os.open(temp, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode, dir_fd=dir_fd)
-    try:
-        try:
-            _fill(fd, text, mode)
-        finally:
-            os.close(fd)
-        try:
-            os.link(temp, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-        except OSError as error:
-            if error.errno not in _CANNOT_LINK:
-                raise
-            # Without links (FAT, some FUSE) the last of several simultaneous first openings wins, not the first.
-            os.rename(temp, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temp, dir_fd=dir_fd)
-
-
-def _fill(fd: int, text: bytes, mode: int) -> None:
-    os.fchmod(fd, mode)
-    with open(fd, "wb", closefd=False) as file:
-        file.write(text)
-    os.fsync(fd)  # unsynced, a power cut can leave a file of the right size and wrong bytes
 
 
 def _config_problem(mapper: FileMapper, there: dict[str, Any] | str | None) -> str | None:

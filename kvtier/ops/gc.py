@@ -8,18 +8,21 @@ import contextlib
 import fcntl
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
 
 from kvtier.fs.posix import open_no_links
-from kvtier.ops.catalog import TEMP_SUFFIX, BlockFile, Folder, Unreadable, note_error, ranks, scan
+from kvtier.ops.catalog import BlockFile, Folder, Unreadable, note_error, ranks, scan
 
 TEMP_AGE_SECONDS = 60.0
 """A writer locks its temp file right after creating it: younger ones may not be locked yet."""
 QUARANTINE_FILES_MAX = 1000
 QUARANTINE_BYTES_MAX = 1 << 30
 ATTEMPTS_MAX = 100
+_TEMP_NAME = re.compile(r"\..+\.tmp|(config|kvtier(_r\d+)?)\.json\.[0-9a-f]{16}\.tmp")
+"""The second form: as kvtier 0.1.0 published a run's records where the file system has no unnamed files."""
 
 
 def sweep(folder: Folder) -> Iterator[int]:
@@ -40,7 +43,7 @@ def sweep(folder: Folder) -> Iterator[int]:
 
 
 def _remove_temps(entries: list[os.DirEntry[str]], old_seconds: float) -> int:
-    temps = [entry.path for entry in entries if entry.name.startswith(".") and entry.name.endswith(TEMP_SUFFIX)]
+    temps = [entry.path for entry in entries if _TEMP_NAME.fullmatch(entry.name)]
     return sum(_remove_unlocked(path, old_seconds) for path in temps)
 
 

@@ -26,6 +26,8 @@ from kvtier.fs import root as layout
 from kvtier.fs.file_mapper import FileMapper
 from kvtier.fs.root import check_trust, open_root
 from kvtier.hashing import BlockHash, OffloadKey, make_offload_key
+from kvtier.ops.catalog import folders
+from kvtier.ops.gc import sweep
 
 REPOSITORY = Path(__file__).resolve().parents[4]
 GROUPS = (KVCacheGroup(16, ("model.layers.0.self_attn.attn", "model.layers.1.self_attn.attn")),)
@@ -736,6 +738,25 @@ def test_a_process_killed_while_publishing_leaves_nothing_behind(
     assert sorted(os.listdir(mapper.base_path)) == [*["config.json"][: when - 1], "quarantine"]
     open_as(mapper)
     assert json.loads(Path(mapper.config_path).read_text()) == mapper.fields
+
+
+def test_gc_collects_what_a_process_killed_while_publishing_left(tmp_path: Path, strace: str) -> None:
+    """Where the file system has no unnamed files; also under the name that kvtier 0.1.0 gave such a file."""
+    with Child(*inject(strace, "linkat:error=ENOENT:when=1+2", "fsync:signal=SIGKILL:when=4")) as child:
+        child.tell(tmp_path)
+        assert child.hear() == ""
+    base = Path(FileMapper(str(tmp_path), RunConfig("m")).base_path)
+    (left,) = base.glob("*.tmp")
+    older = [base / f"{name}.json.0123456789abcdef.tmp" for name in ("config", "kvtier", "kvtier_r3")]
+    vllm = base / "config.json.7.tmp"
+    for path in (*older, vllm):
+        path.write_bytes(b"{")
+    (folder,) = folders(str(tmp_path))
+    assert sum(sweep(folder)) == 0, "they may belong to a living process"
+    for path in (left, *older, vllm):
+        os.utime(path, (0, 0))
+    assert sum(sweep(folder)) == 4
+    assert sorted(os.listdir(base)) == ["config.json", "config.json.7.tmp", "quarantine"]
 
 
 @pytest.mark.parametrize(

@@ -295,7 +295,7 @@ def test_a_full_disk_pauses_stores_and_they_recover(tmp_path: Path, caplog: pyte
             threading.Event().wait(0.01)
         assert tier.run("store", [201, 202]) == 2
         tier.manager.shutdown()
-        assert [record.message.split(": ")[1] for record in caplog.records if "room" in record.message] == [
+        assert [record.message.split(": ")[1] for record in caplog.records if "space" in record.message] == [
             "stores pause, loads go on",
             "stores go on",
         ]
