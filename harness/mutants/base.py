@@ -1,6 +1,6 @@
-"""What a mutant declares: which scenario meets it, which checker must detect it, and in what words.
+"""What a mutant declares: its defect, its scenario, the checker that must detect it, and the expected finding.
 
-The modules of `harness.mutants` use it; it knows no tier and runs nothing.
+It knows no tier and runs nothing.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ AdapterClass = TypeVar("AdapterClass", bound=type[Adapter])
 
 
 class Mutant(NamedTuple):
-    """A tier that is wrong on purpose. `finding` is a regular expression that one finding of `checker` must match: a
-    detection for another reason would be luck."""
+    """A tier with one known defect. `finding` is a regular expression; a finding of `checker` must match it, so that a
+    detection for another reason does not count."""
 
     name: str
     tier: str  # module:Class
@@ -28,19 +28,19 @@ class Mutant(NamedTuple):
 
 
 MUTANTS: dict[str, Mutant] = {}
-"""Filled by the modules of this package as they are imported; `harness.mutants` imports them all."""
+"""The modules of this package enter their mutants at import; `registry` imports all modules."""
 
 
 def detected_by(
     checker: str, finding: str, scenario: str = "load", **options: Any
 ) -> Callable[[AdapterClass], AdapterClass]:
-    """Enter the decorated tier into `MUTANTS`."""
+    """A decorator that enters a tier into `MUTANTS`."""
     re.compile(finding)
 
     def enter(mutant: AdapterClass) -> AdapterClass:
         name = mutant.__name__
-        assert name not in MUTANTS, f"two mutants are called {name}"
-        assert mutant.__doc__, f"{name} does not say what its defect is"
+        assert name not in MUTANTS, f"two mutants have the name {name}"
+        assert mutant.__doc__, f"{name} has no docstring; it must state the defect"
         defect = " ".join((mutant.__doc__ or "").split("\n\n")[0].split())
         MUTANTS[name] = Mutant(name, f"{mutant.__module__}:{name}", defect, scenario, checker, finding, options)
         return mutant

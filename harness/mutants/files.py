@@ -1,6 +1,6 @@
-"""Tiers that mistreat block files: kvtier with one thing wrong in how it names, writes, publishes or reads a file.
+"""Mutants of block files: kvtier with one defect in naming, writing, publishing or reading a file.
 
-Workers load them. They import kvtier, since what they break lies inside it.
+Workers load them. They inject another `BlockIO` into kvtier.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kvtier.fs.posix import temp_name
 from kvtier.hashing import OffloadKey
 
 PAUSE_SECONDS = 0.002
-"""What a slow device puts between two writes of one file."""
+"""Between two writes of one file, as on a slow device."""
 
 
 class _OverBlockIO(KvtierAdapter):
@@ -33,7 +33,7 @@ class _OverBlockIO(KvtierAdapter):
 
 
 class _Plain(BlockIO):
-    """As most tiers do it, and right: temp file, then rename, no trailer; on a slow device."""
+    """Correct, and common among tiers: temp file, then rename, no trailer; on a slow device."""
 
     def probe(self, directory: str, aligned: bool = True) -> None:
         super().probe(directory, aligned=False)
@@ -60,7 +60,7 @@ class _Plain(BlockIO):
 
 
 def _in_pieces(file: BinaryIO, view: memoryview) -> None:
-    """As a slow device takes it: the file has its size at once, the bytes follow."""
+    """Write as a slow device does: the file has its full size first, then its bytes."""
     os.ftruncate(file.fileno(), len(view))
     half = len(view) // 2
     for part in (view[:half], view[half:]):
@@ -70,7 +70,7 @@ def _in_pieces(file: BinaryIO, view: memoryview) -> None:
 
 
 class PlainFiles(_OverBlockIO):
-    """The base of the mutants below, which is right."""
+    """The correct base of the mutants below."""
 
     blockio = _Plain
 
@@ -83,7 +83,7 @@ class _InPlace(_Plain):
 
 @detected_by("integrity", r"process \d+ in job \d+: (hole|short)", scenario="sharing")
 class PublishesInPlace(_OverBlockIO):
-    """Blocks are written under their final name, where readers find them half done."""
+    """Blocks are written under their final name, so readers find incomplete blocks."""
 
     blockio = _InPlace
 
@@ -99,7 +99,7 @@ class _RenamesEarly(_Plain):
 
 @detected_by("integrity", r"process \d+ in job \d+: (hole|short)", scenario="sharing")
 class RenamesBeforeTheWriteEnds(_OverBlockIO):
-    """The temp file gets its final name while its bytes are still on their way."""
+    """The temp file gets its final name before all of its bytes are written."""
 
     blockio = _RenamesEarly
 
@@ -109,7 +109,7 @@ class _OneTempName(_Plain):
         return path.removesuffix(".bin") + ".tmp"
 
 
-@detected_by("results", r"failed for block .* although no fault was put in", scenario="sharing")
+@detected_by("results", r"failed for block .* although no fault was", scenario="sharing")
 class SharesTempNames(_OverBlockIO):
     """The temp file of a block has the same name in every process."""
 
@@ -123,7 +123,7 @@ class _RandomTempName(_Plain):
 
 @detected_by("matrix", r"all made the temp file .* generators that the application seeds", scenario="determinism")
 class TakesTempNamesFromRandom(_OverBlockIO):
-    """Temp names come from `random`, which applications seed alike in every process."""
+    """Temp names come from `random`, which an application may seed equally in every process."""
 
     blockio = _RandomTempName
 
@@ -136,9 +136,9 @@ class _Sweeps(_Plain):
         super()._put(path, view)
 
 
-@detected_by("results", r"failed for block .* although no fault was put in", scenario="sharing")
+@detected_by("results", r"failed for block .* although no fault was", scenario="sharing")
 class DeletesOthersTempFiles(_OverBlockIO):
-    """Before it writes it removes all temp files in the folder, also those that are being written."""
+    """Before each write, all temp files in the folder are removed, including those of other writers."""
 
     blockio = _Sweeps
 
@@ -158,7 +158,7 @@ class _ReadsWhatIsThere(_Plain):
 
 @detected_by("integrity", r"process \d+ in job \d+: short", scenario="faults", fault=("damage_truncate",))
 class AcceptsShortReads(_OverBlockIO):
-    """A file that is too short counts as its block, and the rest of the slot is whatever was there."""
+    """A file that is too short counts as its block; the rest of the slot keeps its old bytes."""
 
     blockio = _ReadsWhatIsThere
 

@@ -1,4 +1,4 @@
-"""Tiers that mistreat jobs, over the oracle: results that lie, blocks that get lost or mixed up. Workers load them."""
+"""Mutants of jobs, over the reference tier: wrong results, blocks lost or exchanged. Workers load them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONG: dict[str, Any] = {"requests": 700, "seconds": 0.0, "processes": 1, "window
 
 @detected_by("results", r"job \d+ reported 2 results")
 class ReportsTwice(MemoryAdapter):
-    """Each result comes out twice."""
+    """Each result is reported twice."""
 
     def poll(self) -> list[Finished]:
         return [result for result in super().poll() for _ in range(2)]
@@ -24,7 +24,7 @@ class ReportsTwice(MemoryAdapter):
 
 @detected_by("results", r"got 0 results; each job gets exactly one", stall_seconds=1.0)
 class NeverReports(MemoryAdapter):
-    """Every fifth job goes in and never comes out."""
+    """Every fifth job is accepted and never reported."""
 
     def poll(self) -> list[Finished]:
         return [result for result in super().poll() if result.job_id % 5 != 4]
@@ -32,7 +32,7 @@ class NeverReports(MemoryAdapter):
 
 @detected_by("results", r"does not account for its blocks: without a word on \d+")
 class ForgetsTheLastBlock(MemoryAdapter):
-    """The result of a job says nothing about its last block."""
+    """The result of a job omits its last block."""
 
     def poll(self) -> list[Finished]:
         return [result._replace(ok=result.ok[:-1]) for result in super().poll()]
@@ -40,7 +40,7 @@ class ForgetsTheLastBlock(MemoryAdapter):
 
 @detected_by("determinism", r"is missing on disk, though a store of block \d+ was reported ok")
 class LosesTheLastBlock(MemoryAdapter):
-    """The last block of a batch is reported stored and is not."""
+    """The last block of a batch is reported as stored and is not stored."""
 
     def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
         super().submit_store(job_id, keys[:-1], slots[:-1], req_id)
@@ -57,7 +57,7 @@ class MixesUpABatch(MemoryAdapter):
 
 @detected_by("integrity", r"stale: the block that the slot held before|short: .* untouched")
 class ReturnsStaleSlots(MemoryAdapter):
-    """Loads are reported ok and leave the slots as they were."""
+    """Loads are reported ok and do not change the slots."""
 
     def submit_load(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
         self._finished.append(Finished(job_id, keys, ()))
@@ -65,7 +65,7 @@ class ReturnsStaleSlots(MemoryAdapter):
 
 @detected_by("integrity", r"process \d+ in job \d+: (stale|short|hole|other key|garbage)")
 class ReportsBeforeTheWork(MemoryAdapter):
-    """A job is reported done when it is submitted; its bytes move a step later."""
+    """A job is reported done at its submit; its bytes move one step later."""
 
     def __init__(self, setup: TierSetup) -> None:
         super().__init__(setup)
@@ -96,7 +96,7 @@ class ReportsBeforeTheWork(MemoryAdapter):
 
 @detected_by("integrity", r"process \d+ in job \d+: (stale|short)")
 class CallsFailureSuccess(MemoryAdapter):
-    """Every lookup says hit and every job says ok, whether the file could be read or not."""
+    """Every lookup is a hit and every job is ok, also where the file cannot be read."""
 
     def lookup(self, keys: Sequence[bytes], req_id: str) -> list[Verdict]:
         return ["hit"] * len(keys)
@@ -105,9 +105,9 @@ class CallsFailureSuccess(MemoryAdapter):
         return [Finished(r.job_id, [*r.ok, *r.failed], ()) for r in super().poll()]
 
 
-@detected_by("results", r"failed for block .* although no fault was put in", **LONG)
+@detected_by("results", r"failed for block .* although no fault was", **LONG)
 class FailsAfterAThousandJobs(MemoryAdapter):
-    """From the thousandth job on nothing works any more."""
+    """All jobs fail from the thousandth on."""
 
     def poll(self) -> list[Finished]:
         return [r if r.job_id < MANY_JOBS else Finished(r.job_id, (), [*r.ok, *r.failed]) for r in super().poll()]
@@ -115,7 +115,7 @@ class FailsAfterAThousandJobs(MemoryAdapter):
 
 @detected_by("leftovers", r"more descriptors than it began with")
 class LeaksDescriptors(MemoryAdapter):
-    """Each load opens its files once more than it closes them."""
+    """Each load leaves one descriptor open."""
 
     def submit_load(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
         super().submit_load(job_id, keys, slots, req_id)
@@ -124,7 +124,7 @@ class LeaksDescriptors(MemoryAdapter):
 
 @detected_by("leftovers", r"tmp was left under the root")
 class LeaksTempFiles(MemoryAdapter):
-    """What it writes first under a temporary name stays there."""
+    """Each store leaves its temp files."""
 
     def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
         for key, slot in zip(keys, slots, strict=True):
@@ -134,7 +134,7 @@ class LeaksTempFiles(MemoryAdapter):
 
 @detected_by("sharing", r"process \d+ missed block \d+, stored .* s before")
 class SeesItsOwnStoresOnly(MemoryAdapter):
-    """A block is a hit only in the process that stored it: one process's view."""
+    """A block is a hit only in the process that stored it."""
 
     def __init__(self, setup: TierSetup) -> None:
         super().__init__(setup)
@@ -150,7 +150,7 @@ class SeesItsOwnStoresOnly(MemoryAdapter):
 
 @detected_by("sharing", r"process \d+ missed block \d+, stored .* s before")
 class CachesMissesForEver(MemoryAdapter):
-    """What was once a miss stays one in this process."""
+    """A block that was once a miss stays a miss in this process."""
 
     def __init__(self, setup: TierSetup) -> None:
         super().__init__(setup)
@@ -164,7 +164,7 @@ class CachesMissesForEver(MemoryAdapter):
 
 @detected_by("integrity", r"process \d+ in job \d+: other key")
 class WorksAlone(MemoryAdapter):
-    """Blocks are appended to one file, whose end each process remembers by itself: right with one process alone."""
+    """Blocks are appended to one file whose end each process tracks alone: correct with one process only."""
 
     bookkeeping = ("config.json", "pack.json")
 

@@ -1,5 +1,5 @@
-"""Tiers that answer questions wrongly, or keep wrong accounts of what they hold in memory: over the oracle and over
-kvtier's whole stack. Workers load them; they import kvtier, since what they break lies inside it.
+"""Mutants of lookups and of the CPU tier: wrong answers, wrong reference counts. Over the reference tier and kvtier's
+stack; workers load them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SMALL_CPU_TIER = ("cpu_chunks=32",)
     fault=("damage_remove",),
 )
 class CachesHitsForEver(MemoryAdapter):
-    """What was once a hit stays one in this process, also when the file is gone and a load has failed."""
+    """A block that was once a hit stays a hit in this process, also after its file is gone and a load failed."""
 
     def __init__(self, setup: TierSetup) -> None:
         super().__init__(setup)
@@ -43,7 +43,7 @@ class CachesHitsForEver(MemoryAdapter):
 
 
 class _OverCpuTier(KvtierStackAdapter):
-    """kvtier's stack with another CPU tier: the one that it has becomes another class."""
+    """kvtier's stack with another CPU tier: its CPU tier gets another class."""
 
     cpu_tier: type[CPUOffloadingManager]
 
@@ -54,7 +54,7 @@ class _OverCpuTier(KvtierStackAdapter):
 
 
 class SameCpuTier(_OverCpuTier):
-    """The base of the mutants below, which is right."""
+    """The correct base of the mutants below."""
 
     cpu_tier = CPUOffloadingManager
 
@@ -69,7 +69,7 @@ class _PinsNothing(CPUOffloadingManager):
 
 @detected_by("integrity", r"process \d+ in job \d+: other key", tier_option=SMALL_CPU_TIER, slots=32)
 class EvictsPinnedBlocks(_OverCpuTier):
-    """Blocks that somebody is reading are evicted like any others, and their slots are filled anew."""
+    """Blocks are evicted while they are read, and their slots are filled again."""
 
     cpu_tier = _PinsNothing
 
@@ -81,6 +81,6 @@ class _NeverUnpins(CPUOffloadingManager):
 
 @detected_by("leftovers", r"slots of the CPU tier are pinned although no request is left")
 class LeaksSlots(_OverCpuTier):
-    """A slot that was read stays pinned for ever."""
+    """A slot stays pinned after its read."""
 
     cpu_tier = _NeverUnpins

@@ -1,5 +1,6 @@
-"""Tiers that derive names wrongly, so that processes do not meet or meet where they must not. Workers load
-them; they import kvtier, since what they break lies inside it."""
+"""Mutants of names: processes derive different names for one block, or one name for different blocks. Workers load
+them.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from kvtier.hashing import OffloadKey, get_offload_block_hash, make_offload_key
 
 @detected_by("determinism", r"block \d+ has \d+ names")
 class HashesTuples(MemoryAdapter):
-    """Keys come from `hash()` of a tuple, which differs from process to process as soon as there is a string in it."""
+    """Keys come from `hash()` of a tuple with a string, which differs between processes."""
 
     def keys(self, tokens: Sequence[int], parent: bytes | None = None) -> list[bytes]:
         keys, size = [], self.setup.tokens_per_block
@@ -29,7 +30,7 @@ class HashesTuples(MemoryAdapter):
 
 @detected_by("matrix", r"is common to .* PYTHONHASHSEED .*, which must not share", scenario="determinism")
 class IgnoresTheSeed(MemoryAdapter):
-    """The seed of the chain is a constant, whatever PYTHONHASHSEED and the policy say."""
+    """The seed of the hash chain is a constant; PYTHONHASHSEED and the seed policy are ignored."""
 
     def __init__(self, setup: TierSetup) -> None:
         super().__init__(setup)
@@ -43,7 +44,7 @@ class _NoGroups(FileMapper):
 
 @detected_by("determinism", r"block \d+ of another group.* share the name")
 class DropsTheGroup(KvtierAdapter):
-    """The name of a block does not say of which group of layers it is, though each has its own KV."""
+    """The name of a block omits its group of layers, although each group has its own KV."""
 
     def __init__(self, setup: TierSetup) -> None:
         super().__init__(setup)

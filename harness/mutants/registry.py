@@ -1,4 +1,4 @@
-"""All mutants by name, and the right tiers that they are made from; `commands` and tests read it."""
+"""All mutants by name, and the correct tiers that they derive from."""
 
 from __future__ import annotations
 
@@ -17,4 +17,4 @@ BASES = (
     "harness.mutants.schedule:SameQueue",
     "harness.mutants.lookups:SameCpuTier",
 )
-"""What the mutants are made from: without the defect they are right, and are passed in the same short runs."""
+"""Correct tiers that the mutants derive from: the control runs. They must pass the same short runs."""

@@ -1,6 +1,6 @@
-"""Tiers whose threads are scheduled wrongly: kvtier with another queue or another way to submit. Workers load them.
+"""Mutants of the schedule: kvtier with another queue, or another way to submit. Workers load them.
 
-They import kvtier, since what they break lies inside it.
+They inject another `DualQueue` into kvtier.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FLOOD: dict[str, Any] = {"read_threads": 2, "write_threads": 2, "window": 8}
 
 
 class _OverQueue(KvtierAdapter):
-    """kvtier with another schedule."""
+    """kvtier with another `DualQueue`."""
 
     queue: ClassVar[type[DualQueue]]
 
@@ -78,7 +78,7 @@ class BothGroupsPreferStores(_OverQueue):
 
 def _sticky(which: Direction) -> type[DualQueue]:
     class Sticky(DualQueue):
-        """Once any thread has begun with the class, all stay with it until none of it is left."""
+        """After the first task of a direction, all threads take that direction until its queue is empty."""
 
         last: Direction = OTHER[which]
 
@@ -93,14 +93,14 @@ def _sticky(which: Direction) -> type[DualQueue]:
 
 @detected_by("starvation", r"taken by a thread of the load group while \d+ load tasks waited", **FLOOD)
 class WritersNeverYield(_OverQueue):
-    """Once a store was taken, all threads take stores until none is left."""
+    """After the first store, all threads take stores until none is left."""
 
     queue = _sticky("store")
 
 
 @detected_by("starvation", r"taken by a thread of the store group while \d+ store tasks waited", **FLOOD)
 class ReadersNeverYield(_OverQueue):
-    """Once a load was taken, all threads take loads until none is left."""
+    """After the first load, all threads take loads until none is left."""
 
     queue = _sticky("load")
 
@@ -112,7 +112,7 @@ class _NeverHelps(DualQueue):
 
 @detected_by("starvation", r"waited while thread \d+ of the (load|store) group was free for", **FLOOD)
 class IdlesWhileOthersWait(_OverQueue):
-    """Threads serve their own class alone, and idle while the other waits."""
+    """Threads serve only their own direction, and idle while the other waits."""
 
     queue = _NeverHelps
 
@@ -133,7 +133,7 @@ class _Forgetful(DualQueue):
     "starvation", r"waited while thread \d+ of the (load|store) group was free for", window=1, stall_seconds=3.0
 )
 class LosesWakeUps(_OverQueue):
-    """Every third task wakes nobody: it lies there until a thread comes by for another reason."""
+    """Every third task wakes no thread; it waits until a thread wakes for another task."""
 
     queue = _Forgetful
 
@@ -154,14 +154,14 @@ class _Hoarding(DualQueue):
 
 @detected_by("soak", r"(load|store)_queue", scenario="soak", processes=1)
 class NeverShrinksItsQueue(_OverQueue):
-    """A task that was taken stays in the queue behind a cursor, so that the queue grows without bound."""
+    """Tasks stay in the queue behind a cursor after they are taken, so the queue grows without bound."""
 
     queue = _Hoarding
 
 
 @detected_by("nonblocking", r"all tasks had ended when the submit returned; it waits for the I/O")
 class BlocksInSubmit(KvtierAdapter):
-    """A submit returns when the job is done."""
+    """A submit returns only after the job is done."""
 
     def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
         super().submit_store(job_id, keys, slots, req_id)
@@ -174,7 +174,7 @@ class BlocksInSubmit(KvtierAdapter):
 
 @detected_by("starvation", r"claims to have come .* after the job's submit had returned", **FLOOD)
 class LiesAboutItsSchedule(BothGroupsPreferLoads):
-    """Stores starve, and no task is said to have waited: each came, by its own account, when a thread took it."""
+    """Stores starve, and the schedule hides it: each task reports its start as its arrival."""
 
     def tasks(self) -> list[TaskRecord]:
         return [task._replace(enqueued_seconds=task.started_seconds) for task in super().tasks()]
@@ -191,13 +191,13 @@ class LiesAboutItsSchedule(BothGroupsPreferLoads):
     write_threads=4,
 )
 class RunsAJobAsOneTask(KvtierAdapter):
-    """A job is one task, however large: a thread is gone for all its blocks."""
+    """A job of any size is one task, so one thread is busy for all of its blocks."""
 
     def _build(self, config: FsTierConfig, run: RunConfig) -> FileSystemTierManager:
         return super()._build(dataclasses.replace(config, task_bytes_max=1 << 40), run)
 
 
 class SameQueue(_OverQueue):
-    """The base of the mutants above, which is right."""
+    """The correct base of the mutants above."""
 
     queue = DualQueue

@@ -1,6 +1,6 @@
-"""Every tier that is wrong on purpose is detected by the checker meant for it, and what they are made from passed.
+"""The named checker detects every mutant, and the correct tiers that mutants derive from pass.
 
-A few here and now; `-m slow` tries all of them, as does `make mutants`, which writes docs/mutants.md.
+A few run by default; `-m slow` runs all of them, as does `make mutants`, which writes docs/mutants.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from harness.scenarios import scenario
 
 SEED = 11
 QUICK = ("BothGroupsPreferLoads", "DropsTheGroup", "LeaksSlots", "LosesTheLastBlock", "ReturnsStaleSlots")
-ISSUE = """PublishesInPlace RenamesBeforeTheWriteEnds SharesTempNames TakesTempNamesFromRandom DeletesOthersTempFiles
+REQUIRED = """PublishesInPlace RenamesBeforeTheWriteEnds SharesTempNames TakesTempNamesFromRandom DeletesOthersTempFiles
 IgnoresTheSeed HashesTuples DropsTheGroup MixesUpABatch LosesTheLastBlock AcceptsShortReads AcceptsOverlongFiles
 ReturnsStaleSlots ReportsBeforeTheWork ReportsTwice NeverReports CallsFailureSuccess BlocksInSubmit
 TakesTheLatestFirst WritersNeverYield ReadersNeverYield BothGroupsPreferLoads LosesWakeUps LeaksDescriptors
@@ -32,31 +32,33 @@ def detect(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_a_mutant_is_detected_by_the_checker_meant_for_it(name: str, tmp_path: Path) -> None:
+def test_a_mutant_is_detected_by_its_checker(name: str, tmp_path: Path) -> None:
     detect(name, tmp_path)
-    assert not [p for p in tmp_path.iterdir() if p.is_dir() and not p.is_symlink()], "its run is of no use any more"
+    assert not [p for p in tmp_path.iterdir() if p.is_dir() and not p.is_symlink()], (
+        "the run of a detected mutant is removed"
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in MUTANTS if name not in QUICK])
-def test_every_other_mutant_is_too(name: str, tmp_path: Path) -> None:
+def test_every_other_mutant_is_detected(name: str, tmp_path: Path) -> None:
     detect(name, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tier", BASES)
-def test_without_the_defect_they_are_passes(tier: str, tmp_path: Path) -> None:
+def test_a_base_without_the_defect_passes(tier: str, tmp_path: Path) -> None:
     result = try_right_tier(tier, "load", SEED, tmp_path)
     assert result.verdict == "true", result
 
 
-def test_a_right_tier_is_passes_beside_a_busy_neighbour(tmp_path: Path) -> None:
+def test_a_control_run_passes_beside_a_busy_neighbour(tmp_path: Path) -> None:
     with busy_neighbour():
         result = try_right_tier("kvtier", "load", SEED, tmp_path, busy=True)
     assert result.verdict == "true", result
 
 
-def test_a_mutant_that_survives_is_told_and_its_run_is_kept(tmp_path: Path) -> None:
+def test_a_mutant_that_survives_is_reported_and_its_run_is_kept(tmp_path: Path) -> None:
     innocent = Mutant("Innocent", "memory", "None.", "load", "results", r"nothing of the kind", {})
     trial = try_mutant(innocent, SEED, tmp_path, attempts_max=2)
     assert not trial.detected
@@ -65,21 +67,21 @@ def test_a_mutant_that_survives_is_told_and_its_run_is_kept(tmp_path: Path) -> N
     assert "**survived** (true)" in table([trial])
 
 
-def test_the_right_checker_for_another_reason_is_no_conviction(tmp_path: Path) -> None:
+def test_a_finding_for_another_reason_is_no_detection(tmp_path: Path) -> None:
     lucky = MUTANTS["LosesTheLastBlock"]._replace(finding=r"block \d+ has \d+ names")
     trial = try_mutant(lucky, SEED, tmp_path, attempts_max=1)
     assert (trial.value, trial.detected) == ("false", False)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
-def test_a_mutant_says_what_its_defect_is_and_who_must_find_it(mutant: Mutant) -> None:
+def test_a_mutant_names_its_defect_and_its_checker(mutant: Mutant) -> None:
     assert mutant.checker in CHECKERS
     assert scenario(mutant.scenario).options(tier=mutant.tier, **mutant.options)
     assert re.fullmatch(r"[A-Z].*\.", mutant.defect)
 
 
-def test_the_list_is_whole() -> None:
-    assert set(ISSUE.split()) <= set(MUTANTS)
+def test_no_mutant_is_missing() -> None:
+    assert set(REQUIRED.split()) <= set(MUTANTS)
 
 
 def test_the_table_has_a_row_for_each(tmp_path: Path) -> None:
