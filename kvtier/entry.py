@@ -28,7 +28,7 @@ STANDARD_OUTPUT, STANDARD_ERROR = "standard output", "standard error"
 PACKAGES = {
     "": {"cbor2", "xxhash"},  # kvtier itself
     "cli": {"click", "rich"},
-    "harness": {"click", "numpy", "plotly", "prometheus_client", "psutil", "rich"},
+    "harness": {"click", "jinja2", "numpy", "plotly", "prometheus_client", "psutil", "rich"},
     "metrics": {"prometheus_client"},
     "tracing": {"opentelemetry"},
     "gpu": {"torch"},

@@ -1,8 +1,8 @@
-"""`kvtier-harness watch ROOT_DIR`: judges a root that live engines use, from outside, without disturbing them.
+"""`kvtier-harness watch ROOT_DIR`: an audit of a root that live engines use, from outside and read-only.
 
-It reads names, sizes and times, the trailers of new blocks, and a few of the new blocks whole; it opens nothing for
-writing, moves nothing, and takes no lock. What files cannot tell (hits) it asks the engines' /metrics, where given.
-Files in quarantine and unpublished temp files count from `window_seconds` before the watch on; older ones are counted
+It reads names, sizes and times, the trailers of new blocks, and a few new blocks whole. It opens nothing for writing,
+moves nothing, and takes no lock. Hits, which files do not show, come from the engines' /metrics where given.
+Files in quarantine and unpublished temp files count from `window_seconds` before the start; older ones are counted
 apart.
 """
 
@@ -23,18 +23,18 @@ from kvtier import KvtierError as RootUnreadable
 
 __all__ = ["RootUnreadable", "Round", "Watch"]
 
-NEW_VERIFIED_MAX = 64  # of the new blocks of a round, so many are read whole
+NEW_VERIFIED_MAX = 64  # new blocks of a round that are read whole
 NEW_TRAILERS_MAX = 1000
 STALE_TEMP_SECONDS = 600.0
 WINDOW_SECONDS = 3600.0
-LISTED_MAX = 20  # of one kind in one look
+LISTED_MAX = 20  # files of one kind in one look
 _QUARANTINED = re.compile(r".+\.(\w+)\.[0-9a-f]{8}")  # <name of the block's file>.<reason>.<random>
 CROSS_PROCESS_HITS = "kvtier_cross_process_hit_blocks_total"
 
 
 @dataclass
 class Round:
-    """What one look at the root saw, and what the looks before had not. Rates are over the time since the last one."""
+    """One look at the root: totals, and what is new since the look before, `seconds` earlier."""
 
     seconds: float = 0.0
     blocks: int = 0
@@ -42,15 +42,15 @@ class Round:
     new_blocks: int = 0
     gone_blocks: int = 0
     verified: int = 0
-    writers: set[str] = field(default_factory=set)  # instances that wrote the new blocks
-    cross_process_hits: float | None = None  # cross-process hits since the engines began; None without metrics
-    findings: list[str] = field(default_factory=list)  # each file once, by the look that first saw it
-    unreadable: dict[str, str] = field(default_factory=dict)  # path -> why it could not be judged
+    writers: set[str] = field(default_factory=set)  # instances that wrote new blocks
+    cross_process_hits: float | None = None  # since the engines' start; None without metrics
+    findings: list[str] = field(default_factory=list)  # each file once, in the first look that finds it
+    unreadable: dict[str, str] = field(default_factory=dict)  # path -> why it is not judged
     older: int = 0  # files in quarantine, and temp files, from before the window
 
 
 class Watch:
-    """Looks at a root again and again; each look is compared with the one before."""
+    """Repeated looks at a root, each compared with the one before."""
 
     def __init__(
         self,
@@ -61,14 +61,14 @@ class Watch:
     ) -> None:
         self.root_dir = root_dir
         self.metrics = metrics
-        self.since_seconds = clock() - window_seconds  # since the epoch: what happened before is not judged
+        self.since_seconds = clock() - window_seconds  # since the epoch; older files are not judged
         self._clock = clock
         self._reported: set[str] = set()
         self._seen: dict[str, int] | None = None  # path -> bytes
         self._looked_seconds = 0.0
 
     def look(self) -> Round:
-        """One round. Raises RootUnreadable when the root cannot be read at all."""
+        """One round. Raises RootUnreadable if the root cannot be read."""
         now = time.monotonic()
         result = Round(seconds=now - self._looked_seconds if self._looked_seconds else 0.0)
         present: dict[str, int] = {}
@@ -94,7 +94,7 @@ class Watch:
                 seeds[trailer.seed.hex()[:8]] += 1
         if len(seeds) > 1:
             counts = ", ".join(f"{seed}: {count}" for seed, count in seeds.most_common())
-            result.findings.append(f"{name}: writers with different seeds, which share nothing ({counts} new blocks)")
+            result.findings.append(f"{name}: writers with different seeds share no blocks (new blocks by seed: {counts})")
         if size := folder.block_bytes:
             blockio = BlockIO(FsTierConfig(folder.mapper.root_dir, size), folder.mapper.quarantine_path)
             view = memoryview(mmap.mmap(-1, size))
@@ -103,7 +103,7 @@ class Watch:
                 result.verified += outcome.ok
                 if outcome.ok or outcome.reason == "ENOENT":  # evicted during the look
                     continue
-                if (outcome.reason or "").startswith("E"):  # an errno: of this host or user, not of the block
+                if (outcome.reason or "").startswith("E"):  # an errno: the host or the permissions, not the block
                     result.unreadable[block.path] = f"cannot be read: {outcome.reason}"
                 else:
                     result.findings.append(f"{name}: {outcome.reason}: {block.path}")
@@ -111,18 +111,17 @@ class Watch:
         stale = ((path, status, status.st_mtime + STALE_TEMP_SECONDS) for path, status in folder.temps())
         self._report(
             result,
-            [(path, at, f"{path}: not published, {amount(status.st_size)}") for path, status, at in stale if at <= now],
-            f"{name}: temp file that was left {STALE_TEMP_SECONDS:g} s and",
+            [(path, at, f"{path}: {amount(status.st_size)}") for path, status, at in stale if at <= now],
+            f"{name}: temp file unpublished for {STALE_TEMP_SECONDS:g} s,",
         )
-        aside = folder.quarantined()
         self._report(
             result,
-            [(path, status.st_ctime, f"{path}: {_reason(path)}, {amount(status.st_size)}") for path, status in aside],
+            [(path, status.st_ctime, f"{path}: {_reason(path)}, {amount(status.st_size)}") for path, status in folder.quarantined()],
             f"{name}: quarantined",
         )
 
     def _report(self, result: Round, found: list[tuple[str, float, str]], what: str) -> None:
-        """Findings of paths that no look has reported; of each: path, when it became one, and its description."""
+        """Add findings for paths that no look has reported; each is (path, time of the finding, description)."""
         fresh = [one for one in found if one[0] not in self._reported]
         self._reported.update(path for path, _, _ in fresh)
         judged = [(at, text) for _, at, text in fresh if at >= self.since_seconds]
@@ -130,17 +129,17 @@ class Watch:
         for at, text in judged[:LISTED_MAX]:
             result.findings.append(f"{what} {age_text(max(0.0, self._clock() - at))} ago: {text}")
         if (more := len(judged) - LISTED_MAX) > 0:
-            result.findings.append(f"{what}: {more} more")
+            result.findings.append(f"{what}: {more} more files")
 
 
 def _reason(path: str) -> str:
-    """Why a file is in quarantine, as its name says."""
+    """The reason in the name of a file in quarantine."""
     match = _QUARANTINED.fullmatch(os.path.basename(path))
     return f"reason {match[1]}" if match else "reason unknown"
 
 
 def age_text(seconds: float) -> str:
-    """A time for a person."""
+    """A duration for people."""
     for limit, divisor, unit in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
         if seconds < limit:
             return f"{seconds / divisor:.0f} {unit}"

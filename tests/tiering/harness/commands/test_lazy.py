@@ -14,7 +14,7 @@ from harness.cli import cli
 from harness.commands.lazy import LazyGroup
 
 ROOT = Path(__file__).parents[4]
-HEAVY = ("plotly", "numpy", "prometheus_client", "psutil", "rich", "opentelemetry", "matplotlib", "torch")
+HEAVY = ("jinja2", "plotly", "numpy", "prometheus_client", "psutil", "rich", "opentelemetry", "matplotlib", "torch")
 BLOCKED = """
 import sys
 class Blocker:

@@ -42,7 +42,7 @@ def test_a_corrupt_new_block_and_leftovers_are_findings_and_nothing_is_moved(tmp
     findings = Watch(str(tmp_path)).look().findings
     assert any(f"checksum: {path(tier, 3)}" in finding for finding in findings)
     (unpublished,) = [finding for finding in findings if str(temp) in finding]
-    assert f"temp file that was left 600 s and 10 min ago: {temp}: not published, 0 B" in unpublished
+    assert f"temp file unpublished for 600 s, 10 min ago: {temp}: 0 B" in unpublished
     assert len(findings) == 2
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -94,7 +94,7 @@ def test_a_quarantined_file_is_a_finding_of_its_time(tmp_path: Path) -> None:
     now = time.time()
     later = Watch(str(tmp_path), window_seconds=3600, clock=lambda: now + 3601)
     first = later.look()
-    assert (first.findings, first.older) == ([], 1), "an old file is no finding for ever"
+    assert (first.findings, first.older) == ([], 1), "an old file is no finding"
     assert later.look().older == 0
 
 
@@ -103,7 +103,7 @@ def watched(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_the_command_says_what_it_judges_and_what_it_does_not(tmp_path: Path) -> None:
+def test_the_command_lists_what_it_judges_and_what_it_does_not(tmp_path: Path) -> None:
     moved = quarantine(store(tmp_path, RUN, range(BLOCKS)), 3)
     within = watched(tmp_path)
     assert (within.returncode, within.stderr) == (1, "")
@@ -115,7 +115,7 @@ def test_the_command_says_what_it_judges_and_what_it_does_not(tmp_path: Path) ->
     assert "not judged: 1 file in quarantine or unpublished since before 2" in before.stdout
 
 
-def test_what_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
+def test_an_unreadable_folder_is_reported(tmp_path: Path) -> None:
     tier = store(tmp_path, RUN, range(BLOCKS))
     Path(tier.file_mapper.config_path).write_text("{")
     done = watched(tmp_path)
