@@ -94,7 +94,9 @@ class Watch:
                 seeds[trailer.seed.hex()[:8]] += 1
         if len(seeds) > 1:
             counts = ", ".join(f"{seed}: {count}" for seed, count in seeds.most_common())
-            result.findings.append(f"{name}: writers with different seeds share no blocks (new blocks by seed: {counts})")
+            result.findings.append(
+                f"{name}: writers with different seeds share no blocks (new blocks by seed: {counts})"
+            )
         if size := folder.block_bytes:
             blockio = BlockIO(FsTierConfig(folder.mapper.root_dir, size), folder.mapper.quarantine_path)
             view = memoryview(mmap.mmap(-1, size))
@@ -116,7 +118,10 @@ class Watch:
         )
         self._report(
             result,
-            [(path, status.st_ctime, f"{path}: {_reason(path)}, {amount(status.st_size)}") for path, status in folder.quarantined()],
+            [
+                (path, status.st_ctime, f"{path}: {_reason(path)}, {amount(status.st_size)}")
+                for path, status in folder.quarantined()
+            ],
             f"{name}: quarantined",
         )
 
