@@ -1,6 +1,6 @@
-"""`python -m harness mutants` and `false-alarms`: how sharp the checkers are, and how often they cry wolf.
+"""`kvtier-harness mutants` and `false-alarms`: defects that the checkers detect, and control runs that they fail.
 
-Exit code: 0 if every mutant was detected, or every right tier passed; else 1.
+Exit code: 0 if every mutant was detected, or every control run passed; else 1.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def mutants(names: tuple[str, ...], seed: int | None, runs_dir: str, write: str 
 def false_alarms(
     runs: int, tiers: tuple[str, ...], names: tuple[str, ...], busy: bool | None, seed: int | None, runs_dir: str
 ) -> None:
-    """Run right tiers through short runs of every scenario; each run must come back true."""
-    from harness.mutants.trial import busy_neighbour, try_right_tier
+    """Control runs: correct tiers in short runs of every scenario; each must pass."""
+    from harness.mutants.trial import busy_neighbour, try_control
 
     known = {item.name: item for item in scenarios() if not item.apart}
     for name in names:
@@ -88,7 +88,7 @@ def false_alarms(
             for item, tier in pairs:
                 if item.lacks(adapter_class(tier)):
                     continue
-                result = try_right_tier(tier, item.name, first + run, Path(runs_dir), beside)
+                result = try_control(tier, item.name, first + run, Path(runs_dir), beside)
                 counts[item.name, tier, beside, result.verdict] += 1
                 if result.verdict != "true":
                     console.print(f"[red]{result.verdict}[/] {item.name} {tier}: {escape(result.why)}", soft_wrap=True)
@@ -104,5 +104,5 @@ def false_alarms(
     for item, tier in pairs:
         if why := item.lacks(adapter_class(tier)):
             console.print(f"{item.name:<12} {tier:<8} not run: {why}")
-    console.print(f"{alarms} of {counts.total()} runs of right tiers did not come back true")
+    console.print(f"{alarms} of {counts.total()} control runs did not pass")
     sys.exit(0 if not alarms else 1)

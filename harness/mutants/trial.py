@@ -75,8 +75,8 @@ def try_mutant(mutant: Mutant, seed: int, runs_dir: Path, attempts_max: int = AT
     return trial
 
 
-def try_right_tier(tier: str, name: str, seed: int, runs_dir: Path, busy: bool = False) -> ControlRun:
-    """Run a scenario on a correct tier. The folder of a run stays if the tier did not pass."""
+def try_control(tier: str, name: str, seed: int, runs_dir: Path, busy: bool = False) -> ControlRun:
+    """The control run: a scenario on a correct tier. Its folder stays if the tier did not pass."""
     started = time.monotonic()
     results = short_run(name, tier, seed, runs_dir)
     why = ""

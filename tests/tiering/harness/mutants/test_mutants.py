@@ -13,7 +13,7 @@ import pytest
 from harness.checkers import CHECKERS
 from harness.mutants.base import Mutant
 from harness.mutants.registry import BASES, MUTANTS
-from harness.mutants.trial import Trial, busy_neighbour, table, try_mutant, try_right_tier
+from harness.mutants.trial import Trial, busy_neighbour, table, try_control, try_mutant
 from harness.scenarios import scenario
 
 SEED = 11
@@ -48,13 +48,13 @@ def test_every_other_mutant_is_detected(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("tier", BASES)
 def test_a_base_without_the_defect_passes(tier: str, tmp_path: Path) -> None:
-    result = try_right_tier(tier, "load", SEED, tmp_path)
+    result = try_control(tier, "load", SEED, tmp_path)
     assert result.verdict == "true", result
 
 
 def test_a_control_run_passes_beside_a_busy_neighbour(tmp_path: Path) -> None:
     with busy_neighbour():
-        result = try_right_tier("kvtier", "load", SEED, tmp_path, busy=True)
+        result = try_control("kvtier", "load", SEED, tmp_path, busy=True)
     assert result.verdict == "true", result
 
 
