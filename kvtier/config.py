@@ -318,7 +318,7 @@ class FsTierConfig(_Config):
     `io` "auto": stores go past the page cache where the file system can, so that no backlog of dirty pages delays
     loads; loads go through it, so that what any process of this host has loaded lately comes from memory. "direct":
     both past it, for hosts without memory to spare or blocks that are loaded once. "buffered": both through it.
-    `compiled`: use the native extension (`_batch.c`) where there is one.
+    `compiled`: use the native extension (`fs/_native.c`) where there is one.
 
     `thread_nice`: by how much the priority of the tier's threads is below that of the process, for the sake of the
     engine's own threads; that of the read-priority ones is lower by 3 more, for the sake of stores.

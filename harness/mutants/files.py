@@ -37,7 +37,7 @@ class _Plain(BlockIO):
 
     def probe(self, directory: str, aligned: bool = True) -> None:
         super().probe(directory, aligned=False)
-        self._tmpfile = self.batch_reads = self.batch_writes = False
+        self._tmpfile = self.native_reads = self.native_writes = False
 
     def write_block(self, path: str, key: OffloadKey, view: memoryview, traceparent: str = "") -> BlockOutcome:
         if self.exists(path):

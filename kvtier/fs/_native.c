@@ -1,10 +1,12 @@
-/* The usual course of many blocks in one call, without Python's lock: an optional twin of what `blockio` does block by
- * block. It decides nothing: a block that meets anything unusual is left as it was, reported as not done, and done again
- * by `blockio`, which alone knows what errors and damage mean. So an error here only takes back what was begun.
+/* The native extension: many blocks in one call, without Python's lock, as long as nothing unusual happens.
  *
- * Why it is there: each system call made from Python gives the lock away and takes it back, and with many threads that
- * costs more than the call itself; and what a thread does with the lock, all others wait for (docs/speed.md has the
- * figures). The checksum is the xxhash package's own, called by its address.
+ * `block_io.py` does the same block by block, and it alone interprets errors and damage. A block that meets anything
+ * unusual is left as it was and reported as not done; `block_io.py` then repeats it. So an error here only undoes what
+ * was begun.
+ *
+ * Reason: each system call from Python releases the lock and takes it back. With many threads that costs more than the
+ * call itself, and all other threads wait for what one does with the lock (docs/speed.md has the figures). The checksum
+ * is the xxhash package's own, called by its address.
  */
 #define PY_SSIZE_T_CLEAN
 #define _GNU_SOURCE
@@ -56,7 +58,7 @@ typedef struct {
     size_t page_bytes;
     int flags, file_mode, dir_mode;
     const char *trailer; /* of one of the blocks: the others differ in key and checksums */
-    Checksum checksum;   /* NULL: what is read is not looked at */
+    Checksum checksum;   /* NULL: nothing is verified */
 } How;
 
 static uint64_t number_at(const char *place) {
@@ -177,7 +179,7 @@ static long long size_of(const Block *block, const How *how) {
 
 typedef long long (*Course)(const Block *, const How *);
 
-/* The key of a block; one that does not fill its place as that of the call's trailer does is left to `blockio`. */
+/* The key of a block; one that does not fill its place as that of the call's trailer does is left to `block_io.py`. */
 static int take_key(Block *block, PyObject *key, const How *how) {
     uint16_t wanted;
     memcpy(&wanted, how->trailer + KEY_LENGTH_AT, sizeof wanted);

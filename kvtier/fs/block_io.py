@@ -29,8 +29,7 @@ import xxhash
 
 from kvtier.config import PAGE_BYTES, FsTierConfig, RootError
 from kvtier.events import CorruptReason
-from kvtier.fs import posix
-from kvtier.fs.native import XXH3_64, batch
+from kvtier.fs import native, posix
 from kvtier.fs.posix import (
     O_DIRECT,
     O_TMPFILE,
@@ -104,7 +103,7 @@ class BlockIO:
         self.direct = False
         self._misses_are_cached = False  # by the client of a network file system
         self._base_path = ""
-        self.batch_reads = self.batch_writes = False  # may the native extension be used?
+        self.native_reads = self.native_writes = False  # may the native extension be used?
         self.recency_seconds = RECENCY_SECONDS
 
     # --- what the file system can do ---
@@ -139,16 +138,16 @@ class BlockIO:
                 self._read_flags |= O_DIRECT
         self._tmpfile = posix.unnamed_files_work(directory, self._write_flags, self._config.file_mode)
         self._named_link = not self._tmpfile and posix.named_links_work(directory, self._config.file_mode)
-        self.batch_reads = self._config.compiled and batch is not None and directory.isascii()
+        self.native_reads = self._config.compiled and native.CHECKSUM != 0 and directory.isascii()
         modes_hold = not self._umask & (self._config.file_mode | self._config.dir_mode)
-        self.batch_writes = self.batch_reads and self._tmpfile and modes_hold and not self._durable
+        self.native_writes = self.native_reads and self._tmpfile and modes_hold and not self._durable
         self._base_path, file_system = directory, posix.type_at(directory)
         self._misses_are_cached = file_system in ("nfs", "nfs4")
         logger.log(
             logging.DEBUG if direct and self._tmpfile else logging.INFO,
             "%s: %s, O_DIRECT %s, O_TMPFILE %s, hard links %s, native reads %s, native writes %s",
             *(directory, file_system or "unknown file system", direct, self._tmpfile),
-            *(self._tmpfile or self._named_link, self.batch_reads, self.batch_writes),
+            *(self._tmpfile or self._named_link, self.native_reads, self.native_writes),
         )
 
     # --- existence ---
@@ -161,9 +160,9 @@ class BlockIO:
         """`exists` for each, in order; past the client's cache of missing names where the file system has one."""
         if self._misses_are_cached:
             return [self.exists(path) or self.revalidate(path) for path in paths]
-        if not self.batch_reads:
+        if not self.native_reads:
             return [self.exists(path) for path in paths]
-        return [size in self._sizes for size in batch.sizes(list(paths))]
+        return [size in self._sizes for size in native.sizes(list(paths))]
 
     def _is_block(self, name: str, folder: int | None) -> bool:
         try:
@@ -187,12 +186,12 @@ class BlockIO:
         self, paths: Sequence[str], keys: Sequence[OffloadKey], views: Sequence[memoryview], traceparent: str = ""
     ) -> list[BlockOutcome]:
         """`write_block` for each, in order."""
-        if not self.batch_writes:
+        if not self.native_writes:
             return [self.write_block(*block, traceparent) for block in zip(paths, keys, views, strict=True)]
         blocks = list(paths), list(keys), list(views), self._pages(len(paths)), PAGE_BYTES
         trailer = self._trailer(keys[0], 0, traceparent).pack()
         modes = self._config.file_mode, self._config.dir_mode
-        done = batch.write_blocks(*blocks, trailer, XXH3_64, self._write_flags, *modes)
+        done = native.write_blocks(*blocks, trailer, native.CHECKSUM, self._write_flags, *modes)
         outcomes = {1: BlockOutcome(writer=self.instance_id), 2: BlockOutcome(skipped=True)}
         return [
             outcomes.get(result) or self.write_block(path, key, view, traceparent)
@@ -302,13 +301,13 @@ class BlockIO:
         self, paths: Sequence[str], keys: Sequence[OffloadKey], views: Sequence[memoryview]
     ) -> list[BlockOutcome]:
         """`read_block` for each, in order."""
-        if not self.batch_reads:
+        if not self.native_reads:
             return [self.read_block(*block) for block in zip(paths, keys, views, strict=True)]
         pages = self._pages(len(paths))
         blocks = list(paths), list(keys), list(views), pages, PAGE_BYTES
         verify = self._config.integrity != "off"
-        trailer, checksum = self._trailer(keys[0], 0).pack(), XXH3_64 if verify else 0
-        used = batch.read_blocks(*blocks, trailer, checksum, self._read_flags)
+        trailer, checksum = self._trailer(keys[0], 0).pack(), native.CHECKSUM if verify else 0
+        used = native.read_blocks(*blocks, trailer, checksum, self._read_flags)
         outcomes = []
         for page, used_seconds, path, key, view in zip(_each_page(pages), used, paths, keys, views, strict=False):
             if used_seconds < 0:

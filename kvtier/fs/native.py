@@ -1,35 +1,42 @@
 """The native extension of block I/O, and the checksum that it calls by address: those of this machine, or none of both.
 
-`batch` is None where `_batch` is not compiled, or where the xxhash package is not a library with XXH3 in it: everything
-goes block by block then.
+`CHECKSUM` is 0 where `_native` is not built, or where the xxhash package is not a library with XXH3 in it: block I/O
+then handles blocks one by one and calls none of the functions here.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib
-from typing import Any
 
 import xxhash
+
+__all__ = ["CHECKSUM", "read_blocks", "sizes", "write_blocks"]
 
 _NAMES = ("XXH3_64bits_dispatch", "XXH3_64bits")
 """The one that picks the processor's best instructions first."""
 _SAMPLE = bytes(range(256)) * 5
 
 
-def _find() -> tuple[Any, int]:
+def find_checksum() -> int:
+    """The address of the xxhash package's own XXH3; 0 where it cannot be found or computes something else."""
     try:
-        twin = importlib.import_module("kvtier.fs._native")
         library = ctypes.CDLL(importlib.import_module("xxhash._xxhash").__file__)
     except (ImportError, AttributeError, OSError):
-        return None, 0
+        return 0
     for name in _NAMES:
         function = getattr(library, name, None)
         if function is not None:
             function.restype, function.argtypes = ctypes.c_uint64, (ctypes.c_char_p, ctypes.c_size_t)
             if function(_SAMPLE, len(_SAMPLE)) == xxhash.xxh3_64_intdigest(_SAMPLE):
-                return twin, ctypes.cast(function, ctypes.c_void_p).value or 0
-    return None, 0
+                return ctypes.cast(function, ctypes.c_void_p).value or 0
+    return 0
 
 
-batch, XXH3_64 = _find()
+CHECKSUM = 0
+try:
+    from kvtier.fs._native import read_blocks, sizes, write_blocks
+
+    CHECKSUM = find_checksum()
+except ImportError:
+    pass

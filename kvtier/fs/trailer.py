@@ -19,7 +19,7 @@ VERSION = 1
 XXH3_64 = 1
 _HEADER = struct.Struct("<8sHHHHQQQ16s8s64s64s")  # everything of the trailer but its own checksum
 _CHECK = struct.Struct("<Q")
-_WRITER, _TRACE = slice(40, 56), slice(128, 192)  # where they stand in it; `_batch.c` knows some more places
+_WRITER, _TRACE = slice(40, 56), slice(128, 192)  # their places in it; `_native.c` has some more of them
 
 
 class Trailer(NamedTuple):

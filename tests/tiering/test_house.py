@@ -78,7 +78,12 @@ def rows(package: str) -> list[tuple[int, set[str]]]:
             continue
         if cells[0]:
             floor = int(cells[0].split()[0])
-        found.append((floor, {n.removesuffix(".py").rstrip("/") for n in re.findall(r"`([\w/.]+)`", cells[1])}))
+        found.append(
+            (
+                floor,
+                {n.removesuffix(".py").removesuffix(".c").rstrip("/") for n in re.findall(r"`([\w/.]+)`", cells[1])},
+            )
+        )
     assert found, f"no floors table for {package}/ in docs/structures.md"
     return found
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import ctypes
 import fcntl
 import mmap
 import os
+import re
 import shutil
 import signal
 import stat
@@ -23,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvtier.config import FsTierConfig, RootError
-from kvtier.fs import native as twin
+from kvtier.fs import native
 from kvtier.fs import posix as file_system
 from kvtier.fs import posix as no_links
 from kvtier.fs.block_io import BlockIO, _transfer
@@ -50,26 +52,26 @@ def make_io(root: Path, **options: Any) -> BlockIO:
 
 def named(io: BlockIO) -> BlockIO:
     """The same, on a file system without unnamed files."""
-    io._tmpfile = io.batch_writes = False
+    io._tmpfile = io.native_writes = False
     return io
 
 
 def one_by_one(io: BlockIO) -> BlockIO:
     """The same, without the native extension."""
-    io.batch_reads = io.batch_writes = False
+    io.native_reads = io.native_writes = False
     return io
 
 
 @pytest.fixture(
-    params=["direct", "direct, batch", "auto, batch", "buffered", "buffered, batch", "buffered, temp files"]
+    params=["direct", "direct, native", "auto, native", "buffered", "buffered, native", "buffered, temp files"]
 )
 def io(request: pytest.FixtureRequest, tmp_path: Path) -> BlockIO:
     policy = request.param.partition(",")[0]
     if policy == "direct" and not make_io(tmp_path).direct:
         pytest.skip(f"no O_DIRECT at {tmp_path}")
     io = make_io(tmp_path, io=policy)
-    if "batch" in request.param:
-        if not (io.batch_reads and io.batch_writes):
+    if "native" in request.param:
+        if not (io.native_reads and io.native_writes):
             pytest.skip("kvtier/fs/_native.c is not compiled here, or has no unnamed files")
         return io
     return one_by_one(named(io) if "temp" in request.param else io)
@@ -119,27 +121,41 @@ def test_outcome_names_the_writer_and_its_trace(io: BlockIO, path: str, tmp_path
 
 
 def test_a_native_extension_that_is_called_wrongly_says_so(tmp_path: Path) -> None:
-    batch = pytest.importorskip("kvtier.fs._native", reason="kvtier/fs/_native.c is not compiled here")
+    extension = pytest.importorskip("kvtier.fs._native", reason="kvtier/fs/_native.c is not compiled here")
     page, trailer = memoryview(bytearray(PAGE)), Trailer(KEY, PAGE, 0, bytes(16), 0).pack()
-    rest, modes = (page, PAGE, trailer, twin.XXH3_64), (0o600, 0o700)
+    rest, modes = (page, PAGE, trailer, native.CHECKSUM), (0o600, 0o700)
     for call in (
-        lambda: batch.sizes(("a tuple",)),
-        lambda: batch.sizes([1]),
-        lambda: batch.read_blocks(["/a", "/b"], [KEY, KEY], [page], *rest, os.O_RDONLY),
-        lambda: batch.read_blocks(["/a", "/b"], [KEY, KEY], [page, page], *rest, os.O_RDONLY),
-        lambda: batch.read_blocks(["/a", "/b"], [KEY], [page, page], *rest, os.O_RDONLY),
-        lambda: batch.read_blocks(["/a"], ["text"], [page], *rest, os.O_RDONLY),
-        lambda: batch.read_blocks(["/a"], [KEY], [b"read-only"], *rest, os.O_RDONLY),
-        lambda: batch.read_blocks(["/a"], [KEY], [page], page, PAGE, trailer[:-1], twin.XXH3_64, os.O_RDONLY),
-        lambda: batch.read_blocks(["/a"], [KEY], [page], page, 8, trailer, twin.XXH3_64, os.O_RDONLY),
-        lambda: batch.write_blocks(["/a"], [KEY], [1], *rest, os.O_WRONLY, *modes),
+        lambda: extension.sizes(("a tuple",)),
+        lambda: extension.sizes([1]),
+        lambda: extension.read_blocks(["/a", "/b"], [KEY, KEY], [page], *rest, os.O_RDONLY),
+        lambda: extension.read_blocks(["/a", "/b"], [KEY, KEY], [page, page], *rest, os.O_RDONLY),
+        lambda: extension.read_blocks(["/a", "/b"], [KEY], [page, page], *rest, os.O_RDONLY),
+        lambda: extension.read_blocks(["/a"], ["text"], [page], *rest, os.O_RDONLY),
+        lambda: extension.read_blocks(["/a"], [KEY], [b"read-only"], *rest, os.O_RDONLY),
+        lambda: extension.read_blocks(["/a"], [KEY], [page], page, PAGE, trailer[:-1], native.CHECKSUM, os.O_RDONLY),
+        lambda: extension.read_blocks(["/a"], [KEY], [page], page, 8, trailer, native.CHECKSUM, os.O_RDONLY),
+        lambda: extension.write_blocks(["/a"], [KEY], [1], *rest, os.O_WRONLY, *modes),
     ):
         with pytest.raises((TypeError, ValueError, BufferError)):
             call()
-    assert batch.sizes([]) == []
-    assert batch.sizes([str(tmp_path), "/", str(tmp_path / ("x" * 3000))]) == [-1, -1, -1]
-    assert batch.write_blocks(["/" + "x" * 5000], [KEY], [page], *rest, os.O_WRONLY, *modes) == [-1]
-    assert batch.write_blocks(["nowhere"], [KEY], [page], *rest, os.O_WRONLY, *modes) == [-1]
+    assert extension.sizes([]) == []
+    assert extension.sizes([str(tmp_path), "/", str(tmp_path / ("x" * 3000))]) == [-1, -1, -1]
+    assert extension.write_blocks(["/" + "x" * 5000], [KEY], [page], *rest, os.O_WRONLY, *modes) == [-1]
+    assert extension.write_blocks(["nowhere"], [KEY], [page], *rest, os.O_WRONLY, *modes) == [-1]
+
+
+def test_the_stub_of_the_native_extension_has_the_parameters_of_its_functions() -> None:
+    extension = pytest.importorskip("kvtier.fs._native", reason="kvtier/fs/_native.c is not compiled here")
+    stub = ast.parse((Path(native.__file__).parent / "_native.pyi").read_text())
+    declared = {
+        node.name: [a.arg for a in node.args.posonlyargs] for node in stub.body if isinstance(node, ast.FunctionDef)
+    }
+    documented = {}
+    for name in declared:
+        signature = re.match(rf"{name}\((.*?)\) -> ", getattr(extension, name).__doc__)
+        assert signature, f"{name} does not say how it is called"
+        documented[name] = signature[1].split(", ")
+    assert declared == documented
 
 
 @pytest.mark.parametrize("library", ["no file", "no XXH3", "another XXH3"])
@@ -157,15 +173,15 @@ def test_without_the_checksum_it_knows_the_native_extension_is_left_alone(
             raise OSError(name)
         return Other() if library == "another XXH3" else libc
 
-    assert twin._find() == (twin.batch, twin.XXH3_64)
+    assert native.find_checksum() == native.CHECKSUM != 0
     monkeypatch.setattr(ctypes, "CDLL", load)
-    assert twin._find() == (None, 0)
+    assert native.find_checksum() == 0
 
 
 def test_the_native_extension_seals_as_python_does(tmp_path: Path) -> None:
     """Also where the keys of a call differ in length: then some go through Python."""
     io, trace = make_io(tmp_path, io="buffered"), "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
-    if not (io.batch_reads and io.batch_writes):
+    if not (io.native_reads and io.native_writes):
         pytest.skip("kvtier/fs/_native.c is not compiled here, or has no unnamed files")
     keys = [KEY, OffloadKey(b"short"), OffloadKey(bytes(reversed(KEY))), OffloadKey(b"k" * 64)]
     paths = [str(tmp_path / "abc" / f"{i}_g0" / "block.bin") for i in range(len(keys))]
@@ -322,10 +338,10 @@ def test_damage_is_a_miss_is_quarantined_and_is_repaired(io: BlockIO, path: str,
 def test_many_at_once_are_as_each_alone(tmp_path: Path, states: list[str | None]) -> None:
     """Whatever state its files are in, a batch ends as its blocks would one by one: outcomes, bytes and files."""
     ends = []
-    for kind in ("batch", "one by one"):
+    for kind in ("native", "one by one"):
         root = tmp_path / f"{kind} {os.urandom(4).hex()}"
         root.mkdir()
-        io = make_io(root) if kind == "batch" else one_by_one(make_io(root))
+        io = make_io(root) if kind == "native" else one_by_one(make_io(root))
         keys = [OffloadKey(bytes([n]) * 32 + bytes(4)) for n in range(len(states))]
         paths = [str(root / "abc" / f"{n}_g0" / f"{n}.bin") for n in range(len(states))]
         views = [buffer(bytes([n]) * BLOCK) for n in range(len(states))]
@@ -528,7 +544,7 @@ root, tmpfile = sys.argv[1:]
 io = BlockIO(FsTierConfig(root_dir=root, block_bytes=16384), root + "/quarantine")
 io.probe(root)
 if tmpfile == "named":
-    io._tmpfile = io.batch_writes = False
+    io._tmpfile = io.native_writes = False
 view = memoryview(mmap.mmap(-1, 16384))
 number = 0
 while True:

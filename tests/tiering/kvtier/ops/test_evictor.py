@@ -347,7 +347,7 @@ def test_quarantine_keeps_the_newest(tmp_path: Path, tier: Tier, monkeypatch: py
 
 
 def test_a_living_writers_temp_file_is_locked(tmp_path: Path, tier: Tier) -> None:
-    tier.manager.blockio._tmpfile = tier.manager.blockio.batch_writes = False
+    tier.manager.blockio._tmpfile = tier.manager.blockio.native_writes = False
     parent = tier.path(1).parent
     parent.mkdir(parents=True)
     above = os.open(parent, os.O_PATH)
