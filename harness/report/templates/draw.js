@@ -17,4 +17,10 @@ function draw() {
   }
 }
 
-loadPlotly().then(() => { draw(); dark.addEventListener('change', draw); });
+function explain() {
+  for (const id of Object.keys(plots.figures)) {
+    document.getElementById(id).textContent = 'This browser cannot draw the plot; the table below has its figures.';
+  }
+}
+
+loadPlotly().then(() => { draw(); dark.addEventListener('change', draw); }, explain);

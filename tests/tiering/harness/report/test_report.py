@@ -419,19 +419,35 @@ def test_the_list_of_runs_is_newest_first_and_skips_what_is_not_finished(tmp_pat
     assert "2026-02-03 03:04:05" in page.text
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium): nobody drew the report")
-def test_a_browser_draws_every_plot_and_has_nothing_to_complain_of(tmp_path: Path) -> None:
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+
+
+def browse(path: Path, profile: Path) -> tuple[str, list[str]]:
+    """The page's HTML once a browser has run its scripts, and what the browser logged."""
     assert CHROMIUM is not None
     command = [
         CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
-        f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--window-size=500,900", "--dump-dom",
+        f"--user-data-dir={profile}", "--virtual-time-budget=5000", "--window-size=500,900", "--dump-dom",
     ]  # fmt: skip
-    path = write_report(run_folder(tmp_path / "run", busy_history()))
     done = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, check=True, timeout=60)
-    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
-    body = done.stdout.rsplit("</main>", 1)[0]
+    return done.stdout.rsplit("</main>", 1)[0], [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@needs_chromium
+def test_a_browser_draws_every_plot_without_an_error(tmp_path: Path) -> None:
+    path = write_report(run_folder(tmp_path / "run", busy_history()))
+    body, logged = browse(path, tmp_path / "profile")
+    assert logged == []
     drawn = re.findall(r'<div class="plot[^"]*js-plotly-plot"[^>]*id="(plot-\d+)"', body) or re.findall(
         r'id="(plot-\d+)"[^>]*class="plot[^"]*js-plotly-plot', body
     )
     assert drawn == list(Page(path).plots)
+
+
+@needs_chromium
+def test_a_browser_that_cannot_decompress_says_so_in_each_plot(tmp_path: Path) -> None:
+    path = write_report(run_folder(tmp_path / "run", busy_history()))
+    path.write_text(path.read_text().replace("new DecompressionStream", "new NoSuchStream"))
+    body, _ = browse(path, tmp_path / "profile")
+    assert body.count("This browser cannot draw the plot") == len(Page(path).plots)
