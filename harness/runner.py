@@ -35,7 +35,8 @@ from harness.core.run_root import run_root
 from harness.core.seeds import fresh_seed
 from harness.entry import ExitCode, Terminated
 from harness.recorded import check_run
-from harness.runtime.supervisor import LAST_OUTPUT_LINES, Child, WorkerFailed, Workers
+from harness.runtime.process import LAST_OUTPUT_LINES
+from harness.runtime.supervisor import Child, WorkerFailed, Workers
 from harness.scenarios import scenario
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, check_machine, check_root, check_tier
 

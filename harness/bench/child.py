@@ -7,6 +7,7 @@ JSON lines. In: {"measure", "setup", "arguments", "processes", "seconds_max"}. O
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import select
@@ -19,14 +20,14 @@ from typing import Any
 from harness.adapters import adapter_class
 from harness.adapters.base import PeerMissing, TierSetup
 from harness.bench import measures, raw
+from harness.runtime.process import claim_stdout, serve
 
 NO_TIER = "raw"
 """The contestant without a tier: the device, the memory, the file system themselves."""
 
 
 def main(tier: str) -> int:
-    sink = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # a tier that prints must not garble the pipe
+    sink = claim_stdout()
     try:
         if tier != NO_TIER:
             adapter_class(tier)
@@ -35,11 +36,10 @@ def main(tier: str) -> int:
 
             import_vllm(c_extension=True)  # seconds, once
     except PeerMissing as error:
-        print(json.dumps({"missing": str(error)}), file=sink, flush=True)
+        print(json.dumps({"missing": str(error)}), file=sink)
         return 2
-    print(json.dumps({"ready": True}), file=sink, flush=True)
-    for line in sys.stdin:
-        print(json.dumps(_measure(tier, json.loads(line)), default=float), file=sink, flush=True)
+    print(json.dumps({"ready": True}), file=sink)
+    serve(functools.partial(_measure, tier), sink)
     return 0
 
 

@@ -5,12 +5,8 @@ A measurement that cannot be had (a missing peer, a time-out, a failed block) is
 
 from __future__ import annotations
 
-import json
 import os
-import select
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +14,12 @@ from typing import Any
 
 from harness.adapters import tier_python
 from harness.adapters.base import PeerMissing, TierSetup
+from harness.runtime.process import ChildEnded, JsonProcess
 
 SECONDS_MAX = 60.0
 """Of one measurement; a tier that needs longer has no figure."""
 IMPORT_SECONDS_MAX = 120.0
+END_SECONDS_MAX = 10.0
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 # The limit of queued stores is the memory of a patient engine here: a flood is queued by both, not refused by one.
@@ -51,7 +49,7 @@ class Contestant:
     def __post_init__(self) -> None:
         self.tier, self.options = CONTESTANTS[self.name]
         self.missing: str | None = None
-        self._process: subprocess.Popen[str] | None = None
+        self._process: JsonProcess | None = None
         try:
             python = self.python or (sys.executable if self.tier == "raw" else tier_python(self.tier))
             self._start(python)
@@ -60,18 +58,17 @@ class Contestant:
 
     def _start(self, python: str) -> None:
         paths = [str(path) for path in (self.package, REPOSITORY) if path]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"}
-        self._process = subprocess.Popen(
-            [python, "-P", "-m", "harness.bench.child", self.tier],  # -P: nothing out of the current folder
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL if not os.environ.get("BENCH_DEBUG") else None,
-            text=True,
-            env=environment,
+        self._process = JsonProcess(
+            python,
+            "harness.bench.child",
+            self.tier,
+            path=os.pathsep.join(paths),
+            environment={"PYTHONWARNINGS": "ignore"},
+            stderr=Path("/dev/stderr") if os.environ.get("BENCH_DEBUG") else None,
         )
-        answer = self._hear(IMPORT_SECONDS_MAX)
-        if "missing" in answer:
-            raise PeerMissing(answer["missing"])
+        answer = self._receive(IMPORT_SECONDS_MAX)
+        if "ready" not in answer:
+            raise PeerMissing(answer.get("missing") or f"{self.tier} did not start: {answer['error']}")
 
     def measure(
         self,
@@ -89,7 +86,6 @@ class Contestant:
         if self.missing is not None:
             return []
         assert self._process is not None
-        assert self._process.stdin is not None
         setup = TierSetup(
             str(root), block_bytes, slots, options=dict(self.options), serve_metrics=self.tier == "kvtier"
         )
@@ -100,39 +96,28 @@ class Contestant:
             "processes": processes,
             "seconds_max": seconds_max,
         }
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        answer = self._hear(seconds_max + 30)
+        self._process.send(order)
+        answer = self._receive(seconds_max + 30)
         if "error" in answer:
             self.gaps.append(f"{self.name}, {measure}: {answer['error']}")
             return []
         results: list[dict[str, Any]] = answer["results"]
         return results
 
-    def _hear(self, seconds: float) -> dict[str, Any]:
+    def _receive(self, seconds: float) -> dict[str, Any]:
         assert self._process is not None
-        assert self._process.stdout is not None
-        deadline = time.monotonic() + seconds
-        if not select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        try:
+            answer: dict[str, Any] = self._process.receive(seconds)
+        except TimeoutError:
             self._process.kill()
-            return {"error": f"no answer within {seconds:g} s", "missing": f"{self.tier} did not start"}
-        line = self._process.stdout.readline()
-        if not line:
-            return {"error": "its process died", "missing": f"{self.tier} did not start"}
-        answer: dict[str, Any] = json.loads(line)
+            return {"error": f"no answer within {seconds:g} s"}
+        except ChildEnded:
+            return {"error": f"its process died; {self._process.last_output(1) or 'it printed nothing'}"}
         return answer
 
     def close(self) -> None:
         if self._process is not None:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            assert self._process.stdout is not None
-            self._process.stdout.close()
+            self._process.end(END_SECONDS_MAX)
 
 
 def in_turn(contestants: Sequence[Contestant], round_number: int) -> list[Contestant]:

@@ -6,11 +6,11 @@ It changes nothing in the engine; what it does, a user's script could do. Prompt
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from harness.runtime.process import claim_stdout, serve
 
 MODEL: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -139,23 +139,21 @@ class Engine:
 
 def main() -> None:
     """First line: the engine's options; then questions. Each answer is one line: [answer, error text or null]."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the engine prints is log
     engine: Engine | None = None
-    for line in sys.stdin:
-        question = json.loads(line)
+
+    def answer(question: dict[str, Any]) -> list[Any]:
+        nonlocal engine
         try:
             if engine is None:
                 import vllm
 
-                engine, answer = Engine(question), vllm.__version__
-            else:
-                answer = getattr(engine, question.pop("do"))(**question)
-            reply = [answer, None]
+                engine = Engine(question)
+                return [vllm.__version__, None]
+            return [getattr(engine, question.pop("do"))(**question), None]
         except Exception as error:
-            reply = [None, f"{type(error).__name__}: {error}"]
-        answers.write(json.dumps(reply) + "\n")
-        answers.flush()
+            return [None, f"{type(error).__name__}: {error}"]
+
+    serve(answer, claim_stdout())
 
 
 if __name__ == "__main__":

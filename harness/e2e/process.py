@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
-import queue
 import signal
-import subprocess
-import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness.core.installation import module_command
+from harness.core.installation import ROOT as REPOSITORY
+from harness.runtime.process import ChildEnded, JsonProcess
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 UP_SECONDS_MAX = 600.0
 ANSWER_SECONDS_MAX = 120.0
 """An engine that is silent for so long hangs."""
 STOP_SECONDS_MAX = 30.0
 TRACKER_SECONDS_MAX = 5.0
-LAST_OUTPUT_LINES = 25
 _ENVIRONMENT = {
     "VLLM_TARGET_DEVICE": "cpu",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -54,19 +49,14 @@ class EngineProcess:
         environment: Mapping[str, str],
     ) -> None:
         self.name, self.log_path = name, log
-        path = os.pathsep.join(map(str, filter(None, (overlay, REPOSITORY))))
-        with open(log, "wb") as stderr:
-            self._popen = subprocess.Popen(
-                module_command(str(python), "harness.e2e.engine"),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                env={**os.environ, **_ENVIRONMENT, **environment, "PYTHONPATH": path},
-                start_new_session=True,
-            )
-        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-        threading.Thread(target=self._read, name=f"reader-{name}", daemon=True).start()
+        log.write_bytes(b"")
+        self._process = JsonProcess(
+            str(python),
+            "harness.e2e.engine",
+            path=os.pathsep.join(map(str, filter(None, (overlay, REPOSITORY)))),
+            environment={**_ENVIRONMENT, **environment},
+            stderr=log,
+        )
         self._send(dict(options))
 
     def up(self) -> str:
@@ -91,22 +81,20 @@ class EngineProcess:
                 # Python's tracker lives on, as it would: it removes what the dead have left, then ends.
                 if b"resource_tracker" not in (folder / "cmdline").read_bytes():
                     os.kill(int(folder.name), signal.SIGKILL)
-        self._popen.wait()
+        self._process.reap()
         deadline = time.monotonic() + TRACKER_SECONDS_MAX
         while self._processes() and time.monotonic() < deadline:
             time.sleep(0.01)
         with suppress(ProcessLookupError):
-            os.killpg(self._popen.pid, signal.SIGKILL)
+            os.killpg(self._process.pid, signal.SIGKILL)
         for path in shared:
             path.unlink(missing_ok=True)
 
     def stop(self) -> None:
         """Let it end in good order; kill what does not."""
-        assert self._popen.stdin is not None
-        with suppress(OSError):
-            self._popen.stdin.close()
-        with suppress(subprocess.TimeoutExpired):
-            self._popen.wait(STOP_SECONDS_MAX)
+        self._process.close_stdin()
+        with suppress(TimeoutError):
+            self._process.wait(STOP_SECONDS_MAX)
         self.kill()
 
     def _processes(self) -> list[Path]:
@@ -114,41 +102,28 @@ class EngineProcess:
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # gone
-                if os.getsid(int(folder.name)) == self._popen.pid and (folder / "cmdline").read_bytes():
+                if os.getsid(int(folder.name)) == self._process.pid and (folder / "cmdline").read_bytes():
                     found.append(folder)
         return found
 
     def _send(self, question: dict[str, Any]) -> None:
-        assert self._popen.stdin is not None
-        try:
-            self._popen.stdin.write(json.dumps(question) + "\n")
-            self._popen.stdin.flush()
-        except OSError as error:
-            raise self._failed(f"is gone ({error})") from error
+        if not self._process.send(question):
+            raise self._failed("ended before it read its question")
 
     def _answer(self, seconds_max: float) -> Any:
-        started = time.monotonic()
         try:
-            line = self._answers.get(timeout=seconds_max)
-        except queue.Empty:
-            raise self._failed(f"has not answered for {time.monotonic() - started:.0f} s") from None
-        if not line:
-            raise self._failed("died")
-        answer, error = json.loads(line)
+            answer, error = self._process.receive(seconds_max)
+        except TimeoutError:
+            raise self._failed(f"has not answered for {seconds_max:.0f} s") from None
+        except ChildEnded:
+            raise self._failed("died") from None
         if error is not None:
             raise self._failed(f"says: {error}")
         return answer
 
-    def _read(self) -> None:
-        assert self._popen.stdout is not None
-        with self._popen.stdout as lines:
-            for line in lines:
-                self._answers.put(line)
-        self._answers.put("")
-
     def _failed(self, what: str) -> EngineFailed:
-        words = self.log_path.read_text(errors="replace").splitlines()[-LAST_OUTPUT_LINES:]
-        return EngineFailed("\n  ".join([f"engine {self.name} {what}; the end of {self.log_path}:", *words]))
+        lines = self._process.last_output().splitlines()
+        return EngineFailed("\n  ".join([f"engine {self.name} {what}; the end of {self.log_path}:", *lines]))
 
 
 def _shared_memory(process: Path) -> set[Path]:

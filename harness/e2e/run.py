@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.core import seeds
-from harness.e2e.process import REPOSITORY, EngineFailed, EngineProcess
+from harness.core.installation import ROOT as REPOSITORY
+from harness.e2e.process import EngineFailed, EngineProcess
 
 PYTHON_VARIABLE = "HARNESS_ENGINE_PYTHON"
 VERSIONS = ("0.32.0", "0.33.0")

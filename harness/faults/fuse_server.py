@@ -34,6 +34,7 @@ os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")  # where libfuse 2 is instal
 import mfusepy  # type: ignore[import-untyped]
 
 from harness.faults.rules import Rule, Table
+from harness.runtime.process import claim_stdout
 
 PARENT_POLL_SECONDS = 0.2
 REQUESTS_HELD_MAX = 256
@@ -272,8 +273,7 @@ def _outlive_nobody(parent: int) -> None:
 def main(arguments: list[str]) -> None:
     """BACKING MOUNT [--cached]: serve until stdin closes."""
     backing, mount, *rest = arguments
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    answers = claim_stdout()
     os.umask(0)  # the kernel has applied the caller's
     table = Table()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.util
-import json
 import os
 import shlex
 import shutil
@@ -23,16 +22,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import harness
-from harness.core.installation import module_command
 from harness.faults.rules import FaultUnavailable, Rule
+from harness.runtime.process import ChildEnded, JsonProcess
 
 READY_SECONDS_MAX = 20.0
 """From start to the first answer of the fault file system's process."""
 BUSY_SECONDS_MAX = 5.0
 """How long `read_only` tries to find a moment in which no file is open for writing."""
 POLL_SECONDS = 0.005
-_REPOSITORY = str(Path(harness.__file__).resolve().parent.parent)
 
 
 def is_mounted(path: str | Path) -> bool:
@@ -85,7 +82,7 @@ class FaultFs:
         self.backing = Path(backing).resolve(strict=True)
         self._cached = cached
         self._lock = threading.Lock()
-        self._daemon: subprocess.Popen[str] | None = None
+        self._daemon: JsonProcess | None = None
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -118,26 +115,19 @@ class FaultFs:
         return ["umount", "-l", str(self.mount)] if os.geteuid() == 0 else ["fusermount3", "-uz", str(self.mount)]
 
     def _begin(self) -> None:
-        command = [*module_command(sys.executable, "harness.faults.fuse_server"), str(self.backing), str(self.mount)]
-        self._daemon = subprocess.Popen(
-            command + ["--cached"] * self._cached,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": _REPOSITORY},
-            start_new_session=True,  # Ctrl-C is for the parent, which then ends this one
-        )
-        impatience = threading.Timer(READY_SECONDS_MAX, self._daemon.kill)
-        impatience.start()
+        arguments = [str(self.backing), str(self.mount), *["--cached"] * self._cached]
+        self._daemon = JsonProcess(sys.executable, "harness.faults.fuse_server", *arguments)
         try:
-            ready = self._daemon.stdout.readline() if self._daemon.stdout else ""
-        finally:
-            impatience.cancel()
-            impatience.join()
-        if ready.strip() != '"ready"':
-            words = self._end().strip().splitlines()
-            raise FaultUnavailable(f"the fault file system did not come up: {words[-1] if words else 'no reason told'}")
+            self._daemon.receive(READY_SECONDS_MAX)
+        except TimeoutError:
+            self._daemon.kill()
+            self._end()
+            raise FaultUnavailable(f"the fault file system did not start within {READY_SECONDS_MAX:g} s") from None
+        except ChildEnded:
+            lines = self._end().strip().splitlines()
+            raise FaultUnavailable(
+                f"the fault file system did not start: {lines[-1] if lines else 'its process gave no reason'}"
+            ) from None
 
     @property
     def pid(self) -> int:
@@ -150,20 +140,13 @@ class FaultFs:
         daemon, self._daemon = self._daemon, None
         if daemon is None:
             return ""
-        try:
-            return daemon.communicate(timeout=READY_SECONDS_MAX)[1]
-        except subprocess.TimeoutExpired:
-            daemon.kill()
-            return daemon.communicate()[1]
+        daemon.end(READY_SECONDS_MAX)
+        return daemon.last_output()
 
     def _ask(self, command: dict[str, Any]) -> Any:
         with self._lock:
             assert self._daemon is not None, "the fault file system is not running"
-            assert self._daemon.stdin is not None
-            assert self._daemon.stdout is not None
-            self._daemon.stdin.write(json.dumps(command) + "\n")
-            self._daemon.stdin.flush()
-            return json.loads(self._daemon.stdout.readline())
+            return self._daemon.request(command)
 
     def inject(self, *rules: Rule) -> None:
         """Let these rules act too, from the next request on; each counts from zero."""

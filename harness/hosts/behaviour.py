@@ -7,24 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import mmap
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.core.installation import module_command
 from harness.hosts.base import Host, Volume
+from harness.runtime.process import ChildEnded, JsonProcess, claim_stdout, serve
 
 FILE_BYTES = 1 << 20
 FILES = 48
 SEEN_SECONDS_MAX = 40.0
 REPEATS = 3
 POLL_SECONDS = 0.005
+END_SECONDS_MAX = 2 * SEEN_SECONDS_MAX
 
 
 class Hand:
@@ -123,23 +122,16 @@ class _Remote:
     """A `Hand` on a host."""
 
     def __init__(self, python: str, folder: Path) -> None:
-        repository = str(Path(__file__).resolve().parents[2])
-        self._popen = subprocess.Popen(
-            [*module_command(python, "harness.hosts.behaviour"), str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": repository},
-        )
+        self._process = JsonProcess(python, "harness.hosts.behaviour", str(folder))
 
     def __call__(self, name: str, *arguments: Any) -> Any:
-        assert self._popen.stdin is not None and self._popen.stdout is not None
-        self._popen.stdin.write(json.dumps([name, *arguments]) + "\n")
-        self._popen.stdin.flush()
-        return json.loads(self._popen.stdout.readline())
+        try:
+            return self._process.request([name, *arguments])
+        except ChildEnded:
+            raise OSError(f"the process that measures the volume ended: {self._process.last_output(1)}") from None
 
     def close(self) -> None:
-        self._popen.communicate()
+        self._process.end(END_SECONDS_MAX)
 
 
 @contextlib.contextmanager
@@ -182,6 +174,4 @@ def _seen(writer: _Remote, reader: _Remote, name: str, before: bool, again: bool
 
 if __name__ == "__main__":
     hand = Hand(Path(sys.argv[1]))
-    for line in sys.stdin:
-        order, *words = json.loads(line)
-        print(json.dumps(getattr(hand, order)(*words)), flush=True)
+    serve(lambda order: getattr(hand, order[0])(*order[1:]), claim_stdout())

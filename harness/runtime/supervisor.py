@@ -6,13 +6,11 @@ leaves no child behind. Nothing here knows what the workers do.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
 import queue
 import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.history import HistoryWriter, Job, Note, Stop, in_words, read_records
-from harness.core.installation import module_command, python_path
+from harness.core.installation import python_path
+from harness.runtime.process import JsonProcess
 from harness.runtime.worker import Instruction
 
-LAST_OUTPUT_LINES = 32
 READY_SECONDS_MAX = 180.0
 STOP_SECONDS_MAX = 8.0
 """A worker told to stop may take this long to end in good order; after that it is killed."""
@@ -73,32 +71,20 @@ class Child:
         self._signalled: set[int] = set()  # by the harness, or by the process itself
         self.metrics_address: str | None = None
         self.heard_seconds = time.monotonic()
-        with _starting(self.label), open(self.stderr_path, "ab") as stderr:
-            environment = {**os.environ, "PYTHONPATH": python_path(python, self.stderr_path.parent), **env}
-            self._popen = subprocess.Popen(
-                module_command(python, "harness.runtime.worker"),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env={name: value for name, value in environment.items() if value is not None},
-                process_group=0,  # a terminal's Ctrl-C reaches the parent alone, which then stops its children
-            )
-        self._reader = threading.Thread(target=self._read, args=(events,), name=f"reader-{self.label}", daemon=True)
-        try:
-            self._reader.start()
-        except RuntimeError as error:  # no more threads
-            self._popen.kill()
-            self._popen.communicate()
-            raise WorkerFailed(f"process {self.label} could not be started: {error}", outside=True) from error
-        self._send_line(instruction.to_json())
 
-    def _read(self, events: queue.SimpleQueue[tuple[Child, dict[str, Any]]]) -> None:
-        assert self._popen.stdout is not None
-        with self._popen.stdout as lines:
-            for line in lines:
-                with suppress(ValueError):  # a killed worker's torn last line
-                    events.put((self, json.loads(line)))
-        events.put((self, {"event": "end"}))
+        def on_message(message: dict[str, Any], ended: bool) -> None:
+            events.put((self, {"event": "end"} if ended else message))
+
+        with _starting(self.label):
+            self._process = JsonProcess(
+                python,
+                "harness.runtime.worker",
+                path=python_path(python, self.stderr_path.parent),
+                environment=env,
+                stderr=self.stderr_path,
+                on_message=on_message,
+            )
+        self._process.send(dataclasses.asdict(instruction))
 
     @property
     def label(self) -> str:
@@ -110,7 +96,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        return self._popen.pid
+        return self._process.pid
 
     @property
     def alive(self) -> bool:
@@ -119,24 +105,16 @@ class Child:
     @property
     def exit_code(self) -> int | None:
         """None while it runs; negative: the signal that ended it."""
-        return self._popen.returncode
-
-    def _send_line(self, line: str) -> None:
-        assert self._popen.stdin is not None
-        if self._popen.stdin.closed:
-            return  # it has ended and is reaped
-        with suppress(BrokenPipeError):  # it died; the reader's "end" tells
-            self._popen.stdin.write(line.encode() + b"\n")
-            self._popen.stdin.flush()
+        return self._process.exit_code
 
     def send(self, **message: Any) -> None:
-        """Say something to the driver: `send(go=...)`, `send(release=True)`. Nobody hears it once it has ended."""
-        self._send_line(json.dumps(message))
+        """Send the driver a message: `send(go=...)`, `send(release=True)`. No effect once the process has ended."""
+        self._process.send(message)
 
     def signal(self, number: int) -> None:
         """Send a signal to this process, if it still runs."""
         self._signalled.add(number)
-        self._popen.send_signal(number)
+        self._process.signal(number)
 
     def expects(self, number: int) -> None:
         """The process is about to send itself this signal."""
@@ -153,8 +131,7 @@ class Child:
 
     def last_output(self) -> str:
         """The last lines of its stderr."""
-        lines = self.stderr_path.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(lines[-LAST_OUTPUT_LINES:])
+        return self._process.last_output()
 
     def how_it_ended(self) -> str:
         code = self.exit_code
@@ -179,11 +156,7 @@ class Child:
 
     def reap(self) -> None:
         """Wait for a process that has closed its stdout, or was killed; release its pipes."""
-        assert self._popen.stdin is not None
-        with suppress(BrokenPipeError):
-            self._popen.stdin.close()
-        self._popen.wait()
-        self._reader.join()
+        self._process.reap()
 
 
 @contextmanager

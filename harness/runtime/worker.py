@@ -35,6 +35,7 @@ from harness.adapters import adapter_class
 from harness.adapters.base import TierSetup
 from harness.core.history import Gauge, HistoryLost, HistoryWriter, Note, Record, Start, Stop, in_words
 from harness.core.run_files import process_label
+from harness.runtime.process import claim_stdout
 
 T = TypeVar("T")
 
@@ -366,9 +367,7 @@ def _announce_own_signals(parent: Parent) -> None:
 
 
 def main() -> int:
-    # The pipe to the parent gets a descriptor of its own, so that a tier that prints cannot garble it.
-    sink = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    sink = claim_stdout()
     faulthandler.enable()
     parent = Parent(sys.stdin, sink)
     instruction = parent.instruction()

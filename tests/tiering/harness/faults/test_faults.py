@@ -395,7 +395,7 @@ def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with available():
         FaultFs.check_available()
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(FaultUnavailable, match="did not come up"), FaultFs(tmp_path):
+    with pytest.raises(FaultUnavailable, match="did not start"), FaultFs(tmp_path):
         pass
     with pytest.raises(FileNotFoundError):
         FaultFs(tmp_path / "missing")
