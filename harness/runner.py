@@ -33,6 +33,7 @@ from harness.core.room import Reserve, RoomWatch
 from harness.core.run_files import write_json, written
 from harness.core.run_root import run_root
 from harness.core.seeds import fresh_seed
+from harness.core.statistics import percentile
 from harness.entry import ExitCode, Terminated
 from harness.recorded import check_run
 from harness.runtime.process import LAST_OUTPUT_LINES
@@ -282,9 +283,9 @@ def totals(history: History) -> dict[str, float]:
         sums[f"{past}_bytes"] = moved = sum(j.bytes_ok for j in mine)
         if mine and seconds > 0:
             sums[f"{direction}_mib_per_second"] = moved / seconds / (1 << 20)
-            took = sorted(j.finished_seconds - j.submitted_seconds for j in mine)
-            sums[f"{direction}_p50_seconds"] = took[(len(took) - 1) // 2]
-            sums[f"{direction}_p99_seconds"] = took[-(-99 * len(took) // 100) - 1]
+            took = [j.finished_seconds - j.submitted_seconds for j in mine]
+            sums[f"{direction}_p50_seconds"] = percentile(took, 0.5, "inverted_cdf")
+            sums[f"{direction}_p99_seconds"] = percentile(took, 0.99, "inverted_cdf")
     return sums
 
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 from harness.bench.contest import Contestant
 from harness.bench.disk import Disk
-from harness.bench.stats import bootstrap
+from harness.core.statistics import bootstrap
 
 THRESHOLD = 0.07
 """ln of the slowdown that raises an alarm: half of what must be found."""

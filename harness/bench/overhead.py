@@ -25,8 +25,8 @@ from typing import NamedTuple
 import click
 from rich.console import Console
 
-from harness.bench.stats import Interval, bootstrap
 from harness.commands.click_types import PATH, SIZE, Number
+from harness.core.statistics import Interval, bootstrap
 from harness.runner import run
 from harness.scenarios.load import SCENARIO, LoadOptions
 

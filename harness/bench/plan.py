@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from harness.bench.contest import Contestant, in_turn
 from harness.bench.disk import Disk
-from harness.bench.stats import percentile
+from harness.core.statistics import percentile
 from harness.faults.mounts import FaultFs
 from harness.faults.rules import FaultUnavailable
 

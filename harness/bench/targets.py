@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from harness.bench.plan import Sample
-from harness.bench.stats import Interval, ratio
+from harness.bench.stats import ratio
+from harness.core.statistics import Interval
 
 Outcome = Literal["met", "missed", "unclear", "unmeasured"]
 LARGE_KIB = 1024

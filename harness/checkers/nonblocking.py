@@ -26,6 +26,7 @@ from typing import Any
 from harness.checkers.base import Findings, Value, Verdict, canary_seconds, milliseconds
 from harness.checkers.room import Shortages
 from harness.core.history import History, Job
+from harness.core.statistics import percentile
 
 NOISE_FACTOR = 8.0
 JOBS_MIN = 8
@@ -117,5 +118,4 @@ def _percentiles(values: list[float]) -> tuple[float, float, float]:
     """p50, p99 and the largest; zeros of nothing."""
     if not values:
         return 0.0, 0.0, 0.0
-    ordered = sorted(values)
-    return median(ordered), ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))], ordered[-1]
+    return median(values), percentile(values, 0.99, "higher"), max(values)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.core.history import History
+from harness.core.statistics import CONFIDENCE, bounds
 from harness.recorded import read_results
 from harness.report.figures import (
     CLASS_COLOURS,
@@ -45,7 +46,6 @@ SLICES_MIN = 8
 SLICE_SECONDS = 1.0
 """Jobs that are correlated for longer than a slice make the intervals too narrow."""
 DRAWS = 1000
-CONFIDENCE = 0.95
 SEED = 0
 """Seed of the draws: the same two runs give the same page."""
 
@@ -134,7 +134,7 @@ def compare(a: Side, b: Side) -> list[Difference]:
                 ratios = other_drawn / mine_drawn
             ratios = ratios[np.isfinite(ratios)]
             if len(ratios) > DRAWS / 2:
-                low, high = (float(np.quantile(ratios, q)) for q in ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+                low, high = bounds(ratios.tolist())
         found.append(Difference(name, unit, more_is_better, mine, other, other / mine if mine else math.nan, low, high))
     return found
 

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from harness.core import statistics
 from harness.core.history import Direction, History, Note
 
 Table = list[list[str]]  # the first row is the head
@@ -172,7 +172,7 @@ def thin(points: Points, most: int = POINTS_MAX) -> Points:
 
 def percentile(values: Sequence[float], share: float) -> float:
     """The smallest value that at least `share` of them do not exceed."""
-    return float(np.quantile(values, share, method="inverted_cdf"))
+    return statistics.percentile(values, share, "inverted_cdf")
 
 
 def percentiles(seconds: dict[str, list[float]], names: dict[str, str]) -> Table:

@@ -1,0 +1,52 @@
+"""Percentiles and bootstrap intervals of samples. numpy is imported by the first call, so that commands start fast."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Literal, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+
+class Interval(NamedTuple):
+    """A value with its bootstrap interval at `CONFIDENCE`."""
+
+    value: float
+    low: float
+    high: float
+
+
+def percentile(
+    values: Sequence[float], share: float, method: Literal["linear", "inverted_cdf", "higher"] = "linear"
+) -> float:
+    """The `share`-quantile by one of numpy's methods; NaN of nothing.
+
+    "linear" interpolates between neighbours in rank. "inverted_cdf" is the smallest value that at least `share` of them
+    do not exceed. "higher" is the neighbour above the place between ranks.
+    """
+    import numpy as np
+
+    return float(np.quantile(values, share, method=method)) if len(values) else math.nan
+
+
+def bounds(resampled: Sequence[float]) -> tuple[float, float]:
+    """The percentile-bootstrap interval at `CONFIDENCE` of a statistic's values over resamples."""
+    tail = (1 - CONFIDENCE) / 2
+    return percentile(resampled, tail), percentile(resampled, 1 - tail)
+
+
+def bootstrap(values: Sequence[T], statistic: Callable[[Sequence[T]], float] = median, seed: int = 0) -> Interval:  # type: ignore[assignment]
+    """The statistic of `values` and its interval; of one value the interval is the value."""
+    import numpy as np
+
+    value, size = statistic(values), len(values)
+    if size < 2:
+        return Interval(value, value, value)
+    # Seeded by a list, this generator draws what `random.Random(seed).choices` draws.
+    places = (np.random.RandomState([seed]).random_sample((RESAMPLES, size)) * size).astype(int)
+    return Interval(value, *bounds([statistic([values[place] for place in row]) for row in places.tolist()]))
