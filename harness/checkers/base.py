@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple
 
 from harness.checkers.room import Shortages
+from harness.core import notes
 from harness.core.history import History
 from harness.core.run_files import process_label
 
@@ -99,17 +100,17 @@ def worst_canary_seconds(history: History, process: int) -> float | None:
 
 def canary_seconds(history: History, process: int) -> list[float]:
     """How late a probe thread of this process woke up, the worst of each second or so."""
-    return [float(n.detail["late_seconds"]) for n in history.notes if n.kind == "canary" and n.process == process]
+    return [float(n.detail["late_seconds"]) for n in history.notes if n.is_a(notes.Canary) and n.process == process]
 
 
 def first_fault_seconds(history: History) -> float:
     """When the first fault was put in; inf if the run was healthy. What fails afterwards may be its consequence."""
-    return min((n.monotonic_seconds for n in history.notes if n.kind == "fault"), default=math.inf)
+    return min((n.monotonic_seconds for n in history.notes if n.is_a(notes.Fault)), default=math.inf)
 
 
 def was_meant_to_die(history: History, process: int) -> bool:
     """Whether a fault was aimed at this process, by the note's process or by its detail."""
-    return any(n.kind == "fault" and process in (n.process, n.detail.get("process")) for n in history.notes)
+    return any(n.is_a(notes.Fault) and process in (n.process, n.detail.get("process")) for n in history.notes)
 
 
 def unexplained_ends(history: History) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
@@ -119,7 +120,7 @@ def unexplained_ends(history: History) -> tuple[list[tuple[str, str]], list[tupl
     shortages = Shortages(history)
     errors: dict[int, list[str]] = {}
     for note in history.notes:
-        if note.kind == "error":
+        if note.is_a(notes.Error):
             errors.setdefault(note.process, []).append(shortages.of_error(note))
     for stop in history.stops:
         if not stop.exit_code or was_meant_to_die(history, stop.process):

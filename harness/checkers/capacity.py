@@ -23,6 +23,7 @@ from itertools import accumulate, pairwise
 
 from harness.checkers.base import Findings, Lives, Value, Verdict, canary_seconds, milliseconds
 from harness.checkers.room import Shortages
+from harness.core import notes
 from harness.core.history import History, Job, Note
 
 GAP_SECONDS_MAX = 5.0
@@ -33,14 +34,14 @@ _REASONS = frozenset({"failed ENOENT", "failed full", "failed refused", "failed 
 
 def check(history: History) -> Verdict:
     """Judges `jobs`, the option values, and `notes` "sample", "evicted", "missed", "counts", "canary", "unfit"."""
-    findings, doubts = Findings(), [n.text for n in history.notes if n.kind == "unfit"]
+    findings, doubts = Findings(), [n.text for n in history.notes if n.is_a(notes.Unfit)]
     limit = float(history.options.get("max_bytes") or 0)
     if not limit:
         doubts.append("the run sets no limit")
     if doubts:
         return Verdict("capacity", "unknown", doubts[0], doubts, {})
     stored = _Stored([job for job in history.jobs if job.direction == "store"])
-    samples = [note.detail for note in history.notes if note.kind == "sample"]
+    samples = [note.detail for note in history.notes if note.is_a(notes.Sample)]
     allowed = limit * (1 + float(history.options.get("slack") or 0))
     highest = 0.0
     for sample in samples:
@@ -48,7 +49,7 @@ def check(history: History) -> Verdict:
         highest = max(highest, least)
         if least > allowed:
             findings.add(f"{least:,.0f} bytes under the root, {least / limit - 1:.1%} above the limit of {limit:,.0f}")
-    evictions = sorted((n for n in history.notes if n.kind == "evicted"), key=lambda n: n.detail["started_seconds"])
+    evictions = sorted((n for n in history.notes if n.is_a(notes.Evicted)), key=lambda n: n.detail["started_seconds"])
     _judge_overlaps(evictions, findings)
     doubts += _judge_failures(history, findings)
     gap = _judge_gaps(history, findings, doubts)
@@ -133,7 +134,7 @@ def _judge_failures(history: History, findings: Findings) -> list[str]:
                 f"{job.refused} of them refused"
             )
     for note in history.notes:
-        if note.kind == "counts":
+        if note.is_a(notes.Counts):
             for name, count in note.detail["counts"].items():
                 explained = any(why.startswith(f"{name.removeprefix('failed ')}:") for why in doubts)
                 if name.startswith("failed ") and name not in _REASONS and not explained:
@@ -175,7 +176,7 @@ def _judge_recency(history: History, limit: float, findings: Findings) -> Counte
     readers = range(first, first + int(history.options.get("readers") or 0))
     used: dict[int, list[float]] = defaultdict(list)
     lost: list[tuple[float, int]] = [
-        (n.monotonic_seconds, block) for n in history.notes if n.kind == "missed" for block in n.detail["blocks"]
+        (n.monotonic_seconds, block) for n in history.notes if n.is_a(notes.Missed) for block in n.detail["blocks"]
     ]
     loads: Counter[int] = Counter()
     keeps = float(history.options.get("keeps", 0.5))

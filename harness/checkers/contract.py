@@ -15,6 +15,7 @@ from typing import Any
 
 from harness.checkers.base import Findings, Value, Verdict, called, grouped, unexplained_ends
 from harness.checkers.room import Shortages
+from harness.core import notes
 from harness.core.history import History
 
 
@@ -24,7 +25,7 @@ def check(history: History) -> Verdict:
     promises: dict[str, dict[str, Any]] = {}
     times: dict[str, tuple[float, float]] = {}
     shortages = Shortages(history)
-    for note in sorted((n for n in history.notes if n.kind == "promise"), key=lambda n: n.monotonic_seconds):
+    for note in sorted((n for n in history.notes if n.is_a(notes.Promise)), key=lambda n: n.monotonic_seconds):
         if note.detail["outcome"] == "begun":
             why = "its process died or hung in it"
             promises[note.text] = {"promise": note.detail["words"], "kept": "false", "why": why, "seconds": None}
@@ -43,7 +44,7 @@ def check(history: History) -> Verdict:
     if len(ends) > sum(p["seconds"] is None for p in promises.values()):  # not each of them in a promise
         for text in grouped(ends):
             findings.add(text)
-    errors = (n for n in history.notes if n.kind == "error" and n.process >= 0 and not shortages.of_error(n))
+    errors = (n for n in history.notes if n.is_a(notes.Error) and n.process >= 0 and not shortages.of_error(n))
     for text in grouped(((called(n.process), n.text) for n in errors), colon=True):
         findings.add(text)
     doubts += grouped(outside, colon=True)

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 from harness.checkers.base import Findings, Value, Verdict, bookkeeping, grouped, is_bookkeeping, some, unexplained_ends
 from harness.checkers.room import Shortages
+from harness.core import notes
 from harness.core.history import History, Job, Note
 from harness.faults import FAULTS, Fault
 
@@ -61,7 +62,7 @@ def check(history: History) -> Verdict:
     for job in history.jobs:
         jobs[job.request].append(job)
     names = {n.name for n in history.names}
-    for met in (n for n in history.notes if n.kind == "met"):
+    for met in (n for n in history.notes if n.is_a(notes.Met)):
         fault = FAULTS[met.detail["fault"]]
         owed, hurt = _judge(fault, _see(met, history, jobs, names))
         wrong = {name: said for name, said in owed.items() if said not in ("", "not shown")}
@@ -74,21 +75,21 @@ def check(history: History) -> Verdict:
                 findings.add(f"{fault.name} ({fault.what}): {name}: {said}")
         row = "unknown" if "before" in wrong else "false" if wrong else "true"
         table[fault.name] = {"verdict": row, "owed": {n: s or "yes" for n, s in owed.items()}, "hurt": hurt}
-    for note in (n for n in history.notes if n.kind == "refused" and "fault" in n.detail):
+    for note in (n for n in history.notes if n.is_a(notes.Refused) and "fault" in n.detail):
         told = bool(note.text.strip())
         table[note.detail["fault"]] = {"verdict": "true" if told else "false", "owed": {"told": note.text}, "hurt": 0}
         if not told:
             findings.add(f"{note.detail['fault']}: told: it refused to start without a word")
-    for note in (n for n in history.notes if n.kind == "unready"):
+    for note in (n for n in history.notes if n.is_a(notes.Unready)):
         doubts.append(f"{note.text}; so this fault was not met")
         table[note.detail["fault"]] = {"verdict": "unknown", "owed": {}, "hurt": 0}
     _judge_openings(history, table, findings)
-    under_faults = {label for n in history.notes if n.kind == "met" for label in n.detail["died"]}
+    under_faults = {label for n in history.notes if n.is_a(notes.Met) for label in n.detail["died"]}
     ends, outside = unexplained_ends(history)
     for text in grouped((who, how) for who, how in ends if who not in under_faults):
         findings.add(text)
     doubts += grouped(outside, colon=True)
-    skipped = {n.detail["fault"]: n.text for n in history.notes if n.kind == "skipped" and "fault" in n.detail}
+    skipped = {n.detail["fault"]: n.text for n in history.notes if n.is_a(notes.Skipped) and "fault" in n.detail}
     for name, why in skipped.items():
         table.setdefault(name, {"verdict": "skipped", "owed": {}, "hurt": 0, "why": why})
     verdicts = [row["verdict"] for row in table.values()]
@@ -111,7 +112,7 @@ def _see(met: Note, history: History, jobs: dict[int, list[Job]], names: set[str
     counts_anything = False
     for process in met.detail["processes"]:
         base: dict[str, float] = {}
-        for note in (n for n in history.notes if n.process == process and n.kind == "stepped"):
+        for note in (n for n in history.notes if n.process == process and n.is_a(notes.Stepped)):
             counts = note.detail["counts"]
             counts_anything |= bool(counts)
             if note.detail["step"] == steps["before"]:
@@ -125,7 +126,7 @@ def _see(met: Note, history: History, jobs: dict[int, list[Job]], names: set[str
                         counted[name] += more
                 base = {**base, **latest}
     for note in history.notes:
-        if note.kind == "asked" and note.detail["step"] in step_of:
+        if note.is_a(notes.Asked) and note.detail["step"] in step_of:
             asked[step_of[note.detail["step"]]].append(note)
     mine = {name: jobs.get(number, []) for name, number in steps.items()}
     in_memory = any(start.detail.get("keeps_in_memory") for start in history.starts)
@@ -271,12 +272,12 @@ def _missing(asked: list[Note]) -> list[int]:
 
 
 def _judge_openings(history: History, table: dict[str, dict[str, Any]], findings: Findings) -> None:
-    notes = [n for n in history.notes if n.kind == "opening"]
-    if not notes:
+    opened = [n for n in history.notes if n.is_a(notes.Opening)]
+    if not opened:
         return
     bad = 0
     counts = {"refused": 0, "opened": 0}
-    for note in notes:
+    for note in opened:
         outcome, kind, text = (note.detail[name] for name in ("outcome", "error", "said"))
         counts[outcome] += 1
         where = f"hostile_config: {note.detail['file']} holding {note.text}" if note.detail["file"] else "a fresh root"

@@ -31,6 +31,7 @@ from statistics import fmean, median
 from typing import Any
 
 from harness.checkers.base import Findings, Value, Verdict, milliseconds
+from harness.core import notes
 from harness.core.history import Direction, History, Job, Note
 
 FLOOD_FACTOR = 4
@@ -49,7 +50,7 @@ def check(history: History) -> Verdict:
     in_submit = bool(told) and all(d.get("runs_in_submit") for d in told.values())
     phases: list[dict[str, Any]] = []
     doubts: list[str] = []
-    for note in (n for n in history.notes if n.kind == "flood"):
+    for note in (n for n in history.notes if n.is_a(notes.Flood)):
         detail = told.get(note.process, {})
         threads = int(detail.get("read_threads") or 0) + int(detail.get("write_threads") or 0)
         number = note.detail["number"]
@@ -73,12 +74,12 @@ def check(history: History) -> Verdict:
         elif not phase["probes_ended"]:
             doubts.append(f"{who}: none ended, and few of the flood ({phase['flood_ended']})")
     _judge_head_of_line(phases, findings)
-    hangs = [note for note in history.notes if note.kind == "hang"]
+    hangs = [note for note in history.notes if note.is_a(notes.Hang)]
     cuts = [_judge_cut(note, history, findings) for note in hangs if note.detail.get("cut")]
     hung = [_judge_hang(note, history, findings) for note in hangs if not note.detail.get("cut")]
     cut_off = {(cut["process"], cut["number"]) for cut in cuts}
     crossed = [p for p in phases if p["probe"] != p["flood"]]
-    skipped = [n.text for n in history.notes if n.kind == "skipped"]
+    skipped = [n.text for n in history.notes if n.is_a(notes.Skipped)]
     value: Value = "false" if findings else "unknown" if doubts else "true"
     why = ""
     if not findings and not crossed:
@@ -152,7 +153,7 @@ def _judge_hang(note: Note, history: History, findings: Findings) -> dict[str, A
 def _lifted(note: Note, history: History) -> float:
     """When what `note` tells of was over; infinity when it never was."""
     since = note.monotonic_seconds
-    lifted = (n.monotonic_seconds for n in history.notes if n.kind == "lifted" and n.monotonic_seconds > since)
+    lifted = (n.monotonic_seconds for n in history.notes if n.is_a(notes.Lifted) and n.monotonic_seconds > since)
     return min(lifted, default=math.inf)
 
 
@@ -167,7 +168,7 @@ def _judge_cut(note: Note, history: History, findings: Findings) -> dict[str, An
     process, number, since = note.detail["process"], note.detail["number"], note.monotonic_seconds
     bound = float(history.options.get("hung_seconds_max", 15.0))
     until, who = _lifted(note, history), f"process {process}, while {note.text}"
-    phases = [n.detail for n in history.notes if n.process == process and n.kind == "flood"]
+    phases = [n.detail for n in history.notes if n.process == process and n.is_a(notes.Flood)]
     phase = next((p for p in phases if p["number"] == number), {"answer_seconds": math.inf, "settled": False})
     if phase["answer_seconds"] > bound:
         findings.add(f"{who}: a lookup had no answer for {milliseconds(phase['answer_seconds'])}")

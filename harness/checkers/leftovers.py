@@ -30,6 +30,7 @@ from harness.checkers.base import (
     unexplained_ends,
     was_meant_to_die,
 )
+from harness.core import notes
 from harness.core.history import History
 
 _TEMP = re.compile(r"tmp|temp|\.part", re.IGNORECASE)
@@ -41,7 +42,7 @@ def check(history: History) -> Verdict:
     suffixes = {PurePosixPath(name.name).suffix for name in history.names}
     names = {name.name for name in history.names}
     # A process that was killed where files cannot be without a name may leave its temp files: so many at most.
-    temp_files_allowed = sum(int(n.detail.get("files_left_max", 0)) for n in history.notes if n.kind == "fault")
+    temp_files_allowed = sum(int(n.detail.get("files_left_max", 0)) for n in history.notes if n.is_a(notes.Fault))
     temp_files = 0
     ends, outside = unexplained_ends(history)
     doubts = grouped(outside, colon=True)

@@ -19,6 +19,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from harness.checkers.base import Findings, Value, Verdict, bookkeeping, is_bookkeeping, some
+from harness.core import notes
 from harness.core.history import History
 
 OF_A_KIND_MAX = 3
@@ -28,15 +29,15 @@ _Family = tuple[str, str]  # algorithm, family
 
 def check(history: History) -> Verdict:
     """Judges notes of kind "cell", "pair", "created" and "instance"."""
-    cells = [n.detail for n in history.notes if n.kind == "cell"]
+    cells = [n.detail for n in history.notes if n.is_a(notes.Cell)]
     if cells and all(cell["status"] in ("refused", "missing") for cell in cells):
         why = some(dict.fromkeys(str(cell["why"]) for cell in cells), 3)
         return Verdict("matrix", "unknown", f"none of {len(cells)} cells could be opened: {why}", [], {})
     missing = Counter(str(c["why"]) for c in cells if c["status"] == "missing")
-    pairs = [n.detail for n in history.notes if n.kind == "pair"]
+    pairs = [n.detail for n in history.notes if n.is_a(notes.Pair)]
     # Each kind of finding is heard, however many there are of another.
     uniqueness, pairing, refusing, sharing, parting = (Findings() for _ in range(5))
-    instances = Counter(str(n.detail["id"]) for n in history.notes if n.kind == "instance")
+    instances = Counter(str(n.detail["id"]) for n in history.notes if n.is_a(notes.Instance))
     for name, count in instances.items():
         if count > 1:
             uniqueness.add(f"{count} instances call themselves {name} in what they write")
@@ -147,7 +148,7 @@ def _created(history: History, findings: Findings) -> int:
     blocks, own = {n.name for n in history.names}, bookkeeping(history)
     makers: dict[str, set[int]] = defaultdict(set)
     for note in history.notes:
-        if note.kind == "created":
+        if note.is_a(notes.Created):
             for name in note.detail["names"]:
                 if name not in blocks and not is_bookkeeping(name, own):
                     makers[name].add(note.detail["process"])

@@ -25,6 +25,7 @@ from typing import Any
 
 from harness.checkers.base import Findings, Value, Verdict, canary_seconds, milliseconds
 from harness.checkers.room import Shortages
+from harness.core import notes
 from harness.core.history import History, Job
 from harness.core.statistics import percentile
 
@@ -46,7 +47,7 @@ def check(history: History) -> Verdict:
     for process in sorted({j.process for j in jobs}):
         mine = [j for j in jobs if j.process == process]
         blocked = sum(_submit(j) * 2 > _life(j) for j in mine)
-        canaries = [n for n in history.notes if n.kind == "canary" and n.process == process]
+        canaries = [n for n in history.notes if n.is_a(notes.Canary) and n.process == process]
         late = canary_seconds(history, process)
         p50, p99, longest = _percentiles([_submit(j) for j in mine])
         data[str(process)] = {"p50_seconds": p50, "p99_seconds": p99, "max_seconds": longest, "blocked": blocked}

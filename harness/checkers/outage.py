@@ -23,6 +23,7 @@ from collections import Counter, defaultdict
 from typing import Any, NamedTuple
 
 from harness.checkers.base import Findings, Life, Lives, Value, Verdict, milliseconds, some
+from harness.core import notes
 from harness.core.history import History, Job, Note
 
 HUNG_SECONDS_MIN = 2.0
@@ -102,10 +103,10 @@ def _finite(seconds: float) -> float | None:
 
 
 def _outages(history: History) -> list[_Away]:
-    lifted = [n for n in history.notes if n.kind == "lifted"]
+    lifted = [n for n in history.notes if n.is_a(notes.Lifted)]
     found = []
     for note in history.notes:
-        if note.kind == "fault" and "what" in note.detail:
+        if note.is_a(notes.Fault) and "what" in note.detail:
             process = int(note.detail["process"])
             ends = [
                 n.monotonic_seconds
@@ -213,10 +214,10 @@ def _questions(
         if job.direction == "store":
             for block in job.ok:
                 stored.setdefault(block, job)
-    soon = {block for n in history.notes if n.kind == "soon" for block in n.detail["blocks"]}
+    soon = {block for n in history.notes if n.is_a(notes.Soon) for block in n.detail["blocks"]}
     asked_before: set[tuple[int, int]] = set()
     lost: set[int] = set()
-    for note in sorted((n for n in history.notes if n.kind == "asked"), key=_asked):
+    for note in sorted((n for n in history.notes if n.is_a(notes.Asked)), key=_asked):
         at = _asked(note)
         away = any(o.since - 1.0 <= at <= o.until + recovery_max for o in by_process[note.process])
         for block, verdict in zip(note.detail["blocks"], note.detail["verdicts"], strict=True):
@@ -256,7 +257,7 @@ def _visibility(history: History, findings: Findings) -> dict[str, float]:
     stored = {block: job for job in history.jobs if job.direction == "store" for block in job.ok}
     longest: dict[str, float] = {}
     for note in history.notes:
-        if note.kind != "soon":
+        if not note.is_a(notes.Soon):
             continue
         for block in note.detail["blocks"]:
             if (job := stored.get(block)) is None:
@@ -264,7 +265,7 @@ def _visibility(history: History, findings: Findings) -> dict[str, float]:
             hits = [
                 _asked(n)
                 for n in history.notes
-                if n.kind == "asked" and n.process != job.process and block in n.detail["blocks"]
+                if n.is_a(notes.Asked) and n.process != job.process and block in n.detail["blocks"]
                 if n.detail["verdicts"][n.detail["blocks"].index(block)] == "h"
             ]
             seconds = max(0.0, min(hits, default=math.inf) - job.finished_seconds)

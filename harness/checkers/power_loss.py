@@ -12,16 +12,17 @@ from __future__ import annotations
 from typing import Any
 
 from harness.checkers.base import Findings, Value, Verdict
+from harness.core import notes
 from harness.core.history import History
 
 
 def check(history: History) -> Verdict:
     """Judges notes "power" and `jobs`."""
     findings = Findings()
-    doubts: list[str] = [n.text for n in history.notes if n.kind == "skip"]
+    doubts: list[str] = [n.text for n in history.notes if n.is_a(notes.Skipped)]
     rows: list[dict[str, Any]] = []
     in_the_middle = 0
-    for note in (n for n in history.notes if n.kind == "power"):
+    for note in (n for n in history.notes if n.is_a(notes.Power)):
         case, failed_seconds = note.detail, note.monotonic_seconds
         stores = [j for j in history.jobs if j.process == case["writer"] and j.direction == "store"]
         loads = [j for j in history.jobs if j.process == case["reader"] and j.direction == "load"]

@@ -16,16 +16,17 @@ from collections import Counter
 
 from harness.checkers.base import Findings, Life, Lives, Value, Verdict, some
 from harness.checkers.room import Shortages
+from harness.core import notes
 from harness.core.history import History, Job
 
 
 def check(history: History) -> Verdict:
-    """Judges `jobs`, `starts`, `stops`, and notes of kind "fault", "skip", "error" and "asked"."""
+    """Judges `jobs`, `starts`, `stops`, and notes of kind "fault", "skipped", "error" and "asked"."""
     findings = Findings()
     lives, shortages = Lives(history), Shortages(history)
     short: dict[str, None] = {}  # why stores failed that the machine explains
     counts: Counter[str] = Counter()
-    faults = [n for n in history.notes if n.kind == "fault"]
+    faults = [n for n in history.notes if n.is_a(notes.Fault)]
     killed = {(life.process, life.incarnation): life for life in lives.all() if (life.exit_code or 0) < 0}
     stored_by_dead: dict[int, float] = {}  # block -> when its storer died
     first_stores: dict[tuple[int, int], Job] = {}
@@ -44,9 +45,9 @@ def check(history: History) -> Verdict:
         elif first and life.incarnation:
             counts["stores after a restart"] += 1
     for note in history.notes:
-        if note.kind == "error" and "restart" in note.text:
+        if note.is_a(notes.Error) and "restart" in note.text:
             findings.add(note.text)
-        elif note.kind == "asked":
+        elif note.is_a(notes.Asked):
             asked_seconds = float(note.detail["asked_seconds"])
             asked = zip(note.detail["blocks"], note.detail["verdicts"], strict=True)
             counts["found of the dead"] += sum(
@@ -54,7 +55,7 @@ def check(history: History) -> Verdict:
             )
     blows = Counter(f"{n.detail.get('how')} at {n.detail.get('step')}" for n in faults)
     reached = {n.detail.get("step") for n in faults}
-    missed = {str(n.detail["step"]) for n in history.notes if n.kind == "skip" and "step" in n.detail} - reached
+    missed = {str(n.detail["step"]) for n in history.notes if n.is_a(notes.Skipped) and "step" in n.detail} - reached
     missing = [
         text
         for text, there in (

@@ -22,6 +22,7 @@ from collections import Counter
 
 from harness.checkers.base import Findings, Lives, Value, Verdict, called, first_fault_seconds, grouped, some
 from harness.checkers.room import Shortages
+from harness.core import notes
 from harness.core.history import History, Job
 from harness.core.limits import amount
 
@@ -66,7 +67,7 @@ def check(history: History) -> Verdict:
     for (process, _, job_id), count in records.items():
         if count > 1:
             findings.add(f"job {job_id} of process {process} is recorded {count} times")
-    errors = [n for n in history.notes if n.kind == "error"]
+    errors = [n for n in history.notes if n.is_a(notes.Error)]
     why_of = {id(n): shortages.of_error(n) for n in errors}
     for text in grouped(((called(n.process), n.text) for n in errors if n.process >= 0 and not why_of[id(n)]), True):
         findings.add(text)
@@ -74,7 +75,7 @@ def check(history: History) -> Verdict:
     for text in dict.fromkeys(n.text for n in errors if n.process < 0):
         findings.add(f"the harness: {text}")
     for note in history.notes:
-        if note.kind == "submitted":
+        if note.is_a(notes.Submitted):
             life = lives.at(note.process, note.monotonic_seconds)
             if not records[note.process, life.incarnation, note.detail["job_id"]]:
                 if life.ended_well:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from harness.core import notes
 from harness.core.history import History, Job, Note
 
 SLACK_SECONDS = 0.5
@@ -25,9 +26,9 @@ class Shortages:
 
     def __init__(self, history: History) -> None:
         self._history = history
-        notes = [n for n in history.notes if n.kind == "room"]
-        self._episodes = [n for n in notes if "errno" in n.detail]
-        self._least = {n.detail["place"]: n.detail for n in notes if "errno" not in n.detail}
+        rooms = [n for n in history.notes if n.is_a(notes.Room)]
+        self._episodes = [n for n in rooms if "errno" in n.detail]
+        self._least = {n.detail["place"]: n.detail for n in rooms if "errno" not in n.detail}
 
     def of_job(self, job: Job) -> str:
         """Why blocks of this job failed, as one sentence, if the machine explains all of it; else an empty string."""

@@ -25,6 +25,7 @@ from statistics import median
 from typing import Any
 
 from harness.checkers.base import Findings, Lives, Value, Verdict, is_quarantined, some
+from harness.core import notes
 from harness.core.history import History
 
 WARM_UP = 1 / 3
@@ -109,7 +110,7 @@ def _agreement(history: History, findings: Findings) -> dict[str, Any]:
     counters = _counters(history, findings)
     removed: dict[int, list[float]] = defaultdict(list)  # block -> when it was gone at the latest
     for note in history.notes:
-        if note.kind == "removed":
+        if note.is_a(notes.Removed):
             removed[note.detail["block"]].append(note.monotonic_seconds)
     _judge_failures(history, removed, findings)
     name_of = {n.block: n.name for n in history.names}
@@ -146,7 +147,7 @@ def _agreement(history: History, findings: Findings) -> dict[str, Any]:
 def _counters(history: History, findings: Findings) -> str:
     """Compares what each process's tier counted with its jobs; in words."""
     above = {s.process for s in history.starts if s.detail.get("keeps_in_memory")}
-    told = {n.process: n.detail["counts"] for n in history.notes if n.kind == "counts" and n.process not in above}
+    told = {n.process: n.detail["counts"] for n in history.notes if n.is_a(notes.Counts) and n.process not in above}
     for process, counts in told.items():
         sums: Counter[str] = Counter()
         for job in (j for j in history.jobs if j.process == process and j.results):

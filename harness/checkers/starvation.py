@@ -41,6 +41,7 @@ from typing import Any, NamedTuple
 
 from harness.checkers.base import FINDINGS_MAX, Findings, Life, Lives, Value, Verdict, milliseconds
 from harness.checkers.noise import CLOCK_SECONDS, Noise, Waits
+from harness.core import notes
 from harness.core.history import Direction, History, Job, Task
 
 JOB_FACTOR = 4
@@ -143,7 +144,7 @@ def _check_tasks(history: History) -> Verdict:
         process.judge_order()
         compared += process.judge_clock(jobs[life], max(passes[life], default=0.0))
         met += process.met()
-        hung = any(n.kind == "hang" and n.detail.get("process") == life.process for n in history.notes)
+        hung = any(n.is_a(notes.Hang) and n.detail.get("process") == life.process for n in history.notes)
         if life.ended_well and not hung and not process.replaced:
             judged_whole += 1
             handover = max(handover, process.judge_times(extremes))
@@ -192,7 +193,7 @@ class _Process:
         asked = _threads_asked(history, life.process)
         self.thread_count: dict[Direction, int] = {c: max(len(self.threads[c]), asked[c]) for c in CLASSES}
         self.canary = [
-            n for n in history.notes if n.kind == "canary" and lives.at(n.process, n.monotonic_seconds) == life
+            n for n in history.notes if n.is_a(notes.Canary) and lives.at(n.process, n.monotonic_seconds) == life
         ]
         more = any(len(self.threads[c]) > asked[c] > 0 for c in CLASSES)
         self.replaced = False

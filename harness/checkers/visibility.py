@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 
 from harness.checkers.base import Findings, Lives, Value, Verdict
+from harness.core import notes
 from harness.core.history import History
 
 
@@ -34,7 +35,7 @@ def check(history: History) -> Verdict:
                 storers.setdefault(block, set()).add(job.process)
     misses: Counter[tuple[int, int, int]] = Counter()
     due = found = foreign = worst = unanswered = 0
-    asks = [n for n in history.notes if n.kind == "asked"]
+    asks = [n for n in history.notes if n.is_a(notes.Asked)]
     for note in sorted(asks, key=lambda n: float(n.detail["asked_seconds"])):
         asked_seconds = float(note.detail["asked_seconds"])
         life = lives.at(note.process, asked_seconds)

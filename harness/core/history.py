@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO
 
 from harness.core.inputs import DamagedFile, read_file, read_json
+from harness.core.notes import FORMER, About, detail_of, misfit
 
 BYTES_MAX = 1 << 36
 """Of a history file; none of a run comes near."""
@@ -120,13 +121,25 @@ class Gauge(NamedTuple):
 
 
 class Note(NamedTuple):
-    """Anything else a checker may need: kind "fault", "lifted", "phase", "leak", "check", "error", "canary"."""
+    """Anything else a checker may need: one of the kinds of `harness.core.notes`, whose fields are in `detail`.
+
+    Process -1 is the harness.
+    """
 
     process: int
     monotonic_seconds: float
     kind: str
     text: str
     detail: dict[str, Any]
+
+    def is_a(self, *kinds: type[About]) -> bool:
+        """Whether it is of one of these kinds."""
+        return any(self.kind == kind.__name__.lower() for kind in kinds)
+
+
+def note_of(process: int, monotonic_seconds: float, about: About, text: str = "") -> Note:
+    """The note that says `about` in a history."""
+    return Note(process, monotonic_seconds, type(about).__name__.lower(), text, detail_of(about))
 
 
 class Stop(NamedTuple):
@@ -176,6 +189,10 @@ def decode(line: str) -> Record:
                 raise TypeError(f"{field} is {value!r}")
     except (TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"not a record: {line[:60]!r} ({error})") from error
+    if isinstance(record, Note):
+        record = record._replace(kind=FORMER.get(record.kind, record.kind))
+        if why := misfit(record.kind, record.detail):
+            raise ValueError(why)
     if isinstance(record, Job):  # JSON has no tuples
         record = record._replace(wrong=[(block, how) for block, how in record.wrong])
     return record  # type: ignore[no-any-return]

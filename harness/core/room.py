@@ -17,8 +17,9 @@ from pathlib import Path
 
 import psutil
 
-from harness.core.history import Note
+from harness.core.history import Note, note_of
 from harness.core.limits import amount
+from harness.core.notes import Room
 
 SAMPLE_SECONDS = 0.05
 MEMORY_SECONDS = 0.25
@@ -140,9 +141,9 @@ class RoomWatch:
         self._thread.join(CLOSE_SECONDS_MAX)
         now, notes = time.monotonic(), []
         for name, place in {**self._places, "memory": self._memory}.items():
-            about = {"place": name, "path": place.path, "least_free_bytes": place.least_free_bytes}
-            notes.append(Note(-1, now, "room", f"at least {amount(max(0, place.least_free_bytes))} free", about))
+            room = Room(name, place.path, place.least_free_bytes)
+            notes.append(note_of(-1, now, room, f"at least {amount(max(0, place.least_free_bytes))} free"))
             for episode in place.episodes:
-                detail = {**about, **vars(episode)}
-                notes.append(Note(-1, episode.from_seconds, "room", f"short of room: {episode.errno}", detail))
+                short = room._replace(**vars(episode))
+                notes.append(note_of(-1, episode.from_seconds, short, f"short of room: {episode.errno}"))
         return notes

@@ -11,6 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 
+from harness.core import notes
 from harness.core.history import Job
 from harness.core.seeds import stream
 from harness.drivers.jobs import IDLE_SECONDS_MAX, Jobs, Question
@@ -95,7 +96,7 @@ class _Reader(_Role):
     def go_on(self, now: float) -> None:
         missed = self.load_what_is_there()
         if missed:
-            self.jobs.worker.note("missed", "", blocks=missed)
+            self.jobs.worker.note(notes.Missed(blocks=missed))
             self._lacking.update(missed)
         if self.question is not None or self.jobs.flying or now < self.resume_seconds:
             return
@@ -125,7 +126,7 @@ _ROLES: dict[str, type[_Role]] = {"write": _Writer, "read": _Reader, "evict": _E
 
 def _note_evictions(worker: Worker) -> None:
     for eviction in worker.adapter.evictions():
-        worker.note("evicted", "", **eviction._asdict())
+        worker.note(notes.Evicted(**eviction._asdict()))
 
 
 def drive(worker: Worker, role: str, blocks: int, job_blocks: int, seconds: float, seed: int) -> None:

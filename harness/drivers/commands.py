@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness.core import notes
 from harness.drivers.replay import IDLE_SECONDS_MAX, IDLE_SECONDS_MIN, PASS_SECONDS_MAX, Active, Plan, Replay
 from harness.runtime.worker import Worker
 
@@ -107,7 +108,7 @@ class CommandDriver(Replay):
             if self.worker.parent.stop.is_set():
                 return False
             if now - moved_seconds > self.stall_seconds_max:
-                self.worker.note("error", f"nothing moved for {self.stall_seconds_max:g} s in order {number}")
+                self.worker.note(notes.Error(), f"nothing moved for {self.stall_seconds_max:g} s in order {number}")
                 self.stalled = True
                 return False
             while stores and sum(not isinstance(active, Find) for active in self.active) < window:
@@ -171,13 +172,13 @@ class CommandDriver(Replay):
             if isinstance(active, Find) and active.hits is not None and not active.answered:
                 active.answered = True
                 asked = [i for i in range(len(active.keys)) if i not in active.verified]
-                detail = {
-                    "request": active.plan.request,
-                    "asked_seconds": active.asked_seconds,
-                    "blocks": [active.plan.blocks[i] for i in asked],
-                    "verdicts": "".join(_LETTERS[active.verdicts[i]] for i in asked),
-                }
-                self.worker.note("asked", "", **detail)
+                about = notes.Asked(
+                    blocks=[active.plan.blocks[i] for i in asked],
+                    verdicts="".join(_LETTERS[active.verdicts[i]] for i in asked),
+                    asked_seconds=active.asked_seconds,
+                    request=active.plan.request,
+                )
+                self.worker.note(about)
 
     def _write_request(self, active: Active, outcome: Any) -> None:
         """A question that is put again is no request of its own: the last one counts."""
@@ -189,7 +190,7 @@ def drive(worker: Worker, application_seed: int | None = None) -> None:
     """CommandDriver until told to stop. `application_seed`: what the application seeds its generators with at start."""
     group = CommandDriver(worker)
     if (name := worker.adapter.instance_id()) is not None:
-        worker.note("instance", name, id=name)
+        worker.note(notes.Instance(id=name), name)
     try:
         while (order := worker.parent.hear("do")) is not None:
             if not group.carry_out(**order):

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.core import notes
 from harness.drivers import promises as contract
 from harness.runtime.worker import Worker
 
@@ -24,7 +25,7 @@ def drive(worker: Worker, skip: Sequence[str] = ()) -> None:
         name = promise.__name__
         if name in skip or worker.parent.stop.is_set():
             continue
-        worker.note("promise", name, outcome="begun", words=contract.title(promise))
+        worker.note(notes.Promise(outcome="begun", words=contract.title(promise)), name)
         worker.counts["promise"] = worker.counts.get("promise", 0) + 1
         worker.parent.say("progress", counts=worker.counts, gauges={})
         root = Path(worker.setup.root_dir) / f"{worker.instruction.label}-{name}"
@@ -42,4 +43,4 @@ def drive(worker: Worker, skip: Sequence[str] = ()) -> None:
             traceback.print_exc()
             why = f"raised {type(error).__name__}: {error}"
         outcome = "broken" if why else "kept"
-        worker.note("promise", name, outcome=outcome, why=why, seconds=round(time.monotonic() - began, 3))
+        worker.note(notes.Promise(outcome=outcome, why=why, seconds=round(time.monotonic() - began, 3)), name)

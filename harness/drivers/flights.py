@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from harness.adapters.base import Finished
-from harness.core import content
+from harness.core import content, notes
 from harness.core.history import Direction, Job
 from harness.runtime.worker import Worker
 
@@ -64,7 +64,7 @@ class Flights:
         job_id = self._next
         self._next += 1
         if self._announce:
-            self._worker.note("submitted", "", job_id=job_id, request=tag, direction=direction, blocks=blocks)
+            self._worker.note(notes.Submitted(job_id=job_id, request=tag, direction=direction, blocks=blocks))
         submit = self._adapter.submit_load if direction == "load" else self._adapter.submit_store
         submitted = time.monotonic()
         submit(job_id, keys, slots, req_id)
@@ -82,7 +82,7 @@ class Flights:
         count = self._results[result.job_id] = self._results.get(result.job_id, 0) + 1
         flight = self.flying.pop(result.job_id, None)
         if flight is None:
-            self._worker.note("error", f"job {result.job_id} reported {count} results", job_id=result.job_id)
+            self._worker.note(notes.Error(job_id=result.job_id), f"job {result.job_id} reported {count} results")
             return None
         ok_keys, failed_keys, memory_keys = set(result.ok), set(result.failed), set(result.in_memory)
         ok, failed, wrong = [], [], []
@@ -98,7 +98,7 @@ class Flights:
             self._held[slot] = key
         self._free.extend(flight.slots)
         if strangers := len((ok_keys | failed_keys).difference(flight.keys)):
-            self._worker.note("error", f"job {result.job_id} reported {strangers} blocks that it was not given")
+            self._worker.note(notes.Error(), f"job {result.job_id} reported {strangers} blocks that it was not given")
         counts, size = self._worker.counts, self._worker.setup.block_bytes
         counts[f"{flight.direction}s"] += len(ok)
         counts["failed"] += len(failed)

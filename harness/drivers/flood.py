@@ -10,6 +10,7 @@ import itertools
 import time
 from typing import Any
 
+from harness.core import notes
 from harness.core.history import Direction
 from harness.drivers.jobs import IDLE_SECONDS_MIN, Jobs, Question
 from harness.runtime.worker import Worker
@@ -58,7 +59,7 @@ class Flood:
         for start in range(0, len(self._stored), 64):
             jobs.store(0, self._stored[start : start + 64])
         if not jobs.until(lambda: not jobs.flying, PREPARE_SECONDS_MAX):
-            self.worker.note("phase", "the blocks to be loaded were not stored in time")
+            self.worker.note(notes.Phase(), "the blocks to be loaded were not stored in time")
 
     def phase(
         self,
@@ -116,7 +117,7 @@ class Flood:
         detail |= {"began_seconds": began, "over_seconds": over, "settled": settled}
         detail |= {"jobs_ahead": sorted(depths)[len(depths) // 2] if depths else 0}
         detail |= {"answer_seconds": self._answer_seconds}
-        self.worker.note("flood", "", **detail)
+        self.worker.note(notes.Flood(**detail))
 
     def _under_way(self, tag: int) -> int:
         return sum(f.tag == tag for f in self.jobs.flying.values()) + sum(q.tag == tag for q in self._questions)

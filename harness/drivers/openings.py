@@ -15,7 +15,7 @@ from pathlib import Path
 from harness.adapters import adapter_class
 from harness.adapters.base import Adapter
 from harness.checkers.base import is_bookkeeping
-from harness.core import content
+from harness.core import content, notes
 from harness.core.traffic import tokens_of
 from harness.faults import hostile_configs
 from harness.runtime.worker import Worker
@@ -78,7 +78,7 @@ def drive(worker: Worker, every: int = 1) -> None:
     root = Path(worker.setup.root_dir) / "hostile"
     root.mkdir()
     said = _open(worker, root, 0)
-    worker.note("opening", "untouched", file="", **said)
+    worker.note(notes.Opening(file="", **said), "untouched")
     own = worker.adapter.bookkeeping
     kept = [p for p in root.rglob("*.json") if is_bookkeeping(p.relative_to(root).as_posix(), own)]
     clean = {path: path.read_bytes() for path in kept}
@@ -96,6 +96,6 @@ def drive(worker: Worker, every: int = 1) -> None:
                 other.write_bytes(content_before)
             path.write_bytes(hostile.content)
             said = _open(worker, root, block)
-            worker.note("opening", hostile.name, file=path.name, **{k: v[:500] for k, v in said.items()})
+            worker.note(notes.Opening(file=path.name, **{k: v[:500] for k, v in said.items()}), hostile.name)
             worker.tick()
     shutil.rmtree(root, ignore_errors=True)

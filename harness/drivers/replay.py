@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from harness.core import notes
 from harness.core.history import Direction, Job, Name, Outcome, Request
 from harness.core.traffic import tokens_of
 from harness.drivers.flights import Flights
@@ -102,7 +103,7 @@ class Replay:
             if stopping_since is not None and now - stopping_since > STOP_SECONDS_MAX:
                 break
             if now - moved_seconds > self.stall_seconds_max and self.active:
-                self.worker.note("error", f"nothing moved for {self.stall_seconds_max:g} s with jobs in flight")
+                self.worker.note(notes.Error(), f"nothing moved for {self.stall_seconds_max:g} s with jobs in flight")
                 self.stalled = True
                 break
             moved = may_start and self._start_due(now, go_seconds)
@@ -123,7 +124,7 @@ class Replay:
                 time.sleep(idle_seconds)
                 idle_seconds = min(2 * idle_seconds, IDLE_SECONDS_MAX)
         if left := len(self.plans) - self.next:
-            self.worker.note("phase", f"{left} of {len(self.plans)} requests were never started", requests=left)
+            self.worker.note(notes.Phase(requests=left), f"{left} of {len(self.plans)} requests were never started")
 
     def _start_due(self, now: float, go_seconds: float) -> bool:
         before = self.next

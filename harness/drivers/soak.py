@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from harness.core import content
+from harness.core import content, notes
 from harness.core.history import Job
 from harness.core.seeds import stream
 from harness.drivers.jobs import IDLE_SECONDS_MAX, Jobs, Question
@@ -77,7 +77,7 @@ class Soak:
             (Path(self.worker.setup.root_dir) / name).unlink()
         except FileNotFoundError:
             return
-        self.worker.note("removed", "", block=block, from_seconds=before)
+        self.worker.note(notes.Removed(block=block, from_seconds=before))
 
     def _pass(self) -> None:
         self._go_on()

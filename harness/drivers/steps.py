@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from harness.core import notes
 from harness.drivers.jobs import Jobs
 from harness.runtime.worker import Worker
 
@@ -54,7 +55,7 @@ def step(
         jobs.adapter.request_finished(question.req_id)
     for question in asked:
         verdicts = "".join(_LETTERS[v] for v in question.verdicts)
-        jobs.worker.note("asked", "", step=number, blocks=question.blocks, verdicts=verdicts)
+        jobs.worker.note(notes.Asked(step=number, blocks=question.blocks, verdicts=verdicts))
     insist_until = time.monotonic() + insist_seconds
     left = jobs.failed_stores(number)
     while left and time.monotonic() < insist_until and not jobs.worker.parent.stop.is_set():
@@ -62,7 +63,7 @@ def step(
         again = jobs.store(number, left)
         jobs.until(lambda again=again: again not in jobs.flying, max(1.0, deadline - time.monotonic()))  # type: ignore[misc]
         left = jobs.failed_stores(number)
-    jobs.worker.note("stepped", "", step=number, open=len(jobs.flying), counts=dict(jobs.adapter.counts()))
+    jobs.worker.note(notes.Stepped(step=number, open=len(jobs.flying), counts=dict(jobs.adapter.counts())))
 
 
 def drive(worker: Worker) -> None:

@@ -36,6 +36,7 @@ from harness.commands.clean import notice
 from harness.commands.console import carry_out, say_results, say_table
 from harness.core.history import Note, read_records
 from harness.core.installation import DASHBOARDS
+from harness.core.notes import Fault, Lifted, Phase
 from harness.report.figures import MIB, duration
 from harness.runner import Results
 from harness.runtime.supervisor import Child
@@ -254,8 +255,8 @@ class RunExporter(Collector):
         total = CounterMetricFamily("harness_notes", "Phases begun, faults made and lifted.", labels=("kind",))
         when = GaugeMetricFamily("harness_note_time_seconds", "When it was, wall clock.", labels=("kind", "text"))
         notes = self._notes()
-        for kind in ("phase", "fault", "lifted"):
-            total.add_metric((kind,), sum(note.kind == kind for note in notes))
+        for kind in (Phase, Fault, Lifted):
+            total.add_metric((kind.__name__.lower(),), sum(note.is_a(kind) for note in notes))
         offset = time.time() - time.monotonic()
         for note in notes[-NOTES_MAX:]:
             when.add_metric((note.kind, note.text), offset + note.monotonic_seconds)

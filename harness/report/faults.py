@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 
 from harness.checkers.base import some
+from harness.core import notes
 from harness.core.history import History
 from harness.faults import FAULTS
 from harness.faults.table import OWED
@@ -101,7 +102,7 @@ def _table(history: History, rows: Mapping[str, Mapping[str, Any]], shown: list[
     seconds = {
         note.detail["fault"]: note.detail["lifted_seconds"] - note.detail["began_seconds"]
         for note in history.notes
-        if note.kind == "met"
+        if note.is_a(notes.Met)
     }
     table: Table = [["fault", "what happens", "verdict", "blocks affected", "duration", "met", "not met, or not shown"]]
     for fault, row in rows.items():

@@ -12,7 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from harness.core import statistics
+from harness.core import notes, statistics
 from harness.core.history import Direction, History, Note
 
 Table = list[list[str]]  # the first row is the head
@@ -57,14 +57,14 @@ class Band:
 
 def origin_seconds(history: History) -> float:
     """Time zero of all plots: the common start of the traffic, else the first process's start."""
-    phases = [n.monotonic_seconds for n in history.notes if n.kind == "phase" and n.process == -1]
+    phases = [n.monotonic_seconds for n in history.notes if n.is_a(notes.Phase) and n.process == -1]
     return min(phases or [s.monotonic_seconds for s in history.starts], default=0.0)
 
 
 def end_seconds(history: History) -> float:
     """The last moment of traffic."""
     ended = [j.finished_seconds for j in history.jobs] + [r.finished_seconds for r in history.requests]
-    return max(ended + [n.monotonic_seconds for n in history.notes if n.kind in ("phase", "lifted")], default=0.0)
+    return max(ended + [n.monotonic_seconds for n in history.notes if n.is_a(notes.Phase, notes.Lifted)], default=0.0)
 
 
 def bands(history: History) -> list[Band]:
@@ -72,15 +72,15 @@ def bands(history: History) -> list[Band]:
     to the end."""
     start, end = origin_seconds(history), end_seconds(history)
     found: list[Band] = []
-    phases = sorted((n for n in history.notes if n.kind == "phase" and n.process == -1), key=_when)
+    phases = sorted((n for n in history.notes if n.is_a(notes.Phase) and n.process == -1), key=_when)
     ends = [*(n.monotonic_seconds for n in phases[1:]), end]
     for note, after in zip(phases, ends, strict=False):
         if after > note.monotonic_seconds:
             found.append(Band("phase", note.text, note.monotonic_seconds - start, after - start))
     since: dict[tuple[str, object], float] = {}
-    for note in sorted((n for n in history.notes if n.kind in ("fault", "hang", "lifted")), key=_when):
+    for note in sorted((n for n in history.notes if n.is_a(notes.Fault, notes.Hang, notes.Lifted)), key=_when):
         what = (note.text, note.detail.get("process"))
-        if note.kind == "lifted":
+        if note.is_a(notes.Lifted):
             # "lifted" has the name of its fault; without a name it ends every fault of the tier.
             for open_fault in [f for f in since if f == what] or list(since):
                 found.append(Band("fault", open_fault[0], since.pop(open_fault), note.monotonic_seconds - start))
@@ -102,7 +102,7 @@ def draw_bands(figure: go.Figure, history: History) -> None:
     found = bands(history)
     phases = [b for b in found if b.kind == "phase"]
     faults = [b for b in found if b.kind == "fault"]
-    shapes, notes = [], []
+    shapes, labels = [], []
     for listed, colour, opacity in ((phases[1::2], QUIET_COLOUR, 0.12), (faults, BOUND_COLOUR, 0.16)):
         for band in listed:
             where = {"x0": band.start_seconds, "x1": band.end_seconds, "y0": 0, "y1": 1, "yref": "paper"}
@@ -119,8 +119,8 @@ def draw_bands(figure: go.Figure, history: History) -> None:
             if band.start_seconds >= free_from:
                 free_from = band.start_seconds + label_seconds
                 place = {"x": band.start_seconds, "y": height, "yref": "paper", "xanchor": "left", "yanchor": "top"}
-                notes.append({"text": short(band.text, 24), "showarrow": False, "font": {"size": 10}} | place)
-    figure.update_layout(shapes=[*figure.layout.shapes, *shapes], annotations=[*figure.layout.annotations, *notes])
+                labels.append({"text": short(band.text, 24), "showarrow": False, "font": {"size": 10}} | place)
+    figure.update_layout(shapes=[*figure.layout.shapes, *shapes], annotations=[*figure.layout.annotations, *labels])
 
 
 def new_figure(x: str, y: str | Sequence[str], height: int = 320) -> go.Figure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from harness.core import notes
 from harness.core.history import History
 from harness.report.figures import (
     MIB,
@@ -23,7 +24,7 @@ from harness.report.figures import (
 
 HAPPENINGS_MAX = 200
 _HELD = {"rss_bytes": ("memory, MiB", 1 / MIB), "fds": ("descriptors", 1.0), "threads": ("threads", 1.0)}
-_LISTED = ("phase", "fault", "hang", "lifted", "error", "leak")
+_LISTED = (notes.Phase, notes.Fault, notes.Hang, notes.Lifted, notes.Error)
 
 
 def held(history: History) -> Section | None:
@@ -66,7 +67,7 @@ def noise(history: History) -> Section | None:
     start = origin_seconds(history)
     late: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for note in history.notes:
-        if note.kind == "canary" and note.monotonic_seconds >= start:  # not while interpreters start
+        if note.is_a(notes.Canary) and note.monotonic_seconds >= start:  # not while interpreters start
             late[note.process].append((note.monotonic_seconds - start, note.detail["late_seconds"] * 1000))
     if not late:
         return None
@@ -91,7 +92,7 @@ def happenings(history: History) -> Table:
     start = origin_seconds(history)
     rows: Table = [["second", "process", "event", ""]]
     lasted = {(band.text, round(band.start_seconds, 6)): band for band in bands(history)}
-    listed = sorted((n for n in history.notes if n.kind in _LISTED), key=lambda n: n.monotonic_seconds)
+    listed = sorted((n for n in history.notes if n.is_a(*_LISTED)), key=lambda n: n.monotonic_seconds)
     for note in listed[:HAPPENINGS_MAX]:
         at = note.monotonic_seconds - start
         band = lasted.get((note.text, round(at, 6)))

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from harness.core import notes
 from harness.core.history import HistoryWriter, Job, Note, Stop, in_words, read_records
 from harness.core.installation import python_path
 from harness.runtime.process import JsonProcess
@@ -365,7 +366,7 @@ def write_post_mortem(child: Child) -> None:
         match record:
             case Job():
                 finished.add(record.job_id)
-            case Note(kind="submitted"):
+            case Note() if record.is_a(notes.Submitted):
                 submitted[record.detail["job_id"]] = record
             case Stop():
                 stopped = True

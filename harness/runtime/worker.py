@@ -33,7 +33,8 @@ import psutil
 
 from harness.adapters import adapter_class
 from harness.adapters.base import TierSetup
-from harness.core.history import Gauge, HistoryLost, HistoryWriter, Note, Record, Start, Stop, in_words
+from harness.core import notes
+from harness.core.history import Gauge, HistoryLost, HistoryWriter, Note, Record, Start, Stop, in_words, note_of
 from harness.core.run_files import process_label
 from harness.runtime.process import claim_stdout
 
@@ -104,8 +105,8 @@ class Canary:
             if not stopped:
                 late.append(max(0.0, now - before - CANARY_ASKS_SECONDS))
             if stopped or now - since >= 1.0:
-                detail = {"late_seconds": max(late, default=0.0), "typical_seconds": median(late) if late else 0.0}
-                self._notes.append(Note(self._process, now, "canary", "latest wake-up of this second", detail))
+                canary = notes.Canary(max(late, default=0.0), median(late) if late else 0.0)
+                self._notes.append(note_of(self._process, now, canary, "latest wake-up of this second"))
                 late, since = [], now
                 _be_as_nice_as_any_thread()
             if stopped:
@@ -215,8 +216,8 @@ class Worker:
         self._history.write(*records)
         self._history.flush()
 
-    def note(self, kind: str, text: str, **detail: Any) -> None:
-        self.write(Note(self.process, time.monotonic(), kind, text, detail))
+    def note(self, about: notes.About, text: str = "") -> None:
+        self.write(note_of(self.process, time.monotonic(), about, text))
 
     def tick(self) -> None:
         now = time.monotonic()
@@ -283,7 +284,7 @@ class Worker:
         if text not in self._errors:
             self._errors.add(text)
             traceback.print_exception(error)
-            self.note("error", text, **_refusal(error))
+            self.note(notes.Error(**_refusal(error)), text)
 
     def _ask(self, part: Callable[[], T], otherwise: T) -> T:
         """One question to the tier at its end; what it raises does not keep the others from being put."""
@@ -301,7 +302,7 @@ class Worker:
         no_counts: dict[str, float] = {}
         findings = self._ask(lambda: list(self.adapter.findings()), no_findings)
         if counts := self._ask(lambda: dict(self.adapter.counts()), no_counts):
-            self.note("counts", "what the tier counted", counts=counts)
+            self.note(notes.Counts(counts=counts), "what the tier counted")
         self._ask(self.adapter.close, None)
         self._sample_due = self._gauge_due = 0.0  # the last pass may have been the longest
         self._ask(self.tick, None)

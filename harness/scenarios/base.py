@@ -16,10 +16,11 @@ from typing import Any
 
 from harness.adapters import OptionRefused, adapter_class, check_options
 from harness.adapters.base import Adapter, TierSetup
-from harness.core.history import HistoryWriter, Note
+from harness.core.history import HistoryWriter, Note, note_of
 from harness.core.inputs import SECONDS_MAX
 from harness.core.inputs import UsageError as UsageError
 from harness.core.limits import Machine, Needs, shortage
+from harness.core.notes import About
 from harness.core.seeds import SEED_MAX
 from harness.runtime.supervisor import Child, Workers
 from harness.runtime.worker import Instruction
@@ -164,11 +165,11 @@ class Context:
         instruction = Instruction(tier, self.setup(process, **changes), dict(arguments or {}), driver)
         return self.workers.start(instruction, env, self.python)
 
-    def note(self, monotonic_seconds: float, kind: str, text: str, **detail: Any) -> None:
+    def note(self, monotonic_seconds: float, about: About, text: str = "") -> None:
         """Record what the scenario itself did: a phase, a fault, its end. Process -1 is the harness."""
         if self._notes is None:
             self._notes = HistoryWriter(self.run_dir / "history-harness.jsonl")
-        self._notes.write(Note(-1, monotonic_seconds, kind, text, detail))
+        self._notes.write(note_of(-1, monotonic_seconds, about, text))
         self._notes.flush()
 
     def close(self, notes: Iterable[Note] = ()) -> None:

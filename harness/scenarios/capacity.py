@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 from harness.adapters import adapter_class
 from harness.checkers.base import is_bookkeeping
+from harness.core import notes
 from harness.core.limits import Needs
 from harness.runtime.supervisor import Child
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
@@ -136,7 +137,7 @@ def needs(options: CapacityOptions, plan: Plan | None) -> Needs:
 def run(context: Context, plan: Plan) -> None:
     options: CapacityOptions = context.options
     if not adapter_class(options.tier).keeps_limit:
-        context.note(time.monotonic(), "unfit", f"{options.tier} keeps no limit")
+        context.note(time.monotonic(), notes.Unfit(), f"{options.tier} keeps no limit")
         return
     recent = options.max_bytes // options.block_bytes // options.processes
     roles = [("write", recent)] * options.processes + [("read", options.kept)] * options.readers
@@ -146,20 +147,20 @@ def run(context: Context, plan: Plan) -> None:
         for process, (role, blocks) in enumerate(roles)
     ]
     context.workers.await_ready(children)
-    context.note(time.monotonic(), "fault", "blocks are evicted, so that loads may find nothing")
+    context.note(time.monotonic(), notes.Fault(), "blocks are evicted, so that loads may find nothing")
     sampler = Sampler(context.root_dir, adapter_class(context.options.tier).bookkeeping)
     try:
         began = context.workers.go(children)
-        context.note(began, "phase", "traffic starts", source=plan.source)
+        context.note(began, notes.Phase(source=plan.source), "traffic starts")
         if options.evictors and options.seconds >= KILL_SECONDS_MIN:
             context.workers.until(lambda: False, options.seconds / 2)
             children[-1] = _kill(context, children[-1], began + options.seconds)
         context.workers.wait(children)
     finally:
         sampler.close()
-    context.note(time.monotonic(), "phase", "traffic ended")
+    context.note(time.monotonic(), notes.Phase(), "traffic ended")
     for sample in sampler.samples:
-        context.note(sample.to_seconds, "sample", "", **sample._asdict())
+        context.note(sample.to_seconds, notes.Sample(**sample._asdict()))
 
 
 def _arguments(options: CapacityOptions, role: str, blocks: int) -> dict[str, object]:
@@ -168,7 +169,7 @@ def _arguments(options: CapacityOptions, role: str, blocks: int) -> dict[str, ob
 
 
 def _kill(context: Context, child: Child, end_seconds: float) -> Child:
-    context.note(time.monotonic(), "fault", f"process {child.process} is killed", process=child.process)
+    context.note(time.monotonic(), notes.Fault(process=child.process), f"process {child.process} is killed")
     child.kill()
     context.workers.wait([child])
     again = context.workers.restart(child, seconds=max(0.0, end_seconds - time.monotonic()))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from harness.core import notes
 from harness.core.history import History
 from harness.drivers.promises import PROMISES, SLOTS_MIN
 from harness.runtime.supervisor import Child
@@ -45,7 +46,7 @@ def run(context: Context, plan: Plan) -> None:
     child = context.start(0, "contract")
     context.workers.await_ready([child])
     go_seconds = context.workers.go([child])
-    context.note(go_seconds, "phase", "promises")
+    context.note(go_seconds, notes.Phase(), "promises")
     skip: list[str] = []
     while not _watch(context, child):
         begun = _begun(context)
@@ -67,7 +68,7 @@ def _watch(context: Context, child: Child) -> bool:
     while child.alive:
         if not context.workers.until(moved, PROMISE_SECONDS_MAX):
             what = (_begun(context) or ["the start"])[-1]
-            context.note(time.monotonic(), "error", f"{what} did not end within {PROMISE_SECONDS_MAX:g} s")
+            context.note(time.monotonic(), notes.Error(), f"{what} did not end within {PROMISE_SECONDS_MAX:g} s")
             child.kill()
             context.workers.wait([child])
         at = child.counts.get("promise", 0.0)
@@ -76,8 +77,8 @@ def _watch(context: Context, child: Child) -> bool:
 
 def _begun(context: Context) -> list[str]:
     """Names of the promises begun so far, as the history has them."""
-    notes = [n for n in History.read(context.run_dir).notes if n.kind == "promise" and n.detail["outcome"] == "begun"]
-    return [n.text for n in sorted(notes, key=lambda n: n.monotonic_seconds)]
+    begun = [n for n in History.read(context.run_dir).notes if n.is_a(notes.Promise) and n.detail["outcome"] == "begun"]
+    return [n.text for n in sorted(begun, key=lambda n: n.monotonic_seconds)]
 
 
 SCENARIO = Scenario(

@@ -24,6 +24,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+from harness.core import notes
 from harness.core.seeds import stream
 from harness.faults import PUBLISH_STEPS, FaultUnavailable, Injection
 from harness.faults.attach import Attached
@@ -109,7 +110,7 @@ def run(context: Context, plan: Plan) -> None:
     left = len(PUBLISH_STEPS) + 3
     temp_files = 0 if unnamed_files_work(context.root_dir) else 1 + options.read_threads + options.write_threads
     if temp_files:
-        context.note(time.monotonic(), "phase", "no unnamed files here: a killed process may leave temp files")
+        context.note(time.monotonic(), notes.Phase(), "no unnamed files here: a killed process may leave temp files")
     began = time.monotonic()
     while left > 0 or time.monotonic() - began < options.seconds:
         round_ = _Round(group, {v: next(coming) for v in victims if group.members[v].alive}, temp_files)
@@ -154,10 +155,10 @@ class _Round:
             reached = victim in paused or members[victim].exit_code == -signal.SIGKILL
             text = f"process {victim} {blow.how} at {blow.step}" + (f" {blow.when}" if blow.step != MOMENT else "")
             if reached:
-                detail = {"process": victim, "how": blow.how, "step": blow.step, "files_left_max": self._temp_files}
-                self.context.note(go_seconds, "fault", text, **detail)
+                fault = notes.Fault(victim, how=blow.how, step=blow.step, files_left_max=self._temp_files)
+                self.context.note(go_seconds, fault, text)
             elif blow.step != MOMENT:
-                self.context.note(go_seconds, "skip", f"not {text}: it made fewer such calls", step=blow.step)
+                self.context.note(go_seconds, notes.Skipped(step=blow.step), f"not {text}: it made fewer such calls")
         if paused:
             held = [chain for v in paused for chain in self._victims[v][:SEEN_CHAINS]]
             group.do({0: {"store": held, "find": held, **self._find}})
@@ -205,7 +206,7 @@ def _can_attach(context: Context, pid: int) -> bool:
     try:
         Attached(pid, calls="getpid").detach()
     except FaultUnavailable as reason:
-        context.note(time.monotonic(), "skip", f"no exact publish step: {reason}")
+        context.note(time.monotonic(), notes.Skipped(), f"no exact publish step: {reason}")
         return False
     return True
 

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 from harness.adapters import adapter_class
 from harness.adapters.base import Adapter
 from harness.checkers.matrix import PRIVATE, REFUSED
+from harness.core import notes
 from harness.core.installation import module_command, python_path
 from harness.faults import FaultUnavailable
 from harness.faults.attach import Attached
@@ -164,7 +165,7 @@ def _cells(context: Context, plan: Plan) -> None:
             for start, results in answer["answers"].items():
                 for setting, result in zip(settings, results, strict=True):
                     where = {"python": answer["python"], "start": start, "expected": setting.family}
-                    context.note(time.monotonic(), "cell", path, **setting._asdict(), **where, **result)
+                    context.note(time.monotonic(), notes.Cell(**setting._asdict(), **where, **result), path)
 
 
 def _probe_cells(context: Context, plan: Plan, path: str, whole: bool, seed: str | None) -> dict[str, Any]:
@@ -223,7 +224,7 @@ def _pairs(context: Context, plan: Plan) -> None:
     pairs = list(enumerate(_chosen_pairs(plan.settings)))
     with _pool() as pool:
         for (_, (first, second)), detail in zip(pairs, pool.map(lambda pair: _try(context, *pair), pairs), strict=True):
-            context.note(time.monotonic(), "pair", "", first=str(first), second=str(second), **detail)
+            context.note(time.monotonic(), notes.Pair(first=str(first), second=str(second), **detail))
 
 
 def _try(context: Context, number: int, pair: tuple[Setting, Setting]) -> dict[str, Any]:
@@ -286,7 +287,7 @@ def _unique(context: Context) -> None:
             for process, child in group.members.items():
                 stack.enter_context(Attached(child.pid, calls=_CREATING, log=logs[process]))
         except (FaultUnavailable, ProcessLookupError) as reason:  # the latter: a process ended by itself
-            context.note(time.monotonic(), "skip", f"temp names are not looked at: {reason}")
+            context.note(time.monotonic(), notes.Skipped(), f"temp names are not looked at: {reason}")
         while number < ROUNDS_MIN or time.monotonic() - began < options.seconds:
             chain = group.chain(ROUND_BLOCKS)
             store = {"store": [chain], "application_seed": APPLICATION_SEED}
@@ -295,7 +296,7 @@ def _unique(context: Context) -> None:
             number += 1
     for process, log in logs.items():
         names = _created(log, context.root_dir) if log.exists() else []
-        context.note(time.monotonic(), "created", "", process=process, names=names[:CREATED_MAX])
+        context.note(time.monotonic(), notes.Created(process=process, names=names[:CREATED_MAX]))
     group.end(group.alive())
 
 

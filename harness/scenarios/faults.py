@@ -26,6 +26,7 @@ from typing import Any
 
 from harness.adapters import adapter_class
 from harness.checkers.base import is_bookkeeping
+from harness.core import notes
 from harness.core.history import Name, read_records
 from harness.faults import (
     FAULTS,
@@ -150,7 +151,7 @@ class Pair:
             for child in asked:
                 if not over(child):
                     text = f"process {child.label} hung for {STEP_SECONDS_MAX:g} s in a step"
-                    self.scene.context.note(time.monotonic(), "error", text)
+                    self.scene.context.note(time.monotonic(), notes.Error(), text)
                     child.kill()
             workers.until(lambda: not any(c.alive and not over(c) for c in asked), STEP_SECONDS_MAX)
         return number
@@ -207,7 +208,7 @@ class Scene:
 
     def skip(self, faults: Sequence[Fault], reason: object) -> None:
         for fault in faults:
-            self.context.note(time.monotonic(), "skipped", f"{fault.name}: {reason}", fault=fault.name)
+            self.context.note(time.monotonic(), notes.Skipped(fault=fault.name), f"{fault.name}: {reason}")
 
     def meet(self, fault: Fault, pair: Pair, inject: Inject, lift: Callable[[], int | None], **under: Any) -> None:
         """All steps of one fault. `inject` and `lift` may say how many blocks can be hurt at most; None: any number."""
@@ -231,16 +232,16 @@ class Scene:
             if isinstance(error, WorkerFailed) and error.outside:
                 raise
             text = f"{fault.name}: {error}"
-            self.context.note(time.monotonic(), "unready", text, fault=fault.name)
+            self.context.note(time.monotonic(), notes.Unready(fault=fault.name), text)
             return
         began = time.monotonic()
-        aimed = {"process": pair.children[0].process} if fault.name.startswith(KILLS) else {}
-        self.context.note(began, "fault", fault.what, fault=fault.name, **aimed)
+        aimed = pair.children[0].process if fault.name.startswith(KILLS) else None
+        self.context.note(began, notes.Fault(aimed, fault.name), fault.what)
         find = {"find": _jobs(ids.old), **under}
         steps["under"] = pair.step({0: {"store": _jobs(ids.new), **find}, 1: find})
         acts = lift()
         lifted = time.monotonic()
-        self.context.note(lifted, "lifted", fault.name, fault=fault.name)
+        self.context.note(lifted, notes.Lifted(fault=fault.name), fault.name)
         died = [c.label for c in pair.children if not c.alive]
         failure = ""
         try:
@@ -254,10 +255,7 @@ class Scene:
             steps["last"] = pair.step({0: {"find": [ids.fresh]}})
         except WorkerFailed as error:
             failure = str(error)
-        self.context.note(
-            time.monotonic(),
-            "met",
-            fault.name,
+        met = notes.Met(
             fault=fault.name,
             steps=steps,
             processes=[c.process for c in pair.children],
@@ -272,6 +270,7 @@ class Scene:
             new_files=pair.new_files(),
             shapes=[was, pair.shape_of(ids.old[0])] if was else [],
         )
+        self.context.note(time.monotonic(), met, fault.name)
 
 
 def run(context: Context, plan: Plan) -> None:
@@ -429,7 +428,7 @@ def _meet_a_rule(scene: Scene, fault: Fault, pair: Pair, fs: FaultFs) -> None:
         except WorkerFailed as error:  # to refuse is right, if it says so
             fs.lift()
             text = str(error).split(": ", 1)[-1]
-            scene.context.note(time.monotonic(), "refused", text, fault=fault.name)
+            scene.context.note(time.monotonic(), notes.Refused(fault=fault.name), text)
             return
         scene.meet(fault, own, lambda *_: None, lift)
         own.end()
@@ -445,14 +444,14 @@ def _openings(scene: Scene, has_files: bool) -> None:
             scene.skip([fault], "the tier keeps no files")
             continue
         root = scene.folder("openings")
-        context.note(time.monotonic(), "fault", fault.what, fault=fault.name)
+        context.note(time.monotonic(), notes.Fault(fault=fault.name), fault.what)
         child = context.start(
             next(scene.processes), "openings", {"every": context.options.config_every}, root_dir=str(root)
         )
         try:
             context.workers.await_ready([child])
         except WorkerFailed as error:
-            context.note(time.monotonic(), "unready", f"{fault.name}: {error}", fault=fault.name)
+            context.note(time.monotonic(), notes.Unready(fault=fault.name), f"{fault.name}: {error}")
             continue
         context.workers.go([child])
         context.workers.wait([child])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.core import notes
 from harness.core.limits import Needs
 from harness.core.traffic import PlannedRequest, TraceError, TraceRequest, plan, read_trace, synthetic_trace
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
@@ -115,9 +116,9 @@ def run(context: Context, traffic: Traffic) -> None:
         children.append(context.start(process, "replay", arguments, **watch))
     context.workers.await_ready(children)
     go_seconds = context.workers.go(children)
-    context.note(go_seconds, "phase", "traffic starts", source=traffic.source)
+    context.note(go_seconds, notes.Phase(source=traffic.source), "traffic starts")
     context.workers.wait(children)
-    context.note(time.monotonic(), "phase", "traffic ended")
+    context.note(time.monotonic(), notes.Phase(), "traffic ended")
 
 
 SCENARIO = Scenario(

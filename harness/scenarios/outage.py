@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from harness.core import notes
 from harness.core.seeds import stream
 from harness.hosts.base import Host
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, option
@@ -72,7 +73,7 @@ def run(context: Context, plan: Plan) -> None:
     options: OutageOptions = context.options
     outage = _Outage(context)
     outage.group.start(range(options.processes))
-    context.note(time.monotonic(), "phase", "how soon blocks are visible")
+    context.note(time.monotonic(), notes.Phase(), "how soon blocks are visible")
     outage.see_how_soon()
     outage.fill()
     began = time.monotonic()
@@ -84,7 +85,7 @@ def run(context: Context, plan: Plan) -> None:
     )
     number = 0
     while number < len(rounds) or time.monotonic() - began < options.seconds:
-        context.note(time.monotonic(), "phase", f"round {number}")
+        context.note(time.monotonic(), notes.Phase(), f"round {number}")
         rounds[number % len(rounds)]()
         number += 1
     outage.group.end(outage.group.alive())
@@ -110,7 +111,8 @@ class _Outage:
         for number in range(SOON_ROUNDS):
             writer, reader = (0, 1) if number % 4 < 2 else (1, 0)
             chain, missed = self.group.chain(self.options.blocks), bool(number % 2)
-            self._note("soon", "seen as missing before" if missed else "never asked for", blocks=chain, missed=missed)
+            text = "seen as missing before" if missed else "never asked for"
+            self._note(notes.Soon(blocks=chain, missed=missed), text)
             if missed:
                 self.group.do({reader: {"find": [chain]}})
             self.group.do({writer: {"store": [chain]}})
@@ -232,14 +234,14 @@ class _Outage:
     def _fault(self, processes: list[int] | range, text: str, what: str) -> None:
         left = 1 + self.options.read_threads + self.options.write_threads
         for process in processes:
-            self._note("fault", text, process=process, what=what, files_left_max=left)
+            self._note(notes.Fault(process=process, what=what, files_left_max=left), text)
 
     def _lifted(self, processes: list[int] | range, text: str) -> None:
         for process in processes:
-            self._note("lifted", text, process=process)
+            self._note(notes.Lifted(process=process), text)
 
-    def _note(self, kind: str, text: str, **detail: object) -> None:
-        self.context.note(time.monotonic(), kind, text, **detail)
+    def _note(self, about: notes.About, text: str) -> None:
+        self.context.note(time.monotonic(), about, text)
 
 
 SCENARIO = Scenario(

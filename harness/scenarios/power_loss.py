@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from harness.core import notes
 from harness.core.seeds import stream
 from harness.faults.mounts import require_root, run_command, undertaken
 from harness.faults.rules import FaultUnavailable
@@ -105,7 +106,7 @@ def run(context: Context, plan: Plan) -> None:
                         _case(context, group, machine, number, name, way, random.uniform(0.0, 0.3))
                         number += 1
         except FaultUnavailable as reason:
-            context.note(time.monotonic(), "skip", f"power that fails by {failure}: {reason}")
+            context.note(time.monotonic(), notes.Skipped(), f"power that fails by {failure}: {reason}")
 
 
 class _Failed(NamedTuple):
@@ -163,9 +164,9 @@ def _case(
         group.settle(order, [writer])
         group.end([writer])
     what = f"{file_system}, {way}, by {machine.failure}"
-    case = {"failure": machine.failure, "file_system": file_system, "way": way, "writer": writer, "reader": reader}
-    case |= {"durable": WAYS[way]["durability"] == "durable", "found_seconds": failed.found_seconds}
-    context.note(failed.failed_seconds, "power", what, **case)
+    durable = WAYS[way]["durability"] == "durable"
+    case = notes.Power(machine.failure, file_system, way, writer, reader, durable, failed.found_seconds)
+    context.note(failed.failed_seconds, case, what)
     with _mounted(failed.found, file_system) as folder:
         _start(context, group, reader, folder, way, context.python)
         group.do({reader: {"find": [*chains, *last]}})
@@ -203,7 +204,7 @@ class _Cloned:
     def fail(self, image: Path, order: int, group: WorkerGroup, writer: int, moment_seconds: float) -> _Failed:
         self._context.workers.until(lambda: False, moment_seconds / 10 + 0.02)  # while the order's stores are under way
         failed_seconds = time.monotonic()
-        self._context.note(failed_seconds, "fault", "the disk is cloned", process=-1)
+        self._context.note(failed_seconds, notes.Fault(process=-1), "the disk is cloned")
         _clone(image, clone := image.with_suffix(".clone"))
         return _Failed(failed_seconds, time.monotonic(), clone)
 
@@ -244,7 +245,7 @@ class _OwnKernel:
     def fail(self, image: Path, order: int, group: WorkerGroup, writer: int, moment_seconds: float) -> _Failed:
         group.await_begun(order, [writer])  # its calls are slow, and it is told over a network
         self._context.workers.until(lambda: False, moment_seconds / 10)
-        self._context.note(time.monotonic(), "fault", "the kernel is killed", process=writer)
+        self._context.note(time.monotonic(), notes.Fault(process=writer), "the kernel is killed")
         self._kernel.kill()
         group.members[writer].kill()  # what ran it from here, and would notice in some seconds
         now = time.monotonic()

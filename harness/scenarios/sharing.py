@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from harness.core import notes
 from harness.core.seeds import stream
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 from harness.scenarios.worker_group import Chain, WorkerGroup
@@ -65,7 +66,7 @@ def run(context: Context, plan: Plan) -> None:
         if not group.alive():
             return
         kind = ("the same at once", "one stores, others read", "each its own")[number % 3]
-        context.note(time.monotonic(), "phase", f"round {number}: {kind}")
+        context.note(time.monotonic(), notes.Phase(), f"round {number}: {kind}")
         fresh = _round(group, kind, number, options.blocks)
         stored += fresh
         earlier = random.choice(stored)
@@ -73,12 +74,12 @@ def run(context: Context, plan: Plan) -> None:
         group.do({p: {"find": wanted, "asks": options.lookups} for p in group.alive()})
         before = time.monotonic()
         if number == 0:
-            context.note(time.monotonic(), "phase", f"process {late} comes late")
+            context.note(time.monotonic(), notes.Phase(), f"process {late} comes late")
             group.start([late])
             group.do({late: {"find": stored, "asks": options.lookups}})
         elif number == 1:
             leaver = random.randrange(late)
-            context.note(time.monotonic(), "phase", f"process {leaver} ends and starts again")
+            context.note(time.monotonic(), notes.Phase(), f"process {leaver} ends and starts again")
             group.end([leaver])
             if group.restart([leaver]):
                 group.do({leaver: {"find": stored, "asks": options.lookups}})

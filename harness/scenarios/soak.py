@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 
 from harness.adapters import adapter_class
+from harness.core import notes
 from harness.drivers.soak import REQUEST_BLOCKS_MAX
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 
@@ -59,10 +60,11 @@ def run(context: Context, plan: Plan) -> None:
     children = [context.start(process, "soak", arguments) for process in range(options.processes)]
     context.workers.await_ready(children)
     if options.removals and adapter_class(options.tier).exposes_files:
-        context.note(time.monotonic(), "fault", "block files are removed from outside, so that loads may find nothing")
-    context.note(context.workers.go(children), "phase", "traffic starts", source=plan.source)
+        text = "block files are removed from outside, so that loads may find nothing"
+        context.note(time.monotonic(), notes.Fault(), text)
+    context.note(context.workers.go(children), notes.Phase(source=plan.source), "traffic starts")
     context.workers.wait(children)
-    context.note(time.monotonic(), "phase", "traffic ended")
+    context.note(time.monotonic(), notes.Phase(), "traffic ended")
 
 
 SCENARIO = Scenario(

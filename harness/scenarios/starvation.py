@@ -29,6 +29,7 @@ from typing import Any
 
 from harness.adapters import adapter_class
 from harness.adapters.base import other
+from harness.core import notes
 from harness.core.history import Direction
 from harness.core.limits import Needs
 from harness.faults import FaultFs, FaultUnavailable, Rule
@@ -215,7 +216,7 @@ def _fault_fs(context: Context, plan: Plan) -> Iterator[FaultFs | None]:
             except FaultUnavailable as error:
                 reason = str(error)
         if reason:
-            context.note(time.monotonic(), "skipped", f"a slow device and a hung call ({reason})")
+            context.note(time.monotonic(), notes.Skipped(), f"a slow device and a hung call ({reason})")
         yield fs
 
 
@@ -239,7 +240,7 @@ def _under_faults(context: Context, plan: Plan, fs: FaultFs, first: int) -> None
             _hang(context, plan, fs, children, number, flood)
     else:
         text = f"a hung call: it would take the only thread of a group of {plan.under_faults[0]}+{plan.under_faults[1]}"
-        context.note(time.monotonic(), "skipped", text)
+        context.note(time.monotonic(), notes.Skipped(), text)
     _end(context, children)
 
 
@@ -253,15 +254,15 @@ def _hang(context: Context, plan: Plan, fs: FaultFs, children: list[Child], numb
     try:
         fs.await_counts(lambda counts: counts["held"] >= calls, HANG_SECONDS_MAX)
     except TimeoutError:
-        context.note(time.monotonic(), "skipped", f"{calls} hung calls of {flood}s: not so many were made")
+        context.note(time.monotonic(), notes.Skipped(), f"{calls} hung calls of {flood}s: not so many were made")
     else:
         for child in children:
             text = f"one call of a {flood} hangs" if calls == 1 else f"{calls} calls of {flood}s hang"
-            context.note(time.monotonic(), "hang", text, process=child.process)
+            context.note(time.monotonic(), notes.Hang(process=child.process), text)
     for child in children:
         child.send(count=True)
     _await(context, children, "over", number, plan.seconds)
-    context.note(time.monotonic(), "lifted", "the call goes on")
+    context.note(time.monotonic(), notes.Lifted(), "the call goes on")
     fs.lift()
     _await(context, children, "carried_out", number, plan.seconds)
 
@@ -281,12 +282,12 @@ def _cut_off(context: OnHosts, plan: Plan, first: int) -> None:
             cut = context.host(child.process) is host
             about: dict[str, Any] = {"process": child.process, "cut": cut, "number": number}
             text = f"{host.name} is cut off in a flood of {flood}s"
-            context.note(time.monotonic(), "hang", text, **about)
+            context.note(time.monotonic(), notes.Hang(**about), text)
             if cut:  # whose temp files it could not remove
-                context.note(time.monotonic(), "fault", text, files_left_max=sum(plan.under_faults), **about)
+                context.note(time.monotonic(), notes.Fault(files_left_max=sum(plan.under_faults), **about), text)
         context.workers.until(lambda: False, options.cut_seconds)
         host.heal()
-        context.note(time.monotonic(), "lifted", f"{host.name} is on the network again")
+        context.note(time.monotonic(), notes.Lifted(), f"{host.name} is on the network again")
         _await(context, children, "carried_out", number, seconds + RECOVERY_SECONDS_MAX)
     _end(context, children)
 

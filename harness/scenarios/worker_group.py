@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from harness.core import notes
 from harness.runtime.supervisor import Child, WorkerFailed
 from harness.scenarios.base import Context
 
@@ -49,7 +50,7 @@ class WorkerGroup:
             except WorkerFailed as error:
                 if error.outside:
                     raise
-                self.context.note(time.monotonic(), "error", f"after its restart {error}", process=process)
+                self.context.note(time.monotonic(), notes.Error(process=process), f"after its restart {error}")
             else:
                 self.context.workers.go([child])
                 up.append(process)
@@ -93,7 +94,7 @@ class WorkerGroup:
             for process in waiting:
                 if not done(process):
                     text = f"process {process} did not carry out an order within {ORDER_SECONDS_MAX:g} s"
-                    self.context.note(time.monotonic(), "error", text, process=process)
+                    self.context.note(time.monotonic(), notes.Error(process=process), text)
 
     def await_begun(self, number: int, processes: Iterable[int]) -> None:
         """Until each has a job of the order in flight, has ended, or for `BEGIN_SECONDS_MAX`: some orders take none."""

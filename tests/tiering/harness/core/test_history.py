@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,8 +27,10 @@ from harness.core.history import (
     Task,
     decode,
     encode,
+    note_of,
     read_records,
 )
+from harness.core.notes import KINDS, Canary, Error, Fault, Met, Phase, Skipped
 
 RECORDS: list[Record] = [
     Start(0, 0, 4711, "kvtier", "abcd", 1.5, 1e9, {"python": "3.11"}),
@@ -116,3 +119,43 @@ os.kill(os.getpid(), signal.SIGKILL)
     code = subprocess.run([sys.executable, "-c", program, str(path)], cwd=os.getcwd(), check=False).returncode
     assert code == -signal.SIGKILL
     assert [r.block for r in read_records(path) if isinstance(r, Name)] == list(range(1000))
+
+
+def test_a_note_is_of_a_declared_kind_and_its_defaults_are_not_written() -> None:
+    note = note_of(3, 1.0, Fault(process=0, how="killed"), "process 0 is killed")
+    assert note == Note(3, 1.0, "fault", "process 0 is killed", {"process": 0, "how": "killed"})
+    assert decode(encode(note)) == note
+    assert note.is_a(Fault)
+    assert note.is_a(Phase, Fault)
+    assert not note.is_a(Error)
+    assert note_of(0, 1.0, Canary(0.5)).detail == {"late_seconds": 0.5}
+    assert len(KINDS) == len({kind.__doc__ for kind in KINDS.values()}), "each says what it is"
+
+
+@pytest.mark.parametrize(
+    ("kind", "detail", "words"),
+    [
+        ("leak", {}, "a note of kind 'leak'; known kinds: phase, fault, "),
+        ("fault", {"colour": "blue"}, r"a note of kind 'fault' with \['colour'\]; its fields: process, fault, "),
+        ("canary", {}, r"a note of kind 'canary' without \['late_seconds'\]"),
+        ("met", {"fault": "x"}, f"a note of kind 'met' without .*{Met._fields[-1]}"),
+    ],
+)
+def test_a_note_of_another_kind_or_with_other_fields_is_refused(
+    tmp_path: Path, kind: str, detail: dict[str, Any], words: str
+) -> None:
+    path = tmp_path / "history-0.jsonl"
+    path.write_text(encode(Note(0, 1.0, kind, "", detail)) + "\n" + encode(RECORDS[0]) + "\n")
+    with pytest.raises(ValueError, match=r"history-0\.jsonl, line 1: " + words):
+        list(read_records(path))
+
+
+def test_a_kind_of_an_earlier_version_is_read_under_its_name_of_today() -> None:
+    assert decode(encode(Note(0, 1.0, "skip", "no strace here", {"step": "link"}))).is_a(Skipped)  # type: ignore[union-attr]
+
+
+def test_no_module_names_a_kind_of_note_by_a_string() -> None:
+    folder = Path(__file__).parents[4] / "harness"
+    for path in folder.rglob("*.py"):
+        text = path.read_text()
+        assert not re.search(r"\b(n|note|record)\.kind (==|!=|in) ", text), path

@@ -1,0 +1,299 @@
+"""The kinds of notes in a history: one NamedTuple each, whose fields are the note's detail. Writers make them, checkers
+select notes by them; a note of another kind or with other fields is refused when a history is read.
+
+A kind's name in the file is its class's name in lower case. A field that has its default is not written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+Blocks: TypeAlias = Sequence[int]
+
+
+class Phase(NamedTuple):
+    """A part of the scenario begins; the text names it."""
+
+    source: str | None = None
+    requests: int | None = None  # that were never started
+
+
+class Fault(NamedTuple):
+    """A fault was injected. `process` is the one it is aimed at; None: all."""
+
+    process: int | None = None
+    fault: str | None = None  # its name in the registry
+    how: str | None = None
+    step: str | None = None
+    what: str | None = None
+    files_left_max: int | None = None  # temp files that may stay behind
+    cut: bool | None = None
+    number: int | None = None
+
+
+class Lifted(NamedTuple):
+    """A fault or a hang is over."""
+
+    process: int | None = None
+    fault: str | None = None
+
+
+class Hang(NamedTuple):
+    """A call of a process hangs, or its host is cut off (`cut`) or not."""
+
+    process: int
+    cut: bool | None = None
+    number: int | None = None  # of the flood
+
+
+class Skipped(NamedTuple):
+    """A part of the scenario could not be done here; the text says why."""
+
+    fault: str | None = None
+    step: str | None = None
+
+
+class Unfit(NamedTuple):
+    """The tier does not claim what the scenario checks."""
+
+
+class Unready(NamedTuple):
+    """Processes did not come up before a fault."""
+
+    fault: str
+
+
+class Refused(NamedTuple):
+    """The tier refused to start on a root with a fault; the text is what it said."""
+
+    fault: str
+
+
+class Met(NamedTuple):
+    """All steps of one fault have been carried out."""
+
+    fault: str
+    steps: Mapping[str, int]
+    processes: Sequence[int]
+    old: Blocks
+    new: Blocks
+    fresh: Blocks | int
+    hurt: int | None  # blocks that can be hurt at most; None: any number
+    began_seconds: float
+    lifted_seconds: float
+    died: Sequence[str]
+    failure: str
+    new_files: Any
+    shapes: Sequence[str]
+
+
+class Error(NamedTuple):
+    """Something failed that should not; with what the operating system refused, if that is the cause."""
+
+    errno: str | None = None
+    path: str | None = None
+    job_id: int | None = None
+    process: int | None = None
+
+
+class Canary(NamedTuple):
+    """How late a probe thread of the process woke up within one second: the latest and the median."""
+
+    late_seconds: float
+    typical_seconds: float | None = None
+
+
+class Counts(NamedTuple):
+    """What the tier counted until its end."""
+
+    counts: Mapping[str, float]
+
+
+class Submitted(NamedTuple):
+    """A job was submitted; it stands here until its result is known."""
+
+    job_id: int
+    request: int
+    direction: str
+    blocks: Blocks
+
+
+class Asked(NamedTuple):
+    """Blocks that a process looked for, with a letter for each verdict: h, m or r."""
+
+    blocks: Blocks
+    verdicts: str
+    asked_seconds: float | None = None
+    request: int | None = None
+    step: int | None = None
+
+
+class Stepped(NamedTuple):
+    """A process has carried out a step, with jobs still open and the tier's counts."""
+
+    step: int
+    open: int
+    counts: Mapping[str, float]
+
+
+class Promise(NamedTuple):
+    """A promise of the contract: begun, kept or broken. The text is its name."""
+
+    outcome: str
+    words: str | None = None
+    why: str | None = None
+    seconds: float | None = None
+
+
+class Flood(NamedTuple):
+    """A flood of one direction with single blocks of the other is over."""
+
+    number: int
+    probe: str
+    flood: str
+    flood_blocks: int
+    began_seconds: float
+    over_seconds: float
+    settled: bool
+    jobs_ahead: int
+    answer_seconds: float
+
+
+class Opening(NamedTuple):
+    """A root whose `file` holds something hostile was opened, or refused."""
+
+    file: str
+    outcome: str
+    error: str
+    said: str
+
+
+class Cell(NamedTuple):
+    """The names that one Python derives under one setting."""
+
+    python: str
+    start: str
+    expected: str
+    seed: str | None
+    algorithm: str
+    policy: str
+    status: str
+    why: str | None = None
+    digest: str | None = None
+    names: Any = None
+
+
+class Pair(NamedTuple):
+    """A second process opened the root of a first one with another setting."""
+
+    first: str
+    second: str
+    shares: bool
+    status: str
+    why: str
+    said: str
+    same_names: bool
+
+
+class Instance(NamedTuple):
+    """The id by which an instance of the tier calls itself."""
+
+    id: str
+
+
+class Created(NamedTuple):
+    """Names of temp files that a process made."""
+
+    process: int
+    names: Sequence[str]
+
+
+class Removed(NamedTuple):
+    """A block's file was removed from outside."""
+
+    block: int
+    from_seconds: float
+
+
+class Missed(NamedTuple):
+    """Blocks that a reader had seen and no longer found."""
+
+    blocks: Blocks
+
+
+class Evicted(NamedTuple):
+    """The tier removed blocks from the root to keep its limit."""
+
+    started_seconds: float
+    finished_seconds: float
+    blocks: int
+    bytes: int
+
+
+class Sample(NamedTuple):
+    """Bytes and files of the root, added up between two moments."""
+
+    from_seconds: float
+    to_seconds: float
+    bytes: int
+    files: int
+
+
+class Soon(NamedTuple):
+    """Blocks whose visibility on another host is timed; `missed`: that host had looked for them before."""
+
+    blocks: Blocks
+    missed: bool
+
+
+class Power(NamedTuple):
+    """The power failed while a process stored."""
+
+    failure: str
+    file_system: str
+    way: str
+    writer: int
+    reader: int
+    durable: bool
+    found_seconds: float
+
+
+class Room(NamedTuple):
+    """The least that was free at a place, or with `errno` a time in which it was short of something."""
+
+    place: str
+    path: str
+    least_free_bytes: float
+    errno: str | None = None
+    from_seconds: float | None = None
+    until_seconds: float | None = None
+
+
+About: TypeAlias = (
+    Phase | Fault | Lifted | Hang | Skipped | Unfit | Unready | Refused | Met | Error | Canary | Counts | Submitted
+    | Asked | Stepped | Promise | Flood | Opening | Cell | Pair | Instance | Created | Removed | Missed | Evicted
+    | Sample | Soon | Power | Room
+)  # fmt: skip
+
+KINDS: Mapping[str, type[Any]] = {kind.__name__.lower(): kind for kind in About.__args__}
+FORMER = {"skip": "skipped"}
+"""Kinds of earlier versions, and what they are called now."""
+
+
+def detail_of(about: About) -> dict[str, Any]:
+    """What a history holds of it: its fields without those that have their default."""
+    defaults = type(about)._field_defaults
+    return {name: value for name, value in about._asdict().items() if name not in defaults or value != defaults[name]}
+
+
+def misfit(kind: str, detail: Mapping[str, Any]) -> str:
+    """Why a note is none of the declared kinds; "" when it is one."""
+    declared = KINDS.get(kind)
+    if declared is None:
+        return f"a note of kind {kind!r}; known kinds: {', '.join(KINDS)}"
+    if unknown := detail.keys() - set(declared._fields):
+        return f"a note of kind {kind!r} with {sorted(unknown)}; its fields: {', '.join(declared._fields)}"
+    if missing := set(declared._fields) - declared._field_defaults.keys() - detail.keys():
+        return f"a note of kind {kind!r} without {sorted(missing)}"
+    return ""
