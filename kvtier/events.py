@@ -19,7 +19,7 @@ CorruptReason = Literal["kind", "size", "trailer", "key", "checksum", "unverifie
 its bytes are not those that were written, or it has no trailer where one must be."""
 EvictionReason = Literal["capacity", "failed", "reset"]
 FileEvictionReason = Literal["max_bytes", "min_free_bytes"]
-ThreadRole = Literal["lookup", "load", "store", "capacity"]
+ThreadRole = Literal["lookup", "load", "store", "watchdog", "capacity"]
 """What a background thread of a tier is for; "load" and "store" as the thread prefers."""
 
 

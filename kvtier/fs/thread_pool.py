@@ -1,15 +1,15 @@
-"""`DualQueueThreadPool`: two queues and two groups of threads, so that neither class of jobs starves; knows no tier.
+"""`DualQueueThreadPool`: two queues and two groups of threads, so that neither direction starves; knows no tier.
 
-Threads of a group take their own class first and the other class only while their own queue is empty. So while a load
-waits, each read-priority thread that becomes free takes a load: whatever stores do, a load with d loads ahead of it
-waits for at most ceil((d + 1) / n_read_threads) turns of those threads, and each turn is one task, bounded in bytes.
-The same holds for stores with the groups exchanged. docs/starvation-bound.md derives it.
+Threads of a group take tasks of their own direction first, and of the other only while their own queue is empty. So
+while a load waits, each read-priority thread that becomes free takes a load. A load with d loads ahead of it waits for
+at most ceil((d + 1) / n_read_threads) turns of those threads, and each turn is one task, bounded in bytes. The same
+holds for stores with the groups exchanged. docs/starvation-bound.md derives it.
 
-A thread whose task runs for longer than `hung_seconds` is lost: another of its group is started in its place, at most
-as many at a time as the group has threads. When the lost one comes back, it ends. Its job has no result until then, so
-that nobody uses the memory which a late transfer may still reach.
+A thread whose task runs for longer than `hung_seconds` is hung: a watchdog thread starts another of its group in its
+place, at most as many at a time as the group has threads. A hung thread ends once its task has ended. Its job has no
+result until then, so that its memory is not reused while a late transfer may still reach it.
 
-Called by one thread; its own threads touch only the queues and what a task closes over. No I/O under the lock.
+One thread calls the pool. Its own threads touch only the queues and what a task closes over. No I/O under the lock.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from kvtier.events import Direction, TaskFact
 logger = logging.getLogger(__name__)
 
 LOOKS = 8
-"""So many times in `hung_seconds` the pool looks for threads that are lost."""
+"""How often in `hung_seconds` the watchdog looks for hung threads."""
 READ_NICE_OFFSET = 3
-"""By so much read-priority threads are nicer than write-priority ones. A store sleeps on the device and wants a core
-for moments; loads from memory want every core all the time, and those of many processes would leave none to a store."""
+"""The nice offset of read-priority threads above write-priority ones. A store sleeps on the device and needs a core for
+moments. Loads from memory keep every core busy, and those of many processes would leave none to a store."""
 
 OTHER: Mapping[Direction, Direction] = {"load": "store", "store": "load"}
 
@@ -68,7 +68,7 @@ class _Job:
 
 
 class Task(NamedTuple):
-    """A queued piece of a job: its position in the job, and what it was told when it was enqueued."""
+    """A queued piece of a job: its position in the job, and the state of its queue when it was enqueued."""
 
     job: Any
     position: int
@@ -80,7 +80,7 @@ class Task(NamedTuple):
 
 
 class DualQueue:
-    """The schedule itself, without threads or clock: who gets which task, and whom a new task must wake.
+    """The schedule itself, without threads or clock: which group takes which task, and which group a new task wakes.
 
     Not thread-safe: the pool calls it under its lock, tests call it with a clock of their own.
     """
@@ -89,7 +89,7 @@ class DualQueue:
         self.threads: Mapping[Direction, int] = {"load": n_read_threads, "store": n_write_threads}
         self.tasks: Mapping[Direction, deque[Task]] = {"load": deque(), "store": deque()}
         self.bytes: dict[Direction, int] = {"load": 0, "store": 0}
-        self.idle: dict[Direction, int] = {"load": 0, "store": 0}  # waiting threads that nobody has woken yet
+        self.idle: dict[Direction, int] = {"load": 0, "store": 0}  # waiting threads that no task has woken yet
 
     def push(self, task: Task) -> Direction | None:
         """Enqueue; returns the group of which one idle thread must be woken (its own first), None when none is idle."""
@@ -102,7 +102,7 @@ class DualQueue:
         return None
 
     def pop(self, group: Direction) -> Task | None:
-        """The next task for a thread of `group`: the oldest of its own class, else of the other, else None."""
+        """The next task for a thread of `group`: the oldest of its own direction, else of the other, else None."""
         for direction in (group, OTHER[group]):
             if self.tasks[direction]:
                 task = self.tasks[direction].popleft()
@@ -131,8 +131,8 @@ class DualQueueThreadPool:
         assert hung_seconds > 0, hung_seconds
         self._queue = queue
         self._lock = threading.Lock()
-        # The threads come to the lock one by one through this door. Without it all of them may wait for the lock, each
-        # that has it for Python's own lock, and the caller of `submit` in the middle of that line.
+        # Only the thread that holds the turnstile waits for the lock. Without it a lock convoy forms: all threads wait
+        # for the lock, its holder for Python's own lock, and the caller of `submit` behind them.
         self._turnstile = threading.Lock()
         # A condition per group, so that a task wakes exactly the one thread that shall take it.
         self._wake: Mapping[Direction, threading.Condition] = {
@@ -141,13 +141,12 @@ class DualQueueThreadPool:
         }
         self._all_done = threading.Condition(self._lock)
         self._jobs_in_flight = 0
-        self._running: dict[int, tuple[Direction, Direction, float]] = {}  # by thread: group, task's class, since when
+        self._running: dict[int, tuple[Direction, Direction, float]] = {}  # by thread: group, task's direction, start
         self._stopping = False
         self._finished: deque[Completion] = deque()
-        self._hung_seconds, self._look_seconds = hung_seconds, hung_seconds / LOOKS
-        self._look_due_seconds = time.monotonic() + self._look_seconds
+        self._hung_seconds = hung_seconds
         self._thread_nice = thread_nice
-        self._lost: dict[int, Direction] = {}  # threads that have been replaced and whose task still runs: their group
+        self._hung: dict[int, Direction] = {}  # replaced threads whose task still runs: their group
         self._thread_name_prefix, self._numbers = thread_name_prefix, itertools.count()
         self._background = background or BackgroundThreads()
         self._thread_died = False
@@ -155,6 +154,20 @@ class DualQueueThreadPool:
         for group, threads in self._queue.threads.items():
             for _ in range(threads):
                 self._start_thread(group)
+        self._ended = threading.Event()
+        self._watchdog = None
+        if hung_seconds < math.inf:
+            self._watchdog = self._background.start("watchdog", f"{thread_name_prefix}_watchdog", self._watch)
+
+    def __repr__(self) -> str:
+        """A status line; takes no lock, so the numbers may be of different moments."""
+        tasks, running = self._queue.tasks, list(self._running.values())
+        parts = (
+            f"{direction}s {len(tasks[direction])} queued, {sum(ours == direction for _, ours, _ in running)} running"
+            for direction in OTHER
+        )
+        threads = f"{self._queue.threads['load']}+{self._queue.threads['store']} threads, {len(self._hung)} hung"
+        return f"<DualQueueThreadPool: {', '.join(parts)}; {threads}; {self._jobs_in_flight} jobs in flight>"
 
     def _start_thread(self, group: Direction) -> None:
         number = next(self._numbers)
@@ -185,32 +198,32 @@ class DualQueueThreadPool:
                     self._wake[group].notify()
 
     def get_finished(self) -> list[Completion]:
-        """Completions since the last call, in the order in which jobs ended. Takes no lock (one caller, atomic pops),
-        except `LOOKS` times in `hung_seconds`, to look for lost threads."""
-        if time.monotonic() >= self._look_due_seconds:
-            self._replace_hung()
+        """Completions since the last call, in the order in which jobs ended. Takes no lock: one caller, atomic pops."""
         finished = []
         while self._finished:
             finished.append(self._finished.popleft())
         return finished
 
-    def _replace_hung(self) -> None:
-        now = time.monotonic()
-        self._look_due_seconds = now + self._look_seconds
-        groups: list[Direction] = []
-        with self._lock:
-            for thread, (group, _, since) in self._running.items():
-                lost = sum(other == group for other in self._lost.values())
-                if thread not in self._lost and now - since > self._hung_seconds and lost < self._queue.threads[group]:
-                    self._lost[thread] = group
-                    groups.append(group)
-        if groups:
-            self._threads = [thread for thread in self._threads if thread.is_alive()]
-        for group in groups:
-            self._start_thread(group)
+    def _watch(self) -> None:
+        while not self._ended.wait(self._hung_seconds / LOOKS):
+            with self._lock:
+                try:
+                    self._replace_hung(time.monotonic())
+                except RuntimeError as error:  # no more threads may be started: tried again at the next look
+                    logger.warning("a hung thread cannot be replaced (%s); raise the limit of threads", error)
+
+    def _replace_hung(self, now: float) -> None:
+        for thread, (group, direction, since) in self._running.items():
+            hung = sum(other == group for other in self._hung.values())
+            if thread not in self._hung and now - since > self._hung_seconds and hung < self._queue.threads[group]:
+                self._threads = [thread for thread in self._threads if thread.is_alive()]
+                self._start_thread(group)
+                self._hung[thread] = group
+                age = now - since
+                logger.debug("thread %d (%s) replaced: its %s task runs for %.1f s", thread, group, direction, age)
 
     def queued_bytes(self, direction: Direction) -> int:
-        """Bytes of one class that no thread has taken yet."""
+        """Bytes of one direction that no thread has taken yet."""
         return self._queue.bytes[direction]
 
     def idle_threads(self) -> int:
@@ -224,8 +237,8 @@ class DualQueueThreadPool:
             return self._jobs_in_flight == 0
 
     def gauges(self) -> dict[str, float]:
-        """Tasks and bytes queued, age of the oldest that waits, tasks running, age of the oldest that runs, by class;
-        threads busy (lost ones too) and lost, by group."""
+        """Tasks and bytes queued, age of the oldest, tasks running, age of the oldest, by direction; threads busy (hung
+        ones too) and hung, by group."""
         now = time.monotonic()
         values: dict[str, float] = {}
         with self._lock:
@@ -237,7 +250,7 @@ class DualQueueThreadPool:
                 values[f"{direction}_running"] = len(running)
                 values[f"{direction}_running_oldest_seconds"] = now - min(running) if running else 0.0
                 values[f"{direction}_threads_busy"] = sum(group == direction for group, _, _ in self._running.values())
-                values[f"{direction}_threads_hung"] = sum(group == direction for group in self._lost.values())
+                values[f"{direction}_threads_hung"] = sum(group == direction for group in self._hung.values())
         return values
 
     def shutdown(self) -> None:
@@ -251,6 +264,9 @@ class DualQueueThreadPool:
                     self._record(task, Cancelled("shutdown"))
             for condition in self._wake.values():
                 condition.notify_all()
+        self._ended.set()
+        if self._watchdog:
+            self._watchdog.join()
         for thread in self._threads:
             thread.join()
 
@@ -258,7 +274,7 @@ class DualQueueThreadPool:
         try:
             nice = os.getpriority(os.PRIO_PROCESS, 0) + self._thread_nice + (READ_NICE_OFFSET if group == "load" else 0)
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)  # of this thread alone, on Linux
-        except OSError as error:  # a sandbox may refuse it; the tier is right without it, only less polite
+        except OSError as error:  # a sandbox may refuse it; the tier works without it
             logger.debug("thread_nice has no effect: %s", error)
         queue, wake = self._queue, self._wake[group]
         task: Task | None = None
@@ -270,12 +286,12 @@ class DualQueueThreadPool:
                 if task is not None:
                     del self._running[thread]
                     self._record(task, result)
-                    if self._lost.pop(thread, None):
-                        return  # another is there in its place
+                    if self._hung.pop(thread, None):
+                        return  # it was replaced
                 while (task := queue.pop(group)) is None:
                     if self._stopping:
                         return
-                    queue.idle[group] += 1  # whoever wakes us takes it back
+                    queue.idle[group] += 1  # `push` takes it back
                     wake.wait()
                 started = time.monotonic()  # under the lock: the order of starts is the order of the schedule
                 self._running[thread] = group, task.direction, started
@@ -285,7 +301,7 @@ class DualQueueThreadPool:
                 result = task.run()
             except BaseException as error:
                 result = error
-            task.job.facts.append(  # a list's append is atomic, and nobody reads before the job's last task is recorded
+            task.job.facts.append(  # a list's append is atomic, and the job's last task is recorded before it is read
                 TaskFact(
                     task.direction,
                     group,

@@ -6,7 +6,7 @@ import logging
 import mmap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -15,7 +15,7 @@ import kvtier.fs.thread_pool
 import kvtier.ops.evictor
 from kvtier.base import LookupResult, ReqContext, ScheduleEndContext, TransferJob
 from kvtier.config import FsTierConfig, KvtierError, RunConfig
-from kvtier.events import FanOut, ThreadDied
+from kvtier.events import FanOut, ThreadDied, ThreadRole
 from kvtier.factory import open_fs_tier
 from kvtier.fs.thread_pool import DualQueue, DualQueueThreadPool
 from kvtier.hashing import BlockHash, OffloadKey, make_offload_key
@@ -76,11 +76,11 @@ def test_a_dead_capacity_thread_is_reported_and_ends_stores_with_an_error(
     with caplog.at_level(logging.CRITICAL):
         tier = Tier(tmp_path)
         tier.manager._quota._thread.join()  # type: ignore[union-attr]
-    assert tier.counted() == {"capacity": 0, "lookup": 0, "load": 0, "store": 0}, "series are there before the first"
+    assert tier.counted() == dict.fromkeys(get_args(ThreadRole), 0), "series are there before the first"
     tier.step()
     tier.step()
     assert tier.deaths == [ThreadDied("fs", "capacity", f"AttributeError: {BUG}")]
-    assert tier.counted() == {"capacity": 1, "lookup": 0, "load": 0, "store": 0}
+    assert tier.counted() == {"capacity": 1, "lookup": 0, "load": 0, "store": 0, "watchdog": 0}
     (record,) = caplog.records
     assert record.message == "thread kvtier_capacity died: this is a bug in kvtier"
     assert record.exc_info

@@ -507,7 +507,7 @@ tier.shutdown()
 
 def test_a_dead_capacity_thread_is_counted_and_ends_stores_with_an_error(peer: Peer, tmp_path: Path) -> None:
     counted, refused = peer.ask(DEATH, str(tmp_path))
-    deaths = {"capacity": 1, "lookup": 0, "load": 0, "store": 0}
+    deaths = {"capacity": 1, "lookup": 0, "load": 0, "store": 0, "watchdog": 0}
     assert counted == {f"KvtierFileSystemTier {thread}": count for thread, count in deaths.items()}
     assert refused.startswith("KvtierError: a capacity thread died (AttributeError: a bug), which is a bug in kvtier")
 

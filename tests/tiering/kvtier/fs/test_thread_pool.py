@@ -6,6 +6,7 @@ import errno
 import hashlib
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -216,6 +217,40 @@ def test_calls_that_hang_on_all_threads_do_not_take_any_class_down(hung: Directi
     collect(pool, 1)
     assert lost(pool) == (0, 0)
     pool.shutdown()
+
+
+def test_a_hung_thread_is_replaced_without_a_poll(pipe: Pipe) -> None:
+    """An engine that waits in `drain_jobs`, or that is idle, polls nothing."""
+    pool, ran = make_pool(1, 1, hung_seconds=0.02), threading.Event()
+    pool.submit(1, "load", [(pipe, BLOCK)] * 2)
+    pool.submit(2, "load", [(ran.set, BLOCK)])
+    assert ran.wait(30)
+    assert re.search(r": loads 0 queued, 2 running, .*; 1\+1 threads, [12] hung; [12] jobs in flight>", repr(pool))
+    pipe.let_go(2)
+    assert pool.wait_idle(30)
+    pool.shutdown()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("kvtier_")]
+
+
+def test_a_thread_that_cannot_be_started_is_started_later(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool, ran, refused = make_pool(1, 1, hung_seconds=0.02), threading.Event(), threading.Event()
+
+    def refuse(*_: object) -> None:
+        refused.set()
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        pool.submit(1, "load", [(pipe, BLOCK)] * 2)
+        pool.submit(2, "load", [(ran.set, BLOCK)])
+        assert refused.wait(30)
+    assert ran.wait(30)
+    pipe.let_go(2)
+    assert pool.wait_idle(30)
+    pool.shutdown()
+    assert "a hung thread cannot be replaced (can't start new thread)" in caplog.text
 
 
 def test_no_more_threads_are_replaced_than_a_group_has_and_those_that_come_back_end(pipe: Pipe) -> None:
