@@ -1,12 +1,14 @@
-"""OpenTelemetry spans from events, written after the fact; a process that wants them calls `setup` once.
+"""OpenTelemetry spans from events, written after the events: a process calls `setup_tracing` once.
 
-The only importer of opentelemetry. It touches no global provider, so an application's own tracing stays as it is.
-Sampling is the caller's: what belongs to a `traceparent` that is not sampled leaves no span and costs nothing, and
-OTEL_TRACES_SAMPLER decides on what belongs to none.
+The only importer of opentelemetry. It uses no global provider, so an application's own tracing is unaffected. The
+caller samples: an event whose `traceparent` is not sampled makes no span and costs nothing. OTEL_TRACES_SAMPLER decides
+on events without a `traceparent`.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import re
 import time
@@ -14,11 +16,13 @@ from collections.abc import Mapping, Sequence
 from heapq import nlargest
 from pathlib import Path
 
+from google.protobuf.json_format import MessageToDict  # type: ignore[import-untyped, unused-ignore]
 from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import (
     INVALID_SPAN_CONTEXT,
@@ -47,16 +51,16 @@ from kvtier.events import (
 )
 
 TASK_EVENTS_MAX = 4
-"""Tasks that a job's span tells one by one, those that took longest from their queue to their end: telling all of them
-was most of what a span cost. Its attribute kvtier.tasks holds their whole number."""
+"""Tasks of a job that its span has as events: those with the longest wait plus service. All of them would be most of a
+span's cost. The attribute kvtier.tasks holds the number of all tasks."""
 
-# W3C Trace Context, version 00. Parsed here, since the SDK's own parser takes as long as the rest of a link.
+# W3C Trace Context, version 00. Parsed here, since the SDK's parser takes as long as the rest of a link.
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
-_Note = tuple[str, float, Mapping[str, AttributeValue] | None]  # what, when, details
+_Note = tuple[str, float, Mapping[str, AttributeValue] | None]  # name, time, attributes
 
 
 class PromisedIds(RandomIdGenerator):
-    """Gives the next span the ids that were promised for it: a store's are in its blocks before its span is written."""
+    """Gives the next span the ids promised for it: the blocks of a store carry them before its span is written."""
 
     promised: SpanContext | None = None
 
@@ -72,15 +76,20 @@ class TracingObserver:
     """An `Observer` that writes spans to `provider` and owns it: `shutdown` flushes and ends it.
 
     A span costs 0.1 to 0.3 ms; events of other types, and of requests that are not sampled, cost nothing. Times are
-    this host's wall clock. `provider` must use `ids` for its own, else no load's link finds the store it leads to.
+    this host's wall clock. `provider` must use `ids`, else the links of loads do not match the spans of stores.
+    Evictions of one step, request and reason are one span, which the next event of another type ends.
     """
 
     def __init__(self, provider: TracerProvider, ids: PromisedIds) -> None:
         self._provider = provider
         self._ids = ids
         self._tracer = provider.get_tracer("kvtier", __version__)
+        # (reason, traceparent) -> blocks, first and last time
+        self._evictions: dict[tuple[str, str | None], tuple[int, float, float]] = {}
 
     def on_event(self, event: Event, /) -> None:
+        if self._evictions and not isinstance(event, Eviction):
+            self._write_evictions()
         if _unsampled(getattr(event, "traceparent", None)):
             return
         now = time.monotonic()
@@ -90,7 +99,8 @@ class TracingObserver:
             case RequestFinished():
                 times = event.started_seconds, event.finished_seconds
                 detail: dict[str, AttributeValue] = {"request_id": event.req_id}
-                self._write("request", *times, detail, event.traceparent, own=event.own_traceparent)
+                name = "request" if event.own_traceparent else "offload"  # the manager's part lies in the request
+                self._write(name, *times, detail, event.traceparent, own=event.own_traceparent)
             case LookupBatch():
                 detail = {"tier": event.tier, "keys": event.keys, "hits": event.hits}
                 notes = [("probe started", event.started_seconds, None)]
@@ -100,7 +110,9 @@ class TracingObserver:
                 ended, error = event.finished_seconds, "" if event.ok else "the device reported an error"
                 self._write(f"copy_{event.direction}", ended - event.seconds, ended, detail, None, error=error)
             case Eviction():
-                self._write("evict", now, now, {"blocks": event.blocks, "reason": event.reason}, event.traceparent)
+                key = event.reason, event.traceparent
+                blocks, first, _ = self._evictions.get(key, (0, now, now))
+                self._evictions[key] = blocks + event.blocks, first, now
             case FilesEvicted():
                 detail = {"tier": event.tier, "blocks": event.blocks, "bytes": event.bytes, "reason": event.reason}
                 self._write("evict_files", now, now, detail, None)
@@ -109,8 +121,14 @@ class TracingObserver:
                 self._write("quarantine", now, now, detail, None, error=event.reason)
 
     def shutdown(self) -> None:
-        """Send what is left, then stop. Blocks for at most the exporter's timeout."""
+        """Send the remaining spans, then stop. Blocks for at most the exporter's timeout."""
+        self._write_evictions()
         self._provider.shutdown()
+
+    def _write_evictions(self) -> None:
+        for (reason, traceparent), (blocks, first, last) in self._evictions.items():
+            self._write("evict", first, last, {"blocks": blocks, "reason": reason}, traceparent)
+        self._evictions.clear()
 
     def _on_job(self, event: JobFinished) -> None:
         notes: list[_Note] = [
@@ -161,7 +179,7 @@ class TracingObserver:
         own: str | None = None,
         links: Sequence[str] = (),
     ) -> None:
-        """One span below the context `parent`, of the identity `own` where one was promised."""
+        """Write one span below the context `parent`, with the identity `own` if one was promised."""
         context = set_span_in_context(NonRecordingSpan(_context_of(parent))) if parent else Context()
         offset = time.time_ns() - time.monotonic_ns()  # taken once, so that no span straddles a clock step
         self._ids.promised = _context_of(own) if own else None
@@ -180,8 +198,9 @@ class TracingObserver:
 
 
 def setup_tracing(attributes: Mapping[str, AttributeValue], folder: Path | None = None) -> TracingObserver | None:
-    """Tracing as the standard OTEL_* variables ask; without an endpoint into `folder`/spans-<pid>.jsonl; else None.
+    """Tracing as the OTEL_* variables configure it; without an endpoint to `folder`/spans-<pid>.jsonl; else None.
 
+    Each line of that file is one ExportTraceServiceRequest in OTLP's JSON encoding, which collectors import.
     `attributes` describe this process (run, root, ...); OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME override them.
     Raises `ConfigError` on an exporter or protocol other than OTLP over HTTP. The caller calls `shutdown` at its end.
     """
@@ -193,11 +212,11 @@ def setup_tracing(attributes: Mapping[str, AttributeValue], folder: Path | None 
         raise ConfigError(f"the OTLP protocol is {protocol!r}; valid choices: http/protobuf")
     if exporter_name == "none" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
-    exporter: OTLPSpanExporter | ConsoleSpanExporter
+    exporter: SpanExporter
     if os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
         exporter = OTLPSpanExporter()
     elif folder is not None:
-        exporter = _JsonLines(folder / f"spans-{os.getpid()}.jsonl")
+        exporter = _OtlpJsonLines(folder / f"spans-{os.getpid()}.jsonl")
     else:
         return None
     given = Resource(
@@ -209,23 +228,34 @@ def setup_tracing(attributes: Mapping[str, AttributeValue], folder: Path | None 
     return TracingObserver(provider, ids)
 
 
-class _JsonLines(ConsoleSpanExporter):
-    """One span a line; the file is closed at shutdown."""
+class _OtlpJsonLines(SpanExporter):
+    """Writes each batch as one line, an ExportTraceServiceRequest in OTLP's JSON encoding."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(out=open(path, "a", encoding="utf-8"), formatter=lambda span: span.to_json(indent=None) + "\n")
+        self._file = open(path, "a", encoding="utf-8")
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        request = MessageToDict(encode_spans(spans), use_integers_for_enums=True)
+        scopes = (scope for resource in request["resourceSpans"] for scope in resource["scopeSpans"])
+        for span in (span for scope in scopes for span in scope["spans"]):
+            for ids in (span, *span.get("links", ())):
+                for name in ids.keys() & {"traceId", "spanId", "parentSpanId"}:  # OTLP has hex digits, protobuf base64
+                    ids[name] = base64.b64decode(ids[name]).hex()
+        self._file.write(json.dumps(request) + "\n")
+        self._file.flush()
+        return SpanExportResult.SUCCESS
 
     def shutdown(self) -> None:
-        self.out.close()
+        self._file.close()
 
 
 def _unsampled(traceparent: str | None) -> bool:
-    """Of version 00's form with an even flag; most events are, so it must be cheap."""
+    """Whether it has version 00's form and an even flag. Most events have, so this must be cheap."""
     return traceparent is not None and len(traceparent) == 55 and traceparent[-1] in "02468ace"
 
 
 def _context_of(traceparent: str) -> SpanContext:
-    """Invalid when the text is not of version 00's form: anybody may have written it."""
+    """An invalid context when the text, which comes from outside, has not version 00's form."""
     found = _TRACEPARENT.fullmatch(traceparent)
     if found is None:
         return INVALID_SPAN_CONTEXT
@@ -234,7 +264,7 @@ def _context_of(traceparent: str) -> SpanContext:
 
 
 def _slowest(tasks: Sequence[TaskFact]) -> list[TaskFact]:
-    """In the order in which they ended."""
+    """The `TASK_EVENTS_MAX` longest tasks, in the order of their ends."""
     if len(tasks) <= TASK_EVENTS_MAX:
         return list(tasks)
     slowest = nlargest(TASK_EVENTS_MAX, tasks, key=lambda task: task.finished_seconds - task.enqueued_seconds)

@@ -24,6 +24,7 @@ THIRD_PARTY = {
     "prometheus_client": {"telemetry/prometheus"},
     "rich": {"ops/cli"},
     "opentelemetry": {"telemetry/otel"},
+    "google": {"telemetry/otel"},  # protobuf, which opentelemetry's OTLP exporter requires
     "vllm": {"vllm_plugin"},
     "click": {"ops/cli"},
 }

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -149,6 +150,16 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         panels = evaluate(prometheus, start, end, {"job": "kvtier|harness"}, ["overview", "load"])
         panels += evaluate(prometheus, start, end, {}, ["gpu"])
         yield Watched(prometheus, fs, stack_code, panels)
+
+
+def spans_of(run_dir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every span of a run's OTLP-JSON files, with the instance id of its process."""
+    for path in run_dir.glob("spans-*.jsonl"):
+        for request in map(json.loads, path.read_text().splitlines()):
+            for of_process in request["resourceSpans"]:
+                values = {pair["key"]: pair["value"] for pair in of_process["resource"]["attributes"]}
+                for span in of_process["scopeSpans"][0]["spans"]:
+                    yield values["service.instance.id"]["stringValue"], span
 
 
 def until(satisfied: Callable[[], bool], seconds: float = 30.0) -> None:
@@ -291,11 +302,7 @@ def test_vllms_names_say_the_same(watched: Watched) -> None:
 
 
 def test_exemplars_open_the_trace_of_that_very_job(watched: Watched) -> None:
-    spans = {}
-    for path in Path(watched.fs.run_dir).glob("spans-*.jsonl"):
-        for line in path.read_text().splitlines():
-            span = json.loads(line)
-            spans[span["context"]["trace_id"][2:], span["context"]["span_id"][2:]] = span
+    spans = {(span["traceId"], span["spanId"]): span for _, span in spans_of(Path(watched.fs.run_dir))}
     found = 0
     for text in (path.read_text() for path in Path(watched.fs.run_dir).glob("metrics-*.openmetrics")):
         for span_id, trace_id in re.findall(r'kvtier_job_seconds_bucket.*# {span_id="(\w+)",trace_id="(\w+)"}', text):
@@ -311,25 +318,17 @@ def test_exemplars_open_the_trace_of_that_very_job(watched: Watched) -> None:
 
 def test_loads_link_to_the_stores_of_other_processes(watched: Watched) -> None:
     """Every request of that run is traced, so each link of a load leads to a span; some lead to another process."""
-    spans = {}
-    for path in Path(watched.fs.run_dir).glob("spans-*.jsonl"):
-        for line in path.read_text().splitlines():
-            span = json.loads(line)
-            spans[span["context"]["span_id"]] = span
+    spans = {span["spanId"]: (process, span) for process, span in spans_of(Path(watched.fs.run_dir))}
     links = [
-        (span, spans[link["context"]["span_id"]])
-        for span in spans.values()
+        (process, *spans[link["spanId"]])
+        for process, span in spans.values()
         if span["name"] == "kvtier.load"
-        for link in span["links"]
+        for link in span.get("links", ())
     ]
     assert links
-    assert all(store["name"] == "kvtier.store" for _, store in links)
-
-    def process(span: dict[str, dict[str, dict[str, str]]]) -> str:
-        return span["resource"]["attributes"]["service.instance.id"]
-
-    assert any(process(load) != process(store) for load, store in links)
-    requests = [span for span in spans.values() if span["name"] == "kvtier.request"]
+    assert all(store["name"] == "kvtier.store" for _, _, store in links)
+    assert any(loader != writer for loader, writer, _ in links)
+    requests = [span for _, span in spans.values() if span["name"] == "kvtier.request"]
     assert len(requests) == len(watched.history.requests)
-    parts = [span for span in spans.values() if span["name"] in ("kvtier.load", "kvtier.store")]
-    assert {span["parent_id"] for span in parts} <= {span["context"]["span_id"] for span in requests}
+    parts = [span for _, span in spans.values() if span["name"] in ("kvtier.load", "kvtier.store")]
+    assert {span["parentSpanId"] for span in parts} <= {span["spanId"] for span in requests}

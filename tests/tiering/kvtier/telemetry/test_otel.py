@@ -1,4 +1,4 @@
-"""kvtier.telemetry.otel: spans as a backend gets them, from memory, from the file and over real OTLP/HTTP."""
+"""kvtier.telemetry.otel: spans in memory, in the file, and over real OTLP/HTTP."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def spans_of(*events: Event) -> list[ReadableSpan]:
     return list(exporter.get_finished_spans())
 
 
-def test_a_job_keeps_its_times_and_tells_its_queue_wait() -> None:
+def test_a_job_span_has_its_times_and_its_queue_wait() -> None:
     before = time.time_ns()
     (span,) = spans_of(job())
     after = time.time_ns()
@@ -107,7 +107,7 @@ def test_a_request_that_is_not_sampled_leaves_no_span() -> None:
     assert spans_of(*events) == []
 
 
-def test_a_job_has_the_identity_that_its_blocks_carry_and_promises_nothing_for_the_next() -> None:
+def test_a_job_span_has_the_identity_in_its_blocks_and_the_next_span_another() -> None:
     own = child_traceparent(traceparent(TRACE, SPAN))
     assert own is not None
     assert own[:36] == traceparent(TRACE, SPAN)[:36]
@@ -141,17 +141,17 @@ def test_failures_are_errors_with_their_reasons() -> None:
     assert span.status.description == "EIO: 3 blocks, checksum: 1 blocks"
 
 
-def test_a_job_of_many_tasks_tells_a_bounded_number() -> None:
+def test_a_job_span_has_a_bounded_number_of_tasks() -> None:
     event = job()
     slow = event.tasks[0]._replace(thread=77, finished_seconds=event.tasks[0].finished_seconds + 9)
     (span,) = spans_of(event._replace(tasks=(*event.tasks[:1] * (TASK_EVENTS_MAX + 4), slow)))
     assert len(span.events) == TASK_EVENTS_MAX
-    assert "77" in str((span.events[-1].attributes or {})["kvtier.thread"]), "the slowest is among those that are told"
+    assert "77" in str((span.events[-1].attributes or {})["kvtier.thread"]), "the slowest task is among the events"
     assert span.attributes is not None
     assert span.attributes["kvtier.tasks"] == TASK_EVENTS_MAX + 5
 
 
-def test_every_other_traced_event_is_one_span_and_the_rest_none() -> None:
+def test_every_other_traced_event_is_one_span() -> None:
     spans = spans_of(
         LookupBatch("fs", 10, 4, 10.0, 10.5, 10.75),
         CopyFinished("store", 1, 9, 900, 0.125, True, 20.0),
@@ -159,9 +159,10 @@ def test_every_other_traced_event_is_one_span_and_the_rest_none() -> None:
         Eviction(8, "capacity"),
         BlockQuarantined("fs", "size", "q/x"),
         Cascade("fs", "r1", 7),
+        RequestFinished("r1", 1.0, 2.0, traceparent(TRACE, SPAN)),
     )
-    names = ["kvtier.lookup", "kvtier.copy_store", "kvtier.copy_load", "kvtier.evict", "kvtier.quarantine"]
-    assert [span.name for span in spans] == names
+    names = ["lookup", "copy_store", "copy_load", "evict", "quarantine", "offload"]
+    assert [span.name for span in spans] == [f"kvtier.{name}" for name in names]
     error = [span.name for span in spans if span.status.status_code is StatusCode.ERROR]
     assert error == ["kvtier.copy_load", "kvtier.quarantine"]
     assert spans[0].start_time is not None
@@ -172,8 +173,37 @@ def test_every_other_traced_event_is_one_span_and_the_rest_none() -> None:
     assert spans[1].end_time - spans[1].start_time == 125_000_000
 
 
+def test_evictions_of_one_step_request_and_reason_are_one_span() -> None:
+    mine, other = traceparent(TRACE, SPAN), traceparent(WRITER_TRACE, WRITER_SPAN)
+    step = [Eviction(1, "capacity", owner) for owner in (mine, other, mine, mine)] + [Eviction(5, "reset")]
+    spans = spans_of(*step, Cascade("fs", "r1", 1), Eviction(2, "capacity", mine))
+    found = [
+        (span.parent and f"{span.parent.span_id:016x}", attributes["kvtier.reason"], attributes["kvtier.blocks"])
+        for span in spans
+        if (attributes := span.attributes)
+    ]
+    step_spans = [(SPAN, "capacity", 3), (WRITER_SPAN, "capacity", 1), (None, "reset", 5)]
+    assert found == [*step_spans, (SPAN, "capacity", 2)]
+    assert {span.name for span in spans} == {"kvtier.evict"}
+    assert spans[0].start_time is not None
+    assert spans[0].end_time is not None
+    assert spans[0].start_time < spans[0].end_time, "from the first eviction to the last"
+
+
+def test_the_request_and_the_managers_part_of_it_have_different_names() -> None:
+    request = traceparent(TRACE, SPAN)
+    part, whole = spans_of(
+        RequestFinished("r1", 1.2, 2.4, request),
+        RequestFinished("r1", 1.0, 2.5, None, own_traceparent=request),
+    )
+    assert (part.name, whole.name) == ("kvtier.offload", "kvtier.request")
+    assert part.parent is not None
+    assert whole.context is not None
+    assert part.parent.span_id == whole.context.span_id
+
+
 class Receiver(ThreadingHTTPServer):
-    """The least that OTLP over HTTP asks of a server."""
+    """A minimal OTLP/HTTP receiver."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -231,19 +261,34 @@ def test_every_span_reaches_a_real_receiver(receiver: Receiver, monkeypatch: pyt
     assert sorted(got) == list(range(700))
 
 
-def test_without_an_endpoint_spans_go_to_the_folder(tmp_path: Path) -> None:
+def test_without_an_endpoint_spans_go_to_the_folder_as_otlp_json(tmp_path: Path) -> None:
+    """As https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding: ids in hex digits, enums as numbers."""
     observer = setup_tracing({"kvtier.run": "42"}, tmp_path)
     assert observer is not None
-    for number in range(3):
-        observer.on_event(job(job_id=number))
+    links = (traceparent(WRITER_TRACE, WRITER_SPAN),)
+    for number in range(700):  # more than a batch
+        observer.on_event(job(job_id=number, traceparent=traceparent(TRACE, SPAN), links=links, failures=(("EIO", 1),)))
     observer.shutdown()
     (path,) = tmp_path.iterdir()
-    spans = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [span["attributes"]["kvtier.job_id"] for span in spans] == [0, 1, 2]
-    assert spans[0]["resource"]["attributes"]["kvtier.run"] == "42"
+    requests = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(requests) > 1
+    spans = []
+    for request in requests:
+        assert list(request) == ["resourceSpans"]
+        (of_process,) = request["resourceSpans"]
+        assert {"key": "kvtier.run", "value": {"stringValue": "42"}} in of_process["resource"]["attributes"]
+        (scope,) = of_process["scopeSpans"]
+        spans += scope["spans"]
+    values = [{pair["key"]: pair["value"] for pair in span["attributes"]} for span in spans]
+    assert [value["kvtier.job_id"]["intValue"] for value in values] == [str(number) for number in range(700)]
+    first = spans[0]
+    assert (first["traceId"], first["parentSpanId"], len(first["spanId"])) == (TRACE, SPAN, 16)
+    assert (first["links"][0]["traceId"], first["links"][0]["spanId"]) == (WRITER_TRACE, WRITER_SPAN)
+    assert (first["kind"], first["status"]["code"]) == (1, 2)
+    assert int(first["endTimeUnixNano"]) - int(first["startTimeUnixNano"]) == pytest.approx(1.5e9, abs=1e3)
 
 
-def test_nowhere_to_go_means_no_tracing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_destination_there_is_no_tracing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert setup_tracing({}) is None
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
     assert setup_tracing({}, tmp_path) is None
@@ -261,13 +306,15 @@ def test_nowhere_to_go_means_no_tracing(tmp_path: Path, monkeypatch: pytest.Monk
         ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json", "http/protobuf"),
     ],
 )
-def test_what_cannot_be_done_is_said(name: str, value: str, valid: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsupported_exporter_or_protocol_is_refused(
+    name: str, value: str, valid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=rf"'{value}'; valid choices: {valid}"):
         setup_tracing({})
 
 
-def test_the_applications_own_provider_stays(tmp_path: Path) -> None:
+def test_the_global_provider_is_unchanged(tmp_path: Path) -> None:
     before = get_tracer_provider()
     observer = setup_tracing({}, tmp_path)
     assert observer is not None
