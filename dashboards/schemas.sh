@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fetches the types of Grafana, Kubernetes and the Prometheus operator from npm into the folder $1, and makes JSON
-# schemas of them there that allow no property beyond; the tests of dashboards/ read these. Nothing of it is committed.
+# Fetches the types of Grafana, Kubernetes and the Prometheus operator from npm into the folder $1, and makes strict JSON
+# schemas of them there, without additional properties. The tests of dashboards/ read these. Nothing of it is committed.
 set -euo pipefail
 mkdir -p "$1" && cd "$1"
 npm install --prefix . --no-save --no-audit --no-fund --silent @grafana/schema@11.6.0 kubernetes-models@5.1.0 \

@@ -1,8 +1,8 @@
-"""Every observable fact, declared once as a typed tuple; mechanisms return facts, tiers and the manager emit them.
+"""Every observable fact, declared once as a typed tuple: mechanisms return facts, tiers and the manager emit them.
 
-Metrics, traces, the harness's history and the tests are four consumers of this one stream. Events are emitted on the
-caller's (scheduler's) thread, one per job or per lookup batch, never one per key. State that can be read at any time
-(queue depth, free slots) is not an event: `gauges()` of its owner answers it.
+Metrics, traces, the harness's history and the tests consume this one stream. Events are emitted on the caller's
+(scheduler's) thread, one per job or per lookup batch, never one per key. State that can be read at any time (queue
+depth, free slots) is not an event: `gauges()` of its owner returns it.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ logger = logging.getLogger(__name__)
 
 Direction = Literal["load", "store"]
 CorruptReason = Literal["kind", "size", "trailer", "key", "checksum", "unverified"]
-"""Why a file is not the block it should be: no regular file, of a wrong size, its trailer is damaged, another block's,
-its bytes are not those that were written, or it has no trailer where one must be."""
+"""Why a file is not the block of its name: it is no regular file, has the wrong size, a damaged trailer, the key of
+another block, or bytes that do not match the checksum, or lacks a trailer that is required."""
 EvictionReason = Literal["capacity", "failed", "reset"]
 FileEvictionReason = Literal["max_bytes", "min_free_bytes"]
 ThreadRole = Literal["lookup", "load", "store", "watchdog", "capacity"]
-"""What a background thread of a tier is for; "load" and "store" as the thread prefers."""
+"""The purpose of a background thread of a tier; "load" and "store" are the direction that the thread prefers."""
 
 
 def child_traceparent(parent: str | None) -> str | None:
-    """A W3C trace context of its own below `parent`, for a span that is named before it is written; None without one
-    of version 00's form."""
+    """A new W3C trace context below `parent`, for a span whose id is needed before it is written; None if `parent` has
+    not version 00's form."""
     if parent is None or len(parent) != 55:
         return None
     return f"{parent[:36]}{os.urandom(8).hex()}{parent[52:]}"
 
 
 class TaskFact(NamedTuple):
-    """One bounded piece of a job as it ran. Clock: `time.monotonic()`, seconds; shared by all processes of a host."""
+    """One task of a job as it ran. Clock: `time.monotonic()`, seconds; shared by all processes of a host."""
 
     direction: Direction
     thread_direction: Direction  # what its thread prefers: "load" = read-priority, "store" = write-priority
@@ -61,8 +61,8 @@ class JobFinished(NamedTuple):
     tasks: tuple[TaskFact, ...]
     traceparent: str | None  # the request's context
     links: tuple[str, ...]  # traceparents of the stores that wrote the loaded blocks, distinct, at most 8
-    blocks_unverified: int = 0  # loads of files without a trailer (vLLM's), taken as they are
-    own_traceparent: str | None = None  # the job's own, below the request's: what the blocks it stored carry
+    blocks_unverified: int = 0  # loads of files without a trailer (vLLM's), which nothing verifies
+    own_traceparent: str | None = None  # the job's own, below the request's: the blocks that it stored carry it
 
 
 class LookupBatch(NamedTuple):
@@ -74,22 +74,24 @@ class LookupBatch(NamedTuple):
     sent_seconds: float
     started_seconds: float
     finished_seconds: float
-    traceparent: str | None = None  # of one of the requests that asked
+    traceparent: str | None = None  # of one of the requests in the batch
 
 
 class TierAnswers(NamedTuple):
-    """A secondary tier answered lookups, from memory or after a probe, since its last such event; a block that is asked
-    for in several steps counts in each. Emitted at the end of a step in which some answer was final."""
+    """Answers of a secondary tier since its last such event, from memory or after a probe.
+
+    A block that is looked up in several steps counts in each. Emitted at the end of a step with a final answer.
+    """
 
     tier: str
     hits: int
     misses: int
     retries: int
-    evicted: int = 0  # of the misses: blocks that this process had evicted not long ago, each counted once
+    evicted: int = 0  # of the misses: blocks that this process had evicted shortly before, each counted once
 
 
 class BlockQuarantined(NamedTuple):
-    """A file that was not the block it should be was moved to quarantine (or could not be, `path` empty)."""
+    """A damaged file was moved to quarantine, or could not be moved (`path` empty)."""
 
     tier: str
     reason: str
@@ -97,21 +99,25 @@ class BlockQuarantined(NamedTuple):
 
 
 class FilesEvicted(NamedTuple):
-    """This process evicted blocks from a root that had grown over a limit. Clock: `time.monotonic()`, seconds; it alone
-    evicted in between. Emitted at the end of a step, one per round and folder."""
+    """This process evicted blocks from a root above its limit, alone. Clock: `time.monotonic()`, seconds.
+
+    Emitted at the end of a step, one per round and folder.
+    """
 
     tier: str
     reason: FileEvictionReason
     blocks: int
     bytes: int
-    ages_seconds: tuple[float, ...]  # of some of them: for how long they had not been used
+    ages_seconds: tuple[float, ...]  # of some of them: the time since their last use
     started_seconds: float
     finished_seconds: float
 
 
 class ThreadDied(NamedTuple):
-    """A background thread ended by an exception, which is a bug. Emitted once for each, at the end of a step or before
-    the tier raises."""
+    """A background thread ended by an exception, which is a bug.
+
+    Emitted once for each, at the end of a step or before the tier raises.
+    """
 
     tier: str
     thread: ThreadRole
@@ -119,7 +125,7 @@ class ThreadDied(NamedTuple):
 
 
 class Lookup(NamedTuple):
-    """The manager answered lookups of one request in one step: blocks by outcome."""
+    """Lookups of one request that the manager answered in one step: blocks by outcome."""
 
     req_id: str
     hits: int
@@ -129,7 +135,7 @@ class Lookup(NamedTuple):
 
 
 class Promotion(NamedTuple):
-    """Blocks of one request were sent from a secondary tier towards the CPU tier; `refused`: no slot was free."""
+    """Blocks of one request were sent from a secondary tier to the CPU tier; `refused`: no slot was free."""
 
     tier: str
     req_id: str
@@ -138,7 +144,7 @@ class Promotion(NamedTuple):
 
 
 class Cascade(NamedTuple):
-    """Blocks that reached the CPU tier were handed to a secondary tier."""
+    """Blocks of the CPU tier were sent to a secondary tier."""
 
     tier: str
     req_id: str
@@ -154,7 +160,7 @@ class Eviction(NamedTuple):
 
 
 class CopyFinished(NamedTuple):
-    """A copy between GPU blocks and CPU slots ended; direction as seen from the CPU tier ("store" = GPU -> CPU)."""
+    """A copy between GPU blocks and CPU slots ended; "store" is GPU to CPU."""
 
     direction: Direction
     job_id: int
@@ -162,17 +168,17 @@ class CopyFinished(NamedTuple):
     bytes: int
     seconds: float
     ok: bool
-    finished_seconds: float = 0.0  # `time.monotonic()` when it was seen to have ended
+    finished_seconds: float = 0.0  # `time.monotonic()` when its end was observed
 
 
 class RequestFinished(NamedTuple):
-    """The manager has nothing left to do for a request. Clock: `time.monotonic()`, seconds."""
+    """The manager has no work left for a request. Clock: `time.monotonic()`, seconds."""
 
     req_id: str
     started_seconds: float
     finished_seconds: float
     traceparent: str | None  # the caller's context
-    own_traceparent: str | None = None  # the request's own, where it has been promised to somebody
+    own_traceparent: str | None = None  # the request's own, if other spans refer to it already
 
 
 Event = (
@@ -198,20 +204,20 @@ class Observer(Protocol):
 
 
 class NullObserver:
-    """The default: nobody watches."""
+    """The default: ignores events."""
 
     def on_event(self, event: Event, /) -> None:
         return
 
 
 class FanOut:
-    """Hands each event to several observers; one that raises is logged once and dropped, the others go on."""
+    """Passes each event to several observers. An observer that raises is logged and dropped; the others continue."""
 
     def __init__(self, *observers: Observer) -> None:
         self._observers = list(observers)
 
     def add(self, observer: Observer) -> None:
-        """From now on `observer` receives events too."""
+        """Pass later events to `observer` too."""
         self._observers.append(observer)
 
     def on_event(self, event: Event, /) -> None:

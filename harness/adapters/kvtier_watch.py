@@ -1,7 +1,7 @@
-"""What is to be seen of kvtier from outside a worker: /metrics, spans, and what of both stays in the run folder.
+"""Metrics and spans of kvtier in a worker: /metrics while it runs, and files in the run folder.
 
-The kvtier adapters make one `Watch` where the run asks for it. It samples, since sampling is the caller's affair; it
-changes nothing about the tier.
+The kvtier adapters make one `Watch` if the run has metrics or traces. It samples the requests to trace, as the caller
+of a tier does. The tier is unchanged.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from kvtier import Event, FanOut, Gauges, JobFinished, MetricsObserver, RequestF
 T = TypeVar("T")
 
 LAST_SCRAPE_SECONDS_MAX = 3.0
-"""A process that is being scraped waits so long for one scrape after its last job, so that no count is lost."""
+"""The longest wait of a scraped process for one scrape after its last job, so that Prometheus has the final counts."""
 
 
 class Watch:
     """Serves `/metrics` on 127.0.0.1 (`setup.serve_metrics`), writes spans of every `setup.trace_every`-th request.
 
-    `sources` and `info` are `MetricsObserver`'s. Spans go where the OTEL_* variables say, else into the run folder.
+    `sources` and `info` are those of `MetricsObserver`. Spans go to the endpoint of the OTEL_* variables, else into
+    the run folder.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Watch:
         self._registry: CollectorRegistry | None = None
         self._spans = None
         if setup.serve_metrics:
-            disable_created_metrics()  # type: ignore[no-untyped-call]  # a third of a scrape, which nobody here reads
+            disable_created_metrics()  # type: ignore[no-untyped-call]  # a third of a scrape, and not used
             self._registry = CollectorRegistry()
             self._registry.register(self._scrapes)
             ProcessCollector(registry=self._registry)
@@ -76,7 +77,7 @@ class Watch:
                 watchers.add(self._spans)
 
     def traceparent(self, req_id: str) -> str | None:
-        """A new request's trace context. Its ids derive from the run and the request, so that anybody can find it."""
+        """A new request's trace context. Its ids derive from the run and the request, so they can be recomputed."""
         if self._windows is not None:
             return self._windows.paid(self._new_traceparent, req_id) if self._windows.watched() else None
         return self._new_traceparent(req_id)
@@ -90,13 +91,13 @@ class Watch:
         return f"00-{name[:32]}-{name[32:]}-{sampled:02x}"
 
     def request_finished(self, req_id: str, traceparent: str | None, started_seconds: float) -> None:
-        """Its span, of which all others of the request are parts."""
+        """Emit the request's span, the parent of its other spans."""
         if traceparent is not None and traceparent.endswith("1"):
             now = time.monotonic()
             self._events.on_event(RequestFinished(req_id, started_seconds, now, None, own_traceparent=traceparent))
 
     def close(self) -> None:
-        """Wait for a last scrape if somebody scrapes; keep the final figures; stop serving; flush the spans."""
+        """Wait for a last scrape if there is a scraper, write the final metrics, stop serving, flush the spans."""
         if self._windows is not None:
             (self._run_dir / f"windows-{self._label}.json").write_text(json.dumps(self._windows.rows))
         if self._registry is not None:
@@ -115,11 +116,10 @@ def is_watched(monotonic_seconds: float, window_seconds: float) -> bool:
 
 
 class Windows:
-    """Hands events on to `watchers` in every other window of `seconds`.
+    """Passes events to `watchers` in every second window of `seconds`.
 
-    `rows`: of each window that is over, whether it was watched, how long it really was, the processor time of this
-    process in it, what of that was spent on watching (events, trace contexts, scrapes, the export of spans), and the
-    blocks that its jobs stored and loaded.
+    `rows` has, of each finished window: whether it was watched, its real length, the CPU time of this process, the part
+    of that for observing (events, trace contexts, scrapes, the export of spans), and the blocks stored and loaded.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -130,20 +130,20 @@ class Windows:
         self._paid = self._spent = 0.0
 
     def paid(self, call: Callable[..., T], *arguments: object) -> T:
-        """`call(*arguments)`, whose processor time counts as spent on watching."""
+        """Return `call(*arguments)`, and count its CPU time as spent on observing."""
         before = time.thread_time()
         try:
             return call(*arguments)
         finally:
-            self._paid += time.thread_time() - before  # a scrape's may be lost to another thread's: one in thousands
+            self._paid += time.thread_time() - before  # races with other threads: one update in thousands is lost
 
     def pay_for_scrapes(self, server: WSGIServer) -> None:
-        """From now on what `server`'s threads spend on answers counts too."""
+        """Count the CPU time of `server`'s threads too."""
         answer = server.process_request_thread  # type: ignore[attr-defined]
         server.process_request_thread = functools.partial(self.paid, answer)  # type: ignore[attr-defined]
 
     def _spent_until_now(self) -> float:
-        """Processor seconds; the threads that export spans have clocks of their own."""
+        """CPU seconds spent on observing so far; the threads that export spans have clocks of their own."""
         exporters = [thread.ident for thread in threading.enumerate() if thread.name.startswith("OtelBatch")]
         return self._paid + sum(time.clock_gettime(time.pthread_getcpuclockid(ident)) for ident in exporters if ident)
 
@@ -164,7 +164,7 @@ class Windows:
 
 
 class _Scrapes(Collector):
-    """Counts scrapes as they begin; registered first, so that all that follows in a scrape is as late as its count."""
+    """Counts scrapes as they begin. Registered first: the other metrics of a scrape are read after its count."""
 
     def __init__(self) -> None:
         self._begun = 0
@@ -180,7 +180,8 @@ class _Scrapes(Collector):
         return ()
 
     def await_last(self, seconds: float) -> None:
-        """Two more begin, so one that began after now has been answered; at once when nobody has scraped twice."""
+        """Wait until two more scrapes begin: then one that began after this call has ended. Returns at once if there
+        were fewer than two scrapes."""
         with self._more:
             begun = self._begun
             if begun >= 2:

@@ -1,7 +1,7 @@
-"""Prometheus beside a run: starts Debian's server on what runs write, and asks it for every panel and rule.
+"""Prometheus during a run: starts Debian's server on a run's targets, and evaluates every panel and rule.
 
-`make observe` and the tests call it. It starts what it finds (Prometheus; Grafana and Tempo where a container engine
-is), says what it could not start, and stops all of it; it judges nothing.
+`make observe` and the tests call it. It starts Prometheus, and Grafana and Tempo if there is a container engine,
+reports servers that it cannot start, and stops all of them. It gives no verdict.
 """
 
 from __future__ import annotations
@@ -45,34 +45,34 @@ from harness.scenarios.load import SCENARIO, LoadOptions
 DASHBOARD_FILES = ("overview.json", "load.json", "gpu.json", "rules.yml", "vllm-names.yml")
 SCRAPE_SECONDS = 0.25
 RATE_SCRAPES = 8
-"""`$__rate_interval` in scrapes, when panels are evaluated: Grafana's own is 4, a busy machine misses some."""
+"""`$__rate_interval` in scrapes, when panels are evaluated. Grafana's own is 4, but a busy machine misses some."""
 READY_SECONDS_MAX = 20.0
 NOTES_MAX = 200
 PROMETHEUS_PORT, GRAFANA_PORT, OTLP_PORT = 9090, 3000, 4318
 
 
 class NoPrometheus(Exception):
-    """There is no server here; its text is one sentence that says what to do."""
+    """Prometheus is not installed or does not start; the text is one sentence with the remedy."""
 
 
 class NoDashboards(Exception):
-    """This installation lacks dashboards or rules; its text is one sentence that says what to do."""
+    """This installation lacks dashboards or rules; the text is one sentence with the remedy."""
 
 
 class QueryError(Exception):
-    """Prometheus refuses a query; its text is the server's."""
+    """Prometheus refused a query; the text is the server's."""
 
 
 class Prometheus:
-    """A server of its own on 127.0.0.1, from `__enter__` to `__exit__`; all it keeps is below `folder`.
+    """A server on 127.0.0.1, from `__enter__` to `__exit__`; all its files are below `folder`.
 
-    It scrapes whom the `file_sd` files name. Raises `NoPrometheus` where Debian's package is missing.
+    It scrapes the targets of the `file_sd` files. Raises `NoPrometheus` if Debian's package is missing.
     """
 
     def __init__(self, folder: Path, port: int = 0, scrape_seconds: float = SCRAPE_SECONDS) -> None:
         binary = shutil.which("prometheus")
         if binary is None:
-            raise NoPrometheus("there is no prometheus here; on Debian: apt-get install prometheus")
+            raise NoPrometheus("prometheus is not installed; on Debian: apt-get install prometheus")
         self.address = f"http://127.0.0.1:{port or free_port()}"
         self._interval = f"{round(scrape_seconds * 1000)}ms"
         self._file_sd: list[str] = []
@@ -88,7 +88,7 @@ class Prometheus:
         ]
 
     def scrape(self, *file_sd: Path) -> None:
-        """From now on also whom these files name; they need not exist yet, but their folders must."""
+        """Also scrape the targets of these files, which need not exist yet; their folders must."""
         self._file_sd += [str(path.resolve()) for path in file_sd]
         self._write_config()
         self._popen.send_signal(signal.SIGHUP)
@@ -117,7 +117,7 @@ class Prometheus:
             if self._popen.poll() is not None or time.monotonic() > deadline:
                 words = self._log_path.read_text(errors="replace")[-2000:]
                 self.__exit__()
-                raise NoPrometheus(f"prometheus did not come up: {words}")
+                raise NoPrometheus(f"prometheus did not start: {words}")
             time.sleep(0.05)
         return self
 
@@ -135,7 +135,7 @@ class Prometheus:
         return False
 
     def get(self, path: str, **parameters: object) -> Any:
-        """`data` of an answer of the HTTP API. Raises `QueryError`."""
+        """`data` of a response of the HTTP API. Raises `QueryError`."""
         url = f"{self.address}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
             with urllib.request.urlopen(url, timeout=30) as answer:
@@ -153,7 +153,7 @@ class Prometheus:
 
 
 class PanelValue(NamedTuple):
-    """One query of a panel, evaluated over a run: how many lines it draws, and the last and highest of their values."""
+    """One query of a panel, evaluated over a run: its number of lines, and the last and highest of their values."""
 
     dashboard: str
     panel: str
@@ -161,7 +161,7 @@ class PanelValue(NamedTuple):
     legend: str
     expr: str
     lines: int
-    last: float | None  # None: no line has any value, the panel is dead
+    last: float | None  # None: no line has a value, so the panel is empty
     highest: float | None
     error: str
 
@@ -169,9 +169,9 @@ class PanelValue(NamedTuple):
 def evaluate(
     prometheus: Prometheus, start: float, end: float, variables: Mapping[str, str], names: Sequence[str] = ()
 ) -> list[PanelValue]:
-    """Ask for every query of the dashboards (`names`; default: all) over [start, end], wall-clock seconds.
+    """Evaluate every query of the dashboards (`names`; default: all) over [start, end], wall-clock seconds.
 
-    `variables` stand for those at the top of a dashboard; one that is not given is ".*".
+    `variables` are values of the dashboards' variables; the default of each is ".*".
     """
     found = []
     for path in sorted(DASHBOARDS.glob("*.json")):
@@ -202,7 +202,7 @@ def _evaluate(
 
 
 def expand(expr: str, range_seconds: float, variables: Mapping[str, str]) -> str:
-    """A panel's query with Grafana's variables replaced, as Grafana would before it asks."""
+    """A panel's query with Grafana's variables replaced, as Grafana replaces them."""
     known = {
         "__rate_interval": f"{round(SCRAPE_SECONDS * RATE_SCRAPES * 1000)}ms",
         "__range": f"{max(1, round(range_seconds))}s",
@@ -212,15 +212,16 @@ def expand(expr: str, range_seconds: float, variables: Mapping[str, str]) -> str
 
 
 def unhealthy_rules(prometheus: Prometheus) -> list[str]:
-    """Rules that Prometheus could not evaluate, with its words."""
+    """Rules that Prometheus could not evaluate, with its error."""
     rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
     return [f"{rule['name']}: {rule['health']} {rule.get('lastError', '')}" for rule in rules if rule["health"] != "ok"]
 
 
 class RunExporter(Collector):
-    """What the harness itself knows of a run, as metrics: what its workers have done, and the run's phases and faults.
+    """The harness's own metrics of a run: requests and blocks by worker, and the run's phases and faults.
 
-    Its `on_start` and `on_tick` are those of `run`. Serves from construction to `close`; `targets_path` names it.
+    Its `on_start` and `on_tick` are those of `run`. It serves from construction to `close`; `targets_path` has its
+    address.
     """
 
     def __init__(self, targets_path: Path) -> None:
@@ -247,13 +248,17 @@ class RunExporter(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        done = CounterMetricFamily("harness_done", "What a process has done so far.", labels=("process", "what"))
+        done = CounterMetricFamily(
+            "harness_done", "Requests and blocks of a process so far.", labels=("process", "what")
+        )
         for child in self._children:
             for what, count in child.counts.items():
                 done.add_metric((child.label, what), count)
         yield done
-        total = CounterMetricFamily("harness_notes", "Phases begun, faults made and lifted.", labels=("kind",))
-        when = GaugeMetricFamily("harness_note_time_seconds", "When it was, wall clock.", labels=("kind", "text"))
+        total = CounterMetricFamily("harness_notes", "Phases begun, faults injected and lifted.", labels=("kind",))
+        when = GaugeMetricFamily(
+            "harness_note_time_seconds", "Time of a phase or fault, wall clock.", labels=("kind", "text")
+        )
         notes = self._notes()
         for kind in (Phase, Fault, Lifted):
             total.add_metric((kind.__name__.lower(),), sum(note.is_a(kind) for note in notes))
@@ -269,7 +274,7 @@ class RunExporter(Collector):
 
 
 class Viewers:
-    """Grafana and Tempo in containers, from `__enter__` to `__exit__`; `why_not` says why there are none."""
+    """Grafana and Tempo in containers, from `__enter__` to `__exit__`; `why_not` is the reason if they do not run."""
 
     def __init__(self, prometheus_address: str, runs_dir: Path) -> None:
         self.why_not = ""
@@ -280,7 +285,7 @@ class Viewers:
                 self._compose = [engine, "compose", "-f", str(DASHBOARDS / "compose.yaml")]
                 break
         else:
-            self.why_not = "no container engine answers (docker or podman with compose)"
+            self.why_not = "there is no container engine (docker or podman with compose)"
 
     def __enter__(self) -> Self:
         if self._compose:
@@ -307,7 +312,7 @@ def _succeeds(*command: str) -> bool:
 
 
 def free_port(preferred: int = 0) -> int:
-    """`preferred` if nobody listens there, else some free port of 127.0.0.1."""
+    """`preferred` if it is free, else another free port of 127.0.0.1."""
     for port in (preferred, 0):
         with socket.socket() as listener, suppress(OSError):
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -317,7 +322,7 @@ def free_port(preferred: int = 0) -> int:
 
 
 def in_words(value: float | None, unit: str) -> str:
-    """A panel's value for a person; "nothing" where no line has one."""
+    """A panel's value with its unit; "nothing" if no line has a value."""
     if value is None:
         return "nothing"
     match unit:
@@ -334,8 +339,8 @@ def in_words(value: float | None, unit: str) -> str:
 
 
 def show(values: Sequence[PanelValue], console: Console) -> None:
-    """A line per query: its panel, what its lines are called, and what they show at the end and at most."""
-    table = Table("dashboard", "panel", "shows", "lines", "at last", "at most", box=None, padding=(0, 2, 0, 0))
+    """Print a line per query: its panel, legend, number of lines, and last and highest value."""
+    table = Table("dashboard", "panel", "legend", "lines", "last", "highest", box=None, padding=(0, 2, 0, 0))
     seen: tuple[str, str] = ("", "")
     for value in values:
         where = (value.dashboard if value.dashboard != seen[0] else "", value.panel if value[:2] != seen else "")
@@ -353,22 +358,22 @@ def show(values: Sequence[PanelValue], console: Console) -> None:
     dead = sorted({value.panel for value in values if value.last is None})
     if dead:
         console.print(
-            f"nothing to show in: {escape(', '.join(dead))} (panels of a GPU node need its exporters)",
+            f"panels without data: {escape(', '.join(dead))} (those of a GPU node need its exporters)",
             soft_wrap=True,
         )
 
 
 def check_dashboards() -> None:
-    """Raises `NoDashboards` when a dashboard or a rule file is absent: without them a run looks free of alerts."""
+    """Raises `NoDashboards` when a dashboard or rule file is absent: without it, no alert would fire."""
     absent = [name for name in DASHBOARD_FILES if not (DASHBOARDS / name).is_file()]
     if absent:
         raise NoDashboards(f"{DASHBOARDS} has no {', '.join(absent)}; install kvtier again, from a complete wheel")
 
 
 def observe(options: LoadOptions, runs_dir: Path, console: Console, wait: bool) -> Results:
-    """Make a load run with Prometheus, and Grafana and Tempo where they start, around it; say what every panel shows.
+    """Make a load run with Prometheus, and Grafana and Tempo if they start, then print the values of every panel.
 
-    With `wait` the servers stay up until Enter. Raises `NoDashboards`, `NoPrometheus`, and what `run` raises.
+    With `wait` the servers run until Enter. Raises `NoDashboards`, `NoPrometheus`, and the errors of `run`.
     """
     check_dashboards()
     with ExitStack() as stack:
@@ -382,8 +387,8 @@ def observe(options: LoadOptions, runs_dir: Path, console: Console, wait: bool) 
         if viewers.why_not:
             console.print(
                 f"Grafana and Tempo are not started: {escape(viewers.why_not)}. To see the dashboards, import "
-                f"{DASHBOARDS}/*.json into a Grafana of yours that reads {prometheus.address}; to see the traces, set "
-                "OTEL_EXPORTER_OTLP_ENDPOINT to your receiver, else they go to spans-*.jsonl in the run's folder.",
+                f"{DASHBOARDS}/*.json into a Grafana that reads {prometheus.address}. To see the traces, set "
+                "OTEL_EXPORTER_OTLP_ENDPOINT to a receiver, or import spans-*.jsonl (OTLP-JSON) of the run's folder.",
                 soft_wrap=True,
             )
         else:
@@ -411,5 +416,5 @@ def observe(options: LoadOptions, runs_dir: Path, console: Console, wait: bool) 
         console.print(f"{len(firing)} alert{'s' if len(firing) != 1 else ''} firing")
         console.print(f"{Path(results.run_dir) / 'report.html'}", soft_wrap=True, markup=False)
         if wait:
-            console.input("Enter ends it all. ")
+            console.input("Press Enter to stop the servers. ")
     return results

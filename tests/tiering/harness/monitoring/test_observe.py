@@ -1,7 +1,7 @@
-"""A real Prometheus on real load runs: every panel lives, every rule evaluates, and figures agree with the history.
+"""A real Prometheus on real load runs: every panel has data, every rule evaluates, and counts equal the history's.
 
-Two runs: the file-system tier alone, whose counts must equal the history's to the unit, and the whole stack with a CPU
-tier too small for it, which has all series of a healthy node but a GPU's. Those come from a synthetic target.
+There are two runs. One has the file-system tier alone. The other has the whole stack with a CPU tier that is too small
+for its traffic, so it has all series but those of a GPU node. A synthetic target has those.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 ROOT = Path(__file__).parents[4]
-# Prometheus takes up new targets every five seconds only, so the runs are a little longer than that.
+# Prometheus takes up new targets every five seconds, so the runs are longer than that.
 SMALL = {"processes": 2, "seconds": 8.0, "seed": 7, "block_bytes": 65536, "read_threads": 2, "write_threads": 2}
 ONLY_ON_A_GPU_NODE = {
     "Duration of a copy",
@@ -45,7 +45,7 @@ ONLY_ON_A_GPU_NODE = {
     "Bus",
     "Disk utilisation",
 }
-EVERYDAY = {"KvtierDiskNearlyFull"}  # true of whatever disk the tests run on
+EVERYDAY = {"KvtierDiskNearlyFull"}  # depends on the disk of the test machine
 
 
 class _GpuNode(Collector):
@@ -98,14 +98,14 @@ class _Evictor(Collector):
 
 
 class Watched:
-    """The server, both runs, and the interval in which they went on."""
+    """The server, both runs, and the values of the panels during them."""
 
     def __init__(self, prometheus: Prometheus, fs: Results, stack_code: int, panels: list[PanelValue]) -> None:
         self.prometheus, self.fs, self.stack_code, self.panels = prometheus, fs, stack_code, panels
         self.history = History.read(Path(fs.run_dir))
 
     def total(self, metric: str, labels: str = "") -> float:
-        """The sum over the processes of the first run of what each said last."""
+        """The last value of each process of the first run, summed."""
         name = Path(self.fs.run_dir).name
         values = self.prometheus.values(f'last_over_time({metric}{{run="{name}"{labels and ","}{labels}}}[10m])')
         assert values, f"{metric}: no series"
@@ -163,20 +163,20 @@ def spans_of(run_dir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def until(satisfied: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Look again and again, for what others do in their own time."""
+    """Wait for a condition of other processes."""
     deadline = time.monotonic() + seconds
     while not satisfied():
-        assert time.monotonic() < deadline, "what was waited for did not come"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.05)  # between looks, until the deadline
 
 
-def test_what_was_watched_was_judged_true(watched: Watched) -> None:
-    told = [(v["name"], v["figure"], v["findings"]) for v in watched.fs.verdicts if v["value"] != "true"]
-    assert (watched.fs.verdict, told) == ("true", [])
+def test_the_observed_runs_pass(watched: Watched) -> None:
+    others = [(v["name"], v["figure"], v["findings"]) for v in watched.fs.verdicts if v["value"] != "true"]
+    assert (watched.fs.verdict, others) == ("true", [])
     assert watched.stack_code == EXIT_CODES["true"]
 
 
-def test_no_panel_is_dead_and_no_query_refused(watched: Watched) -> None:
+def test_every_panel_has_data_and_no_query_is_refused(watched: Watched) -> None:
     on_disk = [json.loads(path.read_text()) for path in DASHBOARDS.glob("*.json")]
     targets = sum(len(panel.get("targets", ())) for dashboard in on_disk for panel in dashboard["panels"])
     assert len(watched.panels) == targets > 70
@@ -184,16 +184,16 @@ def test_no_panel_is_dead_and_no_query_refused(watched: Watched) -> None:
     assert [(p.dashboard, p.panel, p.expr) for p in watched.panels if p.last is None] == []
 
 
-def test_only_a_gpu_nodes_panels_need_the_synthetic_target(watched: Watched) -> None:
+def test_only_panels_of_a_gpu_node_need_the_synthetic_target(watched: Watched) -> None:
     end = time.time()
     real = evaluate(watched.prometheus, end - 60, end, {"job": "kvtier|harness"})
     dead = {p.panel for p in real if p.last is None}
-    # Exporters of the node have no variable to leave them out by.
+    # No variable excludes the exporters of the node.
     assert dead | {"GPU utilisation", "GPU memory", "Bus", "Disk utilisation"} == ONLY_ON_A_GPU_NODE
 
 
-def test_what_happened_is_seen(watched: Watched) -> None:
-    """Values above zero where a healthy run must have some, and none where it must not."""
+def test_panels_show_the_activity_of_the_runs(watched: Watched) -> None:
+    """Above zero where a healthy run has activity, and zero where it has none."""
     highest = defaultdict(float)
     for panel in watched.panels:
         highest[panel.panel] = max(highest[panel.panel], panel.highest or 0)
@@ -248,7 +248,7 @@ def test_phases_of_the_run_are_marked(watched: Watched) -> None:
     assert found["traffic ended"] == pytest.approx(last_end, abs=30)
 
 
-def test_figures_agree_with_the_history_to_the_unit(watched: Watched) -> None:
+def test_counts_equal_those_of_the_history(watched: Watched) -> None:
     jobs = watched.history.jobs
     for direction in ("load", "store"):
         mine = [job for job in jobs if job.direction == direction]
@@ -264,10 +264,10 @@ def test_figures_agree_with_the_history_to_the_unit(watched: Watched) -> None:
         assert watched.total("kvtier_queue_wait_seconds_sum", way) == pytest.approx(waited)
     hits = sum(request.hit_blocks for request in watched.history.requests)
     assert watched.total("kvtier_blocks_total", 'direction="load",outcome="ok"') == hits
-    assert hits == watched.fs.totals["hit_blocks"], "which the harness's own endpoint was awaited to say"
+    assert hits == watched.fs.totals["hit_blocks"], "the fixture waits until the harness's endpoint has them"
 
 
-def test_what_was_published_is_on_disk_and_what_was_shared_was_stored_by_others(watched: Watched) -> None:
+def test_published_blocks_are_on_disk_and_other_processes_stored_the_shared_ones(watched: Watched) -> None:
     published = watched.total("kvtier_blocks_total", 'direction="store",outcome="ok"')
     published -= watched.total("kvtier_duplicate_stores_total")
     assert published == sum(name.endswith(".bin") for name in watched.history.files)
@@ -281,7 +281,7 @@ def test_what_was_published_is_on_disk_and_what_was_shared_was_stored_by_others(
     assert 0 < never_mine <= watched.total("kvtier_cross_process_hit_blocks_total") <= others
 
 
-def test_every_rule_evaluates_and_a_healthy_run_alerts_nobody(watched: Watched) -> None:
+def test_every_rule_evaluates_and_a_healthy_run_has_no_alert(watched: Watched) -> None:
     assert unhealthy_rules(watched.prometheus) == []
     alerts = watched.prometheus.get("alerts")["alerts"]
     assert {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"} <= EVERYDAY
@@ -289,7 +289,7 @@ def test_every_rule_evaluates_and_a_healthy_run_alerts_nobody(watched: Watched) 
     assert all(0 < value < 1 for value in found.values())
 
 
-def test_vllms_names_say_the_same(watched: Watched) -> None:
+def test_vllms_names_have_the_same_values(watched: Watched) -> None:
     for name, metric, labels in (
         ("read_bytes_total", "kvtier_transferred_bytes_total", 'direction="load"'),
         ("write_bytes_total", "kvtier_transferred_bytes_total", 'direction="store"'),
@@ -301,7 +301,7 @@ def test_vllms_names_say_the_same(watched: Watched) -> None:
         assert 0 < last <= watched.total(metric, labels), name
 
 
-def test_exemplars_open_the_trace_of_that_very_job(watched: Watched) -> None:
+def test_an_exemplar_is_the_trace_of_its_job(watched: Watched) -> None:
     spans = {(span["traceId"], span["spanId"]): span for _, span in spans_of(Path(watched.fs.run_dir))}
     found = 0
     for text in (path.read_text() for path in Path(watched.fs.run_dir).glob("metrics-*.openmetrics")):
