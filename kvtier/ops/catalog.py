@@ -1,5 +1,5 @@
-"""What a root holds, seen from outside: folders, blocks, writers, leftovers, and whether each block is what it should
-be. Called by the command line and by operators' scripts, beside running engines; never on an engine's path.
+"""Catalog of a root: its folders, blocks, writers and leftovers, and whether each block passes verification. Called by
+the command line and by operators' scripts, beside running engines; never on an engine's path.
 
 Everything is lazy and bounded in memory, so that a root of millions of files can be walked. What cannot be read is
 noted in a mapping, path -> problem, which `folders` takes and every walk of its folders fills.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import itertools
 import json
 import mmap
 import os
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 
 from kvtier.config import PAGE_BYTES, ConfigError, FsTierConfig, RootError, RunConfig
 from kvtier.entry import errno_text
-from kvtier.fs.block_io import BlockIO, BlockOutcome, errno_name
+from kvtier.fs.block_io import QUARANTINED_FOR, BlockIO, BlockOutcome, errno_name
 from kvtier.fs.file_mapper import FileMapper
 from kvtier.fs.root import RECORD_BYTES_MAX, check_root
 from kvtier.fs.trailer import read_trailer
@@ -210,7 +211,7 @@ class Summary:
 
 
 def summarise(folder: Folder, trailers_max: int = 1000) -> Summary:
-    """Count a folder, and read up to `trailers_max` trailers to tell who wrote."""
+    """Count a folder, and read up to `trailers_max` trailers to identify the writers."""
     now = time.time()
     summary = Summary(folder)
     for block in folder.blocks():
@@ -233,19 +234,28 @@ def summarise(folder: Folder, trailers_max: int = 1000) -> Summary:
 
 
 class Checked(NamedTuple):
-    """One block as `verify` found it; `outcome.reason` as of a load."""
+    """One block as `verify` found it; `outcome.reason` as of a load. `writer`: the instance id in the trailer of a
+    corrupt block; None when its trailer cannot be read."""
 
     block: BlockFile
     outcome: BlockOutcome
+    writer: bytes | None
 
 
 def verify(folder: Folder, fix: bool = False) -> Iterator[Checked]:
     """Read each block once and check it against its trailer, as a load would. Safe under load.
 
     With `fix`, what is not the block it should be is moved to quarantine, as a load would do. Blocks of vLLM are read
-    and counted as unverified. Where there is no record, the size of most blocks is taken for the right one.
+    and counted as unverified. Without a manifest, the size of most blocks is taken for the right one. Nothing is read
+    if the manifest's block size contradicts the blocks, which is noted: each block would be found corrupt.
     """
-    size = folder.block_bytes or _usual_size(folder)
+    sealed, unsealed = _sizes(folder)
+    size = folder.block_bytes
+    if size is not None and sealed and (usual := sealed.most_common(1)[0][0]) != size:
+        says = f"says block_bytes {size}, but {sealed[usual]} of {sealed.total()} sampled trailers say {usual}"
+        note(folder.unreadable, folder.mapper.record_path, f"{says}: nothing was verified; set block_bytes to {usual}")
+        return
+    size = size or next((size for size, _ in (sealed + unsealed).most_common()), PAGE_BYTES)
     try:
         view = memoryview(mmap.mmap(-1, size))
     except (OSError, OverflowError):
@@ -253,17 +263,22 @@ def verify(folder: Folder, fix: bool = False) -> Iterator[Checked]:
         return
     blockio = BlockIO(FsTierConfig(folder.mapper.root_dir, size), folder.mapper.quarantine_path)
     for block in folder.blocks(any_kind=True):
-        read = blockio.read_block if fix else blockio.examine
-        yield Checked(block, read(block.path, block.key, view))
+        outcome = (blockio.read_block if fix else blockio.examine)(block.path, block.key, view)
+        is_corrupt = outcome.reason in QUARANTINED_FOR
+        trailer = read_trailer(outcome.quarantined or block.path) if is_corrupt else None
+        yield Checked(block, outcome, trailer.instance_id if trailer else None)
 
 
-def _usual_size(folder: Folder) -> int:
-    sizes: Counter[int] = Counter()
-    for _, block in zip(range(100), folder.blocks(), strict=False):
+def _sizes(folder: Folder) -> tuple[Counter[int], Counter[int]]:
+    """Block sizes of the first 100 blocks: as their trailers say, and by the size of files without a right trailer."""
+    sealed, unsealed = Counter[int](), Counter[int]()
+    for block in itertools.islice(folder.blocks(), 100):
         trailer = read_trailer(block.path)
-        is_sealed = trailer is not None and trailer.block_bytes == block.bytes - PAGE_BYTES
-        sizes[(block.bytes - PAGE_BYTES if is_sealed else block.bytes) // PAGE_BYTES * PAGE_BYTES] += 1
-    return next((size for size, _ in sizes.most_common() if size), PAGE_BYTES)
+        if trailer is not None and trailer.block_bytes == block.bytes - PAGE_BYTES:
+            sealed[trailer.block_bytes] += 1
+        elif block.bytes >= PAGE_BYTES:
+            unsealed[block.bytes // PAGE_BYTES * PAGE_BYTES] += 1
+    return sealed, unsealed
 
 
 def _read_object(path: str) -> dict[str, Any] | str:

@@ -1,4 +1,4 @@
-"""The command `kvtier`: look at a root, check it, keep it small, beside running engines. For people and cron jobs."""
+"""The command `kvtier`: inspect, verify, evict and remove below a root, beside running engines. For people and cron."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from kvtier.ops.text import age_text, path_text, size_text
 
 EXIT_BAD_INPUT = ExitCode.USAGE
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 86400.0  # of `evict --every`
+FIELD_TEXT_MAX = 200  # of a field of a run configuration, such as the names of all layers
 _EXPECTED: dict[type[Exception], ExitCode] = {UnreadableRootError: ExitCode.IO, KvtierError: ExitCode.USAGE}
 
 
@@ -58,14 +60,15 @@ def _pause(ctx: click.Context, param: click.Parameter, text: str | None) -> floa
 @click.version_option(__version__, prog_name=KVTIER.program)
 @click.option("--debug", is_flag=True, expose_value=False, help="print the traceback of an error")
 def main() -> None:
-    """Look after a root directory that tiers share."""
+    """Inspect and maintain a root directory that tiers share."""
 
 
 @main.command()
 @click.argument("root_dir")
-@click.option("--aside", is_flag=True, help="list the files that were quarantined, too")
+@click.option("--quarantined", is_flag=True, help="list the files that were quarantined, too")
+@click.option("--aside", is_flag=True, hidden=True)  # the name of an earlier version
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object per folder, then one for the root")
-def inspect(root_dir: str, aside: bool, as_json: bool) -> None:
+def inspect(root_dir: str, quarantined: bool, aside: bool, as_json: bool) -> None:
     """Models, fingerprints, block counts, bytes, ages and writers below ROOT_DIR.
 
     Exit code 2 when a folder could not be read, when files below ROOT_DIR belong to no readable folder, or when there
@@ -73,8 +76,9 @@ def inspect(root_dir: str, aside: bool, as_json: bool) -> None:
     """
     coverage = cover(root_dir)
     for summary in map(summarise, coverage.folders):
-        click.echo(json.dumps(_as_dict(summary)) if as_json else _as_text(summary))
-        for path, status in summary.folder.quarantined() if aside and not as_json else ():
+        run = _own_fields(summary.folder, coverage.folders)
+        click.echo(json.dumps(_as_dict(summary)) if as_json else _as_text(summary, run))
+        for path, status in summary.folder.quarantined() if (quarantined or aside) and not as_json else ():
             click.echo(
                 f"    {path_text(path)}: {size_text(status.st_size)}, {age_text(time.time() - status.st_mtime)} old"
             )
@@ -86,7 +90,7 @@ def inspect(root_dir: str, aside: bool, as_json: bool) -> None:
 
 
 def _end(coverage: Coverage, as_json: bool, is_bad: bool = False) -> None:
-    """Name what was not seen, and exit: 1 when something is bad, 2 when something was not seen, else 0."""
+    """Print what was not seen, and exit: 1 when something is bad, 2 when something was not seen, else 0."""
     for problem in coverage.problems() if not as_json else ():
         click.echo(problem)
     sys.exit(ExitCode.FAIL if is_bad else ExitCode.PASS if coverage.is_complete else ExitCode.INCONCLUSIVE)
@@ -111,21 +115,21 @@ def verify_command(root_dir: str, fix: bool, as_json: bool) -> None:
         for folder in coverage.folders:
             total = sum(1 for _ in folder.blocks(any_kind=True))
             task = progress.add_task(folder.mapper.run.model_name, total=total)
-            for block, outcome in verify(folder, fix):
+            for block, outcome, writer in verify(folder, fix):
                 progress.advance(task)
                 found["unverified" if outcome.ok and outcome.writer is None else outcome.reason or "right"] += 1
                 if outcome.reason is not None and outcome.reason in QUARANTINED_FOR:
-                    corrupt.append(
-                        {"path": block.path, "reason": outcome.reason, "quarantined": outcome.quarantined or ""}
-                    )
+                    where = {"path": block.path, "quarantined": outcome.quarantined or ""}
+                    corrupt.append({**where, "reason": outcome.reason, "writer": writer.hex() if writer else ""})
                 elif outcome.reason is not None and outcome.reason not in GONE:
                     note(coverage.unreadable, block.path, f"cannot be read: {outcome.reason}")
     if as_json:
         click.echo(json.dumps({"blocks": dict(found), "corrupt": corrupt, "coverage": coverage.as_dict()}))
     else:
         for entry in corrupt:
-            where = f" -> {entry['quarantined']}" if entry["quarantined"] else ""
-            click.echo(f"{entry['reason']}: {entry['path']}{where}")
+            written = f" (writer {entry['writer']})" if entry["writer"] else ""
+            moved = f" -> {entry['quarantined']}" if entry["quarantined"] else ""
+            click.echo(f"{entry['reason']}: {path_text(entry['path'])}{written}{moved}")
         counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(found.items())) or "no blocks"
         click.echo(f"{sum(found.values()):,} blocks: {counts}")
     _end(coverage, as_json, bool(corrupt))
@@ -134,25 +138,25 @@ def verify_command(root_dir: str, fix: bool, as_json: bool) -> None:
 @main.command()
 @click.argument("root_dir")
 @click.option(
-    "--max-bytes", callback=_size, metavar="SIZE", help="the blocks below ROOT_DIR take no more: 500GB, 10GiB, ..."
+    "--max-bytes", callback=_size, metavar="SIZE", help="limit of the blocks below ROOT_DIR: 500GB, 10GiB, ..."
 )
-@click.option("--min-free-bytes", callback=_size, metavar="SIZE", help="so much stays free in its file system")
+@click.option("--min-free-bytes", callback=_size, metavar="SIZE", help="space that stays free in its file system")
 @click.option("--high-water", default=CapacityConfig.high_water, show_default=True, help="evict above this part of it")
 @click.option("--low-water", default=CapacityConfig.low_water, show_default=True, help="... down to this one")
 @click.option("--share", "shares", multiple=True, metavar="MODEL=WEIGHT", help="weights of models, 1 unless given")
 @click.option(
-    "--every", callback=_pause, metavar="SECONDS", help="a round after each such pause, until Ctrl-C or SIGTERM"
+    "--every", callback=_pause, metavar="SECONDS", help="pause between two rounds; runs until Ctrl-C or SIGTERM"
 )
-@click.option("--once", is_flag=True, help="until nothing has to go, then end: the default")
-@click.option("--dry-run", is_flag=True, help="only say what would go")
+@click.option("--once", is_flag=True, help="until nothing has to be evicted, then end: the default")
+@click.option("--dry-run", is_flag=True, help="only print what would be evicted")
 @click.option("--json", "as_json", is_flag=True, help="print JSON objects, one per line")
 def evict(
     root_dir: str, shares: tuple[str, ...], every: float | None, dry_run: bool, as_json: bool, **given: Any
 ) -> None:
-    """Remove the least recently used blocks below ROOT_DIR until it is within its limits, and what dead writers left.
+    """Remove the least recently used blocks below ROOT_DIR until it is within its limits, and collect garbage.
 
-    Safe while engines run, and beside other evictors: one of them works at a time. Exit code 0: the root is within its
-    limits; 1: it is not (with --dry-run: something would go); 2: not known, since another evictor is always at work, a
+    Safe while engines run, and beside other evictors: one of them evicts at a time. Exit code 0: the root is within its
+    limits; 1: it is not (with --dry-run: blocks would be evicted); 2: not known: another evictor held the lease, a
     folder could not be read, files below ROOT_DIR belong to no readable folder, or there is no kvtier folder at all.
     """
     if given.pop("once") and every:
@@ -179,11 +183,11 @@ def _shares(texts: tuple[str, ...]) -> dict[str, float]:
 @main.command()
 @click.argument("root_dir")
 @click.argument("folder")
-@click.option("--yes", is_flag=True, help="do it; without it, only say what would go")
+@click.option("--yes", is_flag=True, help="remove; without it, only print what would be removed")
 def remove(root_dir: str, folder: str, yes: bool) -> None:
     """Remove all blocks of one run configuration: FOLDER is its folder's name below ROOT_DIR, or the fingerprint in it.
 
-    No engine may be using it: what it has loaded stays right, but what it stores afterwards would belong to nobody.
+    No engine may be using it: its loads stay right, but blocks that it stores afterwards would belong to no folder.
     """
     coverage = cover(root_dir)
     known = {os.path.basename(base): base for base in (*coverage.bases, *coverage.damaged_bases())}
@@ -212,9 +216,20 @@ def remove(root_dir: str, folder: str, yes: bool) -> None:
     click.echo(f"removed {base} and the blocks of its ranks")
 
 
-def _as_text(summary: Summary) -> str:
+def _own_fields(folder: Folder, folders: Sequence[Folder]) -> str:
+    """The fields of a run configuration that differ between the run configurations of its model; "" without others."""
+    of_model = [one.mapper.fields for one in folders if one.mapper.run.model_name == folder.mapper.run.model_name]
+    names = dict.fromkeys(name for fields in of_model for name in fields)
+    differing = [name for name in names if any(f.get(name) != of_model[0].get(name) for f in of_model)]
+    own = folder.mapper.fields
+    texts = {name: json.dumps(own[name]) if name in own else "not set" for name in differing}
+    return ", ".join(f"{name} {textwrap.shorten(text, FIELD_TEXT_MAX)}" for name, text in texts.items())
+
+
+def _as_text(summary: Summary, run: str = "") -> str:
     mapper, record = summary.folder.mapper, summary.folder.record
-    lines = {"blocks": f"{summary.blocks:,}, {size_text(summary.bytes)}"}
+    lines = {"run": run} if run else {}
+    lines["blocks"] = f"{summary.blocks:,}, {size_text(summary.bytes)}"
     if summary.blocks:
         lines["last used"] = f"{age_text(summary.newest_seconds)} to {age_text(summary.oldest_seconds)} ago"
     if record:

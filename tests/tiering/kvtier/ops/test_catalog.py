@@ -1,4 +1,4 @@
-"""A root seen from outside: every block counted, every damage told, nothing disturbed."""
+"""The catalog of a root: every block is counted, every damage is named, nothing is changed."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_verify_names_each_damage_and_moves_nothing(tmp_path: Path, damaged: Fil
     assert len(list(folder.blocks())) == BLOCKS
 
 
-def test_fix_quarantines_and_then_all_is_well(tmp_path: Path, damaged: FileSystemTierManager) -> None:
+def test_fix_quarantines_and_then_all_blocks_are_right(tmp_path: Path, damaged: FileSystemTierManager) -> None:
     (folder,) = folders(str(tmp_path))
     assert sum(not checked.outcome.ok for checked in verify(folder, fix=True)) == 3
     assert len(folder.quarantined()) == 3
@@ -121,7 +121,7 @@ def test_a_folder_of_vllm_alone_is_read_as_unverified(tmp_path: Path, tier: File
     assert sum(outcome.ok and outcome.writer is None for outcome in outcomes.values()) == BLOCKS - 1
 
 
-def test_writers_with_different_seeds_are_told_apart(
+def test_writers_with_different_seeds_are_distinguished(
     tmp_path: Path, tier: FileSystemTierManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONHASHSEED", "another")
@@ -139,7 +139,7 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(main, arguments)
 
 
-def test_inspect_prints_what_a_person_needs_and_json(tmp_path: Path, tier: FileSystemTierManager) -> None:
+def test_inspect_prints_text_and_json(tmp_path: Path, tier: FileSystemTierManager) -> None:
     text = run("inspect", str(tmp_path)).output
     for part in ("org/model, rank 1", "1 instance of kvtier", "sha256, seed digest", f"blocks     {BLOCKS}, "):
         assert part in text

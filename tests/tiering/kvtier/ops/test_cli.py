@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from kvtier.base import ReqContext, TransferJob
 from kvtier.config import FsTierConfig, RunConfig
 from kvtier.factory import open_fs_tier
+from kvtier.fs.trailer import read_trailer
 from kvtier.hashing import BlockHash, OffloadKey, make_offload_key
 from kvtier.ops import coverage
 from kvtier.ops.cli import main
@@ -62,10 +63,10 @@ def key(number: int) -> OffloadKey:
 class Tier:
     """What an engine leaves below a root: `blocks` blocks of one model."""
 
-    def __init__(self, root: Path, model: str = "org/model", blocks: int = BLOCKS) -> None:
+    def __init__(self, root: Path, model: str = "org/model", blocks: int = BLOCKS, **run: Any) -> None:
         view = memoryview(mmap.mmap(-1, max(1, blocks) * BLOCK)).cast("B", (max(1, blocks), BLOCK))
         config = FsTierConfig(str(root), BLOCK, n_read_threads=1, n_write_threads=1)
-        manager = open_fs_tier(config, RunConfig(model), view)
+        manager = open_fs_tier(config, RunConfig(model, **run), view)
         self.mapper = manager.file_mapper
         if blocks:
             keys = tuple(map(key, range(blocks)))
@@ -244,7 +245,27 @@ def test_without_a_record_blocks_are_verified_all_the_same(tmp_path: Path, tier:
     assert kvtier(tmp_path, ("verify",)) == (0, f"{BLOCKS} blocks: {BLOCKS} right\n", "")
 
 
+@pytest.mark.parametrize("options", [(), ("--fix",)])
+@pytest.mark.parametrize("block_bytes", [2 * BLOCK, 1 << 50])
+def test_an_edited_block_size_is_refused_and_no_block_is_quarantined(
+    tmp_path: Path, tier: Tier, options: tuple[str, ...], block_bytes: int
+) -> None:
+    other = Tier(tmp_path, "other")
+    record = Path(tier.mapper.record_path)
+    record.write_text(json.dumps({**json.loads(record.read_text()), "block_bytes": block_bytes}))
+    os.truncate(tier.path(1), 100)
+    result = kvtier(tmp_path, ("verify", *options))
+    assert result.code == INCONCLUSIVE
+    says = f"says block_bytes {block_bytes}, but 9 of 9 sampled trailers say {BLOCK}: nothing was verified"
+    assert f"{record} {says}; set block_bytes to {BLOCK}\n" in result.out
+    assert f"{BLOCKS} blocks: {BLOCKS} right\n" in result.out, "the blocks of the other model were verified"
+    assert all(tier.path(number).exists() for number in range(BLOCKS))
+    assert other.path(0).exists()
+
+
 def test_a_block_size_beyond_the_memory_is_named(tmp_path: Path, tier: Tier) -> None:
+    for number in range(BLOCKS):  # without trailers, as vLLM writes
+        os.truncate(tier.path(number), BLOCK)
     record = Path(tier.mapper.record_path)
     record.write_text(json.dumps({**json.loads(record.read_text()), "block_bytes": 1 << 50}))
     result = kvtier(tmp_path, ("verify", "--fix"))
@@ -422,7 +443,52 @@ def test_what_stands_in_the_place_of_a_folder_is_named(
     assert (result.code, f"{path} is not a folder\n" in result.out) == (INCONCLUSIVE, True)
 
 
-# --- evict: what cannot go, shares; remove ---
+def test_verify_prints_the_writer_of_a_corrupt_block(tmp_path: Path, tier: Tier) -> None:
+    for number in (3, 4):
+        trailer = read_trailer(str(tier.path(number)))
+        assert trailer
+        with open(tier.path(number), "r+b") as file:
+            file.write(b"?")
+    os.truncate(tier.path(4), BLOCK + 10)
+    writer = trailer.instance_id.hex()
+    result = kvtier(tmp_path, ("verify",))
+    assert f"checksum: {tier.path(3)} (writer {writer})\nsize: {tier.path(4)}\n" in sorted_lines(result.out)
+    (entry, _) = sorted(json.loads(kvtier(tmp_path, ("verify", "--json")).out)["corrupt"], key=lambda e: e["reason"])
+    assert (entry["path"], entry["writer"]) == (str(tier.path(3)), writer)
+    result = kvtier(tmp_path, ("verify", "--fix"))
+    assert f"checksum: {tier.path(3)} (writer {writer}) -> {tier.base}/quarantine/" in result.out
+
+
+def sorted_lines(text: str) -> str:
+    return "".join(sorted(text.splitlines(keepends=True)))
+
+
+# --- inspect ---
+
+
+def test_inspect_shows_the_fields_in_which_fingerprints_of_one_model_differ(tmp_path: Path, tier: Tier) -> None:
+    assert "\n  run " not in kvtier(tmp_path, ("inspect",)).out, "one fingerprint needs no explanation"
+    Tier(tmp_path, "other", tp_size=8)
+    Tier(tmp_path, tp_size=2, dtype="float8", canonical_format="x" * 1000)
+    runs = [line for line in kvtier(tmp_path, ("inspect",)).out.splitlines() if line.startswith("  run ")]
+    assert sorted(line.split()[1:6] for line in runs) == [
+        ["tp_size", "1,", "dtype", '"bfloat16",', "canonical_format"],
+        ["tp_size", "2,", "dtype", '"float8",', "canonical_format"],
+    ]
+    assert max(map(len, runs)) < 300
+
+
+@pytest.mark.parametrize("option", ["--quarantined", "--aside"])
+def test_inspect_lists_quarantined_files_under_both_names_of_the_option(
+    tmp_path: Path, tier: Tier, option: str
+) -> None:
+    (tier.base / "quarantine" / "1.bin.size.00").write_bytes(b"x")
+    assert f"{tier.base}/quarantine/1.bin.size.00: 1 B, 0 s old\n" in kvtier(tmp_path, ("inspect", option)).out
+    shown = CliRunner().invoke(main, ["inspect", "--help"]).stdout
+    assert ("--quarantined" in shown, "--aside" in shown) == (True, False)
+
+
+# --- evict: what cannot be removed, shares; remove ---
 
 WHY_IT_STAYS = " cannot be removed: EACCES (Permission denied)"
 
