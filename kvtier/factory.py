@@ -86,9 +86,9 @@ def open_folders(
 
 
 def _evictor(root_dir: str, config: CapacityConfig) -> Quota:
-    from kvtier.ops.evictor import Capacity  # most tiers have no limit and never load it
+    from kvtier.ops.evictor import Evictor  # most tiers have no limit and never load it
 
-    return Capacity(root_dir, config)
+    return Evictor(root_dir, config)
 
 
 def _address(view: memoryview) -> int:

@@ -1,5 +1,5 @@
-"""Tiers that keep a root's limit wrongly: kvtier with another `Capacity`. Workers load them; they import kvtier, since
-what they break lies inside it.
+"""Tiers that keep a root's limit wrongly: kvtier with another `Evictor`, or with another part in it. Workers load them;
+they import kvtier, since their defects lie inside it.
 """
 
 from __future__ import annotations
@@ -8,76 +8,82 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 from harness.adapters.kvtier import KvtierAdapter
 from harness.mutants.base import detected_by
 from kvtier.ops.catalog import BlockFile
-from kvtier.ops.evictor import Capacity, Measured
+from kvtier.ops.evictor import Evictor
+from kvtier.ops.lease import EvictorLease, Root
+from kvtier.ops.victims import FolderExcess, Victims
 
 
-class _OverCapacity(KvtierAdapter):
-    """kvtier with another `Capacity`."""
+class _OtherEvictor(KvtierAdapter):
+    """kvtier with the evictor that `evictor` makes."""
 
-    capacity: ClassVar[type[Capacity]]
+    evictor: ClassVar[Any]
 
     def _parts(self) -> Mapping[str, Any]:
-        return {"quota": self.capacity}
+        return {"quota": self.evictor}
 
 
-class _LatestFirst(Capacity):
-    def _old_blocks(self, measured: Measured, cutoff: float) -> Iterator[BlockFile]:
-        yield from sorted(measured.sample, key=lambda block: block.used_seconds, reverse=True)
+class _LatestFirst(Victims):
+    def of(self, excess: FolderExcess) -> Iterator[BlockFile]:
+        yield from sorted(excess.sample.blocks, key=lambda block: block.used_seconds, reverse=True)
 
 
 @detected_by("capacity", r"block \d+ was lost, though only \d+% of the limit was used since", scenario="capacity")
-class EvictsTheLatestUsed(_OverCapacity):
-    """What was used last is evicted first."""
+class EvictsTheLatestUsed(_OtherEvictor):
+    """The most recently used blocks are evicted first."""
 
-    capacity = _LatestFirst
+    evictor = partial(Evictor, victims=_LatestFirst)
 
 
-class _Unlimited(Capacity):
+class _Unlimited(Evictor):
     def reserve(self, blocks: int, file_bytes: int) -> int:
         super().reserve(blocks, file_bytes)
         return blocks
 
 
 @detected_by("capacity", r"above the limit of", scenario="capacity", max_bytes=2 << 20, slack=0.0, kept=8)
-class StoresWhateverComes(_OverCapacity):
-    """Stores are never refused, however far the root is over its limit: eviction may catch up or not."""
+class StoresWhateverComes(_OtherEvictor):
+    """Stores are never refused, however far the root exceeds its limit."""
 
-    capacity = _Unlimited
+    evictor = _Unlimited
 
 
-class _NoLease(Capacity):
+class _NoLock(EvictorLease):
+    """Each process is the leader, and holds the lease whenever it wants to."""
+
     @contextlib.contextmanager
-    def _lease(self) -> Iterator[int | None]:
-        descriptor = os.open(self._lease_path, os.O_RDWR | os.O_CREAT, 0o600)
+    def acquire(self) -> Iterator[int | None]:
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
+            self.is_leader = True
             yield descriptor
         finally:
             os.close(descriptor)
 
-    def _ought_to_lead(self) -> bool:
-        super()._ought_to_lead()
-        return True
+    def poll(self) -> Root | None:
+        self.is_leader = True
+        return None
 
 
 @detected_by("capacity", r"evicted at the same time for", scenario="capacity")
-class IgnoresTheLease(_OverCapacity):
-    """Whoever wants to evict does so, whoever else is at it."""
+class IgnoresTheLease(_OtherEvictor):
+    """Each process evicts when it wants to, although another one is evicting."""
 
-    capacity = _NoLease
+    evictor = partial(Evictor, lease=_NoLock)
 
 
-class _Idle(Capacity):
-    def _evict(self, *_: object) -> None:
+class _Idle(Evictor):
+    def evict(self, *_: object) -> None:
         time.sleep(0.01)
 
 
 @detected_by("capacity", r"process \d+ stored nothing for", scenario="capacity", seconds=12.0)
-class NeverEvicts(_OverCapacity):
+class NeverEvicts(_OtherEvictor):
     """The limit is kept by refusing stores alone, for ever."""
 
-    capacity = _Idle
+    evictor = _Idle

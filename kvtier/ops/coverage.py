@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvtier.ops.catalog import FOLDER_NAME, Folder, Unreadable, bases, folders, list_root, note, note_error
-from kvtier.ops.evictor import LEASE_NAME
+from kvtier.ops.lease import LEASE_NAME
 from kvtier.ops.text import path_text, size_text
 
 UNOWNED_FILES_MAX = 200_000

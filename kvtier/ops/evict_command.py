@@ -1,4 +1,4 @@
-"""`kvtier evict`: rounds of a `Capacity`, once until the root is within its limits or for ever, and their results as
+"""`kvtier evict`: rounds of an `Evictor`, once until the root is within its limits or for ever, and their results as
 text or as JSON lines. Called by the command line, in the main thread.
 """
 
@@ -19,17 +19,18 @@ from kvtier.entry import ExitCode, errno_text
 from kvtier.fs.admission import Evicted
 from kvtier.ops.catalog import bases
 from kvtier.ops.coverage import Coverage, cover
-from kvtier.ops.evictor import Capacity, Plan
+from kvtier.ops.evictor import Evictor
 from kvtier.ops.text import age_text, path_text, size_text
+from kvtier.ops.victims import Plan
 
-STUCK_SECONDS = 10.0  # a round ends when for so long nothing goes
+STUCK_SECONDS = 10.0  # a round ends when nothing was evicted for so long
 STATUS_SECONDS = 60.0
 NOT_KNOWN = "whether the root is within its limits is not known"
 
 
 class EndSignal:
-    """SIGINT and SIGTERM as an orderly end: `number` is the one that came, which also called `on_signal` and ended
-    `wait`. A second one kills the process as if nothing had caught it. An ignored SIGINT stays ignored."""
+    """SIGINT and SIGTERM as an orderly end. `number` is the signal that arrived: it called `on_signal`, and ended
+    `wait`. A second one kills the process as if none were caught. An ignored SIGINT stays ignored."""
 
     def __init__(self, on_signal: Callable[[], None]) -> None:
         self.number = 0
@@ -42,17 +43,17 @@ class EndSignal:
         for number in (signal.SIGINT, signal.SIGTERM):
             if (before := signal.getsignal(number)) is not signal.SIG_IGN:
                 self._before[number] = before
-                signal.signal(number, self._came)
+                signal.signal(number, self._on_arrival)
         return self
 
-    def _came(self, number: int, frame: FrameType | None) -> None:
+    def _on_arrival(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         for one in self._before:
             signal.signal(one, signal.SIG_DFL)
         self._on_signal()
 
     def wait(self, seconds: float) -> None:
-        """Sleep, until a signal comes at the latest."""
+        """Sleep for `seconds`, or until a signal arrives."""
         if not self.number:
             select.select([self._read], [], [], seconds)
 
@@ -67,44 +68,45 @@ class EndSignal:
 
 
 class Evict:
-    """Evictions below one root. Raises ConfigError for a share of a model that has no folder, RootError for no root."""
+    """Evictions below one root. Raises ConfigError for a share of a model that has no folder, RootError if there
+    is no root."""
 
     def __init__(self, root_dir: str, config: CapacityConfig, as_json: bool) -> None:
         self._root_dir, self._config, self._as_json = root_dir, config, as_json
         self._coverage = cover(root_dir)
         _check_shares(config, self._coverage)
-        self._capacity = Capacity(root_dir, config, self._coverage.unreadable)
-        self._files = self._bytes = self._swept = self._rounds = 0  # since the start
-        self._problems: list[str] = []  # said last
+        self._evictor = Evictor(root_dir, config, self._coverage.unreadable)
+        self._files = self._bytes = self._collected = self._rounds = 0  # since the start
+        self._problems: list[str] = []  # as printed last
         self._trouble = ""  # why the last round failed
 
     # --- three ways to run ---
 
     def dry_run(self) -> int:
-        """Say what would go. FAIL: something would."""
-        plan = self._capacity.plan() if self._coverage.bases else Plan("max_bytes", [])
-        for measured, quota, cutoff in plan.quotas:
-            folder = measured.folder
-            what = {"model": folder.mapper.run.model_name, "rank": folder.mapper.rank, "bytes": round(quota)}
+        """Print what would be evicted. FAIL: something would be."""
+        plan = self._evictor.plan() if self._coverage.bases else Plan("max_bytes", [])
+        for sample, size, cutoff in plan.folders:
+            mapper = sample.folder.mapper
+            what = {"model": mapper.run.model_name, "rank": mapper.rank, "bytes": round(size)}
             unused = max(0.0, time.time() - cutoff)
-            text = f"would evict about {size_text(quota)} of {what['model']}, rank {what['rank']}, not used for "
+            text = f"would evict about {size_text(size)} of {what['model']}, rank {what['rank']}, not used for "
             self._say(
                 {**what, "unused_seconds": unused, "reason": plan.reason}, f"{text}{age_text(unused)} ({plan.reason})"
             )
         self._say({"coverage": self._coverage.as_dict()}, *self._new_problems())
-        if not plan.quotas and self._coverage.is_complete:
-            self._say(None, "nothing has to go")
-        return self._exit_code(bool(plan.quotas))
+        if not plan.folders and self._coverage.is_complete:
+            self._say(None, "nothing has to be evicted")
+        return self._exit_code(bool(plan.folders))
 
     def once(self) -> int:
-        """Evict until the root is within its limits, and sweep. INCONCLUSIVE: that is not known."""
+        """Evict until the root is within its limits, and collect garbage. INCONCLUSIVE: that is not known."""
         evicted: list[Evicted] = []
         if self._coverage.bases:
             evicted = self._settle(time.sleep)
-            self._capacity.sweep_for(math.inf)
+            self._evictor.gc.collect_for(math.inf)
         event, texts = self._facts(evicted)
         self._say({**event, **self._state()}, *texts, *self._new_problems(), *self._left_texts())
-        return self._exit_code(self._capacity.excess_bytes > 0)
+        return self._exit_code(self._evictor.excess_bytes > 0)
 
     def every(self, seconds: float) -> int:
         """A round now and after each such pause, until SIGINT or SIGTERM. Exit code: 128 + the signal's number."""
@@ -112,7 +114,7 @@ class Evict:
         limits = {"max_bytes": self._config.max_bytes, "min_free_bytes": self._config.min_free_bytes}
         start = {"event": "start", "every_seconds": seconds, **limits, "coverage": self._coverage.as_dict()}
         self._say(start, self._intention(seconds), *self._new_problems())
-        with EndSignal(self._capacity.stop) as end:
+        with EndSignal(self._evictor.stop) as end:
             while not end.number:
                 try:
                     self._round(end)
@@ -148,17 +150,17 @@ class Evict:
             self._say({"event": "round", **event, **self._state()}, "; ".join(texts + self._left_texts()))
 
     def _settle(self, wait: Callable[[float], None], end: EndSignal | None = None) -> list[Evicted]:
-        """Step until nothing has to go, or nothing goes."""
-        capacity, evicted = self._capacity, list[Evicted]()
+        """Step until no excess is left, or until nothing is evicted any more."""
+        evictor, evicted = self._evictor, list[Evicted]()
         least, since = math.inf, time.monotonic()
         while True:
-            pause = capacity.step()
-            evicted += (new := capacity.take_facts())
-            size = capacity.root.bytes if capacity.root else math.inf
+            pause = evictor.step()
+            evicted += (new := evictor.take_facts())
+            size = evictor.root.bytes if evictor.root else math.inf
             now = time.monotonic()
             if new or size < least:
                 least, since = size, now
-            is_settled = capacity.root is not None and capacity.excess_bytes <= 0
+            is_settled = evictor.root is not None and evictor.excess_bytes <= 0
             if is_settled or now - since > STUCK_SECONDS or (end and end.number):
                 return evicted
             wait(pause)
@@ -174,7 +176,7 @@ class Evict:
         self._say({"event": "status", **self._totals(began), **self._state()}, *self._new_problems())
         self._say(None, f"{'; '.join(self._left_texts())}; {self._totals_text(began)}")
 
-    # --- what is said ---
+    # --- output ---
 
     def _say(self, event: dict[str, Any] | None, *texts: str) -> None:
         for line in texts if not self._as_json else [json.dumps(event)] if event else []:
@@ -196,39 +198,42 @@ class Evict:
 
     def _facts(self, evicted: list[Evicted]) -> tuple[dict[str, Any], list[str]]:
         """What a round did, for a program and for people; no text when it did nothing."""
-        files, size, texts = sum(one.files for one in evicted), sum(one.bytes for one in evicted), []
-        swept, self._capacity.swept_files = self._capacity.swept_files, 0
-        self._files, self._bytes, self._swept = self._files + files, self._bytes + size, self._swept + swept
+        gc, texts = self._evictor.gc, list[str]()
+        files, size = sum(one.files for one in evicted), sum(one.bytes for one in evicted)
+        collected, gc.removed = gc.removed, 0
+        self._files, self._bytes, self._collected = self._files + files, self._bytes + size, self._collected + collected
         ages = [age for one in evicted for age in one.ages_seconds]
         reasons = sorted({one.reason for one in evicted})
-        event = {"evicted_files": files, "evicted_bytes": size, "reasons": reasons, "swept_files": swept}
+        event = {"evicted_files": files, "evicted_bytes": size, "reasons": reasons, "collected_files": collected}
+        event |= {"swept_files": collected}  # the name of an earlier version
         event |= {"least_age_seconds": min(ages, default=None)}
         event |= {"rounds": [(one.started_seconds, one.finished_seconds) for one in evicted]}  # time.monotonic()
         if files:
             span = f"last used {age_text(min(ages))} to {age_text(max(ages))} ago"
             texts.append(f"evicted {files:,} blocks, {size_text(size)}, {span} ({', '.join(reasons)})")
-        if swept:
-            texts.append(f"removed {swept:,} temp files of dead writers and quarantined files beyond the limit")
+        if collected:
+            texts.append(f"removed {collected:,} temp files of killed writers and quarantined files beyond the limit")
         return event, texts
 
     def _state(self) -> dict[str, Any]:
-        root = self._capacity.root
-        left = {**root._asdict(), "excess_bytes": self._capacity.excess_bytes} if root else None
+        root = self._evictor.root
+        left = {**root._asdict(), "excess_bytes": self._evictor.excess_bytes} if root else None
         return {"root": left, "coverage": self._coverage.as_dict()}
 
     def _left_texts(self) -> list[str]:
-        root, excess = self._capacity.root, self._capacity.excess_bytes
+        root, excess = self._evictor.root, self._evictor.excess_bytes
         if not self._coverage.bases:
             return ["nothing was measured or removed"]
         if root is None:
-            reason = self._trouble or "another evictor has been at work all the time"
+            reason = self._trouble or "another evictor held the lease all the time"
             return [f"nothing was measured or removed: {reason}"]
         left = f"left: {root.files:,.0f} blocks, {size_text(root.bytes)}"
         left += f"; {size_text(excess)} too many" if excess > 0 else ""
         return [left] if excess > 0 or self._coverage.is_complete else [left, NOT_KNOWN]
 
     def _totals(self, began: float) -> dict[str, Any]:
-        totals = {"evicted_files": self._files, "evicted_bytes": self._bytes, "swept_files": self._swept}
+        totals = {"evicted_files": self._files, "evicted_bytes": self._bytes, "collected_files": self._collected}
+        totals["swept_files"] = self._collected  # the name of an earlier version
         return {f"total_{name}": figure for name, figure in totals.items()} | {
             "rounds_done": self._rounds,
             "seconds": time.monotonic() - began,
@@ -236,12 +241,14 @@ class Evict:
 
     def _totals_text(self, began: float) -> str:
         rounds = f"{self._rounds:,} rounds in {age_text(time.monotonic() - began)}"
-        return f"{rounds}: evicted {self._files:,} blocks, {size_text(self._bytes)}; gc removed {self._swept:,} files"
+        return (
+            f"{rounds}: evicted {self._files:,} blocks, {size_text(self._bytes)}; gc removed {self._collected:,} files"
+        )
 
     def _exit_code(self, is_beyond: bool) -> int:
         if is_beyond:
             return ExitCode.FAIL
-        is_known = self._coverage.is_complete and self._capacity.root is not None
+        is_known = self._coverage.is_complete and self._evictor.root is not None
         return ExitCode.PASS if is_known else ExitCode.INCONCLUSIVE
 
 

@@ -27,7 +27,7 @@ from kvtier.fs.file_mapper import FileMapper
 from kvtier.fs.root import check_trust, open_root
 from kvtier.hashing import BlockHash, OffloadKey, make_offload_key
 from kvtier.ops.catalog import folders
-from kvtier.ops.gc import sweep
+from kvtier.ops.gc import collect
 
 REPOSITORY = Path(__file__).resolve().parents[4]
 GROUPS = (KVCacheGroup(16, ("model.layers.0.self_attn.attn", "model.layers.1.self_attn.attn")),)
@@ -752,10 +752,10 @@ def test_gc_collects_what_a_process_killed_while_publishing_left(tmp_path: Path,
     for path in (*older, vllm):
         path.write_bytes(b"{")
     (folder,) = folders(str(tmp_path))
-    assert sum(sweep(folder)) == 0, "they may belong to a living process"
+    assert sum(collect(folder)) == 0, "they may belong to a living process"
     for path in (left, *older, vllm):
         os.utime(path, (0, 0))
-    assert sum(sweep(folder)) == 4
+    assert sum(collect(folder)) == 4
     assert sorted(os.listdir(base)) == ["config.json", "config.json.7.tmp", "quarantine"]
 
 
