@@ -1,10 +1,10 @@
-"""What a pass of eviction over a root of very many files costs those who load meanwhile: `kvtier-harness bench
-eviction`. The evictor is the command of the tier, a process of its own, and is told nothing of this.
+"""Load latency beside background eviction over a root of very many files: `kvtier-harness bench eviction`. The
+evictor is the command `kvtier evict`, a process of its own that knows nothing of the measurement.
 
 The root's files have right names, sizes and ages and no bytes: they are sparse, so that a million takes the space of
 its folders and inodes alone (3 GB on ext4). Beside them lie some hundred real blocks, which are loaded at an even pace.
-The evictor is stopped and let go in turn, a second each (SIGSTOP, SIGCONT), so that loads with and without it are
-neighbours in time. Once it is killed, and another goes on.
+The evictor is stopped and continued in turn, a second each (SIGSTOP, SIGCONT), so that loads with and without it are
+neighbours in time. Once it is killed, and another evictor takes over.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PAUSE_SECONDS = 0.01
 """Between two loads, as an engine's steps are."""
 HIGH_WATER, LOW_WATER = 0.95, 0.9
 ABOVE = 1.02
-"""How full the root is at first, in parts of its high water mark: beyond the error of a sample, below any hurry."""
+"""How full the root is at first, in parts of its high water mark: beyond a sample's error, below urgent eviction."""
 AGE_SECONDS_MAX = 30 * 86400.0
 KILL_AFTER_SLICES = 4
 COMMAND = "import sys; from kvtier.ops.cli import main; main()"
@@ -49,7 +49,7 @@ class Slice(NamedTuple):
 
 
 def fill(adapter: Adapter, root_dir: Path, files: int, seed: int) -> float:
-    """Make the sparse files; the age (seconds) from which on they should go."""
+    """Make the sparse files. Returns the age in seconds from which on they should be evicted."""
     random, now = Random(seed), time.time()
     ages = []
     for number in range(files):
@@ -97,14 +97,14 @@ class Loads:
 
 
 def evictor(root_dir: Path, max_bytes: int, high_water: float = HIGH_WATER) -> psutil.Popen:
-    """`kvtier evict`, of its own accord unhurried: nothing waits for the room."""
+    """`kvtier evict`, in the background: no store waits for headroom."""
     limits = ["--max-bytes", str(max_bytes), "--high-water", str(high_water), "--low-water", str(LOW_WATER)]
     command = [sys.executable, "-c", COMMAND, "evict", str(root_dir), *limits, "--json"]
     return psutil.Popen(command, stdout=subprocess.PIPE)
 
 
 def measure(folder: Path, files: int, seconds_max: float, seed: int) -> dict[str, Any]:
-    """The whole of it below an empty `folder`, which is left full. `seconds_max` is for the pass."""
+    """One measurement below an empty `folder`, which is left full. `seconds_max` limits the pass."""
     setup = TierSetup(str(folder), BLOCK_BYTES, JOB_BLOCKS, n_read_threads=4, n_write_threads=4)
     adapter = adapter_class("kvtier")(setup)
     try:
@@ -134,7 +134,7 @@ def _pass(folder: Path, loads: Loads, limit: int, cutoff_seconds: float, seconds
                 killed, before = True, _count(folder)[0]
                 process.kill()
                 process.communicate()
-                # The one before may have come below the high water mark: this one is to end the pass all the same.
+                # The root may be below the high water mark now; this evictor must end the pass all the same.
                 process = evictor(folder, limit, high_water=LOW_WATER + 0.001)
             running = not running
         finished = process.poll() is not None

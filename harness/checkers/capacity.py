@@ -1,4 +1,4 @@
-"""Did a full root keep its limit, evict what had long not been used, and let everybody go on?
+"""Did a full root keep its limit and evict the least recently used blocks, while loads and stores went on?
 
 Judged: each sample of the files' bytes, less what was stored while it was taken, against `max_bytes` and the `slack`;
 evictions of different processes, which must not overlap; failed loads, whose tier must give no other reason than that
@@ -82,7 +82,7 @@ def check(history: History) -> Verdict:
 
 
 class _Stored:
-    """Bytes that were stored by a time; a job's count from its submission, or, asked the other way, from its end."""
+    """Bytes stored up to a time; a job counts from its submission, or from its end."""
 
     def __init__(self, jobs: list[Job]) -> None:
         self.total = sum(job.bytes_ok for job in jobs)
@@ -115,14 +115,14 @@ def _judge_overlaps(evictions: list[Note], findings: Findings) -> None:
                 min(latest.detail["finished_seconds"], one.detail["finished_seconds"]) - one.detail["started_seconds"]
             )
             if both > 0:
-                who = f"processes {latest.process} and {one.process}"
-                findings.add(f"{who} evicted at the same time for {milliseconds(both)}")
+                pair = f"processes {latest.process} and {one.process}"
+                findings.add(f"{pair} evicted at the same time for {milliseconds(both)}")
         if latest is None or one.detail["finished_seconds"] > latest.detail["finished_seconds"]:
             latest = one
 
 
 def _judge_failures(history: History, findings: Findings) -> list[str]:
-    """Findings are added; returned is what the machine explains."""
+    """Adds findings; returns the failures that a shortage of the machine explains."""
     shortages, doubts = Shortages(history), dict[str, None]()
     for job in history.jobs:
         if job.direction == "store" and len(job.failed) > job.refused and job.outcome != "info":
@@ -202,8 +202,8 @@ def _judge_recency(history: History, limit: float, findings: Findings) -> Counte
 
 
 def _used_between(jobs: Sequence[Job], start: float, end: float, but: int) -> float:
-    """Bytes of the blocks that anybody stored or loaded, each counted once, but for one block. At most: all jobs that
-    were in flight at any time in between."""
+    """Bytes of the blocks that any process stored or loaded, each counted once, without block `but`. An upper bound:
+    all jobs that were in flight at any time in between count."""
     sizes: dict[int, float] = {}
     for job in jobs:
         if job.ok and job.finished_seconds >= start and job.submitted_seconds <= end:

@@ -1,8 +1,8 @@
-"""Writes new blocks at full speed, or loads the same few again and again, or only evicts: a root that is always full.
+"""One process below a root that is always full: it writes new blocks, loads the same few, or only evicts.
 
-A writer stores blocks that nobody has stored, and loads some that it stored not long ago, so that loads and eviction
-meet. A reader stores its few blocks once and loads them for ever. An evictor makes a tier and steps it. What the tier
-refuses is not tried again; a process that was refused pauses for a moment, as an engine computes meanwhile.
+A writer stores new blocks, and loads some that it stored recently, so that loads and eviction meet. A reader stores its
+few blocks once, and loads them until the end. An evictor makes a tier and steps it. A refused store is not repeated;
+the process then pauses for a moment, as an engine does that computes instead.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from harness.runtime.worker import Worker
 
 REFUSED_PAUSE_SECONDS = 0.02
 LOAD_EVERY = 4
-"""A writer loads once in so many stores."""
+"""Stores of a writer per load."""
 READ_PAUSE_SECONDS = 0.05
 BLOCKS_PER_PROCESS = 1 << 24
-"""Block ids of process p lie from p times this on."""
+"""The block ids of process p begin at p times this."""
 
 
 class _Role(ABC):
@@ -47,7 +47,7 @@ class _Role(ABC):
         self.question = self.jobs.ask(self.tag, blocks)
 
     def load_what_is_there(self) -> list[int] | None:
-        """When the open question has its answers: load the hits, and return the misses."""
+        """If the open question has its answers, load the hits and return the misses."""
         question = self.question
         if question is None or not self.jobs.answered(question) or not self.jobs.room(len(question.blocks)):
             return None
@@ -56,7 +56,7 @@ class _Role(ABC):
         return [b for b, verdict in zip(question.blocks, question.verdicts, strict=True) if verdict == "miss"]
 
     def give_up(self) -> None:
-        """The question that is open is not asked any more."""
+        """The open question ends."""
         if self.question is not None:
             self.jobs.adapter.request_finished(self.question.req_id)
 
@@ -130,7 +130,7 @@ def _note_evictions(worker: Worker) -> None:
 
 
 def drive(worker: Worker, role: str, blocks: int, job_blocks: int, seconds: float, seed: int) -> None:
-    """One role for so long."""
+    """One role for `seconds`."""
     jobs = Jobs(worker, announce=False, name=role == "read")
     actor = _ROLES[role](jobs, job_blocks, blocks, seed)
     try:
@@ -142,7 +142,7 @@ def drive(worker: Worker, role: str, blocks: int, job_blocks: int, seconds: floa
             jobs.adapter.step()
             for _, record in jobs.collect():
                 actor.ended(record)
-            jobs.adapter.tasks()  # nobody asks for the schedule here, and it would fill the disk
+            jobs.adapter.tasks()  # the schedule is not judged here, and would fill the disk
             _note_evictions(worker)
             worker.tick()
             stop.wait(IDLE_SECONDS_MAX)

@@ -1,20 +1,19 @@
-"""A root that is always full: its limit holds, and nothing else suffers.
+"""A root that is always full: its limit holds, and loads and stores go on.
 
-Writers store new blocks at full speed, all below one root with a limit. Each now and then loads blocks that it stored a
-while ago, some of which are being evicted at that moment. Readers load the same few blocks again and again. Evictors
-are processes whose tier has no traffic. All of them may evict. Halfway an evictor is killed, and starts again. A walk
-over the root adds up the files all along.
+Writers store new blocks at full speed, all below one root with a limit. Each writer also loads blocks that it stored
+before, some of which are being evicted at that moment. Readers load the same few blocks again and again. Evictors are
+processes whose tier has no traffic. Every process may evict. Halfway one evictor is killed, and starts again. A walk
+over the root adds up the files during the whole run.
 
-The slack: each of W writers may store what it was granted by the last measurement, an eighth of what lies between the
-low water mark (0.9 of the limit) and the limit, whatever the others do meanwhile: W/8 of 0.1. A measurement is a sample
-of 10,000 blocks, 1 % exact, so nearly always within 3 %. With 8 writers: 0.13 of the limit, which `--slack` is by
-default; other numbers of processes and tiers have others. What was stored while the files were added up is not counted
-against the tier.
+The slack: each of W writers may store its grant of the last measurement, whatever the other writers store. A grant is
+an eighth of the band between the low water mark (0.9 of the limit) and the limit, so W/8 of 0.1. A measurement is a
+sample of 10,000 blocks with a standard error of 1 %, so nearly always within 3 %. With 8 writers the slack is 0.13 of
+the limit, the default of `--slack`; other numbers of processes and other tiers have another one. Bytes that were stored
+during a walk do not count against the tier.
 
-Proves for this time and root: the limit holds but for the slack, no wrong byte, loads fail only of blocks that are
-gone, no store fails unless refused, never two processes evict at the same time, a killed evictor blocks nobody, what is
-used again and again stays, and each writer goes on storing. It does not prove anything about several hosts, or about a
-root that others fill.
+Proves for this time and root: the limit plus slack holds; no byte is wrong; loads fail only for evicted blocks; stores
+fail only if refused; one process evicts at a time; a killed evictor blocks no other process; blocks in use stay; each
+writer goes on storing. It proves nothing about several hosts, or about a root that other programs fill.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError,
 
 SAMPLE_SECONDS = 0.25
 KILL_SECONDS_MIN = 2.0
-"""In a shorter run nobody is killed."""
+"""In a shorter run no process is killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +48,10 @@ class CapacityOptions(CommonOptions):
     readers: int = option(2, "processes that load the same blocks again and again", low=1)
     block_bytes: int = option(64 << 10, "size of a block", low=4096, multiple_of=4096)
     max_bytes: int = option(1 << 30, "the root's limit", low=1 << 20, high=1 << 60)
-    slack: float = option(0.13, "by what part of the limit it may be exceeded", low=0)
-    turnovers: float = option(1.5, "so many times the limit must have been stored, for a verdict", low=0)
+    slack: float = option(0.13, "part of the limit by which it may be exceeded", low=0)
+    turnovers: float = option(1.5, "multiples of the limit that must have been stored, for a verdict", low=0)
     keeps: float = option(
-        0.5, "no block in use may be lost before others of such a part of the limit were used", low=0, high=1
+        0.5, "a block in use may be lost only after other blocks of this part of the limit were used", low=0, high=1
     )
     kept: int = option(64, "blocks that a reader loads again and again", low=1)
     job_blocks: int = option(8, "blocks of a job", low=1)
@@ -63,7 +62,7 @@ class CapacityOptions(CommonOptions):
 
 @dataclass(frozen=True)
 class Plan:
-    """Nothing but words: each process numbers its own blocks."""
+    """A description only: each process numbers its own blocks."""
 
     source: str
 
@@ -102,7 +101,7 @@ class Sampler:
 def _sizes(folder: str, bookkeeping: Sequence[str]) -> Iterator[int]:
     try:
         entries = list(os.scandir(folder))
-    except OSError:  # an evictor removed it when it was empty
+    except OSError:  # an evictor removed the empty folder
         return
     for entry in entries:
         try:
