@@ -1,8 +1,8 @@
 """Did a full root keep its limit and evict the least recently used blocks, while loads and stores went on?
 
 Judged: each sample of the files' bytes, less what was stored while it was taken, against `max_bytes` and the `slack`;
-evictions of different processes, which must not overlap; failed loads, whose tier must give no other reason than that
-the file is gone; failed stores, which must have been refused; for each writer the longest time without a stored block
+evictions of different processes, which must not overlap; failed loads, for which an evicted file is the only reason
+allowed; failed stores, which must have been refused; for each writer the longest time without a stored block
 (`GAP_SECONDS_MAX`, and ten times the latest wake-up of any process); and recency: a block that a reader loads again and
 again is lost only if other blocks of at least `keeps` of the limit (half of it) were stored or loaded since its last
 use. An exact order would demand the low water mark's part of it; half leaves room for marks of use that are renewed

@@ -77,7 +77,7 @@ class Sample(NamedTuple):
 
 
 class Sampler:
-    """Adds up the files under a root on a thread of its own, until `close`."""
+    """Adds up the files below a root on its own thread, until `close`."""
 
     def __init__(self, root_dir: Path, bookkeeping: Sequence[str]) -> None:
         self.samples: list[Sample] = []

@@ -32,13 +32,13 @@ from kvtier.hashing import OffloadKey
 
 TEMP_SUFFIX = ".tmp"
 UNREADABLE_MAX = 1000
-"""Of the paths that cannot be read, so many are named."""
+"""So many of the paths that cannot be read are named."""
 FOLDER_NAME = re.compile(r"(.+_[0-9a-f]{12})(_r\d+)?")
 """The folder of a run configuration, or of one of its ranks."""
 _PREFIX_NAME, _LEAF_NAME = re.compile(r"[0-9a-f]{3}"), re.compile(r"[0-9a-f]{2}_g\d+")
 _MISSING = "is missing"
 GONE = ("ENOENT", "ENOTDIR", "ESTALE")
-"""What the look at a file says that was removed since it was listed."""
+"""Errors of a file that was removed after it was listed."""
 
 Unreadable = dict[str, str]
 """Path -> what is wrong with it, as the rest of a sentence that begins with the path."""
@@ -59,8 +59,8 @@ class BlockFile(NamedTuple):
 
 @dataclass
 class Folder:
-    """The blocks of one rank of one run configuration. `record` is kvtier's, None where only vLLM has written, or where
-    it is in `unreadable`, which every walk adds to."""
+    """The blocks of one rank of one run configuration. `record` is the manifest; None where only vLLM has written, or
+    where it is in `unreadable`, to which every walk adds."""
 
     mapper: FileMapper
     record: dict[str, Any] | None
@@ -68,7 +68,7 @@ class Folder:
 
     @property
     def block_bytes(self) -> int | None:
-        """As recorded; None where only vLLM has written."""
+        """As the manifest says; None without one."""
         size = self.record.get("block_bytes") if self.record else None
         return size if isinstance(size, int) and size > 0 and size % PAGE_BYTES == 0 else None
 
@@ -91,13 +91,13 @@ class Folder:
 
     def blocks(self, prefixes: Iterable[str] | None = None, *, any_kind: bool = False) -> Iterator[BlockFile]:
         """Every regular file with a block's name, whatever its size; with `any_kind` also a folder, FIFO or link with
-        such a name. A file removed during the walk is passed over."""
+        such a name. A file removed during the walk is skipped."""
         for path, status in self._files(self.prefixes() if prefixes is None else prefixes, any_kind):
             if (key := self.mapper.parse_file_name(path)) is not None:
                 yield BlockFile(path, key, status.st_size, status.st_mtime)
 
     def temps(self) -> Iterator[tuple[str, os.stat_result]]:
-        """Files that some writer, perhaps a dead one, has not published."""
+        """Files that a writer, perhaps a killed one, has not published."""
         for path, status in self._files(self.prefixes()):
             if path.endswith(TEMP_SUFFIX):
                 yield path, status
@@ -115,7 +115,7 @@ class Folder:
                         yield entry.path, status
 
     def quarantined(self) -> list[tuple[str, os.stat_result]]:
-        """Files quarantined, by path."""
+        """Quarantined files, by path."""
         found = []
         for entry in scan(self.mapper.quarantine_path):
             with contextlib.suppress(OSError):
@@ -140,8 +140,8 @@ def folders(root_dir: str, unreadable: Unreadable | None = None) -> Iterator[Fol
 
 
 def bases(root_dir: str, unreadable: Unreadable | None = None) -> list[str]:
-    """The folders below a root whose `config.json` says what they are: one per run configuration. One without a
-    `config.json` is passed over: an engine may be making it. Raises RootError."""
+    """The folders below a root whose `config.json` matches their name: one per run configuration. One without a
+    `config.json` is skipped: an engine may be making it. Raises RootError."""
     unreadable, found = {} if unreadable is None else unreadable, []
     for entry in list_root(root_dir):
         if not entry.is_dir(follow_symlinks=False):
@@ -163,7 +163,7 @@ def bases(root_dir: str, unreadable: Unreadable | None = None) -> list[str]:
 
 
 def list_root(root_dir: str) -> list[os.DirEntry[str]]:
-    """What is in a root, by name. Raises RootError when there is none, or when it cannot be listed."""
+    """The entries of a root, by name. Raises RootError when there is no root, or it cannot be listed."""
     check_root(root_dir)
     try:
         with os.scandir(os.path.realpath(root_dir)) as entries:
@@ -282,7 +282,7 @@ def _sizes(folder: Folder) -> tuple[Counter[int], Counter[int]]:
 
 
 def _read_object(path: str) -> dict[str, Any] | str:
-    """The object in a file; a string says why there is none."""
+    """The object in a file; a string states why it cannot be read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
@@ -297,7 +297,7 @@ def _read_object(path: str) -> dict[str, Any] | str:
 
 
 def scan(path: str, unreadable: Unreadable | None = None) -> list[os.DirEntry[str]]:
-    """What is in a folder; nothing when it cannot be read, which is noted in `unreadable`."""
+    """The entries of a folder; none when it cannot be read, which is noted in `unreadable`."""
     try:
         with os.scandir(path) as entries:
             return list(entries)
@@ -308,13 +308,13 @@ def scan(path: str, unreadable: Unreadable | None = None) -> list[os.DirEntry[st
 
 
 def note(unreadable: Unreadable, path: str, problem: str) -> None:
-    """Keep a problem, unless there are `UNREADABLE_MAX` already."""
+    """Note a problem, unless there are `UNREADABLE_MAX` already."""
     if len(unreadable) < UNREADABLE_MAX:
         unreadable[path] = problem
 
 
 def note_error(unreadable: Unreadable, path: str, error: OSError, failed: str = "cannot be read") -> bool:
-    """The same for an error, unless it says that the path is gone. Whether it is a problem."""
+    """Note an error, unless the path was removed. Returns whether it is a problem."""
     if errno_name(error) in GONE:
         return False
     note(unreadable, path, f"{failed}: {errno_text(error)}")

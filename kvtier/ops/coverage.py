@@ -75,7 +75,7 @@ class Coverage:
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """The same for a program."""
+        """The same as JSON."""
         return {
             "root_dir": self.root_dir,
             "complete": self.is_complete,
@@ -91,7 +91,7 @@ class Coverage:
 
 
 def cover(root_dir: str) -> Coverage:
-    """Look at a root. Raises RootError when there is none, or when it cannot be listed."""
+    """Read a root. Raises RootError when there is none, or it cannot be listed."""
     for _ in range(ATTEMPTS_MAX):
         coverage = _cover(root_dir)
         # An engine may have opened the root after the folders were read, and stored before the rest was counted.

@@ -111,7 +111,7 @@ def test_a_root_that_an_engine_has_opened_exits_with_0_before_the_first_block(
 
 
 @pytest.mark.parametrize("name", ["list_root", "bases", "folders"])
-def test_a_folder_that_an_engine_adds_during_the_look_is_not_unowned(
+def test_a_folder_that_an_engine_adds_during_the_walk_is_not_unowned(
     tmp_path: Path, tier: Tier, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = getattr(coverage, name)
@@ -124,7 +124,7 @@ def test_a_folder_that_an_engine_adds_during_the_look_is_not_unowned(
 
     monkeypatch.setattr(coverage, name, slow)
     assert kvtier(tmp_path, ("inspect",)).code == 0
-    assert len(os.listdir(tmp_path)) == 4, "the other engine came"
+    assert len(os.listdir(tmp_path)) == 4, "the other engine added its folders"
 
 
 # --- what cannot be read ---
@@ -172,7 +172,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_a_damaged_config_is_named_with_the_bytes_that_it_hides(
+def test_a_damaged_config_is_named_with_the_bytes_of_its_folder(
     tmp_path: Path, tier: Tier, damage: Callable[[Tier], None]
 ) -> None:
     damage(tier)
@@ -186,7 +186,7 @@ def test_a_damaged_config_is_named_with_the_bytes_that_it_hides(
     assert len(list(tier.blocks.rglob("*.bin"))) == BLOCKS
 
 
-def test_a_damaged_folder_beside_a_good_one_does_not_stop_the_work_there(tmp_path: Path, tier: Tier) -> None:
+def test_a_damaged_folder_does_not_stop_work_on_the_others(tmp_path: Path, tier: Tier) -> None:
     damaged = Tier(tmp_path, "other")
     not_json(damaged)
     result = kvtier(tmp_path, ("inspect",))
@@ -233,14 +233,14 @@ def test_a_rank_that_its_config_does_not_have_is_named(tmp_path: Path, command: 
     assert f"{stray} is no rank of the run configuration in {agnostic.file_mapper.config_path}\n" in result.out
 
 
-def test_a_damaged_record_is_named(tmp_path: Path, tier: Tier, command: tuple[str, ...]) -> None:
+def test_a_damaged_manifest_is_named(tmp_path: Path, tier: Tier, command: tuple[str, ...]) -> None:
     Path(tier.mapper.record_path).write_text("{")
     result = kvtier(tmp_path, command)
     assert result.code == INCONCLUSIVE
     assert f"{tier.mapper.record_path} is not JSON\n" in result.out
 
 
-def test_without_a_record_blocks_are_verified_all_the_same(tmp_path: Path, tier: Tier) -> None:
+def test_blocks_without_a_manifest_are_verified(tmp_path: Path, tier: Tier) -> None:
     os.unlink(tier.mapper.record_path)
     assert kvtier(tmp_path, ("verify",)) == (0, f"{BLOCKS} blocks: {BLOCKS} right\n", "")
 
@@ -331,7 +331,7 @@ def test_a_wrong_root_exits_with_2(tmp_path: Path, command: tuple[str, ...], con
     assert f"no kvtier folder below {tmp_path}: " in result.out
     unowned = f"2 files, 1 KiB, belong to no readable folder: in {tmp_path}/ssh (1e+03 B), {tmp_path}/passwd (24 B)\n"
     assert (unowned in result.out) is (content == "files")
-    assert sorted(tmp_path.rglob("*")) == before, "nothing is written there"
+    assert sorted(tmp_path.rglob("*")) == before, "nothing was written there"
 
 
 def test_bytes_beside_the_folders_are_counted(tmp_path: Path, tier: Tier, command: tuple[str, ...]) -> None:
@@ -408,7 +408,7 @@ OTHERS: list[Any] = [
 
 
 @pytest.mark.parametrize("make", OTHERS)
-def test_what_has_a_blocks_name_and_is_no_file_is_corrupt(
+def test_an_entry_with_a_blocks_name_that_is_no_file_is_corrupt(
     tmp_path: Path, tier: Tier, make: Callable[[Path], None]
 ) -> None:
     path = tier.path(3)
@@ -433,7 +433,7 @@ def test_a_folder_of_one_fifo_exits_with_1(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("level", ["prefix", "leaf"])
-def test_what_stands_in_the_place_of_a_folder_is_named(
+def test_an_entry_in_the_place_of_a_folder_is_named(
     tmp_path: Path, tier: Tier, level: str, command: tuple[str, ...]
 ) -> None:
     path = tier.path(3).parent if level == "leaf" else tier.path(3).parent.parent
@@ -494,7 +494,7 @@ WHY_IT_STAYS = " cannot be removed: EACCES (Permission denied)"
 
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
-def test_evict_says_why_blocks_stay(tmp_path: Path, tier: Tier) -> None:
+def test_evict_prints_why_blocks_stay(tmp_path: Path, tier: Tier) -> None:
     leaves = [tier.path(number).parent for number in range(BLOCKS)]
     for leaf in leaves:
         leaf.chmod(0o500)
@@ -528,7 +528,7 @@ def test_a_share_of_a_model_that_is_not_there_is_refused(tmp_path: Path, tier: T
     assert kvtier(tmp_path, (*EVICT, "--share", "org/model=2")).code == 0
 
 
-def test_remove_names_a_damaged_folder_and_takes_it(tmp_path: Path, tier: Tier) -> None:
+def test_remove_names_and_removes_a_damaged_folder(tmp_path: Path, tier: Tier) -> None:
     damaged = Tier(tmp_path, "other")
     not_json(damaged)
     result = kvtier(tmp_path, ("remove", "nonsense"))
@@ -544,7 +544,7 @@ def test_remove_names_a_damaged_folder_and_takes_it(tmp_path: Path, tier: Tier) 
     assert kvtier(tmp_path, ("verify",)).code == 0
 
 
-def test_remove_takes_no_folder_of_another_program(tmp_path: Path) -> None:
+def test_remove_refuses_a_folder_of_another_program(tmp_path: Path) -> None:
     (tmp_path / "llama").mkdir()
     (tmp_path / "llama" / "config.json").write_text('{"model_type": "llama"}')
     result = kvtier(tmp_path, ("remove", "llama", "--yes"))
@@ -562,7 +562,7 @@ def every(root: Path, *options: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_evict_every_says_what_it_does_and_ends_in_good_order(
+def test_evict_every_prints_what_it_does_and_ends_on_a_signal(
     tmp_path: Path, tier: Tier, number: signal.Signals, code: int
 ) -> None:
     evictor = every(tmp_path, "--max-bytes", str(5 * FILE), "--min-free-bytes", "1KiB")
@@ -623,7 +623,7 @@ def test_evict_every_waits_for_an_engine_and_names_what_is_damaged(tmp_path: Pat
 
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
-def test_evict_every_says_why_no_round_succeeds(tmp_path: Path, tier: Tier) -> None:
+def test_evict_every_prints_why_no_round_succeeds(tmp_path: Path, tier: Tier) -> None:
     tmp_path.chmod(0o500)
     wrapper = NO_OVERRIDE if os.geteuid() == 0 else []
     command = [*wrapper, *COMMAND, "evict", str(tmp_path), "--every", "0.1", "--max-bytes", "1GB"]

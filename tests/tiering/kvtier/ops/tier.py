@@ -25,6 +25,8 @@ def key(number: int) -> OffloadKey:
 
 
 class Tier:
+    """A file tier of 256 slots, and its events."""
+
     def __init__(self, root: Path, model: str = "m", **options: Any) -> None:
         self.events: list[Event] = []
         view = memoryview(mmap.mmap(-1, SLOTS * BLOCK)).cast("B", (SLOTS, BLOCK))
