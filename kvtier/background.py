@@ -1,7 +1,7 @@
-"""`BackgroundThreads`: starts the daemon threads of one tier and keeps how they died.
+"""`BackgroundThreads`: starts the daemon threads of one tier and records the exceptions that ended them.
 
-A thread is not meant to die: what it expects to go wrong it handles. One that does is logged with its traceback, and
-the tier raises from the next call that depends on it.
+A thread handles every error that it expects. An exception that ends one is a bug: it is logged with its traceback, and
+the tier raises from the next call that depends on that thread.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ JobId = int
 
 
 class LookupResult(Enum):
-    """HIT: readable now. HIT_PENDING: on its way into the CPU tier. RETRY: ask again next step. MISS: recompute it."""
+    """HIT: readable now. HIT_PENDING: being written to the CPU tier. RETRY: repeat in the next step. MISS: compute."""
 
     MISS = "miss"
     HIT = "hit"
@@ -43,20 +43,20 @@ class OffloadPolicy(Enum):
 
 
 class RequestOffloadingContext(NamedTuple):
-    """A tier's wish for one request."""
+    """What a tier wants of one request."""
 
     policy: OffloadPolicy = OffloadPolicy.CHUNK_LEVEL
 
 
 class ScheduleEndContext(NamedTuple):
-    """What the scheduler says at the end of a step."""
+    """The requests that a step began or preempted; the scheduler passes it at the end of each step."""
 
     new_req_ids: Sequence[str] = ()
     preempted_req_ids: Sequence[str] = ()
 
 
 class OffloadingEvent(NamedTuple):
-    """Blocks appeared in (`removed=False`) or left a medium; for routers that keep an index of who has what."""
+    """Blocks appeared in (`removed=False`) or left a medium; for routers that keep an index of blocks."""
 
     keys: tuple[OffloadKey, ...]
     medium: Literal["CPU", "STORAGE"]
@@ -117,8 +117,8 @@ class SecondaryTierManager(ABC):
 
     @abstractmethod
     def submit_load(self, job: TransferJob) -> None:
-        """Enqueue; slots are reserved by the caller. On failure of a block its slot holds rubbish, and its key is not
-        among `successful_keys`."""
+        """Enqueue; slots are reserved by the caller. The slot of a block that fails holds undefined bytes, and its key
+        is not among `successful_keys`."""
 
     @abstractmethod
     def get_finished_jobs(self) -> Iterable[JobResult]:
@@ -150,7 +150,7 @@ class SecondaryTierManager(ABC):
         return ()
 
     def gauges(self) -> Mapping[str, float]:
-        """Plain numbers of the present state, for scrapes and progress lines; any thread may ask."""
+        """Plain numbers of the present state, for scrapes and progress lines; any thread may call it."""
         return {}
 
     def shutdown(self) -> None:

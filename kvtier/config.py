@@ -312,16 +312,16 @@ class FsTierConfig(_Config):
     nothing waits behind more than one bounded task per thread.
     Stores beyond `store_queue_bytes_max`, and stores that come while more than half of the CPU tier's slots wait to be
     stored, are refused at once, with a result that says so: a slow volume never takes all slots. A thread whose task
-    runs for longer than `hung_seconds` is replaced until the task ends, so that calls that hang do not take their class
-    down, up to as many as the threads; a lookup that has waited for so long is a miss.
+    runs for longer than `hung_seconds` is replaced until the task ends, so that hung calls do not stop their
+    direction, up to as many as the threads; a lookup that has waited for so long is a miss.
 
     `io` "auto": stores go past the page cache where the file system can, so that no backlog of dirty pages delays
     loads; loads go through it, so that what any process of this host has loaded lately comes from memory. "direct":
     both past it, for hosts without memory to spare or blocks that are loaded once. "buffered": both through it.
     `compiled`: use the native extension (`fs/_native.c`) where there is one.
 
-    `thread_nice`: by how much the priority of the tier's threads is below that of the process, for the sake of the
-    engine's own threads; that of the read-priority ones is lower by 3 more, for the sake of stores.
+    `thread_nice`: the nice offset of the tier's threads above the process, so that the engine's own threads run first;
+    read-priority threads have 3 more, so that stores get a core.
 
     `durability` "cache": after a power loss blocks may be missing (never wrong); "durable": a store that succeeded
     survives one. `capacity` bounds the root; without it the root grows until the disk is full.

@@ -127,7 +127,7 @@ class EntryPoint(NamedTuple):
         sys.exit(int(code))
 
     def _explain(self, error: BaseException, expected: Mapping[type[Exception], ExitCode]) -> tuple[int, str]:
-        """Exit code and sentence. An empty sentence: nothing is said."""
+        """Exit code and sentence. With an empty sentence nothing is printed."""
         click = sys.modules.get("click")
         if click and isinstance(error, click.Abort):
             error = error.__cause__ or KeyboardInterrupt()
@@ -190,7 +190,7 @@ def _sigterm_raises() -> Iterator[None]:
 
 
 class _Output:
-    """A text stream whose errors of writing name it, and which remembers that its reader has gone."""
+    """A text stream whose errors of writing name it, and whose `broken` records that its reader has gone."""
 
     def __init__(self, stream: TextIO, name: str) -> None:
         self._stream, self._name, self.broken = stream, name, False

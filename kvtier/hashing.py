@@ -65,7 +65,7 @@ def none_hash(algorithm: str, policy: str = "fixed", environ: Mapping[str, str] 
 
 
 def none_hash_digest(none: BlockHash) -> str:
-    """What a root remembers of `NONE_HASH`: enough to compare, not enough to compute anybody's hashes."""
+    """What a root's manifest has of `NONE_HASH`: enough to compare, not enough to compute hashes with it."""
     return hashlib.sha256(none).hexdigest()
 
 

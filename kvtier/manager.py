@@ -35,7 +35,7 @@ HIT, HIT_PENDING, MISS, RETRY = LookupResult.HIT, LookupResult.HIT_PENDING, Look
 
 @dataclass(slots=True)
 class _PendingPromotion:
-    """Blocks of one request that one tier shall bring; slots are reserved, the job goes out at the end of the step."""
+    """Blocks of one request that one tier will load; slots are reserved, the job goes out at the end of the step."""
 
     blocks: list[tuple[OffloadKey, int]] = field(default_factory=list)  # key, slot
     refused: int = 0
@@ -43,7 +43,7 @@ class _PendingPromotion:
 
 @dataclass(slots=True)
 class _Request:
-    """One request until secondary tiers have heard of its end."""
+    """One request until its end has been passed to the secondary tiers."""
 
     context: ReqContext
     request_level_tiers: tuple[int, ...]
@@ -51,7 +51,7 @@ class _Request:
     writing: set[OffloadKey] = field(default_factory=set)  # prepare_store'd by it, not yet completed
     parked: list[OffloadKey] = field(default_factory=list)  # to cascade once another's write has ended
     promotions: dict[int, _PendingPromotion] = field(default_factory=dict)  # by tier, this step's
-    failed_promotions: set[tuple[int, OffloadKey]] = field(default_factory=set)  # what a tier promised in vain
+    failed_promotions: set[tuple[int, OffloadKey]] = field(default_factory=set)  # a tier's HITs whose load failed
     answers: Counter[LookupResult] = field(default_factory=Counter)  # to this step's lookups
     finished: bool = False
 
@@ -61,7 +61,7 @@ class _Request:
 
 
 class TieringOffloadingManager:
-    """The CPU tier in front, `secondary_tiers` behind it in the order in which they are asked.
+    """The CPU tier in front, `secondary_tiers` behind it in the order of their lookups.
 
     Every block that the GPU stores goes to all secondary tiers; one found there comes back into the CPU tier before
     the GPU may load it. Each request begins with `on_new_request` and ends with `on_request_finished`.
@@ -87,6 +87,11 @@ class TieringOffloadingManager:
         self._polled = False
         self._resetting = False
 
+    def __repr__(self) -> str:
+        """A status line."""
+        counts = f"{len(self._requests)} requests, {len(self._jobs)} jobs in flight"
+        return f"<TieringOffloadingManager: {counts}; {self.primary!r}, {self.secondary_tiers!r}>"
+
     # ---- requests and steps
 
     def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
@@ -98,7 +103,7 @@ class TieringOffloadingManager:
         return RequestOffloadingContext(OffloadPolicy.REQUEST_LEVEL if eager else OffloadPolicy.CHUNK_LEVEL)
 
     def on_request_finished(self, req_context: ReqContext) -> None:
-        """The request needs nothing more. Secondary tiers hear of it once no job for it can follow: its stores may
+        """The request needs nothing more. Secondary tiers get it once no job for it can follow: its stores may
         still complete, and promotions queued in this step still go out, since another request may wait for them."""
         request = self._request(req_context)
         assert not request.finished, f"request {req_context.req_id} finished twice"
@@ -152,10 +157,10 @@ class TieringOffloadingManager:
     # ---- loads
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
-        """HIT: loadable for the rest of this step. HIT_PENDING, RETRY: ask again next step. MISS: recompute it.
+        """HIT: loadable for the rest of this step. HIT_PENDING, RETRY: look it up again next step. MISS: recompute it.
 
-        A block found in a secondary tier gets its slot at once, so it is pending for everybody; without a slot it is a
-        MISS, and so is one that this request has already waited for in vain.
+        A block found in a secondary tier gets its slot at once, so it is pending for all requests. It is a MISS without
+        a slot, and for a request whose load of it failed.
         """
         self._poll_once()
         request = self._active[req_context.req_id] = self._request(req_context)
@@ -228,7 +233,7 @@ class TieringOffloadingManager:
         """Reserve slots for those of `keys` that the CPU tier lacks; the caller fills and completes exactly those.
 
         None: no room, or a reset has not been flushed; nothing changed. Blocks already here go to the tiers that want
-        all blocks of this request: now, or, if somebody is still writing them, when that has ended.
+        all blocks of this request: now, or, while they are being written, once that has ended.
         """
         request = self._request(req_context)
         if self._resetting:
@@ -243,7 +248,7 @@ class TieringOffloadingManager:
         return output
 
     def complete_store(self, keys: Sequence[OffloadKey], req_context: ReqContext, success: bool = True) -> None:
-        """Slots were filled, or (`success` false) hold rubbish; every secondary tier gets the good ones.
+        """Slots were filled, or (`success` false) hold undefined bytes; every secondary tier gets the good ones.
 
         Also after `on_request_finished`; ignored between `reset_cache` and `on_reset_flushed`.
         """
@@ -323,8 +328,8 @@ class TieringOffloadingManager:
     # ---- the whole
 
     def reset_cache(self) -> None:
-        """Empty the CPU tier (the model's weights changed, say); secondary tiers keep what they have. Blocks until no
-        tier touches a slot.
+        """Empty the CPU tier (after a change of the model's weights, say); secondary tiers keep what they have. Blocks
+        until no tier touches a slot.
 
         Until `on_reset_flushed` nothing is handed out (lookup: MISS, prepare_store: None), because a copy prepared
         before may still write its slot; completions of such copies are ignored.

@@ -1,5 +1,5 @@
-"""What of vLLM's experimental tier interface an installed vLLM lacks. `vllm_plugin` calls it as it is imported, with
-what it relies on.
+"""What an installed vLLM lacks of vLLM's experimental tier interface. `vllm_plugin` calls it at its import, with the
+parts that it uses.
 
 It compares signatures and fields, not versions, so that an engine that the plug-in does not fit is refused in one
 sentence at its start, instead of in a constructor or at the first job.
@@ -18,7 +18,7 @@ def missing(
 ) -> list[str]:
     """What does not fit, a phrase each; empty if all does.
 
-    `tier`: the plug-in's subclass of vLLM's tier class; each method that it overrides must take what the engine gives.
+    `tier`: the plug-in's subclass of vLLM's tier class; each method that it overrides must take the engine's arguments.
     `fields`: the names that are read of a class, or the members of an enum. `calls`: how many positional arguments a
     callable is given (`self` among them), and which keywords.
     """

@@ -1,5 +1,5 @@
 """kvtier's file-system tier inside a vLLM engine, which imports this module by its name (`module_path`) and makes one
-`KvtierFileSystemTier`. The only importer of vLLM: it translates, verb by verb, and holds no idea of its own.
+`KvtierFileSystemTier`. The only importer of vLLM: it translates calls and holds no logic of its own.
 
 vLLM's tier interface is experimental, so what is known to work is listed, and what does not fit (`vllm_interface`) is
 refused in one sentence when the engine starts.
@@ -57,7 +57,7 @@ except ImportError as error:
 logger = logging.getLogger(__name__)
 
 SPACE_SECONDS = 10.0
-"""The root's file system is asked so often at most how much is free: the engine wants its gauges at every step."""
+"""The free space of the root's file system is read at most this often: the engine collects gauges at every step."""
 _TRACE_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 # Of MetricsObserver's metrics, these count what in an engine vLLM's own manager does, and counts.
 _ENGINES_OWN = {
@@ -103,7 +103,7 @@ def run_config(offloading_spec: Any) -> RunConfig:
 def engine_hash() -> tuple[str, BlockHash]:
     """The engine's `prefix_caching_hash_algo` and its `NONE_HASH`; it has them before its first request, not earlier.
 
-    No tier is told the algorithm. But the engine remembers its seed, and only one algorithm makes `NONE_HASH` of it.
+    vLLM passes the algorithm to no tier. But the engine keeps its seed, and only one algorithm makes `NONE_HASH` of it.
     """
     none: BlockHash | None = getattr(kv_cache_utils, "NONE_HASH", None)
     if none is None:
@@ -115,8 +115,8 @@ def engine_hash() -> tuple[str, BlockHash]:
         except ModuleNotFoundError:  # xxhash is not installed, so the engine does not use it
             continue
     raise KvtierError(
-        f"the engine's prefix_caching_hash_algo is none that kvtier knows ({', '.join(HASH_ALGORITHMS)}), so blocks "
-        "could not be told to belong together; choose one of these"
+        f"the engine's prefix_caching_hash_algo is none that kvtier supports ({', '.join(HASH_ALGORITHMS)}), so blocks "
+        "of different engines could not be matched; choose one of these"
     )
 
 
@@ -264,7 +264,7 @@ class KvtierFileSystemTier(vllm_tiering.SecondaryTierManager):  # type: ignore[m
         return TransferJob(job.job_id, tuple(job.keys), chunk_ids, job.is_promotion, self._context(job.req_context))
 
     def _context(self, req_context: Any) -> ReqContext:
-        """kvtier's word for a request, made once: an engine asks for each of its blocks, at each step."""
+        """kvtier's context of a request, made once: an engine looks up each of its blocks, at each step."""
         return self._contexts.get(req_context.req_id) or _translated(req_context)
 
     def _gauges(self) -> Mapping[str, float]:
@@ -273,7 +273,7 @@ class KvtierFileSystemTier(vllm_tiering.SecondaryTierManager):  # type: ignore[m
 
 def _tier_config(options: dict[str, Any], block_bytes: int) -> FsTierConfig:
     if parse_size("block_bytes", options.setdefault("block_bytes", block_bytes)) != block_bytes:
-        raise ConfigError(f"block_bytes is {options['block_bytes']!r}; the engine says {block_bytes}, leave it out")
+        raise ConfigError(f"block_bytes is {options['block_bytes']!r}; the engine has {block_bytes}, leave it out")
     config = FsTierConfig.from_mapping(options)
     if config.seed_policy == "random":
         raise ConfigError("seed_policy is 'random', but NONE_HASH is the engine's; valid choices here: fixed, env")

@@ -101,7 +101,7 @@ class Watch:
             blockio = BlockIO(FsTierConfig(folder.mapper.root_dir, size), folder.mapper.quarantine_path)
             view = memoryview(mmap.mmap(-1, size))
             for block in fresh[:NEW_VERIFIED_MAX]:
-                outcome = blockio.examine(block.path, block.key, view)
+                outcome = blockio.verify_block(block.path, block.key, view)
                 result.verified += outcome.ok
                 if outcome.ok or outcome.reason == "ENOENT":  # evicted during the look
                     continue

@@ -73,7 +73,7 @@ class CPUOffloadingWorker:
         self._streams: dict[Direction, torch.cuda.Stream] = {}
         if self.device.type == "cuda":
             self._pin()
-            # A lower number is a higher priority: someone waits for a load, nobody for a store.
+            # A lower number is a higher priority: a request waits for a load, none for a store.
             self._streams = {"load": torch.cuda.Stream(self.device, -1), "store": torch.cuda.Stream(self.device, 0)}
 
     def submit_store(self, job_id: int, block_ids: Sequence[int], chunk_ids: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""The primary tier: slots in host memory and who uses them, in prepare/complete pairs; the manager's; moves no byte.
+"""The primary tier: slots in host memory and their users, in prepare/complete pairs. It moves no byte.
 
 A slot is free, being written (-1), idle (0) or pinned by n readers (n). Only idle blocks are evicted; only the caller
 between `prepare_*` and `complete_*` may touch a slot's bytes.
@@ -22,11 +22,11 @@ from kvtier.hashing import OffloadKey
 WRITING: Final = -1
 _ABSENT: Final = -2
 EVENTS_MAX: Final = 1 << 16
-"""Events kept for `take_events`; the oldest go first when nobody takes them."""
+"""Events kept for `take_events`; beyond that the oldest are dropped."""
 
 
 class ChunkStatus(NamedTuple):
-    """Where a block is and who uses it: `ref_count` is -1 while it is written, else its number of readers."""
+    """A block's slot and its users: `ref_count` is -1 while it is written, else its number of readers."""
 
     slot: int
     ref_count: int
@@ -44,7 +44,7 @@ _NOWHERE = _Chunk(-1, _ABSENT)
 class CPUOffloadingManager:
     """`config.num_chunks` slots of `config.block_bytes`, page-aligned, in anonymous memory or in the caller's `buffer`.
 
-    `buffer` (pinned memory, say) must be writable, contiguous and of exactly that size. The CPU tier keeps no thread
+    `buffer` (such as pinned memory) must be writable, contiguous and of exactly that size. The CPU tier keeps no thread
     and never blocks. Calling out of order (completing what was not prepared, loading what is not ready) is a bug of
     the caller and asserts.
     """
@@ -62,6 +62,12 @@ class CPUOffloadingManager:
         self._observer = observer or NullObserver()
         self._events: deque[OffloadingEvent] = deque(maxlen=EVENTS_MAX)
         self._clear()
+
+    def __repr__(self) -> str:
+        """A status line."""
+        names = ("free", "writing", "pinned", "evictable")
+        states = ", ".join(f"{count:g} {name}" for name, count in zip(names, self.gauges().values(), strict=False))
+        return f"<CPUOffloadingManager: {self.config.num_chunks} slots of {self.config.block_bytes} bytes: {states}>"
 
     def _clear(self) -> None:
         self._chunks: dict[OffloadKey, _Chunk] = {}
@@ -110,7 +116,7 @@ class CPUOffloadingManager:
         return PrepareStoreOutput(new, slots, tuple(victims))
 
     def complete_store(self, keys: Collection[OffloadKey], req_context: ReqContext, success: bool = True) -> None:
-        """The slots of prepared keys were filled, or (`success` false) hold rubbish and are freed."""
+        """The slots of prepared keys were filled, or (`success` false) hold undefined bytes and are freed."""
         for key in keys:
             chunk = self._chunks.get(key, _NOWHERE)
             assert chunk.refs == WRITING, f"{_describe(key, chunk)}: complete_store without prepare_store"
@@ -126,7 +132,7 @@ class CPUOffloadingManager:
             self._forget(keys, "failed", req_context.traceparent)
 
     def _forget(self, keys: Collection[OffloadKey], reason: EvictionReason, traceparent: str | None) -> None:
-        """Free the slots of keys that the policy no longer knows."""
+        """Free the slots of keys that have left the policy."""
         if keys:
             self._free.extend(self._chunks.pop(key).slot for key in keys)
             if reason != "failed":  # those were never announced
@@ -144,7 +150,7 @@ class CPUOffloadingManager:
         self.complete_read(keys, req_context)
 
     def prepare_read(self, keys: Sequence[OffloadKey], req_context: ReqContext) -> tuple[int, ...]:
-        """Pin ready blocks without counting it as a use: a cascade copies them on, nobody asked for them."""
+        """Pin ready blocks without counting it as a use: a cascade copies them to another tier."""
         slots = []
         for key in keys:
             chunk = self._chunks.get(key, _NOWHERE)
@@ -167,7 +173,7 @@ class CPUOffloadingManager:
                 self._pinned -= 1
 
     def reset_cache(self) -> None:
-        """Forget every block, whoever uses it; nothing prepared before may be completed after."""
+        """Forget every block, used or not; nothing prepared before may be completed after."""
         ready = tuple(key for key, chunk in self._chunks.items() if chunk.refs != WRITING)
         if ready:
             self._events.append(OffloadingEvent(ready, "CPU", removed=True))
@@ -184,7 +190,7 @@ class CPUOffloadingManager:
     def gauges(self) -> Mapping[str, float]:
         """Slots by state, which add up to `num_chunks`, and for how long a block has been HIT_PENDING at most."""
         free, pinned = len(self._free), self._pinned
-        since = tuple(self._writing.values())  # one step, since another thread may be asking
+        since = tuple(self._writing.values())  # one step, since another thread may call this
         return {
             "slots_free": free,
             "slots_writing": len(since),

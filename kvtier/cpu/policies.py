@@ -168,8 +168,8 @@ class LRUPolicy:
 class ARCPolicy:
     """Adaptive replacement (Megiddo & Modha, FAST'03): a scan of blocks used once cannot push out those used twice.
 
-    T1 holds residents used once, T2 those used again; B1 and B2 remember keys that T1 and T2 lost. A store of a key in
-    B1 says T1 was too small, of one in B2 that T2 was: `p`, the size wished for T1, follows. Without pins and with one
+    T1 holds residents used once, T2 those used again; B1 and B2 hold keys that left T1 and T2. A store of a key in
+    B1 shows that T1 was too small, of one in B2 that T2 was: `p`, T1's target size, follows. Without pins and with one
     key at a time this is the paper's algorithm exactly; its bounds |T1|+|B1| <= c and |T1|+|T2|+|B1|+|B2| <= 2c always
     hold. When the list to take from has only pinned keys, the other one gives.
     """

@@ -3,7 +3,7 @@
 A cache may drop blocks. It must not fail loads, hold all slots of the CPU tier, or fill the log. The scheduler's thread
 calls this module; nothing in it does I/O.
 
-`Quota` is what a limit of the root looks like to the tier. The core knows this protocol alone; `kvtier.ops.evictor`
+`Quota` is the protocol of a limit of the root. The core uses this protocol alone; `kvtier.ops.evictor`
 implements it.
 """
 

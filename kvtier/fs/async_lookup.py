@@ -1,15 +1,16 @@
 """`AsyncLookupManager`: existence of blocks, probed in batches on threads of its own, answered without blocking. Called
 by the scheduler's thread; its own threads only run `probe`.
 
-`PresenceCache` below it holds the answers and does no I/O. Present blocks are remembered after their request has ended:
-a file that vanished costs one failed load, which corrects it. "Absent" is an answer to one request: that request keeps
-it until the block is stored here, and the next request probes again. A request whose load of a block failed gets
-"absent" for that block until it ends, whatever other requests ask or store, so that no request retries a bad file for
+`PresenceCache` below it holds the answers and does no I/O. Present blocks stay in it after their request has ended: a
+file that vanished costs one failed load, which corrects it. "Absent" is an answer to one request: that request keeps it
+until the block is stored here, and the next request probes again. A request whose load of a block failed gets "absent"
+for that block until it ends, also when another request stores the block, so that no request retries a bad file for
 ever. When a batch has had no answer for longer than `hung_seconds`, every open or new probe is answered "absent".
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import queue
 import time
@@ -20,15 +21,17 @@ from typing import NamedTuple
 from kvtier.background import BackgroundThreads
 from kvtier.hashing import OffloadKey
 
+logger = logging.getLogger(__name__)
+
 THREADS = 2
 BATCH_KEYS_MAX = 256
-"""So many questions go out at once, also before the step is over: they are answered while the others are asked."""
+"""Probes are sent once there are so many, also before the step is over: their answers come while others are added."""
 SPLIT_KEYS_MIN = 32
 """A batch of fewer is not worth another thread's waking."""
 
 
 class Probe:
-    """One question whether a block exists, shared by the requests that asked while it was the latest for its key."""
+    """One existence check of a block, shared by the requests that came while it was the latest for its key."""
 
     __slots__ = ("key", "present", "requests")
 
@@ -43,25 +46,25 @@ _FAILED_LOAD = Probe(OffloadKey(b""), present=False)
 
 
 class PresenceCache:
-    """Which blocks exist, as far as this process knows, and what each request was answered. Does no I/O, takes no lock.
+    """Which blocks exist, by this process's stores, loads and probes, and the answers to each request. No I/O, no lock.
 
-    At most `known_keys_max` present blocks are remembered, the oldest forgotten first.
+    At most `known_keys_max` present blocks are kept; the oldest go first.
     """
 
     def __init__(self, known_keys_max: int) -> None:
         self._known_keys_max = known_keys_max
         self.known: dict[OffloadKey, None] = {}
         self._latest: dict[OffloadKey, Probe] = {}
-        self.asked: dict[str, dict[OffloadKey, Probe]] = {}  # request -> its answers, but for known blocks
+        self.answered: dict[str, dict[OffloadKey, Probe]] = {}  # request -> its answers, but for known blocks
         self.unsent: list[Probe] = []
 
-    def ask(self, key: OffloadKey, req_id: str) -> bool | None:
+    def lookup(self, key: OffloadKey, req_id: str) -> bool | None:
         """True, False, or None while the answer is under way. May append a probe to `unsent`."""
         try:
-            asked = self.asked[req_id]
+            answered = self.answered[req_id]
         except KeyError:
-            asked = self.asked[req_id] = {}
-        probe = asked.get(key)
+            answered = self.answered[req_id] = {}
+        probe = answered.get(key)
         if key in self.known:
             return probe is not _FAILED_LOAD
         if probe is None:
@@ -70,7 +73,7 @@ class PresenceCache:
                 probe = self._latest[key] = Probe(key)
                 self.unsent.append(probe)
             probe.requests += 1
-            asked[key] = probe
+            answered[key] = probe
         return probe.present
 
     def take_unsent(self) -> list[Probe]:
@@ -100,34 +103,36 @@ class PresenceCache:
 
     def mark_absent(self, keys: Iterable[OffloadKey], failed_req_id: str | None = None) -> None:
         """These blocks were evicted, or a load of them failed, for the request `failed_req_id`."""
-        asked = self.asked.get(failed_req_id) if failed_req_id is not None else None  # None: it has ended
+        answered = self.answered.get(failed_req_id) if failed_req_id is not None else None  # None: it has ended
         for key in keys:
             self.known.pop(key, None)
             if probe := self._latest.get(key):
                 probe.present = False
-            if asked is not None:
-                self._release(asked.pop(key, None))
-                asked[key] = _FAILED_LOAD
+            if answered is not None:
+                self._release(answered.pop(key, None))
+                answered[key] = _FAILED_LOAD
 
     def forget(self, req_id: str) -> None:
         """The request has ended; probes that only it was waiting for are dropped."""
-        for probe in self.asked.pop(req_id, {}).values():
+        for probe in self.answered.pop(req_id, {}).values():
             self._release(probe)
 
     def check_integrity(self) -> None:
         """Raises AssertionError when the accounts do not fit together."""
-        held = [probe for asked in self.asked.values() for probe in asked.values() if probe is not _FAILED_LOAD]
+        held = [
+            probe for answered in self.answered.values() for probe in answered.values() if probe is not _FAILED_LOAD
+        ]
         for probe in {id(probe): probe for probe in (*held, *self._latest.values())}.values():
             count = sum(other is probe for other in held)
             assert probe.requests == count, f"{probe.requests} requests counted, {count} hold the probe"
         for key, probe in self._latest.items():
             assert probe.key == key, "a probe under another key"
             assert probe.requests, "a probe that no request holds"
-        assert len(self.known) <= self._known_keys_max, f"{len(self.known)} of {self._known_keys_max} known keys"
+        assert len(self.known) <= self._known_keys_max, f"{len(self.known)} of {self._known_keys_max} present"
 
     def __repr__(self) -> str:
         return (
-            f"<PresenceCache: {len(self.known)} known, {len(self.asked)} requests, {len(self._latest)} probes, "
+            f"<PresenceCache: {len(self.known)} present, {len(self.answered)} requests, {len(self._latest)} probes, "
             f"{len(self.unsent)} unsent>"
         )
 
@@ -148,8 +153,8 @@ class PresenceCache:
 
 
 class ProbeFact(NamedTuple):
-    """One batch as it ran: keys asked, found, when it was sent, taken up and answered (`time.monotonic()`, seconds),
-    and what its sender called it."""
+    """One batch as it ran: keys probed and found, the times when it was sent, taken up and answered
+    (`time.monotonic()`, seconds), and the trace context of its last key."""
 
     keys: int
     hits: int
@@ -160,8 +165,8 @@ class ProbeFact(NamedTuple):
 
 
 class AsyncLookupManager:
-    """`probe(keys)` answers, on a lookup thread, whether each block exists; it must not raise. What is remembered is
-    bounded by `known_keys_max`, as `PresenceCache` says."""
+    """`probe(keys)` answers, on a lookup thread, whether each block exists; it must not raise. `known_keys_max` bounds
+    the `PresenceCache`."""
 
     def __init__(
         self,
@@ -182,15 +187,20 @@ class AsyncLookupManager:
         background = background or BackgroundThreads()
         self._threads = [background.start("lookup", f"{thread_name}_{n}", self._work) for n in range(THREADS)]
 
+    def __repr__(self) -> str:
+        """A status line."""
+        waiting, oldest = len(self._sent_seconds), self.oldest_seconds()
+        return f"<AsyncLookupManager: {waiting} batches sent, the oldest {oldest:.3f} s ago; {self._cache!r}>"
+
     def lookup(self, key: OffloadKey, req_id: str, traceparent: str | None = None) -> bool | None:
-        """True, False, or None: the answer is on its way (it is asked for at the next `flush` at the latest). The fact
-        of a batch bears the `traceparent` of its last question."""
+        """True, False, or None: the answer is on its way (its probe is sent at the next `flush` at the latest). The
+        fact of a batch has the `traceparent` of its last lookup."""
         if self._sent_seconds and not self._answers.empty():
             self._drain()
         cache = self._cache
-        if key in cache.known and not cache.asked.get(req_id, True):
+        if key in cache.known and not cache.answered.get(req_id, True):
             return True  # the usual case, without a call: no load failed for this request
-        present = cache.ask(key, req_id)
+        present = cache.lookup(key, req_id)
         if present is None and (unsent := cache.unsent) and unsent[-1].key is key:
             self._traceparent = traceparent
             if len(unsent) >= BATCH_KEYS_MAX:
@@ -202,6 +212,7 @@ class AsyncLookupManager:
         self._drain()
         batch = self._cache.take_unsent()
         if self.oldest_seconds() > self._hung_seconds:
+            logger.debug("lookups hang for %.1f s: %d probes are answered absent", self.oldest_seconds(), len(batch))
             self._cache.give_up()
             return
         size = max(SPLIT_KEYS_MIN, -(-len(batch) // THREADS))
@@ -214,7 +225,7 @@ class AsyncLookupManager:
         """How long the oldest batch has been without an answer; 0 when there is none."""
         try:
             return time.monotonic() - self._sent_seconds[0]
-        except IndexError:  # asked by a scrape just as the last one was answered
+        except IndexError:  # a scrape came just as the last one was answered
             return 0.0
 
     def mark_present(self, keys: Iterable[OffloadKey]) -> None:

@@ -1,15 +1,15 @@
-"""One block <-> one file: probe, write, publish, read, verify. Called by the fs tier's threads; the only module that
-touches block files, and the one seam where faults plug in. It never raises for the world's errors: it returns them.
+"""One block <-> one file: probe, write, publish, read, verify. Called by the file tier's threads; with `native` the
+only module that touches block files. Errors of the file system are returned, never raised.
 
 A file is the block followed by one trailer page, written by one vectored call and read by one vectored call:
 
     [0, block_bytes)                      the block, as vLLM writes it (vLLM reads such a file unchanged)
-    [block_bytes, block_bytes + 4096)     `Trailer`: whose block this is, its checksum, who wrote it, and when
+    [block_bytes, block_bytes + 4096)     `Trailer`: key and checksum of the block, its writer, the time
 
 A file of exactly block_bytes is vLLM's: nothing in it can be verified.
 
-`write_block` and `read_block` know all that can happen. `write_blocks` and `read_blocks` hand the usual course of many
-blocks to the compiled `twin`, where there is one, and come back to them for every block that met anything unusual.
+`write_block` and `read_block` handle every case. `write_blocks` and `read_blocks` pass many blocks to the native
+extension, where there is one, and fall back to these for every block that met anything unusual.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ RECENCY_SECONDS = 3600.0
 where a root's blocks live for less than hours (`BlockIO.recency_seconds`)."""
 
 FOLDER_GONE = (errno.ENOENT, errno.EPERM, errno.ESTALE)
-"""An evictor removed the folder when it became empty, so it has to be made again. EPERM is what ext4 says of a new file
-in a removed folder that is still open, ESTALE what NFS does."""
+"""An evictor removed the folder when it became empty, so it has to be made again. ext4 gives EPERM for a new
+file in a removed folder that is still open, NFS gives ESTALE."""
 
 
 def errno_name(error: OSError) -> str:
@@ -112,7 +112,7 @@ class BlockIO:
         """Find out, with real one-page files in `directory`, the folder's base, whether O_DIRECT works in both
         directions and whether unnamed files can be published. `aligned`: the caller's memory is page-aligned.
 
-        Raises RootError when nothing can be written there, or when io="direct" was asked for and does not work.
+        Raises RootError when nothing can be written there, or when io is "direct" and does not work.
         """
         path, page = "", self._pages(1)[:PAGE_BYTES]
         try:
@@ -215,7 +215,7 @@ class BlockIO:
         directory, name = os.path.split(path)
         folder, is_new = self._open_folder(directory)
         try:
-            # A new folder, the usual case below a million blocks, spares asking whether the block is in it.
+            # A new folder, the usual case below a million blocks, saves the check whether the block is in it.
             if not is_new and self._is_block(name, folder):
                 return self._settled(path, BlockOutcome(skipped=True))
             page = self._pages(1)
@@ -244,10 +244,10 @@ class BlockIO:
         return Trailer(key, self.block_bytes, checksum, self.instance_id, time.time_ns(), traceparent, self._seed)
 
     def _settled(self, path: str, outcome: BlockOutcome) -> BlockOutcome:
-        """With durability, the file and its name are on the device before anybody hears of success."""
+        """With durability, the file and its name are on the device before success is reported."""
         if self._durable and outcome.ok:
             if outcome.skipped:
-                _sync(path)  # its writer may not have asked for durability, or not have got so far
+                _sync(path)  # its writer may not be durable, or not have come so far
             for _ in range(3):  # the block's folder and the two above, which may be as new as the block
                 path = os.path.dirname(path)
                 _sync(path)
@@ -322,14 +322,14 @@ class BlockIO:
 
     def read_block(self, path: str, key: OffloadKey, view: memoryview) -> BlockOutcome:
         """Read the block of `key` into `view` (block_bytes long) and verify it. When the outcome is not ok, `view`
-        holds rubbish; a file that is not the block it should be is moved to quarantine."""
+        holds undefined bytes; a file that is not the block it should be is moved to quarantine."""
         outcome, status = self._read(path, key, view)
         if outcome.reason is None or outcome.reason not in QUARANTINED_FOR:
             return outcome
         return outcome._replace(quarantined=self._quarantine(path, outcome.reason, status))
 
-    def examine(self, path: str, key: OffloadKey, view: memoryview) -> BlockOutcome:
-        """The same without moving anything."""
+    def verify_block(self, path: str, key: OffloadKey, view: memoryview) -> BlockOutcome:
+        """`read_block`, but a bad file stays where it is."""
         return self._read(path, key, view)[0]
 
     def _read(self, path: str, key: OffloadKey, view: memoryview) -> tuple[BlockOutcome, os.stat_result | None]:
@@ -350,7 +350,7 @@ class BlockIO:
             outcome = BlockOutcome(reason=errno_name(error))
             if isinstance(error, FileNotFoundError) or status is not None:
                 return outcome, status
-        try:  # some kinds of file cannot even be opened: is that why?
+        try:  # some kinds of file cannot even be opened
             with opened_folder(os.path.dirname(path)) as folder:
                 status = os.stat(os.path.basename(path), dir_fd=folder, follow_symlinks=False)
         except OSError:
@@ -393,7 +393,7 @@ class BlockIO:
             with opened_folder(os.path.dirname(path)) as folder:
                 now = os.stat(name, dir_fd=folder, follow_symlinks=False)
                 if seen is not None and (now.st_ino, now.st_dev) != (seen.st_ino, seen.st_dev):
-                    return ""  # somebody repaired it meanwhile
+                    return ""  # another process has repaired it
                 if not stat.S_ISREG(now.st_mode):
                     reason = "kind"
                 quarantine, _ = self._open_folder(self._quarantine_path, levels=1)
@@ -421,7 +421,7 @@ def _each_page(pages: memoryview) -> Iterator[memoryview]:
 
 
 def _transfer(move: Callable[..., int], descriptor: int, buffers: Sequence[memoryview], total: int) -> None:
-    """Move `total` bytes from offset 0, going on after short transfers (EINTR is Python's affair, PEP 475).
+    """Move `total` bytes from offset 0, going on after short transfers (Python itself handles EINTR, PEP 475).
 
     After a short transfer it goes on from the last whole page, as O_DIRECT demands; no progress is an EIO.
     """

@@ -72,7 +72,7 @@ def _fields(run: RunConfig) -> dict[str, Any]:
         ],
         "inference_engine": run.inference_engine,
     }
-    # The last three are younger than the folders in use: each appears only where it says something new.
+    # The last three are newer than the folders in use: each appears only with another value than its default.
     if not run.parallel_agnostic:
         fields["parallel_agnostic"] = False
     if run.replicated_layout:

@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 LINKS_MAX = 8
 FILE_BYTES = 64 << 10
-"""What a file costs beside its bytes, in bytes: a task of many tiny blocks takes as long as one of few large ones."""
+"""The cost of a file beside its bytes, in bytes: a task of many tiny blocks takes as long as one of few large ones."""
 TASK_BLOCKS_MIN = 4
 """A thread is not woken for fewer blocks, where `task_bytes_max` allows as many: on two cores the wake-ups of many
 processes' small tasks would leave little time to their stores."""
@@ -104,6 +104,12 @@ class FileSystemTierManager(SecondaryTierManager):
         self._events: list[OffloadingEvent] = []
         if self._quota:
             self._quota.start(background)
+
+    def __repr__(self) -> str:
+        """A status line."""
+        jobs = len(self._submitted)
+        parts = self._lookup, self._pool, self._admission
+        return f"<FileSystemTierManager {self.tier_type!r} at {self.config.root_dir}: {jobs} jobs in flight; {parts!r}>"
 
     # --- requests ---
 
@@ -290,7 +296,7 @@ class FileSystemTierManager(SecondaryTierManager):
         )
         if self.config.enable_kv_events:
             pairs = list(zip(job.keys, outcomes, strict=True))
-            # Present before counts too: this engine has it from now on, which a router learns from its events alone.
+            # Blocks that were present before count too: these events alone show a router that this engine has them.
             stored = tuple(key for key, o in pairs if not loading and o.ok)
             removed = tuple(key for key, o in pairs if loading and o.quarantined)
             self._events += [

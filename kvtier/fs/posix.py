@@ -185,7 +185,7 @@ def named_links_work(directory: str, mode: int) -> bool:
 
 
 def type_at(path: str) -> str:
-    """The kernel's name for the file system at a path ("ext4", "nfs4", "fuse.glusterfs"); "" when it does not tell."""
+    """The kernel's name for the file system at a path ("ext4", "nfs4", "fuse.glusterfs"); "" when it is not listed."""
     device, found = os.stat(path).st_dev, ""
     with (
         contextlib.suppress(OSError),

@@ -1,8 +1,8 @@
-"""`open_root`: the folders below a root, and the manifest that says whose blocks they hold. Touches no block file.
+"""`open_root`: the folders below a root, and the manifest that identifies the blocks in them. Touches no block file.
 
 The names are vLLM's. A folder belongs to one run configuration, whose digest is in its name and whose fields are in its
-`config.json`. Beside it stands what vLLM does not remember: the hash algorithm, a digest of `NONE_HASH` and the block
-size. Whoever differs from what is there would share nothing, or read rubbish, and is told so at once.
+`config.json`. `kvtier.json` beside it, the manifest, has what vLLM does not record: the hash algorithm, a digest of
+`NONE_HASH` and the block size. A process with other values would share nothing, or read wrong bytes, and is refused.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def open_root(
 ) -> None:
     """Make the mapper's folders below an existing root, and agree with the process that was there first.
 
-    A process that does not know its `NONE_HASH` yet gives None for it, and for the algorithm unless it has one to
-    demand: then the record is compared as far as it is known, and not published.
+    A process without its `NONE_HASH` yet gives None for it, and for the algorithm unless it demands one: then the
+    manifest is compared as far as possible, and not published.
 
     Publishes `config.json` and the record beside it, each whole or not at all, unless they are there; then compares
     what is there with what this process has. A root that cannot be used and any difference raise `RootError`; with
@@ -67,8 +67,8 @@ def open_root(
     if isinstance(record_there, dict) and record_there.get("block_bytes") != block_bytes:
         theirs = _short(record_there.get("block_bytes"))
         raise RootError(
-            f"{mapper.record_path} says block_bytes {theirs}, here it is {block_bytes}: every file there would be "
-            f"judged to have the wrong size; set block_bytes to {theirs} or choose another root_dir"
+            f"{mapper.record_path} says block_bytes {theirs}, here it is {block_bytes}: every file there would "
+            f"have the wrong size; set block_bytes to {theirs} or choose another root_dir"
         )
     if none_digest is None and isinstance(record_there, dict):
         record = {name: value for name, value in record.items() if value is not None}
@@ -82,12 +82,12 @@ def open_root(
 
 def check_trust(mapper: FileMapper, on_untrusted_root: str) -> None:
     """See to it that only this user, root and a group can write in the root and in those of the mapper's folders that
-    are there: whoever else can is able to plant, replace and remove blocks. Raises RootError, or logs it ("warn")."""
+    are there: other writers could plant, replace and remove blocks. Raises RootError, or logs it ("warn")."""
     for path in (mapper.root_dir, mapper.base_path, mapper.blocks_path):
         try:
             status = os.stat(path)
         except OSError:
-            continue  # whether it can be used is another question
+            continue  # `check_root` finds out whether it can be used
         owner, anybody = status.st_uid, status.st_mode & stat.S_IWOTH
         if owner in (os.geteuid(), 0) and not anybody:
             continue
@@ -126,8 +126,8 @@ def _make_folder(path: str, mode: int) -> None:
 
 
 def _settle(path: str, ours: dict[str, Any] | None, mode: int) -> dict[str, Any] | str | None:
-    """Offer `ours`, and return what stands at `path` thereafter; a string says why it is of no use. With None for
-    `ours`, nothing is written, and the answer may be None: there is no file."""
+    """Offer `ours`, and return what is at `path` afterwards; a string is the reason why it cannot be used. With None
+    for `ours`, nothing is written, and the answer may be None: there is no file."""
     there: dict[str, Any] | str | None = None
     for attempt in range(SETTLE_ATTEMPTS_MAX):
         if attempt:
@@ -145,7 +145,7 @@ def _settle(path: str, ours: dict[str, Any] | None, mode: int) -> dict[str, Any]
 
 
 def _read(path: str) -> dict[str, Any] | str | None:
-    """The object in a file; None if there is no file; a string says why it is of no use."""
+    """The object in a file; None if there is no file; a string is the reason why it cannot be used."""
     try:
         there = json.loads(read_small_file(path, RECORD_BYTES_MAX))
     except FileNotFoundError:
@@ -188,8 +188,8 @@ def _record_problem(mapper: FileMapper, there: dict[str, Any] | str | None, ours
 
 
 def _differences(there: dict[str, Any], ours: dict[str, Any]) -> str:
-    """The fields that differ, with both values, as part of a sentence; empty if none does. Anybody may have written
-    what is there: it is shown escaped, and shortened."""
+    """The fields that differ, with both values, as part of a sentence; empty if none does. Any user may have written
+    what is there, so it is shown escaped and shortened."""
     names = [name for name in {**ours, **there} if _canonical(there, name) != _canonical(ours, name)]
     return ", ".join(
         f"{name if name.isidentifier() else _short(name)} {_value(there, name)} (here {_value(ours, name)})"
@@ -198,7 +198,7 @@ def _differences(there: dict[str, Any], ours: dict[str, Any]) -> str:
 
 
 def _canonical(fields: dict[str, Any], name: str) -> str | None:
-    return json.dumps(fields[name], sort_keys=True) if name in fields else None  # tells 1, 1.0 and true apart
+    return json.dumps(fields[name], sort_keys=True) if name in fields else None  # so that 1, 1.0 and true differ
 
 
 def _value(fields: dict[str, Any], name: str) -> str:

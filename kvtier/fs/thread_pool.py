@@ -1,4 +1,4 @@
-"""`DualQueueThreadPool`: two queues and two groups of threads, so that neither direction starves; knows no tier.
+"""`DualQueueThreadPool`: two queues and two groups of threads, so that neither direction starves. It knows no tier.
 
 Threads of a group take tasks of their own direction first, and of the other only while their own queue is empty. So
 while a load waits, each read-priority thread that becomes free takes a load. A load with d loads ahead of it waits for
@@ -134,7 +134,7 @@ class DualQueueThreadPool:
         # Only the thread that holds the turnstile waits for the lock. Without it a lock convoy forms: all threads wait
         # for the lock, its holder for Python's own lock, and the caller of `submit` behind them.
         self._turnstile = threading.Lock()
-        # A condition per group, so that a task wakes exactly the one thread that shall take it.
+        # A condition per group, so that a task wakes exactly the one thread that will take it.
         self._wake: Mapping[Direction, threading.Condition] = {
             "load": threading.Condition(self._lock),
             "store": threading.Condition(self._lock),

@@ -1,5 +1,5 @@
-"""`Trailer`: the page that ends each block file. Packed and unpacked here, checksums included; used by whoever touches
-block files, or looks at them from outside. It opens a file only to read one trailer.
+"""`Trailer`: the page that ends each block file. Packed and unpacked here, checksums included; used by all code
+that reads or writes block files. It opens a file only to read one trailer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _WRITER, _TRACE = slice(40, 56), slice(128, 192)  # their places in it; `_native
 
 
 class Trailer(NamedTuple):
-    """What a block file says about its block. `traceparent` is the writer's W3C trace context, or ""."""
+    """Key, checksum and writer of a block file's block. `traceparent` is the writer's W3C trace context, or ""."""
 
     key: bytes
     block_bytes: int
@@ -78,7 +78,7 @@ def _text(trace: bytes) -> str:
 
 
 def read_trailer(path: str) -> Trailer | None:
-    """Who wrote a file, without its block; None without a trailer, or when it cannot be read."""
+    """The trailer of a file, read without its block; None without a trailer, or when it cannot be read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:

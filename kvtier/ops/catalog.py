@@ -263,7 +263,7 @@ def verify(folder: Folder, fix: bool = False) -> Iterator[Checked]:
         return
     blockio = BlockIO(FsTierConfig(folder.mapper.root_dir, size), folder.mapper.quarantine_path)
     for block in folder.blocks(any_kind=True):
-        outcome = (blockio.read_block if fix else blockio.examine)(block.path, block.key, view)
+        outcome = (blockio.read_block if fix else blockio.verify_block)(block.path, block.key, view)
         is_corrupt = outcome.reason in QUARANTINED_FOR
         trailer = read_trailer(outcome.quarantined or block.path) if is_corrupt else None
         yield Checked(block, outcome, trailer.instance_id if trailer else None)

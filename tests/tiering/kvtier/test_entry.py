@@ -137,7 +137,7 @@ def test_a_command_ends_with_each_code(tmp_path: Path, code: int) -> None:
 @pytest.mark.parametrize(
     ("package", "name", "program"), [("kvtier", "KVTIER", "kvtier"), ("harness", "HARNESS", "kvtier-harness")]
 )
-def test_a_bug_is_one_sentence_and_a_traceback_only_where_asked_for(
+def test_a_bug_is_one_sentence_and_a_traceback_only_with_debug(
     tmp_path: Path, package: str, name: str, program: str
 ) -> None:
     def broken(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:

@@ -345,7 +345,7 @@ def test_fixed_policy_keeps_the_seed_of_weak_hashes_secret(algorithm: str) -> No
     assert len(one) == len(other) == 16
 
 
-def test_the_digest_tells_seeds_apart_and_is_not_the_seed() -> None:
+def test_the_digest_differs_by_seed_and_is_not_the_seed() -> None:
     one = none_hash("sha256", environ={})
     assert none_hash_digest(one) == hashlib.sha256(one).hexdigest()
     assert none_hash_digest(one) != one.hex()

@@ -287,7 +287,7 @@ def test_two_requests_that_want_the_same_block_share_one_promotion(world: World)
     assert sum(event.blocks for event in world.recorder.of(Promotion)) == 1
 
 
-def test_tiers_are_asked_in_order(world: World) -> None:
+def test_tiers_are_looked_up_in_order(world: World) -> None:
     world.put(0, 1)
     world.put(1, 1)
     world.lookup(world.request(), 1)
@@ -295,7 +295,7 @@ def test_tiers_are_asked_in_order(world: World) -> None:
     assert [len(tier.queue) for tier in world.tiers] == [1, 0]
 
 
-def test_retry_says_so_unless_another_tier_has_it(world: World) -> None:
+def test_retry_is_the_answer_unless_another_tier_has_the_block(world: World) -> None:
     request = world.request()
     world.tiers[0].slow.update(keys(1, 2))
     world.put(1, 2)

@@ -177,7 +177,7 @@ def test_kvtier_never_imports_vllm(tmp_path: Path) -> None:
         ("__version__ = '0.99.0'", "was proven with vLLM 0.32.0 and 0.33.0, and vLLM 0.99.0 has no tier interface"),
     ],
 )
-def test_an_engine_that_does_not_fit_is_told_in_one_sentence(tmp_path: Path, init: str, sentence: str) -> None:
+def test_an_engine_that_does_not_fit_is_refused_in_one_sentence(tmp_path: Path, init: str, sentence: str) -> None:
     fake_vllm(tmp_path, init)
     last = python_with(tmp_path, "import kvtier.vllm_plugin").stderr.splitlines()[-1]
     assert last.startswith("ImportError: kvtier.vllm_plugin ")
@@ -458,7 +458,7 @@ tier.shutdown()
 """
 
 
-def test_a_tier_without_requests_is_idle_and_says_what_it_is(peer: Peer, tmp_path: Path) -> None:
+def test_a_tier_without_requests_is_idle_and_reports_its_configuration(peer: Peer, tmp_path: Path) -> None:
     assert peer.ask(IDLE, str(tmp_path)) == [
         *("EMABackpressureDetector", "LOCAL", "STORAGE", "disk", "KvtierFileSystemTier"),
         *(False, [], []),
@@ -542,10 +542,10 @@ tier.shutdown()
 def test_metrics_go_to_the_engine_under_kvtiers_names(peer: Peer, tmp_path: Path) -> None:
     answer = peer.ask(METRICS, str(tmp_path))
     assert answer["strays"] == []
-    assert answer["gauges"] == [], "gauges that the plug-in does not declare, and so does not tell"
+    assert answer["gauges"] == [], "gauges that the plug-in does not declare, and so does not report"
     assert answer["kinds"]
     assert answer["labels"]
-    assert answer["again"] == [], "what was counted is told once"
+    assert answer["again"] == [], "each count is reported once"
     values, tier = answer["values"], "KvtierFileSystemTier"
     assert values["kvtier_blocks"][f"{tier} store ok"] == 6
     assert values["kvtier_blocks"][f"{tier} load ok"] == 6
@@ -561,7 +561,7 @@ def test_metrics_go_to_the_engine_under_kvtiers_names(peer: Peer, tmp_path: Path
     assert 0 < free < size
 
 
-def test_an_engine_says_whose_blocks_it_shares_once_it_knows_its_seed(peer: Peer, tmp_path: Path) -> None:
+def test_an_engine_reports_its_shared_folder_once_it_has_its_seed(peer: Peer, tmp_path: Path) -> None:
     before, names, told = peer.ask(METRICS, str(tmp_path))["info"]
     assert before is None
     ((values, one),) = told

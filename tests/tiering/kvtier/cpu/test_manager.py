@@ -15,6 +15,7 @@ from kvtier.config import CACHE_POLICIES, PAGE_BYTES, CpuTierConfig
 from kvtier.cpu.manager import EVENTS_MAX, WRITING, CPUOffloadingManager
 from kvtier.events import Event, Eviction
 from kvtier.hashing import OffloadKey
+from kvtier.manager import TieringOffloadingManager
 
 REQ = ReqContext("r")
 HIT, HIT_PENDING, MISS = LookupResult.HIT, LookupResult.HIT_PENDING, LookupResult.MISS
@@ -262,7 +263,7 @@ def test_why_blocks_left() -> None:
     assert recorder.events == [Eviction(1, "capacity"), Eviction(1, "failed"), Eviction(1, "reset")]
 
 
-def test_events_that_nobody_takes_are_bounded() -> None:
+def test_events_that_are_not_taken_are_bounded() -> None:
     tier = make(1)
     for number in range(EVENTS_MAX // 2 + 2):
         stored(tier, number)
@@ -337,3 +338,16 @@ def test_broken_arc_accounts_are_found(name: str) -> None:
     breakage, finding = ARC_BREAKAGES[name]
     breakage(tier)
     assert any(finding in line for line in tier.check_integrity()), tier.check_integrity()
+
+
+def test_the_status_line_has_the_slots_by_state() -> None:
+    tier = CPUOffloadingManager(CpuTierConfig(4, 4096))
+    request = ReqContext("r")
+    tier.prepare_store([OffloadKey(b"a"), OffloadKey(b"b"), OffloadKey(b"c")], request)
+    tier.complete_store([OffloadKey(b"a"), OffloadKey(b"b")], request)
+    tier.prepare_load([OffloadKey(b"a")], request)
+    slots = "4 slots of 4096 bytes: 1 free, 1 writing, 1 pinned, 1 evictable"
+    assert repr(tier) == f"<CPUOffloadingManager: {slots}>"
+    manager = TieringOffloadingManager(tier)
+    manager.on_new_request(request)
+    assert repr(manager) == f"<TieringOffloadingManager: 1 requests, 0 jobs in flight; {tier!r}, ()>"

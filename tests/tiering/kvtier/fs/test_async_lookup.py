@@ -22,12 +22,12 @@ class Disk:
         self.batches: list[list[OffloadKey]] = []
         self.go = threading.Event()
         self.go.set()
-        self.asked = threading.Semaphore(0)
+        self.answered = threading.Semaphore(0)
 
     def probe(self, keys: Sequence[OffloadKey]) -> list[bool]:
         self.batches.append(list(keys))
         answers = [key in self.present for key in keys]
-        self.asked.release()
+        self.answered.release()
         assert self.go.wait(30)
         return answers
 
@@ -78,7 +78,7 @@ def test_many_questions_go_out_before_the_step_is_over_and_may_be_answered_in_an
     disk.go.clear()
     assert [lookups.lookup(key, "r1") for key in keys] == [None] * len(keys)
     for _ in range(THREADS):
-        assert disk.asked.acquire(timeout=30), "each thread has its part, though the step is not over"
+        assert disk.answered.acquire(timeout=30), "each thread has its part, though the step is not over"
     assert sorted(key for batch in disk.batches for key in batch) == keys[:BATCH_KEYS_MAX]
     disk.go.set()
     assert [settle(lookups, key, "r1") for key in keys] == [key in disk.present for key in keys]
@@ -94,10 +94,10 @@ def test_a_hit_is_known_and_costs_no_second_probe(disk: Disk, lookups: AsyncLook
     assert len(disk.batches) == 1
 
 
-def test_a_miss_is_asked_again_by_the_next_request_only(disk: Disk, lookups: AsyncLookupManager) -> None:
+def test_a_miss_is_probed_again_by_the_next_request_only(disk: Disk, lookups: AsyncLookupManager) -> None:
     assert not settle(lookups, A, "r1")
     disk.present = {A}
-    assert lookups.lookup(A, "r1") is False, "the request that was told MISS is computing the block by now"
+    assert lookups.lookup(A, "r1") is False, "the request that got MISS is computing the block by now"
     assert settle(lookups, A, "r2"), "a miss is not cached for ever, also while the first request lives"
     assert lookups.lookup(A, "r1") is True
 
@@ -123,7 +123,7 @@ def test_an_answer_overtaken_by_news_is_dropped(disk: Disk, lookups: AsyncLookup
     disk.go.clear()
     assert lookups.lookup(A, "r1") is None
     lookups.flush()
-    assert disk.asked.acquire(timeout=30)
+    assert disk.answered.acquire(timeout=30)
     (lookups.mark_present if news == "present" else lookups.mark_absent)([A])
     assert lookups.lookup(A, "r1") is (news == "present")
     disk.go.set()
@@ -132,12 +132,12 @@ def test_an_answer_overtaken_by_news_is_dropped(disk: Disk, lookups: AsyncLookup
     assert lookups.lookup(A, "r1") is (news == "present")
 
 
-def test_while_the_device_hangs_each_question_is_answered_absent_and_afterwards_it_is_asked_again(disk: Disk) -> None:
+def test_while_the_device_hangs_each_probe_is_answered_absent_and_afterwards_it_is_repeated(disk: Disk) -> None:
     lookups = AsyncLookupManager(disk.probe, 100, "lookup", hung_seconds=0.25)
     disk.present, _ = {A, B}, disk.go.clear()
     assert lookups.lookup(A, "r1") is None
     lookups.flush()
-    assert disk.asked.acquire(timeout=30), "from here on its thread hangs"
+    assert disk.answered.acquire(timeout=30), "from here on its thread hangs"
     assert settle(lookups, A, "r1") is False
     assert settle(lookups, B, "r2") is False
     assert disk.batches == [[A]], "the thread that hangs is asked nothing more"
@@ -145,7 +145,7 @@ def test_while_the_device_hangs_each_question_is_answered_absent_and_afterwards_
     disk.go.set()
     while lookups.oldest_seconds():
         lookups.flush()
-    assert lookups.lookup(A, "r1") is False, "as it was told"
+    assert lookups.lookup(A, "r1") is False, "the answer that it got before"
     assert settle(lookups, A, "r3")
     assert settle(lookups, B, "r4")
     lookups.shutdown()
@@ -159,7 +159,7 @@ def test_a_finished_request_leaves_nothing_behind(disk: Disk, lookups: AsyncLook
     lookups.cleanup("never seen")
     lookups.flush()
     lookups._cache.check_integrity()
-    assert repr(lookups._cache) == "<PresenceCache: 0 known, 0 requests, 0 probes, 0 unsent>"
+    assert repr(lookups._cache) == "<PresenceCache: 0 present, 0 requests, 0 probes, 0 unsent>"
     assert not any(A in batch for batch in disk.batches), "a question that nobody waits for is not asked"
 
 

@@ -120,7 +120,7 @@ def test_outcome_names_the_writer_and_its_trace(io: BlockIO, path: str, tmp_path
     assert outcome.traceparent == trace
 
 
-def test_a_native_extension_that_is_called_wrongly_says_so(tmp_path: Path) -> None:
+def test_a_native_extension_that_is_called_wrongly_raises(tmp_path: Path) -> None:
     extension = pytest.importorskip("kvtier.fs._native", reason="kvtier/fs/_native.c is not compiled here")
     page, trailer = memoryview(bytearray(PAGE)), Trailer(KEY, PAGE, 0, bytes(16), 0).pack()
     rest, modes = (page, PAGE, trailer, native.CHECKSUM), (0o600, 0o700)
@@ -159,9 +159,7 @@ def test_the_stub_of_the_native_extension_has_the_parameters_of_its_functions() 
 
 
 @pytest.mark.parametrize("library", ["no file", "no XXH3", "another XXH3"])
-def test_without_the_checksum_it_knows_the_native_extension_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch, library: str
-) -> None:
+def test_without_its_checksum_the_native_extension_is_not_used(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
     pytest.importorskip("kvtier.fs._native", reason="kvtier/fs/_native.c is not compiled here")
     libc = ctypes.CDLL(None)  # knows no XXH3
 

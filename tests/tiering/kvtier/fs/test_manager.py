@@ -167,7 +167,7 @@ def test_a_store_fails_only_where_the_file_system_does(tier: Tier) -> None:
     assert not result.success
 
 
-def test_events_tell_a_job_whole(tmp_path: Path, tier: Tier, recorder: Recorder) -> None:
+def test_events_report_a_whole_job(tmp_path: Path, tier: Tier, recorder: Recorder) -> None:
     tier.store(range(4))
     tier.store(range(6))
     other = Tier(tmp_path, theirs := Recorder())
@@ -201,7 +201,7 @@ def test_a_corrupt_block_is_quarantined_and_reported(tier: Tier, recorder: Recor
     assert (event.reason, Path(event.path).exists()) == ("checksum", True)
 
 
-def test_kv_events_are_off_unless_asked_for(tmp_path: Path, tier: Tier) -> None:
+def test_kv_events_are_off_by_default(tmp_path: Path, tier: Tier) -> None:
     tier.store([1])
     assert list(tier.manager.take_events()) == []
     loud = Tier(tmp_path, enable_kv_events=True)
@@ -448,7 +448,7 @@ def test_two_processes_share_one_root(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_process_with_another_seed_is_told_at_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_with_another_seed_is_refused_at_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONHASHSEED", "1")
     Tier(tmp_path).manager.shutdown()
     monkeypatch.setenv("PYTHONHASHSEED", "2")
@@ -465,3 +465,16 @@ def test_files_are_where_vllm_looks_for_them(tier: Tier, tmp_path: Path) -> None
     base = Path(tier.manager.file_mapper.base_path)
     assert tier.path(7) == Path(f"{base}_r0/{digest[:3]}/{digest[3:5]}_g0/{digest}.bin")
     assert json.loads((base / "config.json").read_text())["model_name"] == "org/model"
+
+
+def test_the_status_line_has_the_state_of_all_parts(tier: Tier, tmp_path: Path) -> None:
+    tier.store([1, 2])
+    tier.manager.lookup(key(9), REQUEST)
+    assert repr(tier.manager).split("; ") == [
+        f"<FileSystemTierManager 'fs' at {tmp_path}: 0 jobs in flight",
+        "(<AsyncLookupManager: 0 batches sent, the oldest 0.000 s ago",
+        "<PresenceCache: 2 present, 1 requests, 1 probes, 1 unsent>>, "
+        "<DualQueueThreadPool: loads 0 queued, 0 running, stores 0 queued, 0 running",
+        "2+2 threads, 0 hung",
+        "0 jobs in flight>, <Admission: stores go on, quota not set>)>",
+    ]

@@ -36,7 +36,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(KEYS), req_id=st.sampled_from(REQUESTS))
     def ask(self, key: OffloadKey, req_id: str) -> None:
-        answer, before = self.cache.ask(key, req_id), self.answered.get((req_id, key))
+        answer, before = self.cache.lookup(key, req_id), self.answered.get((req_id, key))
         here = self.present_since.get(key, -1) > self.absent_since.get(key, -1)
         if (req_id, key) in self.failed:
             assert answer is False, "its load failed: absent until the request ends"
@@ -96,12 +96,12 @@ class Model(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Once every probe is answered, no request waits; once every request has ended, nothing but blocks is known."""
         for req_id, key in self.answered:
-            self.cache.ask(key, req_id)
+            self.cache.lookup(key, req_id)
         self.send()
         while self.sent:
             self.answer(0, False)
         for req_id, key in self.answered:
-            assert self.cache.ask(key, req_id) is not None, "a request waits, and no probe is under way"
+            assert self.cache.lookup(key, req_id) is not None, "a request waits, and no probe is under way"
         for req_id in REQUESTS:
             self.cache.forget(req_id)
         self.cache.take_unsent()
@@ -117,26 +117,26 @@ def test_a_failed_load_is_an_absent_block_for_its_request_in_every_order_of_late
     for order in product(news, repeat=5):
         cache, sent, newcomers = PresenceCache(10), list[Probe](), iter("abcde")
         happen: dict[str, Callable[[], object]] = {
-            "newcomer": lambda cache=cache, newcomers=newcomers: cache.ask(key, next(newcomers)),
+            "newcomer": lambda cache=cache, newcomers=newcomers: cache.lookup(key, next(newcomers)),
             "store": lambda cache=cache: cache.mark_present([key]),
             "evict": lambda cache=cache: cache.mark_absent([key]),
             "send": lambda cache=cache, sent=sent: sent.extend(cache.take_unsent()),
             "answer": lambda cache=cache, sent=sent: [cache.answer(probe, True) for probe in sent],
         }
         cache.mark_present([key])
-        assert cache.ask(key, "r") is True
+        assert cache.lookup(key, "r") is True
         cache.mark_absent([key], "r")
         for name in order:
             happen[name]()
-            assert cache.ask(key, "r") is False, order
+            assert cache.lookup(key, "r") is False, order
         cache.forget("r")
         cache.mark_present([key])
-        assert cache.ask(key, "r") is True, "a new request of the same name starts anew"
+        assert cache.lookup(key, "r") is True, "a new request of the same name starts anew"
 
 
 def test_the_account_of_requests_can_be_found_wrong() -> None:
     cache = PresenceCache(10)
-    cache.ask(KEYS[0], "r")
+    cache.lookup(KEYS[0], "r")
     cache.take_unsent()[0].requests += 1
     with pytest.raises(AssertionError, match="2 requests counted, 1 hold the probe"):
         cache.check_integrity()

@@ -327,7 +327,7 @@ def test_another_block_size_is_always_refused(tmp_path: Path, on_mismatch: str) 
     assert "set block_bytes to 4096" in text
 
 
-def test_warn_says_the_same_and_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_warn_logs_the_same_and_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     mapper = qwen(tmp_path)
     open_as(mapper)
     with caplog.at_level(logging.WARNING):
@@ -444,7 +444,7 @@ def test_rubbish_is_refused_named_and_left_alone(
     ("owner", "mode", "words"),
     [(0, 0o700, None), (0, 0o2770, None), (0, 0o1777, "everybody may write"), (4711, 0o700, "belongs to user 4711")],
 )
-def test_who_else_may_write_is_told_or_refused(
+def test_a_root_with_other_writers_is_logged_or_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, which: str, owner: int, mode: int, words: str | None
 ) -> None:
     mapper = qwen(tmp_path)

@@ -26,7 +26,7 @@ DIRECTIONS: tuple[Direction, ...] = ("load", "store")
 
 @dataclass
 class Simulation:
-    """Threads and clock for a `DualQueue`: a woken thread takes at once, a task lasts as long as it was told."""
+    """Threads and clock for a `DualQueue`: a woken thread takes at once, a task lasts as long as it states."""
 
     queue: DualQueue
     now: float = 0.0
@@ -183,7 +183,7 @@ def pipe() -> Iterator[Pipe]:
 
 
 def collect(pool: DualQueueThreadPool, jobs: int) -> dict[int, tuple[Any, ...]]:
-    """Results by job, as soon as there are so many; what hangs is replaced meanwhile."""
+    """Results by job, as soon as there are so many; hung threads are replaced during this."""
     results: dict[int, tuple[Any, ...]] = {}
     deadline = time.monotonic() + 30
     while len(results) < jobs:
