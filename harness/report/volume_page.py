@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from harness.report.words import VERDICT_WORDS
 from harness.runner import judge
 
 
@@ -47,7 +48,7 @@ def volume_table(runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]
         add("blocks that failed in all outages", str(data.get("failed blocks", 0)))
         add("reported blocks lost with a host's power", str(data.get("lost with the power", 0)))
         add("throughput to local, write / read", f"{facts['write ratio']:.2f} / {facts['read ratio']:.2f}")
-        add("verdict of outage", {"true": "pass", "false": "fail"}.get(verdict["value"], "inconclusive"))
+        add("verdict of outage", VERDICT_WORDS[verdict["value"]])
     names = [facts["file_system"] for facts, _ in runs]
     return [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"] + [
         f"| {name} | {' | '.join(values)} |" for name, values in rows.items()
