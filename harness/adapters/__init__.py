@@ -1,4 +1,4 @@
-"""Names of the tiers that can be judged, and how each class is found; adapters are imported only where used."""
+"""Names of the tiers that can be tested, and the class of each. Adapters are imported only where used."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ ALIASES = {"memory": "reference"}
 """Former names of tiers, accepted for one release."""
 
 NAMES = dict.fromkeys(("kvtier", "kvtier-stack"), "harness.adapters.kvtier_names:KvtierNaming")
-"""Tiers whose names can be derived without the packages of the whole tier, and by what."""
+"""Tiers whose block names can be derived without the packages of the whole tier, and the class that does it."""
 
 
 class UnknownTier(ValueError):
-    """No tier answers to that name; the text is one sentence for a person."""
+    """No tier has that name; the text is one sentence for a person."""
 
 
 class OptionRefused(ValueError):
-    """A tier does not take its options; the text is one sentence for a person."""
+    """A tier refuses its options; the text is one sentence for a person."""
 
 
 def canonical(tier: str) -> str:
@@ -42,7 +42,7 @@ def canonical(tier: str) -> str:
 
 
 def mutants() -> Mapping[str, Any]:
-    """Tiers with a known defect by name, as docs/mutants.md lists them; imported only when asked for."""
+    """Tiers with a known defect by name, as docs/mutants.md lists them; imported by the first call."""
     return importlib.import_module("harness.mutants.registry").MUTANTS  # type: ignore[no-any-return]
 
 
@@ -59,7 +59,7 @@ def adapter_class(tier: str) -> type[Adapter]:
             where = "in the working directory or on PYTHONPATH; run the command from the folder that holds it"
             raise UnknownTier(f"tier is {tier!r}, but there is no module {error.name!r} {where}") from error
         raise UnknownTier(f"tier is {tier!r}, but {module_name} imports {error.name!r}, which is missing") from error
-    except (Exception, SystemExit) as error:  # whatever a module of somebody else does when it is imported
+    except (Exception, SystemExit) as error:  # anything that a foreign module raises when it is imported
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UnknownTier(f"tier is {tier!r}, but module {module_name!r} cannot be imported: {why}") from error
     if not (isinstance(found, type) and issubclass(found, Adapter)):
@@ -70,7 +70,7 @@ def adapter_class(tier: str) -> type[Adapter]:
 
 
 def _import(module_name: str) -> ModuleType:
-    """A module from the working directory too, which comes last and so hides no other module."""
+    """Import a module, also from the working directory, which is searched last and so hides no other module."""
     with suppress(FileNotFoundError):  # a working directory that was removed
         if (folder := os.getcwd()) not in sys.path:
             sys.path.append(folder)
@@ -95,7 +95,7 @@ def _place(tier: str) -> str:
 
 
 def check_options(tier: str, setup: TierSetup) -> None:
-    """Raises `OptionRefused` for an option that the tier can tell it refuses; `UnknownTier`, `PeerMissing`."""
+    """Raises `OptionRefused` for an option that the tier's adapter refuses; `UnknownTier`, `PeerMissing`."""
     chosen = adapter_class(tier)
     try:
         chosen.check_options(setup)

@@ -1,7 +1,7 @@
-"""What a tier must offer to be judged: one small class per tier. Workers drive it from one thread, as an engine would.
+"""The interface of a tier under test: one small class for each tier. A worker drives it from one thread, as an engine.
 
-The worker owns the meaning of slots: it fills them before a store and judges them after a load. An adapter translates,
-and adds nothing: no retries, no checks of its own, no locks.
+The worker fills slots before a store and verifies them after a load. An adapter only translates calls: no retries, no
+checks of its own, no locks.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Verdict = Literal["hit", "miss", "retry"]
 
 
 class PeerMissing(Exception):
-    """The tier's package is not installed here: the run is skipped, and says so."""
+    """The tier's package is not installed here. The run is skipped with this text."""
 
 
 @dataclass(frozen=True)
 class TierSetup:
-    """All that an adapter is told. JSON-able, since it crosses a process border. Sizes in bytes."""
+    """An adapter's parameters. Fields are JSON values, because a setup is sent to another process. Sizes in bytes."""
 
     root_dir: str
     block_bytes: int
@@ -54,10 +54,13 @@ class TierSetup:
 
 
 class Finished(NamedTuple):
-    """A job's result: keys that made it, keys that did not (as `submit_*` got them), and how many of these a full queue
-    refused: a tier may refuse what exceeds its stated bounds, if it says so. `reasons` names the errors of the
-    others ("ENOSPC EIO"), if the tier can tell: they tell what the machine lacked from a defect. `in_memory` lists the
-    keys of a store for which nothing was written, because the tier already held their blocks in memory."""
+    """A job's result: the keys that succeeded and those that failed, as `submit_*` received them.
+
+    `refused` counts the failed keys that admission refused: a tier may refuse what exceeds its stated bounds, if it
+    reports so. `reasons` names the errors of the others ("ENOSPC EIO"), where the tier knows them; they separate a
+    shortage of the machine from a defect. `in_memory` lists the keys of a store for which nothing was written, because
+    the tier already held their blocks in memory.
+    """
 
     job_id: int
     ok: Sequence[bytes]
@@ -68,8 +71,10 @@ class Finished(NamedTuple):
 
 
 class Eviction(NamedTuple):
-    """This process removed blocks from the root, to keep its limit. Clock: `time.monotonic()`, seconds; in between no
-    other process may do so."""
+    """This process removed blocks from the root, to keep its limit. Clock: `time.monotonic()`, seconds.
+
+    No other process may evict between start and finish.
+    """
 
     started_seconds: float
     finished_seconds: float
@@ -78,7 +83,7 @@ class Eviction(NamedTuple):
 
 
 class Naming(Protocol):
-    """The part of an adapter that derives names of blocks; a tier may have it apart, in `adapters.NAMES`."""
+    """The part of an adapter that derives names of blocks; `adapters.NAMES` lists tiers that offer it alone."""
 
     def keys(self, tokens: Sequence[int], parent: bytes | None = None) -> list[bytes]: ...
     def none_hash_digest(self) -> str: ...
@@ -91,13 +96,13 @@ class Adapter(ABC):
     name: ClassVar[str]
     exposes_schedule: ClassVar[bool] = False  # `tasks()` returns every task of every job
     runs_in_submit: ClassVar[bool] = False  # `submit_*` does the job: no queue, and a hung device hangs its caller
-    exposes_files: ClassVar[bool] = False  # blocks are files under root_dir, `file_name` says which
+    exposes_files: ClassVar[bool] = False  # blocks are files under root_dir, named by `file_name`
     keeps_in_memory: ClassVar[bool] = False  # blocks stay in memory above the files: storing one again writes no file
     leaves_spans: ClassVar[bool] = (
         False  # requests of `setup.trace_every` leave spans, where opentelemetry is installed
     )
     bookkeeping: ClassVar[tuple[str, ...]] = ("config.json",)  # globs: names of the tier's own files that are no blocks
-    keeps_limit: ClassVar[bool] = False  # `setup.max_bytes` is kept, `evictions()` tells how
+    keeps_limit: ClassVar[bool] = False  # the tier keeps `setup.max_bytes` and reports `evictions()`
     hash_algorithms: ClassVar[tuple[str, ...]] = ("sha256", "sha256_cbor", "xxhash", "xxhash_cbor")
     seed_policies: ClassVar[tuple[str, ...]] = ("fixed", "env", "random")
 
@@ -110,8 +115,8 @@ class Adapter(ABC):
     def check_options(cls, setup: TierSetup) -> None:
         """Raises `ValueError`, one sentence, for options of the tier that it refuses (`setup.options` above all).
 
-        Called before any process starts, in an interpreter that may lack the tier's packages: it touches no file. A
-        tier that cannot tell leaves it as it is, and its constructor refuses instead.
+        Called before any process starts, in an interpreter that may lack the tier's packages: it touches no file. By
+        default every option passes, and the tier's constructor refuses instead.
         """
 
     def __init__(self, setup: TierSetup) -> None:
@@ -128,19 +133,19 @@ class Adapter(ABC):
 
     @abstractmethod
     def none_hash_digest(self) -> str:
-        """A digest of the seed of the chain; equal in two processes exactly when they would share."""
+        """A digest of the chain's seed, equal in two processes exactly when they share blocks."""
 
     def file_name(self, key: bytes) -> str | None:
         """The block's file, relative to root_dir; None if this tier keeps no file per block."""
         return None
 
     def other_group(self, key: bytes) -> bytes | None:
-        """The key of the same block in another group of layers, whose KV is kept apart; None if the tier has none."""
+        """The key of the same block in another group of layers, which is stored apart; None if the tier has none."""
         return None
 
     @abstractmethod
     def lookup(self, keys: Sequence[bytes], req_id: str) -> list[Verdict]:
-        """One verdict per key, without blocking; "retry" means ask again after `step`."""
+        """One verdict for each key, without blocking; "retry": look it up again after `step`."""
 
     @abstractmethod
     def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
@@ -164,7 +169,7 @@ class Adapter(ABC):
         """The request needs nothing more."""
 
     def short_of_room(self, req_id: str) -> bool:
-        """Whether blocks of the request, which is not finished, were there and no slot to bring them to was free."""
+        """Whether a block of the unfinished request was found and no slot was free to load it into."""
         return False
 
     @abstractmethod
@@ -191,16 +196,18 @@ class Adapter(ABC):
         return []
 
     def counts(self) -> Mapping[str, float]:
-        """What the tier itself has counted since it began: "stored", "loaded", "failed EIO" (any reason), "quarantined"
-        (blocks); empty if it counts nothing."""
+        """Blocks that the tier itself has counted: "stored", "loaded", "failed EIO" (any reason), "quarantined".
+
+        Empty if it counts nothing.
+        """
         return {}
 
     def instance_id(self) -> str | None:
-        """What this instance calls itself in what it writes, which no other may; None if it has no such name."""
+        """The id of this instance in the blocks that it writes, unique to it; None if blocks carry no id."""
         return None
 
     def findings(self) -> list[str]:
-        """What the tier's own accounts find wrong with themselves (`check_integrity`); empty is well."""
+        """Contradictions in the tier's own state (`check_integrity`), a sentence each; empty if there are none."""
         return []
 
     def metrics_address(self) -> str | None:
@@ -209,5 +216,5 @@ class Adapter(ABC):
 
 
 def other(direction: Direction) -> Direction:
-    """The class that is not this one."""
+    """The opposite direction."""
     return "store" if direction == "load" else "load"

@@ -1,9 +1,8 @@
-"""The oracle: a tier too simple to be wrong, for showing that the harness passes what is right. Never fast on purpose.
+"""The reference tier, an oracle: the harness must pass it. It is simple on purpose, and slow.
 
-One process alone would need a dict. Several share, so the dict is a folder: a block is a file named by its key, which
-has no name until it is whole, and ends with a digest of key and bytes. A process whose keys are chained from another
-seed than the folder's is refused. Every job runs inside `submit_*`, and the next `poll` reports it: no thread, no
-queue, nothing to race.
+Several processes share it, so it is a folder instead of a dict. A block is a file named by its key and ends with a
+digest of key and bytes; it gets its name when it is whole. A process whose keys are chained from another seed than the
+folder's is refused. Every job runs inside `submit_*`, and the next `poll` reports it: no thread, no queue, no race.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ FOLDER = "memory"
 
 
 class ReferenceAdapter(Adapter):
-    """The oracle, too simple to be wrong: a block is a file, every job runs inside its submit.
+    """The reference tier: a block is a file, and every job runs inside its submit.
 
-    Keys are SHA-256 chains over the tokens' text; the seed follows `seed_policy` as the rules of sharing say.
+    Keys are SHA-256 chains over the tokens' text; the seed follows `seed_policy`.
     """
 
     name: ClassVar[str] = "reference"
@@ -135,7 +134,7 @@ MemoryAdapter = ReferenceAdapter
 
 
 def _seed(policy: str) -> bytes:
-    """A set PYTHONHASHSEED decides, whatever it is; unset, the policy does."""
+    """PYTHONHASHSEED decides if it is set, else the policy."""
     if (seed := os.environ.get("PYTHONHASHSEED")) is not None:
         return b"seed " + seed.encode()
     if policy == "env":
@@ -144,12 +143,12 @@ def _seed(policy: str) -> bytes:
 
 
 def _seal(key: bytes, block: bytes | memoryview) -> bytes:
-    """The block and what shows that it is this key's, and whole."""
+    """The block with a digest that proves its key and that it is whole."""
     return bytes(block) + hashlib.sha256(key + block).digest()
 
 
 def _content(path: Path) -> bytes:
-    """Of a regular file; `OSError` for whatever else is there. A FIFO has no writer and must not be waited for."""
+    """Content of a regular file; `OSError` for anything else. Opening a FIFO must not block."""
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise FileNotFoundError(path)
@@ -164,11 +163,14 @@ def _holds(path: Path, content: bytes) -> bool:
 
 
 def _publish(path: Path, content: bytes) -> None:
-    """Make the file appear whole, in place of anything but a file that is the same: what is replaced cannot be opened
-    for a moment on some shared volumes (ESTALE), and processes publish the same at the same time."""
+    """Publish the file whole, in place of anything but an equal file.
+
+    Some shared volumes cannot open a file for a moment while it is replaced (ESTALE), and processes publish equal files
+    at the same time.
+    """
     if _holds(path, content):
         return
-    name = path.with_name(f"{os.urandom(16).hex()}.tmp")  # that nobody else can have
+    name = path.with_name(f"{os.urandom(16).hex()}.tmp")
     if path.is_dir() and not path.is_symlink():
         path.rename(name.with_suffix(".dir"))
     try:

@@ -1,5 +1,6 @@
-"""vLLM 0.33.0's own FileSystemTierManager as a tier under test; the only importer of vllm, in workers that run in its
-venv. It never changes what the tier does: the options choose among states in which engines really run it.
+"""vLLM 0.33.0's own FileSystemTierManager as a tier under test; the only importer of vllm, in workers of its venv.
+
+It does not change the tier. Its options choose among states in which real engines run it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def import_vllm(c_extension: bool) -> SimpleNamespace:
         if c_extension:
             for stub in sorted(Path(sys.prefix, "lib", "vllm-stubs").glob("*.so*")):
                 ctypes.CDLL(str(stub), ctypes.RTLD_GLOBAL)
-            import_module("vllm.fs_io_C")  # the tier would go on without it in silence
+            import_module("vllm.fs_io_C")  # without it the tier silently uses Python
         else:
             sys.modules["vllm.fs_io_C"] = None  # type: ignore[assignment]  # its import then fails, as without CUDA
         modules = SimpleNamespace(
@@ -61,7 +62,7 @@ def import_vllm(c_extension: bool) -> SimpleNamespace:
 
 
 def keep_none_alive() -> None:
-    """Before Python 3.12, None is counted, and fs_io_C gives one reference away per job: lend it more than it can."""
+    """Raise the reference count of None. Before Python 3.12, fs_io_C releases one reference too many per job."""
     if sys.version_info < (3, 12):
         ctypes.c_ssize_t.from_address(id(None)).value += 1 << 40
 
@@ -107,9 +108,9 @@ class VllmAdapter(Adapter):
     """vLLM's own file-system tier, driven as its scheduler drives it.
 
     Options:
-    `c_extension` (true): its C file functions, else its Python ones. `seed_random` (0): an engine's `seed`, which it
-    gives to `random` before it makes the tier; null leaves `random` unseeded, as no engine does by default.
-    `raise_none_refcount` (false): on Python 3.11 keep the process alive beyond some thousand jobs of the C functions.
+    `c_extension` (true): its C file functions, else its Python ones. `seed_random` (0): an engine's `seed`, with which
+    it seeds `random` before it makes the tier; null leaves `random` unseeded, as no engine does by default.
+    `raise_none_refcount` (false): on Python 3.11 the process survives more than some thousand jobs of the C functions.
     """
 
     name: ClassVar[str] = "vllm"

@@ -1,5 +1,5 @@
-"""A contestant's process: `python -m harness.bench.child TIER`, started by `contest`. It imports what the tier needs
-once, then forks for every measurement, so each begins with a new tier, and ends however its threads hang.
+"""A contestant's process, `python -m harness.bench.child TIER`, started by `contest`. It imports the tier once, then
+forks for every measurement: each begins with a new tier, and ends even if threads of the tier hang.
 
 JSON lines. In: {"measure", "setup", "arguments", "processes", "seconds_max"}. Out: {"ready"} once, then for each
 {"results": [one dict a process]} or {"error": sentence}.
@@ -44,30 +44,30 @@ def main(tier: str) -> int:
 
 
 def _measure(tier: str, order: dict[str, Any]) -> dict[str, Any]:
-    """Fork `processes` children, let them begin together when all are ready, and gather what they say."""
+    """Fork `processes` children, start them together when all are ready, and gather their results."""
     count = order.get("processes", 1)
     deadline = time.monotonic() + order["seconds_max"]
     start_read, start_write = os.pipe()
     children: list[tuple[int, int]] = []
     for index in range(count):
-        said_read, said_write = os.pipe()
+        out_read, out_write = os.pipe()
         pid = os.fork()
         if pid == 0:
-            os.close(said_read)
+            os.close(out_read)
             os.close(start_write)
-            _child(tier, order, index, start_read, said_write)
-        os.close(said_write)
-        children.append((pid, said_read))
+            _child(tier, order, index, start_read, out_write)
+        os.close(out_write)
+        children.append((pid, out_read))
     os.close(start_read)
-    said = [b""] * count
+    output = [b""] * count
     try:
         for index, (_, pipe) in enumerate(children):
-            said[index] += _read(pipe, deadline, until=b"\n")
+            output[index] += _read(pipe, deadline, until=b"\n")
         os.close(start_write)  # the end of this pipe is the start
         start_write = -1
         for index, (_, pipe) in enumerate(children):
-            said[index] += _read(pipe, deadline)
-        return _gather(said)
+            output[index] += _read(pipe, deadline)
+        return _gather(output)
     except TimeoutError:
         return {"error": f"{order['measure']} did not end within {order['seconds_max']:g} s"}
     finally:
@@ -77,15 +77,15 @@ def _measure(tier: str, order: dict[str, Any]) -> dict[str, Any]:
             os.kill(stalled, signal.SIGCONT)  # else the child that stopped it could not be ended
         for pid, pipe in children:
             os.close(pipe)
-            os.kill(pid, signal.SIGKILL)  # waits for nothing: what is queued in the tier shall not run
+            os.kill(pid, signal.SIGKILL)  # at once: jobs that are queued in the tier shall not run
             os.waitpid(pid, 0)
 
 
-def _gather(said: list[bytes]) -> dict[str, Any]:
+def _gather(output: list[bytes]) -> dict[str, Any]:
     results = []
-    for text in said:
+    for text in output:
         lines = text.decode().splitlines()
-        answer = json.loads(lines[-1]) if lines else {"error": "the process died without a word"}
+        answer = json.loads(lines[-1]) if lines else {"error": "the process died without a result"}
         if "error" in answer:
             return {"error": answer["error"]}
         if "result" not in answer:
@@ -95,7 +95,7 @@ def _gather(said: list[bytes]) -> dict[str, Any]:
 
 
 def _read(pipe: int, deadline: float, until: bytes | None = None) -> bytes:
-    """What comes out of `pipe` up to its end, or to the first `until`."""
+    """Bytes from `pipe` up to its end, or to the first `until`."""
     data = b""
     while until is None or until not in data:
         if not select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
@@ -107,14 +107,14 @@ def _read(pipe: int, deadline: float, until: bytes | None = None) -> bytes:
     return data
 
 
-def _child(tier: str, order: dict[str, Any], index: int, start: int, say: int) -> None:
+def _child(tier: str, order: dict[str, Any], index: int, start: int, sink: int) -> None:
     """Never returns."""
     try:
-        source = open(os.devnull)  # the orders are the parent's
+        source = open(os.devnull)  # the parent alone reads orders
         os.dup2(source.fileno(), 0)
 
         def go() -> None:
-            os.write(say, b'{"ready":true}\n')
+            os.write(sink, b'{"ready":true}\n')
             os.read(start, 1)
 
         if tier == NO_TIER:
@@ -128,7 +128,7 @@ def _child(tier: str, order: dict[str, Any], index: int, start: int, say: int) -
         answer = {"error": f"{type(error).__name__}: {error}"}
     data = json.dumps(answer, default=float).encode() + b"\n"
     while data:
-        data = data[os.write(say, data) :]
+        data = data[os.write(sink, data) :]
     os._exit(0)
 
 

@@ -1,6 +1,6 @@
-"""Contestants, each a warm process that forks for every measurement; `plan` has them take turns. The parent's side.
+"""Contestants, the parent's side: each is a warm process that forks for every measurement. `plan` alternates them.
 
-A measurement that cannot be had (a missing peer, a time-out, a failed block) is a sentence in `gaps`, never a figure.
+A measurement that fails (a missing peer, a time-out, a failed block) is a sentence in `gaps`, never a figure.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ CONTESTANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 @dataclass
 class Contestant:
-    """One name of `CONTESTANTS`. `measure` may be asked in any order; `close` ends the process. `package` is a folder
-    whose packages come before the checkout's: another version of the tier."""
+    """One name of `CONTESTANTS`. `close` ends its process. `package` is a folder whose packages come before the
+    checkout's: another version of the tier."""
 
     name: str
     python: str | None = None
@@ -81,8 +81,8 @@ class Contestant:
         processes: int = 1,
         seconds_max: float = SECONDS_MAX,
     ) -> list[dict[str, Any]]:
-        """Have `processes` processes do `measure` with `arguments`, each on a tier of its own: one dict each; empty,
-        with the reason in `gaps`, when there is no figure."""
+        """Run `measure` with `arguments` in `processes` processes, each on a tier of its own: one dict each. Without a
+        figure the list is empty and `gaps` has the reason."""
         if self.missing is not None:
             return []
         assert self._process is not None
@@ -121,7 +121,7 @@ class Contestant:
 
 
 def in_turn(contestants: Sequence[Contestant], round_number: int) -> list[Contestant]:
-    """Who goes first changes from round to round, so that no one always follows the same neighbour."""
+    """The order of a round. It rotates, so that no contestant always follows the same one."""
     present = [contestant for contestant in contestants if contestant.missing is None]
     at = round_number % max(1, len(present))
     return present[at:] + present[:at]

@@ -134,7 +134,7 @@ def drive(worker: Worker, role: str, blocks: int, job_blocks: int, seconds: floa
     jobs = Jobs(worker, announce=False, name=role == "read")
     actor = _ROLES[role](jobs, job_blocks, blocks, seed)
     try:
-        if worker.parent.hear("go") is None:
+        if worker.parent.receive("go") is None:
             return
         stop, deadline = worker.parent.stop, time.monotonic() + seconds
         while not stop.is_set() and (now := time.monotonic()) < deadline:

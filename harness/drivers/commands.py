@@ -120,7 +120,7 @@ class CommandDriver(Replay):
             if self.jobs and not begun:
                 begun = True
                 self.worker.counts["begun"] = number
-                self.worker.parent.say("progress", counts=self.worker.counts, gauges={})
+                self.worker.parent.send("progress", counts=self.worker.counts, gauges={})
             self.adapter.step()
             moved |= self._collect()
             for active in self.active:
@@ -192,10 +192,10 @@ def drive(worker: Worker, application_seed: int | None = None) -> None:
     if (name := worker.adapter.instance_id()) is not None:
         worker.note(notes.Instance(id=name), name)
     try:
-        while (order := worker.parent.hear("do")) is not None:
+        while (order := worker.parent.receive("do")) is not None:
             if not group.carry_out(**order):
                 break
             worker.counts["carried_out"] = order["number"]
-            worker.parent.say("progress", counts=worker.counts, gauges={})
+            worker.parent.send("progress", counts=worker.counts, gauges={})
     finally:
         group.end()

@@ -18,7 +18,7 @@ from harness.runtime.worker import Worker
 
 def drive(worker: Worker, skip: Sequence[str] = ()) -> None:
     """Notes "promise": text is its name; detail: outcome "begun", then "kept" or "broken", its words, why, seconds."""
-    if worker.parent.hear("go") is None:
+    if worker.parent.receive("go") is None:
         return
     kind = type(worker.adapter)
     for promise in contract.promises(kind):
@@ -27,7 +27,7 @@ def drive(worker: Worker, skip: Sequence[str] = ()) -> None:
             continue
         worker.note(notes.Promise(outcome="begun", words=contract.title(promise)), name)
         worker.counts["promise"] = worker.counts.get("promise", 0) + 1
-        worker.parent.say("progress", counts=worker.counts, gauges={})
+        worker.parent.send("progress", counts=worker.counts, gauges={})
         root = Path(worker.setup.root_dir) / f"{worker.instruction.label}-{name}"
         root.mkdir()
         subject = contract.Subject(kind, dataclasses.replace(worker.setup, root_dir=str(root)))

@@ -84,13 +84,13 @@ class Flood:
         while self._top_up(2 * number, flood, flood_blocks, flood_jobs):
             self._pass()  # what ended meanwhile is replaced later
         self.worker.counts["started"] = number
-        self.worker.parent.say("progress", counts=self.worker.counts, gauges={})
+        self.worker.parent.send("progress", counts=self.worker.counts, gauges={})
         began = now = time.monotonic()
         counts_since = None if counts_when_told or recovery_seconds_max is not None else began
         while not self.worker.parent.stop.is_set():
             now = time.monotonic()
             if counts_since is None:
-                if self.worker.parent.heard("count") if counts_when_told else now > began + seconds:
+                if self.worker.parent.received("count") if counts_when_told else now > began + seconds:
                     counts_since, self._ended = now, dict.fromkeys(self._ended, 0)
             elif now > began + seconds:
                 rounds = self._ended[2 * number] / flood_jobs  # a flood of which nothing ended shows nothing
@@ -107,7 +107,7 @@ class Flood:
             self._pass(failed_too=recovery_seconds_max is None)
         over = time.monotonic()
         self.worker.counts["over"] = number
-        self.worker.parent.say("progress", counts=self.worker.counts, gauges={})
+        self.worker.parent.send("progress", counts=self.worker.counts, gauges={})
         for question in self._questions:
             self._answer_seconds = max(self._answer_seconds, over - question.asked_seconds)
             self.jobs.adapter.request_finished(question.req_id)
@@ -176,17 +176,17 @@ def drive(worker: Worker, stored_blocks: int) -> None:
     """Store `stored_blocks`, then carry out one phase per order ({"do": {...}}), until told to stop."""
     flood = Flood(worker, stored_blocks)
     try:
-        if worker.parent.hear("go") is None:
+        if worker.parent.receive("go") is None:
             return
         flood.prepare()
         while (order := _next(worker)) is not None:
             flood.phase(**order)
             worker.counts["carried_out"] = order["number"]
-            worker.parent.say("progress", counts=worker.counts, gauges={})
+            worker.parent.send("progress", counts=worker.counts, gauges={})
     finally:
         flood.jobs.end()
 
 
 def _next(worker: Worker) -> dict[str, Any] | None:
-    order: dict[str, Any] | None = worker.parent.hear("do")
+    order: dict[str, Any] | None = worker.parent.receive("do")
     return order

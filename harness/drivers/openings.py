@@ -73,7 +73,7 @@ def _open(worker: Worker, root: Path, block: int) -> dict[str, str]:
 
 def drive(worker: Worker, every: int = 1) -> None:
     """All hostile contents, or each `every`-th, in each JSON file that the tier keeps in a root opened before."""
-    if worker.parent.hear("go") is None:
+    if worker.parent.receive("go") is None:
         return
     root = Path(worker.setup.root_dir) / "hostile"
     root.mkdir()

@@ -253,7 +253,7 @@ def drive(
     """Replay `requests` ([start seconds, number, blocks] each), at most `window` at a time, none started later than
     `start_seconds_max` after the common start (None: no limit)."""
     replay = Replay(worker, requests, window, stall_seconds_max)
-    go_seconds = worker.parent.hear("go")
+    go_seconds = worker.parent.receive("go")
     if go_seconds is None:
         return
     worker.parent.stop.wait(max(0.0, go_seconds - time.monotonic()))

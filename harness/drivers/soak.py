@@ -124,7 +124,7 @@ def drive(
     """One request after the other at that pace, at most `window` at a time."""
     soak = Soak(worker, blocks, window, removals_per_request, seed)
     try:
-        if worker.parent.hear("go") is not None:
+        if worker.parent.receive("go") is not None:
             soak.run(seconds, requests_per_second)
     finally:
         soak.jobs.end()

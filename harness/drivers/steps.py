@@ -70,9 +70,9 @@ def drive(worker: Worker) -> None:
     """Carry out one step per order ({"do": {...}}) until told to stop."""
     jobs = Jobs(worker)
     try:
-        while (order := worker.parent.hear("do")) is not None:
+        while (order := worker.parent.receive("do")) is not None:
             step(jobs, **order)
             worker.counts["carried_out"] = order["number"]
-            worker.parent.say("progress", counts=worker.counts, gauges={})
+            worker.parent.send("progress", counts=worker.counts, gauges={})
     finally:
         jobs.end()

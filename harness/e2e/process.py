@@ -1,4 +1,4 @@
-"""An engine's process seen from the driver: start, ask, kill, stop. It knows the lines, not what they mean."""
+"""An engine's process, the driver's side: start, send, receive, kill, stop. The lines' meaning is `engine`'s."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.runtime.process import ChildEnded, JsonProcess
 
 UP_SECONDS_MAX = 600.0
 ANSWER_SECONDS_MAX = 120.0
-"""An engine that is silent for so long hangs."""
+"""An engine without an answer for this time hangs."""
 STOP_SECONDS_MAX = 30.0
 TRACKER_SECONDS_MAX = 5.0
 _ENVIRONMENT = {
@@ -30,13 +30,13 @@ _ENVIRONMENT = {
 
 
 class EngineFailed(Exception):
-    """An engine died, hung or refused; the text says which, then its last output."""
+    """An engine died, hung or reported an error; the text states which, then its last output."""
 
 
 class EngineProcess:
     """`harness.e2e.engine` under `python`, with its children in a session of its own. `overlay` goes first in its path.
 
-    Starting does not wait: `up` does. One question at a time; `ask` is `send` and `answer` in one.
+    The constructor does not wait; `up` does. One request at a time; `ask` is `send` and `answer` in one.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class EngineProcess:
         return self._answer(ANSWER_SECONDS_MAX)
 
     def kill(self) -> None:
-        """SIGKILL for all its processes, without warning; what they leave in /dev/shm goes too."""
+        """SIGKILL all its processes, and remove their files in /dev/shm."""
         shared = {path for folder in self._processes() for path in _shared_memory(folder)}
         for folder in self._processes():
             with suppress(OSError):
-                # Python's tracker lives on, as it would: it removes what the dead have left, then ends.
+                # Python's resource tracker stays: it removes what killed processes left, then ends.
                 if b"resource_tracker" not in (folder / "cmdline").read_bytes():
                     os.kill(int(folder.name), signal.SIGKILL)
         self._process.reap()
@@ -91,14 +91,14 @@ class EngineProcess:
             path.unlink(missing_ok=True)
 
     def stop(self) -> None:
-        """Let it end in good order; kill what does not."""
+        """Wait for an orderly end, then kill what is left."""
         self._process.close_stdin()
         with suppress(TimeoutError):
             self._process.wait(STOP_SECONDS_MAX)
         self.kill()
 
     def _processes(self) -> list[Path]:
-        """/proc/<pid> of all that live in its session; a dead one that nobody has waited for has no command line."""
+        """/proc/<pid> of the live processes of its session; a zombie has no command line."""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # gone
@@ -108,7 +108,7 @@ class EngineProcess:
 
     def _send(self, question: dict[str, Any]) -> None:
         if not self._process.send(question):
-            raise self._failed("ended before it read its question")
+            raise self._failed("ended before it read its request")
 
     def _answer(self, seconds_max: float) -> Any:
         try:
@@ -118,7 +118,7 @@ class EngineProcess:
         except ChildEnded:
             raise self._failed("died") from None
         if error is not None:
-            raise self._failed(f"says: {error}")
+            raise self._failed(f"failed: {error}")
         return answer
 
     def _failed(self, what: str) -> EngineFailed:

@@ -1,7 +1,7 @@
-"""Starts worker processes, waits until they are ready, lets them go, kills, pauses, restarts and reaps them.
+"""Starts worker processes, waits until they are ready, sends the start signal, kills, pauses, restarts and reaps them.
 
-Scenarios call it. Every worker is an interpreter of its own in a process group of its own; leaving the `with` block
-leaves no child behind. Nothing here knows what the workers do.
+Scenarios call it. Every worker is an interpreter in a process group of its own. No child outlives the `with` block. The
+module does not depend on what the workers do.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from harness.runtime.worker import Instruction
 
 READY_SECONDS_MAX = 180.0
 STOP_SECONDS_MAX = 8.0
-"""A worker told to stop may take this long to end in good order; after that it is killed."""
+"""A worker that was sent {"stop"} is killed after this time."""
 REAP_SECONDS_MAX = 60.0
-"""How long killed workers, of which there may be thousands, may take to end."""
+"""Time for killed workers, possibly thousands, to end."""
 SILENCE_SECONDS_MAX = 60.0
-"""A worker that says nothing for so long hangs: it is made to print its stacks, and killed."""
+"""A worker without a message for this time hangs. It is made to print its stacks, then killed."""
 GO_AFTER_SECONDS = 0.2
 STACKS_SECONDS_MAX = 5.0
-"""How long a process that did not come up in time may take to print its stacks, before it is killed."""
+"""Time for a process that did not come up to print its stacks, before it is killed."""
 SENT_FROM_OUTSIDE = frozenset(
     {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU, signal.SIGXFSZ}
 )
@@ -42,7 +42,7 @@ SENT_FROM_OUTSIDE = frozenset(
 class WorkerFailed(Exception):
     """A worker did not come up; the text is one sentence, then the process's last output.
 
-    `outside`: something other than the tier was the reason, so that another try would say nothing about the tier.
+    `outside`: the reason was not the tier, so a second try would prove nothing about it.
     """
 
     def __init__(self, text: str, outside: bool = False) -> None:
@@ -68,10 +68,10 @@ class Child:
         self.state = "starting"  # then "ready", "running", "done", "dead"
         self.failure = ""
         self.makes_tier = False  # its tier's constructor has been called
-        self.outside = ""  # what ended it, if that was not the tier
+        self.outside = ""  # what ended it, if it was not the tier
         self._signalled: set[int] = set()  # by the harness, or by the process itself
         self.metrics_address: str | None = None
-        self.heard_seconds = time.monotonic()
+        self.message_seconds = time.monotonic()
 
         def on_message(message: dict[str, Any], ended: bool) -> None:
             events.put((self, {"event": "end"} if ended else message))
@@ -143,8 +143,8 @@ class Child:
     def ended_from_outside(self) -> str:
         """A sentence if something other than the tier ended this process, else an empty string.
 
-        A process cannot tell who sent it SIGKILL. One that its own Python code sent is announced by the worker, and
-        the harness remembers its own; any other is from outside. A crash (SIGSEGV, SIGABRT, ...) is the process's own.
+        The sender of a SIGKILL is unknown. The worker announces signals of its own Python code, and the harness records
+        those that it sends; any other comes from outside. A crash (SIGSEGV, SIGABRT, ...) is the process's own.
         """
         code = self.exit_code
         if self.outside or code is None:
@@ -162,7 +162,7 @@ class Child:
 
 @contextmanager
 def _starting(label: str) -> Iterator[None]:
-    """Turns what the operating system refuses (EAGAIN, ENOMEM, EMFILE, ENOSPC, ...) into a `WorkerFailed`."""
+    """Turns a refusal of the operating system (EAGAIN, ENOMEM, EMFILE, ENOSPC, ...) into a `WorkerFailed`."""
     try:
         yield
     except OSError as error:
@@ -171,7 +171,7 @@ def _starting(label: str) -> Iterator[None]:
 
 
 def _oom_kills() -> int:
-    """How many processes the kernel's OOM killer has ended since this machine came up; 0 where nothing says."""
+    """Processes that the kernel's OOM killer has ended since boot; 0 where /proc/vmstat lacks the count."""
     with suppress(OSError):
         for line in Path("/proc/vmstat").read_text().splitlines():
             if line.startswith("oom_kill "):
@@ -187,9 +187,9 @@ class Workers:
         self._events: queue.SimpleQueue[tuple[Child, dict[str, Any]]] = queue.SimpleQueue()
         self._on_tick = on_tick
         self._oom_kills_before = _oom_kills()
-        self.broken_off = ""  # why the run came to no regular end; its processes are then not judged by how they ended
+        self.broken_off = ""  # why the run ended early; the ends of its processes are then not judged
         self._incomplete: list[Child] = []
-        self.troubles: list[str] = []  # what the harness itself could not do, a sentence each
+        self.troubles: list[str] = []  # failures of the harness itself, a sentence each
 
     def __enter__(self) -> Workers:
         return self
@@ -201,7 +201,7 @@ class Workers:
                     if child.alive and not child.outside:
                         child.outside = f"the harness ended it: {self.broken_off}"
             self.stop()
-        finally:  # also when a second Ctrl-C interrupts the patience above
+        finally:  # also when a second Ctrl-C interrupts `stop`
             for child in self.children:
                 if child.alive:
                     child.resume()
@@ -229,17 +229,17 @@ class Workers:
             if child.state in ("starting", "dead"):
                 self.explain(child)
                 why = child.failure or child.ended_from_outside() or f"it {child.how_it_ended()}"
-                # What a tier refuses is said in its one sentence; only an unexplained end needs the last output.
-                words = "" if child.failure else child.last_output()
-                text = f"process {child.label} did not come up: {why}" + (f"\n{words}" if words else "")
+                # A refusal of the tier is one sentence; only an unexplained end needs the last output.
+                output = "" if child.failure else child.last_output()
+                text = f"process {child.label} did not come up: {why}" + (f"\n{output}" if output else "")
                 raise WorkerFailed(text, outside=bool(child.ended_from_outside()))
 
     def go(self, children: Iterable[Child]) -> float:
-        """Let them start at one common moment, and return it (monotonic seconds)."""
+        """Start them at one common moment, and return it (monotonic seconds)."""
         start_seconds = time.monotonic() + GO_AFTER_SECONDS
         for child in children:
             child.state = "running"
-            child.heard_seconds = start_seconds
+            child.message_seconds = start_seconds
             child.send(go=start_seconds)
         return start_seconds
 
@@ -252,19 +252,19 @@ class Workers:
         return self.start(instruction, env, child.python)
 
     def wait(self, children: Iterable[Child] | None = None, seconds: float | None = None) -> None:
-        """Until the given ones (default: all) have ended, or time is up. One that falls silent is killed."""
+        """Until the given ones (default: all) have ended, or time is up. One that sends no message is killed."""
         watched = self.children if children is None else list(children)
         self.until(lambda: not any(c.alive for c in watched), seconds)
 
     def stop(self) -> None:
-        """Ask all to stop, and wait a little."""
+        """Send all {"stop"}, and wait up to `STOP_SECONDS_MAX`."""
         for child in self.children:
             if child.alive:
                 child.send(stop=True)
         self.wait(seconds=STOP_SECONDS_MAX)
 
     def until(self, satisfied: Callable[[], bool], seconds: float | None = None) -> bool:
-        """Listen to the workers until `satisfied()`, or until time is up; returns which."""
+        """Handle the workers' messages until `satisfied()`, or until time is up; returns which."""
         deadline = None if seconds is None else time.monotonic() + seconds
         tick_due = time.monotonic()
         while not satisfied():
@@ -273,17 +273,17 @@ class Workers:
                 return False
             if now >= tick_due:
                 tick_due = now + 0.25
-                self._end_the_silent(now)
+                self._kill_silent(now)
                 self._on_tick(self.children)
             try:
-                self._heard(*self._events.get(timeout=0.1))
+                self._handle(*self._events.get(timeout=0.1))
             except queue.Empty:
                 continue
         self._on_tick(self.children)
         return True
 
-    def _heard(self, child: Child, message: dict[str, Any]) -> None:
-        child.heard_seconds = time.monotonic()
+    def _handle(self, child: Child, message: dict[str, Any]) -> None:
+        child.message_seconds = time.monotonic()
         match message["event"]:
             case "ready":
                 child.state = "ready"
@@ -305,13 +305,13 @@ class Workers:
                 child.reap()
                 child.state = "done" if child.exit_code == 0 else "dead"
                 self._write_targets()
-                if child.state == "dead" and not child.failure:  # a tier that refused is quoted by `await_ready`
+                if child.state == "dead" and not child.failure:  # `await_ready` quotes a tier that refused
                     self.explain(child)
                     if not self._try(lambda: write_post_mortem(child)):
                         self._incomplete.append(child)
 
     def explain(self, child: Child) -> None:
-        """Say more of a process that something outside ended, if anything on this machine does."""
+        """Add the OOM killer to the reason why a process ended from outside, if it ended one."""
         kills = _oom_kills() - self._oom_kills_before
         if kills and child.exit_code == -signal.SIGKILL and (outside := child.ended_from_outside()):
             processes = "1 process" if kills == 1 else f"{kills} processes"
@@ -322,7 +322,7 @@ class Workers:
         self._try(lambda: write_targets(self.children))
 
     def _try(self, write: Callable[[], None]) -> bool:
-        """A file of the run that cannot be written is a trouble of the harness, not the end of the run."""
+        """Write a file of the run. A failure is recorded, and the run goes on."""
         try:
             write()
         except OSError as error:
@@ -334,9 +334,9 @@ class Workers:
         """Write the histories that could not be completed while the disk was full."""
         self._incomplete = [c for c in self._incomplete if not self._try(lambda c=c: write_post_mortem(c))]  # type: ignore[misc]
 
-    def _end_the_silent(self, now: float) -> None:
+    def _kill_silent(self, now: float) -> None:
         for child in self.children:
-            silence = now - child.heard_seconds
+            silence = now - child.message_seconds
             if child.state == "running" and silence > SILENCE_SECONDS_MAX:
                 child.signal(signal.SIGABRT)  # faulthandler prints every thread's stack: its last output
                 if silence > SILENCE_SECONDS_MAX + 5:
@@ -344,7 +344,7 @@ class Workers:
 
 
 def write_targets(children: Sequence[Child]) -> None:
-    """file_sd.json of the run folder: who serves /metrics at present, as Prometheus's `file_sd_configs` reads it."""
+    """file_sd.json of the run folder: the processes that serve /metrics, for Prometheus's `file_sd_configs`."""
     run_dir = Path(children[0].instruction.setup.run_dir)
     served = [
         {"targets": [child.metrics_address], "labels": {"instance": f"process-{child.label}", "run": run_dir.name}}

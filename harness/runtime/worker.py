@@ -1,9 +1,8 @@
-"""One process of a run: `python -m harness.runtime.worker`, started by `launch`. Drives one adapter and writes what it
-saw.
+"""One process of a run, `python -m harness.runtime.worker`: drives one adapter and records what happens.
 
-It speaks JSON lines. In: the instruction, then {"go": monotonic seconds}, {"stop": true}, or whatever its driver waits
-for. Out: {"event": "ready" | "progress" | "done" | ...}. It never judges a run, and it never outlives its parent: when
-stdin closes it stops as if told to.
+`supervisor` starts it and exchanges JSON lines with it. In: the instruction, then {"go": monotonic seconds},
+{"stop": true}, or a message of its driver. Out: {"event": "ready" | "progress" | "done" | ...}. It judges nothing. When
+stdin closes, because its parent ended, it stops as after {"stop": true}.
 """
 
 from __future__ import annotations
@@ -41,22 +40,22 @@ from harness.runtime.process import claim_stdout
 T = TypeVar("T")
 
 SAMPLE_SECONDS = 0.02
-"""How often the tier's gauges are looked at, so that the parent hears of peaks between two records."""
+"""Interval between samples of the tier's gauges. The parent receives their peaks between two records."""
 GAUGE_SECONDS = 0.2
 PROGRESS_SECONDS = 0.25
-CANARY_ASKS_SECONDS = 0.01
+CANARY_SLEEP_SECONDS = 0.01
 FDS_COUNTED_MAX = 1 << 16
 ORPHAN_SECONDS_MAX = 10.0
-"""How long a worker whose parent is gone may take to end in good order."""
+"""A worker whose parent has ended is killed after this time."""
 EXIT_BROKEN = 70
-"""The tier or the driver raised; what it said stands in the history and on stderr."""
+"""The tier or the driver raised an exception, which is in the history and on stderr."""
 EXIT_IO = 74
 """The history could not be written."""
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """All that a worker is told. `driver` names a module of `harness.drivers`; `arguments` are its keywords."""
+    """What a worker runs. `driver` names a module of `harness.drivers`; `arguments` are its keywords."""
 
     tier: str
     setup: TierSetup
@@ -66,7 +65,7 @@ class Instruction:
 
     @property
     def label(self) -> str:
-        """How this process's files are called: "3", or "3.1" after its first restart."""
+        """Names this process in the run's files: "3", or "3.1" after its first restart."""
         return process_label(self.setup.process, self.incarnation)
 
     @property
@@ -83,9 +82,9 @@ class Instruction:
 
 
 class Canary:
-    """Measures how late this process wakes up, as a yardstick of scheduling noise: a thread that asks for 10 ms.
+    """Measures scheduling noise: how late a thread of this process wakes up from a sleep of 10 ms.
 
-    It is as nice as the nicest thread of the process, which wakes up later than others on a busy machine, on purpose.
+    The thread takes the highest nice value of the process, because such a thread wakes up latest on a busy machine.
     """
 
     def __init__(self, process: int) -> None:
@@ -100,15 +99,15 @@ class Canary:
         since = time.monotonic()
         while True:
             before = time.monotonic()
-            stopped = self._stop.wait(CANARY_ASKS_SECONDS)
+            stopped = self._stop.wait(CANARY_SLEEP_SECONDS)
             now = time.monotonic()
             if not stopped:
-                late.append(max(0.0, now - before - CANARY_ASKS_SECONDS))
+                late.append(max(0.0, now - before - CANARY_SLEEP_SECONDS))
             if stopped or now - since >= 1.0:
                 canary = notes.Canary(max(late, default=0.0), median(late) if late else 0.0)
                 self._notes.append(note_of(self._process, now, canary, "latest wake-up of this second"))
                 late, since = [], now
-                _be_as_nice_as_any_thread()
+                _take_highest_nice_value()
             if stopped:
                 return
 
@@ -121,7 +120,7 @@ class Canary:
         self._thread.join()
 
 
-def _be_as_nice_as_any_thread() -> None:
+def _take_highest_nice_value() -> None:
     nice = []
     try:
         threads = os.listdir("/proc/self/task")
@@ -134,11 +133,11 @@ def _be_as_nice_as_any_thread() -> None:
 
 
 class Parent:
-    """The other end of stdin and stdout: what it says is queued, what we say is one JSON line."""
+    """The parent, at the other end of stdin and stdout. Its messages are queued until the driver takes them."""
 
     def __init__(self, source: TextIO, sink: TextIO) -> None:
         self._source, self._sink = source, sink
-        self._said: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.stop = threading.Event()
 
     def instruction(self) -> Instruction:
@@ -151,40 +150,39 @@ class Parent:
             message = json.loads(line)
             if message.get("stop"):
                 self.stop.set()
-            self._said.put(message)
+            self._messages.put(message)
         self.stop.set()
-        self._said.put({"stop": True})
-        time.sleep(ORPHAN_SECONDS_MAX)  # the process ends by itself meanwhile, and this thread with it
+        self._messages.put({"stop": True})
+        time.sleep(ORPHAN_SECONDS_MAX)  # by then the process has usually ended, and this thread with it
         os._exit(EXIT_BROKEN)
 
-    def say(self, event: str, **values: Any) -> None:
+    def send(self, event: str, **values: Any) -> None:
         try:
             self._sink.write(json.dumps({"event": event, **values}, separators=(",", ":")) + "\n")
             self._sink.flush()
         except BrokenPipeError:
             self.stop.set()
 
-    def heard(self, name: str) -> bool:
+    def received(self, name: str) -> bool:
         """Whether a message that has `name` has come; others before it are dropped."""
-        while not self._said.empty():
-            if name in self._said.get():
+        while not self._messages.empty():
+            if name in self._messages.get():
                 return True
         return False
 
-    def hear(self, name: str) -> Any:
-        """Wait for a message that has `name`, and return its value; None when told to stop instead. Others in between
-        are dropped."""
+    def receive(self, name: str) -> Any:
+        """Wait for a message that has `name`, and return its value; None after {"stop"}. Others are dropped."""
         while not self.stop.is_set():
-            message = self._said.get()
+            message = self._messages.get()
             if name in message:
                 return message[name]
         return None
 
 
 class Worker:
-    """What a driver is given: the adapter, the history, the parent, and accounts that are kept while it runs.
+    """A driver's surroundings: the adapter, the history, the parent, and counts.
 
-    A driver calls `tick()` in every pass of its loop; that writes gauges, tasks and progress when they are due.
+    A driver calls `tick()` in every pass of its loop, which writes gauges, tasks and progress when they are due.
     """
 
     def __init__(self, instruction: Instruction, parent: Parent) -> None:
@@ -199,20 +197,20 @@ class Worker:
         self._me = psutil.Process()
         self._canary = Canary(self.process)
         self._driver = importlib.import_module(f"harness.drivers.{instruction.driver}")
-        if hasattr(self._driver, "before_tier"):  # what an application does before it makes its tier
+        if hasattr(self._driver, "before_tier"):  # steps of an application before it makes its tier
             self._driver.before_tier(**instruction.arguments)
         tier = adapter_class(instruction.tier)
         self._errors: set[str] = set()
         self._exit_code = 0
-        parent.say("making")
-        self._fds_before = self._open_fds()  # all that the tier opens from here on it must close
+        parent.send("making")
+        self._fds_before = self._open_fds()  # the tier must close every descriptor that it opens from here on
         self.adapter = tier(self.setup)
         self._sample_due = self._gauge_due = self._progress_due = 0.0
         self._tick_seconds, self._longest_pass_seconds = time.monotonic(), 0.0
         self._peaks: dict[str, float] = {}
 
     def write(self, *records: Record) -> None:
-        """Append to the history and hand it to the kernel: what was written survives a SIGKILL of this process."""
+        """Append to the history and flush it to the kernel, so that a SIGKILL of this process loses no record."""
         self._history.write(*records)
         self._history.flush()
 
@@ -236,13 +234,13 @@ class Worker:
             self._longest_pass_seconds = 0.0
         if now >= self._progress_due:
             self._progress_due = now + PROGRESS_SECONDS
-            self.parent.say("progress", counts=self.counts, gauges=self._peaks)
+            self.parent.send("progress", counts=self.counts, gauges=self._peaks)
             self._peaks = {}
 
     def _open_fds(self) -> int:
         try:
             return self._me.num_fds()
-        except OSError:  # no descriptor is free to read /proc; the one that reading takes counts there
+        except OSError:  # no descriptor is free to read /proc; psutil's count includes the one that it opens
             return 1 + sum(map(_is_open, range(min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], FDS_COUNTED_MAX))))
 
     def _own_gauges(self) -> dict[str, float]:
@@ -253,7 +251,7 @@ class Worker:
                 "threads": float(self._me.num_threads()),
                 "cpu_seconds": sum(self._me.cpu_times()[:2]),
             }
-        return {}  # no descriptor is free to look at /proc
+        return {}  # no descriptor is free to read /proc
 
     def drive(self) -> None:
         """Run the driver named by the instruction between {"ready"} and the end."""
@@ -274,11 +272,11 @@ class Worker:
         }
         what = (self.process, self.instruction.incarnation, os.getpid(), self.instruction.tier, digest)
         self.write(Start(*what, time.monotonic(), time.time(), detail))
-        self.parent.say("ready", none_hash_digest=digest, metrics_address=address)
+        self.parent.send("ready", none_hash_digest=digest, metrics_address=address)
         self._driver.drive(self, **self.instruction.arguments)
 
     def broke(self, error: Exception) -> None:
-        """Record what the tier or the driver raised, once; the exit code is `EXIT_BROKEN` from now on."""
+        """Record an exception of the tier or the driver, once; the exit code is `EXIT_BROKEN` from now on."""
         self._exit_code = EXIT_BROKEN
         text = f"{type(error).__name__}: {error}"
         if text not in self._errors:
@@ -286,8 +284,8 @@ class Worker:
             traceback.print_exception(error)
             self.note(notes.Error(**_refusal(error)), text)
 
-    def _ask(self, part: Callable[[], T], otherwise: T) -> T:
-        """One question to the tier at its end; what it raises does not keep the others from being put."""
+    def _attempt(self, part: Callable[[], T], otherwise: T) -> T:
+        """One step of the tier's end. Its exception is recorded, and the next step runs all the same."""
         try:
             return part()
         except HistoryLost:
@@ -297,16 +295,16 @@ class Worker:
             return otherwise
 
     def close(self) -> int:
-        """The end in good order: what the tier finds wrong with itself, descriptors, slots, and the Stop record."""
+        """The orderly end: the tier's own findings and counts, its close, and the Stop record with what leaked."""
         no_findings: list[str] = []
         no_counts: dict[str, float] = {}
-        findings = self._ask(lambda: list(self.adapter.findings()), no_findings)
-        if counts := self._ask(lambda: dict(self.adapter.counts()), no_counts):
+        findings = self._attempt(lambda: list(self.adapter.findings()), no_findings)
+        if counts := self._attempt(lambda: dict(self.adapter.counts()), no_counts):
             self.note(notes.Counts(counts=counts), "what the tier counted")
-        self._ask(self.adapter.close, None)
+        self._attempt(self.adapter.close, None)
         self._sample_due = self._gauge_due = 0.0  # the last pass may have been the longest
-        self._ask(self.tick, None)
-        self._canary.close()  # it opens a folder once a second, which would count
+        self._attempt(self.tick, None)
+        self._canary.close()  # it opens a folder once a second, which would count as a leak
         leaked = self._open_fds() - self._fds_before
         stop = Stop(
             self.process,
@@ -337,7 +335,7 @@ def _is_open(descriptor: int) -> bool:
 
 
 def _refusal(error: Exception) -> dict[str, Any]:
-    """What the operating system refused, if that is what the error says: {"errno", "path"}."""
+    """What the operating system refused, if it caused the error: {"errno", "path"}."""
     if isinstance(error, MemoryError) or "can't start new thread" in str(error):
         return {"errno": "ENOMEM" if isinstance(error, MemoryError) else "EAGAIN", "path": ""}
     if isinstance(error, OSError) and error.errno:
@@ -346,13 +344,13 @@ def _refusal(error: Exception) -> dict[str, Any]:
 
 
 def _announce_own_signals(parent: Parent) -> None:
-    """Python code of this process that sends it a signal says so first: nothing else tells its parent who did."""
+    """Report each signal that Python code of this process sends to it. The parent cannot know the sender otherwise."""
     me = os.getpid()
 
     def announcing(function: Callable[..., Any], is_me: Callable[..., bool]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
             if is_me(*arguments[:-1]):
-                parent.say("signal", number=int(arguments[-1]))
+                parent.send("signal", number=int(arguments[-1]))
             return function(*arguments)
 
         return call
@@ -376,7 +374,7 @@ def main() -> int:
     try:
         return _work(instruction, parent)
     except HistoryLost as error:
-        parent.say("outside", text=f"its history could not be written: {in_words(error)}")
+        parent.send("outside", text=f"its history could not be written: {in_words(error)}")
         os._exit(EXIT_IO)  # threads of the tier may still run
 
 
@@ -386,7 +384,7 @@ def _work(instruction: Instruction, parent: Parent) -> int:
     except HistoryLost:
         raise
     except Exception as error:
-        parent.say("failed", text=str(error) or type(error).__name__)
+        parent.send("failed", text=str(error) or type(error).__name__)
         traceback.print_exc()
         return EXIT_BROKEN
     try:
@@ -396,12 +394,12 @@ def _work(instruction: Instruction, parent: Parent) -> int:
     except Exception as error:
         worker.broke(error)
     exit_code = worker.close()
-    parent.say("done", counts=worker.counts, exit_code=exit_code)
+    parent.send("done", counts=worker.counts, exit_code=exit_code)
     return exit_code
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     code = main()
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()

@@ -193,7 +193,7 @@ def test_list_names_scenarios_and_tiers(say: Any) -> None:
         assert word in text.out
     listed = json.loads(say("list", "--json").out)
     assert "load" in [scenario["name"] for scenario in listed["scenarios"]]
-    assert listed["tiers"]["reference"].startswith("The oracle")
+    assert listed["tiers"]["reference"].startswith("The reference tier")
 
 
 def test_options_come_from_a_file_and_what_is_typed_wins(tmp_path: Path, say: Any) -> None:

@@ -80,7 +80,7 @@ class EndsAsTheCanaryLooks(MemoryAdapter):
             ended.set()
             end(canary)
 
-        worker._be_as_nice_as_any_thread, worker.Canary.close = look, close
+        worker._take_highest_nice_value, worker.Canary.close = look, close
         assert looking.wait(30)
 
 

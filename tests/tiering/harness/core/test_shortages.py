@@ -21,7 +21,6 @@ from harness.core.history import Gauge, History
 from harness.core.installation import ROOT as REPOSITORY
 from harness.core.room import RESERVE_BYTES, Reserve, RoomWatch
 from harness.runner import Results, run
-from harness.runtime import supervisor as launch
 from harness.runtime.supervisor import Child
 from harness.scenarios import scenario
 from harness.scenarios.load import LoadOptions
@@ -131,7 +130,7 @@ def test_a_start_that_the_operating_system_refuses_is_no_defect_of_the_tier(
                 raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
         return real(*arguments, **keywords)
 
-    monkeypatch.setattr(launch.subprocess, "Popen", few)
+    monkeypatch.setattr(subprocess, "Popen", few)
     results = load(tmp_path, processes=8)
     assert results.verdict == "unknown", findings(results)
     assert results.reason == "process 3 could not be started: EAGAIN (Resource temporarily unavailable)"
