@@ -1,1 +1,1 @@
-"""What every part of the harness knows: records, contents, traffic, seeds, the machine, input checks."""
+"""The base of the harness: records, contents, traffic, seeds, the machine, input checks."""

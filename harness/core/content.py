@@ -1,7 +1,7 @@
-"""What a block's bytes must be, as a fast function of its key; workers fill slots with it and judge loads by it.
+"""Block contents as a fast function of the key. Workers fill slots with it before stores and verify loads by it.
 
-Word i (64 bits, little-endian) of a block is `seed_of(key) + i * STEP` modulo 2**64, so every word tells whose it is
-and where in the block it belongs, and any process can judge any byte without shared state. No tier, no file, no clock.
+Word i (64 bits, little-endian) of a block is `seed_of(key) + i * STEP` modulo 2**64. So every word identifies its block
+and its place in it, and any process can verify any byte without shared state. No tier, no file, no clock.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ STEP = 0x9E3779B97F4A7C15
 """Odd, so that the words of a block are all distinct; the golden ratio, so that every byte of a word changes."""
 
 POISON = 0xA5
-"""What `poison` leaves in a slot before a load: a byte that the load did not touch is then told from a zero."""
+"""Every byte of a slot after `poison`, so that a byte that the load did not touch differs from a zero."""
 
 PAGE_BYTES = 4096
 _CHUNK_WORDS = 1 << 14  # 128 KiB: table and scratch stay in the second-level cache
@@ -48,14 +48,14 @@ def fill(view: memoryview, key: bytes) -> None:
 
 
 def poison(view: memoryview) -> None:
-    """Overwrite a slot before a load, so that `judge` can say which bytes the load left untouched."""
+    """Overwrite a slot before a load, so that `judge` can name the bytes that the load left untouched."""
     np.frombuffer(view, dtype=np.uint8).fill(POISON)
 
 
 def judge(
     view: memoryview, key: bytes, *, previous: bytes | None = None, candidates: Mapping[int, object] | None = None
 ) -> str | None:
-    """None when `view` holds exactly the block of `key`; else how it is wrong, in words that a checker can quote.
+    """None when `view` holds exactly the block of `key`; else the difference, as text that a checker can quote.
 
     "short: ..." the tail is zero or untouched; "hole: ..." zero or untouched pages or bytes elsewhere; "stale: ..." the
     block of `previous`, the key that the slot held before; "other key: ..." another key's words, named through
@@ -73,7 +73,7 @@ def judge(
 
 
 def _explain(words: Words, seed: int, previous: int | None, candidates: Mapping[int, object]) -> str:
-    """The slow path: `words` is known to be wrong somewhere."""
+    """The slow path: `words` is wrong somewhere."""
     places = np.arange(words.size, dtype="<u8") * np.uint64(STEP)
     expected = places + np.uint64(seed)
     got, right = words.view(np.uint8), expected.view(np.uint8)
@@ -111,7 +111,7 @@ def _span(first: int, last: int) -> str:
 
 
 def _shift(got: Octets, right: Octets, first: int) -> str | None:
-    """Whether from byte `first` on the right bytes stand, but some way off, as far as the block goes."""
+    """A text if from byte `first` to the end the right bytes stand at an offset, else None."""
     mine, theirs = got.tobytes(), right.tobytes()
     needle = slice(first, first + _NEEDLE_BYTES)
     if first + _NEEDLE_BYTES > got.size:

@@ -1,7 +1,7 @@
-"""How fast the device under a folder is without any tier: what a run's throughput is held against.
+"""Throughput of the device under a folder without any tier, the reference for a run's throughput.
 
-`run` calls it once, when the workers have ended. It knows no tier, leaves nothing behind, and answers with words where
-it cannot measure.
+`run` calls it once, when the workers have ended. It leaves nothing behind, and returns a reason where it cannot
+measure.
 """
 
 from __future__ import annotations

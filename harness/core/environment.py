@@ -1,6 +1,6 @@
-"""What a run ran on, as one JSON-able dict for its run folder; the run and the report call it, and it changes nothing.
+"""The machine of a run, as one JSON-able dict for its run folder. Runs and reports read it; it changes nothing.
 
-It names no host, user, address or path: a result may be shown to anyone.
+It names no host, user, address or path, so that a result may be published.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SAFE_VALUE = re.compile(r"[\w.%-]{1,32}")
 
 
 def describe(root_dir: Path | str, project_dir: Path | str | None = None) -> dict[str, Any]:
-    """Everything that may explain a figure. What cannot be found out is None; `root_dir` need not exist yet."""
+    """Everything that may explain a figure. An unknown value is None; `root_dir` need not exist yet."""
     return {
         "python": platform.python_version(),
         "implementation": sys.implementation.name,
@@ -121,13 +121,13 @@ def _packages() -> dict[str, str]:
 def git(project_dir: Path | None = None) -> dict[str, Any] | None:
     """Commit of the project, and whether tracked files differ from it; None outside a checkout or without git."""
 
-    def say(*arguments: str) -> str:
+    def output(*arguments: str) -> str:
         command = ["git", "-C", str(project_dir or Path(__file__).parent), *arguments]
         return subprocess.run(
             command, check=True, capture_output=True, text=True, timeout=GIT_SECONDS_MAX, stdin=subprocess.DEVNULL
         ).stdout.strip()
 
     try:
-        return {"commit": say("rev-parse", "HEAD"), "changed": bool(say("status", "--porcelain", "-uno"))}
+        return {"commit": output("rev-parse", "HEAD"), "changed": bool(output("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,7 +1,7 @@
-"""What happened, as each process saw it: typed records, one JSON line each, written by workers and read by checkers.
+"""Records of a run: typed, one JSON line each, written by each worker for its process and read by checkers.
 
 Every record carries the monotonic clock (seconds, CLOCK_MONOTONIC, comparable between processes of one host); requests
-and jobs also carry the wall clock. Outcomes are Maelstrom's: "ok" it happened, "fail" it did not, "info" nobody knows.
+and jobs also carry the wall clock. Outcomes are Maelstrom's: "ok" it happened, "fail" it did not, "info" unknown.
 A block is named by its trace id (an int, prefix-chained: equal ids mean equal prefixes), a key by its hex.
 """
 
@@ -28,7 +28,7 @@ DIRECTIONS: tuple[Direction, ...] = ("load", "store")
 
 
 class Start(NamedTuple):
-    """A process came up: its number, incarnation (0, then 1 after a restart, ...), pid, and how it derives names."""
+    """A process started: its number, incarnation (0, then 1 after a restart, ...), pid, and how it derives names."""
 
     process: int
     incarnation: int
@@ -43,7 +43,7 @@ class Start(NamedTuple):
 class Request(NamedTuple):
     """One request of the traffic: its blocks in order, and how many leading ones came out of the cache, verified.
 
-    `short_of_room`: the tier had blocks of it and no memory to bring them to, where the tier tells.
+    `short_of_room`: the tier had blocks of it and no slot to load them into, where the tier reports it.
     """
 
     process: int
@@ -59,12 +59,12 @@ class Request(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One submitted job and what came back. A job whose process died before its result has outcome "info".
+    """One submitted job and its result. A job whose process died before its result has outcome "info".
 
     `results` counts results seen for this job id (1 is right). `ok` and `failed` list block ids. `wrong` holds, for
     loads reported ok, each block whose bytes are not what its key demands, and how: "short", "hole", "other key: ...",
-    "stale", "garbage". `refused` says how many of the failed blocks a full queue refused, where the tier tells;
-    `reasons` names the errors of the others ("ENOSPC EIO"), where it tells these. `in_memory` lists the `ok` blocks of
+    "stale", "garbage". `refused` counts the failed blocks that admission refused, and `reasons` names the errors of the
+    others ("ENOSPC EIO"), where the tier reports them. `in_memory` lists the `ok` blocks of
     a store that wrote no file, because the tier already held them in memory.
     """
 
@@ -89,7 +89,7 @@ class Job(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One piece of a job as the tier scheduled it, where the tier says so (`Adapter.exposes_schedule`)."""
+    """One piece of a job as the tier scheduled it, where the tier exposes it (`Adapter.exposes_schedule`)."""
 
     process: int
     job_id: int
@@ -145,7 +145,7 @@ def note_of(process: int, monotonic_seconds: float, about: About, text: str = ""
 class Stop(NamedTuple):
     """A process ended: exit code (negative: signal), and what it left (slots still pinned, fds more than at start).
 
-    `outside` is empty unless something other than the tier ended the process; then it is a sentence that says what.
+    `outside` is empty unless something other than the tier ended the process; then it is a sentence that names it.
     """
 
     process: int
@@ -199,13 +199,13 @@ def decode(line: str) -> Record:
 
 
 def in_words(error: OSError) -> str:
-    """What the operating system refused, as one sentence: "ENOSPC (No space left on device): /runs/x/run.json"."""
+    """A refusal of the operating system, as one sentence: "ENOSPC (No space left on device): /runs/x/run.json"."""
     name = errno.errorcode.get(error.errno or 0, type(error).__name__)
     return f"{name} ({error.strerror or error})" + (f": {error.filename}" if error.filename else "")
 
 
 class HistoryLost(OSError):
-    """A history could not be written: the folder of runs is full, read-only or gone. No tier is to blame."""
+    """A history could not be written: the folder of runs is full, read-only or gone. The tier is not the reason."""
 
 
 class HistoryWriter:
@@ -241,7 +241,7 @@ class HistoryWriter:
 
 @dataclass
 class History:
-    """All records of a run, by type, plus what the harness itself observed about the root after the run."""
+    """All records of a run, by type, and the files under the root after the run."""
 
     starts: list[Start] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
@@ -252,7 +252,7 @@ class History:
     notes: list[Note] = field(default_factory=list)
     stops: list[Stop] = field(default_factory=list)
     files: list[str] = field(default_factory=list)  # every file under the root at the end, relative
-    options: dict[str, Any] = field(default_factory=dict)  # what the run was asked for (processes, threads, seed, ...)
+    options: dict[str, Any] = field(default_factory=dict)  # of the run (processes, threads, seed, ...)
 
     def add(self, record: Record) -> None:
         name = type(record).__name__.lower()

@@ -1,7 +1,7 @@
-"""What a person gives to a command, checked before anything starts: numbers, paths, and files to read or to write.
+"""Checks of a command's input before anything starts: numbers, paths, and files to read or to write.
 
-Each check raises `UsageError`, one sentence with the value and what is valid. Commands, scenarios and `traffic` call
-them; nothing here is created, and no read waits for a writer.
+Each check raises `UsageError`, one sentence with the value and the valid choices. Commands, scenarios and `traffic`
+call them. They create nothing, and no read waits for a writer.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class DamagedFile(UsageError, ValueError):
 def check_number(
     name: str, value: object, whole: bool, low: float = -math.inf, high: float = math.inf, multiple_of: int = 1
 ) -> None:
-    """Raises `UsageError` unless `value` is a finite number from `low` to `high`, and `whole` if that is asked."""
+    """Raises `UsageError` unless `value` is a finite number from `low` to `high`, and a whole number if `whole`."""
     kinds = int if whole else (int, float)
     if not isinstance(value, kinds) or isinstance(value, bool):
         raise UsageError(f"{name} is {value!r}; it takes a {'whole ' if whole else ''}number")
@@ -127,7 +127,7 @@ def read_file(path: str | Path, bytes_max: int) -> bytes:
 
 
 def read_json(path: str | Path, kind: type[T], bytes_max: int = 1 << 30) -> T:
-    """The JSON value in a regular file, an object or a list as `kind` says. Raises `UsageError`."""
+    """The JSON value in a regular file, an object or a list according to `kind`. Raises `UsageError`."""
     content = read_file(path, bytes_max)
     try:
         value = json.loads(content.decode())

@@ -1,6 +1,6 @@
-"""What a run needs at least, and whether this machine has it: asked before any process starts or file is made.
+"""The least that a run needs, compared with this machine before any process starts or file is made.
 
-Scenarios say what they need (`Needs`), `run` and `conform` compare it with a `Machine`. Every estimate is a lower
+Scenarios declare their `Needs`; `run` and `conform` compare them with a `Machine`. Every estimate is a lower
 bound, so that no run is refused that would work: of the slots an eighth counts, since a tier's memory is taken as slots
 are filled, and few scenarios fill them all; of the blocks to be stored only those that any run of that length stores;
 of a process its interpreter alone.
@@ -71,7 +71,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is of everything, as the operating system and its limits say."""
+    """The machine's resources, by the operating system and its limits."""
 
     memory_bytes: int
     process_bytes: float  # of address space of one process

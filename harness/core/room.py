@@ -29,7 +29,7 @@ LOW_FILES = 16
 RESERVE_BYTES = 6 << 20
 """Room for verdicts and report, also when the disk is full at the end."""
 CLOSE_SECONDS_MAX = 5.0
-"""A file system that hangs answers no sample; nobody waits for it any longer."""
+"""A file system that hangs answers no sample. After this time it is waited for no longer."""
 
 
 class Reserve:

@@ -83,7 +83,7 @@ def _make_mark(path: Path, run: str) -> int:
     """Its descriptor, which holds the lock."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
-        with suppress(OSError):  # a file system without locks: the pid tells whether the run lives
+        with suppress(OSError):  # a file system without locks: the pid decides whether the run lives
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(descriptor, json.dumps(asdict(Mark.of_this_process(run))).encode())
     except OSError:

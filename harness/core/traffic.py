@@ -1,7 +1,7 @@
 """Requests to replay: recorded traces, synthetic ones of the same shape, and the hit ratios that they allow.
 
-Used by the scenarios to make traffic and by the checkers to say what sharing could have reached; knows no tier, keeps
-no clock and never sleeps. A block is a trace id: prefix-chained and global, so equal ids mean equal prefixes.
+Scenarios make traffic with it, and checkers compute the hit ratio that sharing could have reached. It keeps no clock
+and never sleeps. A block is a trace id: prefix-chained and global, so equal ids mean equal prefixes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from harness.core.seeds import stream
 TRACE_BYTES_MAX = 1 << 30
 """A larger trace is refused: its requests are held in memory, in several times this."""
 BLOCK_IDS_MAX = 2**31
-"""Ids lie below this, so that `tokens_of` can tell any two apart by one 31-bit token."""
+"""Ids lie below this, so that the tokens of any two blocks differ in one 31-bit token."""
 
 TRACE_BLOCK_TOKENS = 512  # tokens per block of the Mooncake traces
 _BATCH_MS = 3000  # their clock: some ten requests every three seconds
@@ -50,7 +50,7 @@ class PlannedRequest(NamedTuple):
 
 
 class HitRatio(NamedTuple):
-    """Blocks asked for, and how many of them the cache would have had."""
+    """Blocks looked up, and how many of them the cache would have held."""
 
     hit_blocks: int
     blocks: int
@@ -73,7 +73,7 @@ def read_trace(path: Path | str) -> list[TraceRequest]:
     except UsageError as error:
         raise TraceError(str(error)) from error
     if not lines[-1]:
-        lines.pop()  # what stands behind the last newline is no line
+        lines.pop()  # behind the last newline
     if not lines:
         raise TraceError(f"{path}, line 1: the file is empty; a trace has one JSON object per line")
     requests: list[TraceRequest] = []
@@ -194,7 +194,7 @@ def deal(requests: Sequence[TraceRequest], processes: int) -> list[list[TraceReq
 def plan(
     requests: Sequence[TraceRequest], process: int, processes: int, duration_seconds: float, speed: float | None = None
 ) -> list[PlannedRequest]:
-    """What `process` is dealt, with intended starts, open loop: late or not, the next one is meant for its own time.
+    """The requests of `process` with intended starts, open loop: a late request does not delay the next one's start.
 
     `speed` is how many times faster than recorded; None fits the whole trace into `duration_seconds`. Requests that
     would start at or after `duration_seconds` are left out.
@@ -217,7 +217,7 @@ def plan(
 def tokens_of(block: int, tokens_per_block: int) -> tuple[int, ...]:
     """Tokens (each below 2**31) of a trace block, a fixed function of its id; any two ids differ in every token.
 
-    The key of a block follows by chaining along the request that it stands in: its id says what stands before it.
+    The key of a block follows by chaining along its request: an id determines the blocks before it.
     """
     assert 0 <= block < BLOCK_IDS_MAX, f"block {block}; ids lie below {BLOCK_IDS_MAX}"
     assert tokens_per_block >= 1, f"{tokens_per_block} tokens per block"

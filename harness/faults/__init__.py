@@ -1,6 +1,7 @@
-"""What can go wrong under a tier, made to go wrong on demand; scenarios and tests use it, no tier is named in it.
+"""Faults below a tier, injected on demand by scenarios and tests. No tier is named here.
 
-`FAULTS` lists all, each with what a tier owes. What a machine cannot do raises `FaultUnavailable`: skip with its text.
+`FAULTS` lists all of them with a tier's guarantees. A fault that this machine cannot inject raises `FaultUnavailable`;
+a caller skips it with that text.
 """
 
 from harness.faults.damage import DAMAGES, Damage, HostileConfig, hostile_configs, mangle, stale_temps

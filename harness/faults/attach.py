@@ -1,5 +1,6 @@
-"""System-call faults and a look at system calls, in a process that already runs: strace comes and goes. Whoever starts
-workers uses it; counting begins when it has come, so that a program's start-up does not count.
+"""System-call faults, and a log of system calls, in a running process: strace attaches and detaches.
+
+Counting begins when strace has attached, so that a program's start-up does not count.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ class Attached:
     """strace on a running process and all its threads, until `detach`; a context manager.
 
     With `injections` it tampers with their calls (see `Injection`), else it writes the `calls` named to `log`, with all
-    strings whole. The process lives on when strace goes. Raises `FaultUnavailable` where strace may not attach;
-    `ProcessLookupError` when there is no such process any more.
+    strings whole. The process runs on when strace has detached. Raises `FaultUnavailable` where strace may not attach;
+    `ProcessLookupError` when the process has ended.
     """
 
     def __init__(
@@ -35,24 +36,24 @@ class Attached:
         self._strace = subprocess.Popen(
             [*command, "-p", str(pid)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
-        said = self._listen()
-        if "attached" not in said:
+        output = self._read_until_attached()
+        if "attached" not in output:
             self.detach()
             if not os.path.exists(f"/proc/{pid}"):
                 raise ProcessLookupError(pid)
-            raise FaultUnavailable(f"system-call faults: strace may not attach here: {' '.join(said.split())}")
+            raise FaultUnavailable(f"system-call faults: strace may not attach here: {' '.join(output.split())}")
 
-    def _listen(self) -> str:
-        """What strace says until it has attached, or has given up."""
+    def _read_until_attached(self) -> str:
+        """The output of strace until it has attached or ended."""
         assert self._strace.stderr is not None
-        said, deadline = b"", time.monotonic() + ATTACH_SECONDS_MAX
-        while b"attached" not in said and (left := deadline - time.monotonic()) > 0:
+        output, deadline = b"", time.monotonic() + ATTACH_SECONDS_MAX
+        while b"attached" not in output and (left := deadline - time.monotonic()) > 0:
             if not select.select([self._strace.stderr], [], [], left)[0]:
                 break
             if not (more := os.read(self._strace.stderr.fileno(), 4096)):
                 break
-            said += more
-        return said.decode(errors="replace")
+            output += more
+        return output.decode(errors="replace")
 
     def detach(self) -> None:
         """The process runs on by itself; harmless when it has ended."""

@@ -1,6 +1,6 @@
-"""Damage done to files at rest: block files spoilt or replaced, look-alike temp files, hostile `config.json`.
+"""Damage to files at rest: block files changed or replaced, stale temp files, hostile `config.json`.
 
-Scenarios and tests call it on a tier's root. It knows files, not formats: what a tier keeps in them is its business.
+Scenarios and tests call it on a tier's root. It depends on files only, not on a tier's format.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PAGE_BYTES = 4096
 
 
 class Case(NamedTuple):
-    """What one act of damage works on. `other` is another block's file; `amount` in bytes, None: drawn."""
+    """The input of one damage. `other` is another block's file; `amount` in bytes, None: drawn."""
 
     path: Path
     random: Random
@@ -31,7 +31,7 @@ class Case(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """A way to spoil a block file, what the tier owes for it, and whether it takes another block's file."""
+    """A kind of damage to a block file, the tier's guarantee under it, and whether it needs another block's file."""
 
     what: str
     owes: str
@@ -63,7 +63,7 @@ def _edit(path: Path, change: Callable[[bytearray], str]) -> str:
     with open(path, "r+b") as file:
         content = bytearray(file.read())
         if not content:
-            raise ValueError(f"{path.name} is empty: there is nothing to spoil")
+            raise ValueError(f"{path.name} is empty: there is nothing to damage")
         done = change(content)
         file.seek(0)
         file.write(content)
@@ -171,7 +171,7 @@ def _replace_content(path: Path, content: bytes) -> None:
     fresh = path.with_name(f".damage-{os.urandom(8).hex()}")
     fresh.write_bytes(content)
     shutil.copystat(path, fresh)
-    os.replace(fresh, path)  # never absent, so that a reader meets the damage and not a gap
+    os.replace(fresh, path)  # never absent, so that a reader finds the damage and not a missing file
 
 
 def _swap(case: Case) -> str:
@@ -272,15 +272,15 @@ DAMAGES: dict[str, Damage] = {
     "symlink_loop": Damage("a symbolic link to itself in its place", _STAYS, _symlink_loop),
     "unreadable": Damage("no permission to read it", "a miss, counted as EACCES; the file left alone", _unreadable),
 }
-"""Every way to spoil a block file at rest, by name. Of all of them a tier owes: no wrong byte, the job's other blocks
+"""Every kind of damage to a block file at rest, by name. Guarantees under each: no wrong byte, the job's other blocks
 unharmed, one result per job."""
 
 
 def stale_temps(folder: str | Path, block_name: str, size_bytes: int) -> list[Path]:
-    """Leave in `folder` what writers of `block_name` that died might: temp files of several fashions; returns them.
+    """Write temp files into `folder` as dead writers of `block_name` leave them, in several styles; returns them.
 
     Empty, half and full ones (`size_bytes`, of noise), of living and dead processes, old and from the future, and a
-    directory. A tier owes: none is taken for a block, none stops a store of the block.
+    directory. Guarantees: none is taken for a block, none stops a store of the block.
     """
     folder = Path(folder)
     host, dead_pid = os.uname().nodename, 2**22 - 1
@@ -317,17 +317,17 @@ _STRANGE: tuple[Any, ...] = (
 
 
 class HostileConfig(NamedTuple):
-    """What a `config.json` may be found to hold."""
+    """A possible content of `config.json`."""
 
     name: str
     content: bytes
 
 
 def hostile_configs(valid: bytes = b"{}") -> Iterator[HostileConfig]:
-    """Contents no tier may trust: no JSON, JSON of no sense, and a `valid` one spoilt field by field.
+    """Contents that no tier may trust: no JSON, senseless JSON, and a `valid` one with each field damaged.
 
-    The tier owes: an error that says which file and what is wrong with it, or its own config published anew; never a
-    traceback from the depths, endless work, a path outside the root, or silence.
+    Guarantee: an error that names the file and the defect, or the tier's own config published anew; never an internal
+    exception, endless work, a path outside the root, or silence.
     """
     fields: dict[str, Any] = json.loads(valid)
     assert isinstance(fields, dict), f"a valid config is an object, not {type(fields).__name__}"
@@ -350,5 +350,5 @@ def hostile_configs(valid: bytes = b"{}") -> Iterator[HostileConfig]:
         yield HostileConfig(f"{name} missing", json.dumps({k: v for k, v in fields.items() if k != name}).encode())
         for value in _STRANGE:
             if value != fields[name]:
-                spoilt = json.dumps({**fields, name: value}).encode()
-                yield HostileConfig(f"{name} {value!r}", spoilt)
+                damaged = json.dumps({**fields, name: value}).encode()
+                yield HostileConfig(f"{name} {value!r}", damaged)

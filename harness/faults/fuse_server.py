@@ -1,11 +1,9 @@
-"""A FUSE file system that passes everything on to a folder, except what the rules say; `python -m
-harness.faults.fuse_server`.
+"""A FUSE file system, `python -m harness.faults.fuse_server`: it passes requests to a folder, changed by the rules.
 
-`harness.faults.FaultFs` starts it and speaks to it: one JSON object per line on stdin, one answer per line on stdout
-("ready" first). It ends when stdin closes or its parent dies, and every request it holds back fails; it never unmounts
-by itself.
+`harness.faults.FaultFs` starts it and exchanges JSON lines with it: one object on stdin, one answer on stdout ("ready"
+first). It ends when stdin closes or its parent dies, and then every held request fails. It never unmounts by itself.
 
-What a tier meets here, apart from the rules:
+Differences from a disk, apart from the rules:
 - Pieces: the kernel cuts I/O into requests of up to 1 MiB (256 pages, fewer bytes if the buffer is not page-aligned),
   so a block of 1 MiB and its trailer are two requests, and pieces of one call arrive in any order.
 - O_DIRECT is accepted and not passed on, so alignment is not enforced; refuse it with a rule (`direct_only`, EINVAL).
@@ -29,7 +27,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO, TypeVar
 
-os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")  # where libfuse 2 is installed too, mfusepy would take that
+os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")  # mfusepy prefers libfuse 2 where both are installed
 
 import mfusepy  # type: ignore[import-untyped]
 
@@ -114,7 +112,7 @@ class Passthrough(mfusepy.Operations):  # type: ignore[misc]
 
     def _opened(self, operation: str, path: str, flags: int, mode: int) -> int:
         direct = bool(flags & os.O_DIRECT)
-        passed = flags & ~os.O_DIRECT  # the buffers that come through are aligned for nobody
+        passed = flags & ~os.O_DIRECT  # buffers arrive unaligned
         taken: list[int] = []
 
         def act() -> None:
@@ -123,7 +121,7 @@ class Passthrough(mfusepy.Operations):  # type: ignore[misc]
         try:
             self._do(operation, (path,), act, direct=direct)
         except OSError:
-            for handle in taken:  # opened, then reported failed: nobody else will close it
+            for handle in taken:  # opened, then reported failed: no release will follow
                 os.close(handle)
             raise
         self._open[taken[0]] = (path, direct)

@@ -1,8 +1,8 @@
-"""File systems that go wrong: the fault file system, small disks that fill up, mounts that turn read-only.
+"""File systems with faults: the fault file system, small disks that fill up, mounts that turn read-only.
 
-Scenarios and tests use them as context managers. Whatever was mounted is unmounted when the block ends or the process
-does, even by SIGKILL: a shell waits for the end of a pipe and cleans up. Nothing here touches a mount it did not make,
-except `read_only`, which is given one.
+Scenarios and tests use them as context managers. Each mount is unmounted when the block or the process ends, even by
+SIGKILL: a shell waits for the end of a pipe and cleans up. No other mount is touched, except the argument of
+`read_only`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ POLL_SECONDS = 0.005
 
 
 def is_mounted(path: str | Path) -> bool:
-    """Whether a file system is mounted exactly there, by the kernel's list (asks nothing of the file system)."""
+    """Whether a file system is mounted exactly there, by the kernel's list. Sends the file system no request."""
     wanted = os.fspath(path)
     lines = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     return any(line.split()[1].encode().decode("unicode_escape") == wanted for line in lines)
@@ -41,9 +41,9 @@ def is_mounted(path: str | Path) -> bool:
 
 @contextlib.contextmanager
 def undertaken(*commands: Sequence[str]) -> Iterator[None]:
-    """Run `commands` in order when the block ends or this process dies, whichever way; their failures are ignored."""
+    """Run `commands` in order when the block ends or this process dies in any way; their failures are ignored."""
     script = "; ".join(shlex.join(command) + " 2>/dev/null" for command in commands)
-    undertaker = subprocess.Popen(
+    cleaner = subprocess.Popen(
         ["/bin/sh", "-c", f"trap '' INT TERM HUP; while read -r _; do :; done; {script}"],
         stdin=subprocess.PIPE,
         env={"PATH": os.environ.get("PATH", "") + ":/usr/sbin:/usr/bin:/sbin:/bin"},
@@ -52,7 +52,7 @@ def undertaken(*commands: Sequence[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        undertaker.communicate()
+        cleaner.communicate()
 
 
 def require_root(what: str) -> None:
@@ -61,18 +61,18 @@ def require_root(what: str) -> None:
 
 
 def run_command(what: str, *command: str) -> None:
-    """Run a command of the system; its failure means that the fault cannot be had here."""
+    """Run a command of the system; its failure means that this machine cannot inject the fault."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     except FileNotFoundError:
         raise FaultUnavailable(f"{what} takes the program {command[0]}, which is not installed") from None
     if done.returncode:
-        words = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-        raise FaultUnavailable(f"{what}: {command[0]} failed: {words}")
+        output = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise FaultUnavailable(f"{what}: {command[0]} failed: {output}")
 
 
 class FaultFs:
-    """`backing` seen through `mount`, where requests go wrong as the injected rules say (see `Rule`).
+    """`backing` seen through `mount`, where the injected rules change requests (see `Rule`).
 
     A context manager; any thread may call its methods. Without rules it passes everything on. With `cached` the page
     cache is used (see `fuse_server` for this and for what differs from a disk). Raises `FaultUnavailable`.
@@ -143,29 +143,29 @@ class FaultFs:
         daemon.end(READY_SECONDS_MAX)
         return daemon.last_output()
 
-    def _ask(self, command: dict[str, Any]) -> Any:
+    def _request(self, command: dict[str, Any]) -> Any:
         with self._lock:
             assert self._daemon is not None, "the fault file system is not running"
             return self._daemon.request(command)
 
     def inject(self, *rules: Rule) -> None:
-        """Let these rules act too, from the next request on; each counts from zero."""
-        self._ask({"inject": [rule.to_json() for rule in rules]})
+        """Add these rules, from the next request on; each counts from zero."""
+        self._request({"inject": [rule.to_json() for rule in rules]})
 
     def lift(self) -> dict[str, Any]:
-        """Remove all rules, let go of every held request, mount again after `disconnect`. Returns the last `counts`."""
+        """Remove all rules, release every held request, mount again after `disconnect`. Returns the last `counts`."""
         if self._daemon is None:
             subprocess.run(self._unmount_command, check=True)
             self._begin()
-        counts: dict[str, Any] = self._ask({"lift": True})
+        counts: dict[str, Any] = self._request({"lift": True})
         return counts
 
     def counts(self) -> dict[str, Any]:
         """{"requests": {operation: n}, "rules": [{"rule", "hits", "acts"}] in force, "held": requests held back now}.
 
-        "hits" are requests that matched, "acts" those that met the action.
+        "hits" are requests that matched, "acts" those on which the rule acted.
         """
-        counts: dict[str, Any] = self._ask({})
+        counts: dict[str, Any] = self._request({})
         return counts
 
     def await_counts(self, satisfied: Callable[[dict[str, Any]], bool], seconds: float = 30.0) -> dict[str, Any]:

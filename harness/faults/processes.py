@@ -1,5 +1,5 @@
 """Faults of one process: system calls that fail or stop it at the n-th, limits on descriptors and file sizes, a clock
-that steps. Whoever starts workers uses it; it starts and ends no worker itself.
+that steps. It starts and ends no worker itself.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Injection:
 
 
 def strace_program() -> str:
-    """The path of strace, once it has been seen to trace."""
+    """The path of strace, if it can trace here."""
     program = shutil.which("strace")
     if program is None:
         raise FaultUnavailable("system-call faults take the program strace, which is not installed")

@@ -1,4 +1,4 @@
-"""The words that a test and the fault file system share: which requests go wrong, and how. It does no I/O."""
+"""Rules of the fault file system: which requests fail or change, and how. It does no I/O."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ OPERATIONS = (
     *("open", "create", "read", "write", "flush", "fsync", "release", "truncate", "rename", "link", "unlink"),
     *("getattr", "readdir", "mkdir", "rmdir", "symlink", "readlink", "chmod", "chown", "utimens", "statfs"),
 )
-"""What the kernel asks a file system. "flush" is each close(), "release" the last one; "*" in a rule means all."""
+"""The kernel's requests to a file system. "flush" is each close(), "release" the last; "*" in a rule means all."""
 
 ACTIONS = ("short", "zero", "bit_flip", "delay", "hang", "truncate", "vanish")
 ON_DATA = ("short", "zero", "bit_flip")  # these need bytes: operations "read" and "write" only
 
 
 class FaultUnavailable(Exception):
-    """This machine cannot do that fault; the text is one sentence that says what is missing. Skip loudly with it."""
+    """This machine cannot inject the fault; the text is a sentence that names what is missing. Report it as skipped."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One fault of `FaultFs`: requests of `operations` (spaces between) on a path like `path` meet `action`.
+    """One fault of `FaultFs`: requests of `operations` (spaces between) on a path like `path` undergo `action`.
 
     `path` is a shell pattern over the absolute path inside the mount ("/ab/*.bin"; `*` also spans slashes); a rename
     or link matches with either of its names. `action`, with `amount` in the unit it needs:
@@ -46,7 +46,7 @@ class Rule:
 
     Of the matching requests, counted from 1 in the order of their arrival, it acts on the `nth` alone if `nth` is not
     0, else on each `every`-th, with `probability` drawn from `seed`; `times` limits the acts, 0 does not. With
-    `direct_only` only requests on files opened with O_DIRECT match ("open"/"create": that ask for it).
+    `direct_only` only requests on files opened with O_DIRECT match ("open"/"create": with that flag).
     """
 
     operations: str
@@ -115,7 +115,7 @@ class _Armed:
         self._random: Random = seeds.stream(rule.seed, "faultfs", number)
 
     def strikes(self) -> bool:
-        """Count one matching request; whether it is to meet the action. Under the table's lock."""
+        """Count one matching request; whether the rule acts on it. Under the table's lock."""
         rule = self.rule
         self.hits += 1
         if rule.times and self.acts >= rule.times:
@@ -132,7 +132,7 @@ class Table:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._lifted = threading.Event()  # replaced at each lift: a hang belongs to the rules of its time
+        self._lifted = threading.Event()  # replaced at each lift: a hang ends with the rules of its time
         self._armed: list[_Armed] = []
         self._requests: Counter[str] = Counter()
         self._held = 0

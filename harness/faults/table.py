@@ -1,6 +1,6 @@
-"""Every fault by name: how it is made, what it hits, and what a tier owes under it; drives scenarios and the docs.
+"""Every fault by name: its mechanism, what it hits, and a tier's guarantees under it. Scenarios and docs read it.
 
-Pure data: the mechanisms live beside it (`mounts`, `processes`, `damage`), and whoever runs a fault calls them.
+Pure data. The mechanisms are in `mounts`, `processes` and `damage`, and a scenario calls them.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ OWED: dict[str, str] = {
     "no litter": "no temp file, descriptor or slot is left behind by a process that lives",
     "not blocked": "calls of the tier return at once, and the other direction goes on",
     "repaired": "a later store of the same block makes it good",
-    "told": "the process refuses to start, or goes on rightly and says what it met",
+    "told": "the process refuses to start with a reason, or works correctly and reports the fault",
 }
-"""What a tier can owe under a fault, in full."""
+"""All guarantees under faults, in full."""
 
 _LOAD = ("no wrong byte", "one result", "reported", "others unharmed", "counted")
 _STORE = ("no block", "one result", "reported", "others unharmed", "counted", "no litter")
 _BOTH = (*_STORE, "no wrong byte")
 _HALF = "*[02468ace].bin"
-"""Half of the blocks, by their names: the kernel asks again by itself after ESTALE, which would hide each second."""
+"""Half of the blocks, by their names: the kernel itself retries after ESTALE, which would hide each second request."""
 
 
 class Fault(NamedTuple):
@@ -79,8 +79,8 @@ _OF_RULES = [
     _rule("eio_probe", "each third probe of a file fails", "lookup", _LOAD, Rule("getattr", "EIO", every=3)),
     _rule("enospc_write", "each second write finds no space", "store", _STORE, Rule("write", "ENOSPC", every=2)),
     _rule("enospc_create", "no file can be made", "store", _STORE, Rule("create mkdir", "ENOSPC")),
-    _rule("edquot_close", "close() tells of a quota", "store", _STORE, Rule("flush", "EDQUOT", every=2)),
-    _rule("emfile_open", "no descriptor is left, told by the file system", "load", _LOAD, Rule("open", "EMFILE")),
+    _rule("edquot_close", "close() reports a quota", "store", _STORE, Rule("flush", "EDQUOT", every=2)),
+    _rule("emfile_open", "the file system reports that no descriptor is left", "load", _LOAD, Rule("open", "EMFILE")),
     _rule("eacces_open", "no file may be opened", "load", _LOAD, Rule("open", "EACCES")),
     _rule("eacces_create", "no file may be made", "store", _STORE, Rule("create mkdir", "EACCES")),
     _rule("erofs", "suddenly read-only", "store", _STORE, Rule("create write mkdir rename", "EROFS")),
@@ -98,7 +98,7 @@ _OF_RULES = [
     _rule("end_of_file", "reads end at once, as of an empty file", "load", _LOAD, Rule("read", "short", 0)),
     _rule(
         "short_write",
-        "each second write takes 4096 bytes and says so; going on after it is as right as failing",
+        "each second write writes and reports 4096 bytes; going on after it is as right as failing",
         "store",
         ("no block", "no wrong byte", "one result", "no litter"),
         Rule("write", "short", 4096, every=2),
@@ -176,7 +176,7 @@ _OF_A_LOST_SERVER = [
     for error in ("ESTALE", "EREMOTEIO", "ENOTCONN", "ESHUTDOWN")
     for name, (what, hits, owes, rule) in _LOST.items()
 ]
-"""What clients of network file systems say of a server that is away, or of a file that another host has replaced."""
+"""Errors of network file systems for an unreachable server, or for a file that another host has replaced."""
 
 _OF_THE_SYSTEM = [
     Fault("disconnected", "disconnect", "the file system's server dies and comes back", ("store", "load"), _BOTH,
@@ -188,7 +188,7 @@ _OF_THE_SYSTEM = [
           reasons=("EMFILE",)),
     Fault("file_size_limit", "file_size_limit", "a write is cut short by RLIMIT_FSIZE", ("store",), _STORE,
           reasons=("EFBIG",)),
-    Fault("stale_temps", "stale_temps", "temp files of dead writers lie about", ("store", "lookup"),
+    Fault("stale_temps", "stale_temps", "temp files of dead writers are left", ("store", "lookup"),
           ("no wrong byte", "one result", "no block")),
     Fault("hostile_config", "hostile_config", "config.json holds anything at all", ("start",),
           ("no wrong byte", "told")),
@@ -199,7 +199,7 @@ _OF_THE_SYSTEM = [
 _OF_SYSTEM_CALLS = [
     Fault("enospc_third_write", "injection", "a thread's third write finds no space", ("store",), _STORE,
           reasons=("ENOSPC",), injections=(Injection(PUBLISH_STEPS["write"].calls, "3", error="ENOSPC"),)),
-    Fault("short_third_write", "injection", "a thread's third write says 4096 bytes and writes none", ("store",),
+    Fault("short_third_write", "injection", "a thread's third write reports 4096 bytes and writes none", ("store",),
           ("no wrong byte", "one result", "counted"),
           injections=(Injection(PUBLISH_STEPS["write"].calls, "3", returns=4096),)),
     Fault("eexist_link", "injection", "a thread's second link finds the name taken, and it is not", ("store",),

@@ -1,5 +1,5 @@
-"""What a test host and a shared volume are to a scenario: where the volume is mounted, how to run something there, how
-to cut it off, switch it off, and restart the server. Each file system brings its own; nothing here starts a process.
+"""Interface of a test host and a shared volume: mount points, how to run a command on a host, cut it off, switch it
+off, and restart the server. Each file system implements it; nothing here starts a process.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import ClassVar
 
 
 def write_program(path: Path, command: Sequence[str]) -> str:
-    """A program at `path` that is `command` with whatever arguments it is given; returns its path as text."""
+    """A program at `path` that runs `command` with its own arguments appended; returns its path as text."""
     path.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
     path.chmod(0o755)
     return str(path)
@@ -43,7 +43,7 @@ class Host(ABC):
 
     @abstractmethod
     def lose_power(self) -> None:
-        """Everything that runs on the host ends at once without a word to anybody; nothing is written back."""
+        """Everything that runs on the host ends at once and sends nothing more; nothing is written back."""
 
     @abstractmethod
     def power_on(self) -> None:
@@ -68,7 +68,7 @@ class Volume(ABC):
 
     @abstractmethod
     def server_death(self) -> str:
-        """How the server ended without being told to, in words; "" while it runs. Then nothing can be judged."""
+        """How the server ended by itself, a sentence; "" while it runs. After such an end nothing can be judged."""
 
     @abstractmethod
     def restart_server(self, down_seconds: float) -> None:

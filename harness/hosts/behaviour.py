@@ -1,6 +1,6 @@
-"""How a volume behaves by itself, without any tier: what its files can do, how soon one host sees what another did.
+"""Behaviour of a volume without any tier: what its files support, and how soon one host sees another's changes.
 
-`measure` asks; the answers come from `python -m harness.hosts.behaviour FOLDER` on each host, one line for one thing.
+`measure` sends requests; `python -m harness.hosts.behaviour FOLDER` answers them on each host.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ END_SECONDS_MAX = 2 * SEEN_SECONDS_MAX
 
 
 class Hand:
-    """What can be done in a folder; each method is one order."""
+    """Operations in one folder; each method answers one request."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -59,7 +59,7 @@ class Hand:
         return None
 
     def abilities(self) -> dict[str, str]:
-        """ "yes", or the errno that says no."""
+        """ "yes", or the name of the errno."""
         return {
             "O_DIRECT": self._try(self._direct),
             "unaligned O_DIRECT read": self._try(self._unaligned),

@@ -45,7 +45,7 @@ class FuseHost(Host):
         self._net.join(self._number)
 
     def lose_power(self) -> None:
-        self.cut()  # first, so that no dying connection tells the server
+        self.cut()  # first, so that no closing connection informs the server
         self._net.end_all(self._namespace)
         self.client.kill()
         subprocess.run(["umount", "-l", str(self.mount)], check=True)

@@ -21,7 +21,7 @@ from harness.hosts.network import SERVER_ADDRESS, Daemon, network
 
 PORT = 24007
 PING_SECONDS_MAX = 4
-"""A server that is silent for so long is given up: calls fail with ENOTCONN until it is heard again (stock: 42)."""
+"""After this time without an answer of the server, calls fail with ENOTCONN until it answers again (default: 42)."""
 _SERVER = """
 volume posix
   type storage/posix

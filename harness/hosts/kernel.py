@@ -2,7 +2,7 @@
 ends one. It sees this machine's files read-only, so it runs the same interpreter and the same checkout.
 
 Hosts and scenarios make one, on a network that they brought up. It has one CPU and slow system calls: good for what is
-right, not for what is fast. It never asks its processes to end.
+right, not for what is fast. It never stops its processes in order.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ READY_SECONDS_MAX = 180.0
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
 # The first process of a kernel. What it may write of the machine's files is one folder, at once and without a cache: a
-# host that loses its power has told what it had done.
+# host that loses its power has sent what it had done.
 _INIT = """#!/bin/sh
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmp /run; mount -t tmpfs tmp /mnt
@@ -59,7 +59,7 @@ def add_control(net: Network, numbers: Sequence[int]) -> None:
 
 
 class Kernel:
-    """One kernel, off at first; `number` tells its control link from that of others on the same network.
+    """One kernel, off at first; `number` identifies its control link on the shared network.
 
     `folder` is for its files; `writable` is the one folder of this machine that its processes may write to. The lines
     of shell `preparations` run in it before programs are, and `devices` are words of its command line; its network
@@ -123,7 +123,7 @@ class Kernel:
                 return
             time.sleep(0.1)
         words = " ".join(self._log.read_text(errors="replace").splitlines()[-6:])
-        raise FaultUnavailable(f"{self.name} did not come up: {words or 'no reason told'}")
+        raise FaultUnavailable(f"{self.name} did not come up: {words or 'no output'}")
 
     def kill(self) -> None:
         """SIGKILL to all of its processes at once; on return none is left. Nothing happens when it is off."""

@@ -70,16 +70,16 @@ class Network:
         self._ip("-n", self.server, "link", "set", f"port{number}", "master", "bridge")
 
     def part(self, number: int) -> None:
-        """The host's port is on no bridge: packets go nowhere, and neither side is told."""
+        """The host's port is on no bridge: packets go nowhere, and neither side gets an error."""
         self._ip("-n", self.server, "link", "set", f"port{number}", "nomaster")
 
     def pids(self, namespace: str) -> list[int]:
-        """Who runs in a namespace."""
+        """Processes in a namespace."""
         done = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True)
         return [int(word) for word in done.stdout.split()]
 
     def end_all(self, namespace: str) -> None:
-        """Kill whatever runs in a namespace that we made."""
+        """Kill all processes in a namespace of this network."""
         deadline = time.monotonic() + END_SECONDS_MAX
         while (pids := self.pids(namespace)) and time.monotonic() < deadline:
             for pid in pids:
@@ -148,4 +148,4 @@ class Daemon:
         """Raise `FaultUnavailable` with its last output when it has ended."""
         if self._popen is None or self._popen.poll() is not None:
             words = " ".join(self._log.read_text(errors="replace").splitlines()[-4:])
-            raise FaultUnavailable(f"{self._what} did not come up: {words or 'no reason told'}")
+            raise FaultUnavailable(f"{self._what} did not come up: {words or 'no output'}")

@@ -79,7 +79,7 @@ class NfsVolume(Volume):
         self._server, self.hosts, self.seen_here = server, hosts, seen_here
         self.mount_options = ", ".join(filter(None, ("vers=4.2, hard", mount_options)))
         self.cannot = {
-            "crash": "nobody here can stop a process of another kernel at a system call; outage kills kernels"
+            "crash": "a process of another kernel cannot be stopped at a system call; the outage scenario kills kernels"
         }
         self.visible_seconds_max, self.sees_mounts = 1.0, False
 

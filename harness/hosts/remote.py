@@ -1,8 +1,8 @@
 """Runs a program on a host that is a kernel of its own, as if it ran here: standard streams, environment, exit code.
 
-`serve` is the agent on the host; `run` is its other end, started in the program's place by whoever starts workers. The
-program dies with `run`, and `run` dies (by SIGKILL, as the program did) when the host is no longer there. Signals other
-than SIGKILL are not passed on.
+`serve` is the agent on the host; `run` is its other end, started in the program's place by the supervisor. The program
+dies with `run`, and `run` dies (by SIGKILL, as the program did) when the host is unreachable. Signals other than
+SIGKILL are not passed on.
 
     run -> serve    {"argv", "env"} as one line, then frames: clock questions, stdin, end of stdin
     serve -> run    frames: clock answers, stdout, stderr, exit code
@@ -25,7 +25,7 @@ from typing import BinaryIO
 
 CONNECT_SECONDS_MAX = 5.0
 SILENCE_SECONDS_MAX = 3
-"""A host whose kernel has answered nothing for so long is gone."""
+"""A host whose kernel has not answered for this time counts as gone."""
 CLOCK_QUESTIONS = 8
 FRAME_BYTES_MAX = 1 << 16
 _HEAD = struct.Struct("<cI")
@@ -156,7 +156,7 @@ def run(address: str, port: int, argv: list[str]) -> int:
 
 
 def _ahead_ns(frames: Frames) -> int:
-    """By how much this machine's monotonic clock is ahead of the host's; the quickest of some answers counts."""
+    """This machine's monotonic clock minus the host's, by the fastest of some round trips."""
     best, ahead = 1 << 62, 0
     for _ in range(CLOCK_QUESTIONS):
         before = time.monotonic_ns()
