@@ -87,11 +87,8 @@ dashboards: $(DEV)/.installed ## generate dashboards/*.json, the rules for Kuber
 schemas: ## fetch the schemas for the tests of dashboards/ (needs npm; without the schemas those tests are skipped)
 	dashboards/schemas.sh .schemas
 
-SCENARIOS = $(filter-out capacity soak outage power_loss,$(basename $(notdir $(shell grep -l ^SCENARIO harness/scenarios/*.py))))
-
 scenarios: $(RUN)/.installed ## the scenarios of a few minutes that need no root, each with its verdicts (TIER=kvtier)
-	@worst=0; for scenario in $(SCENARIOS); do echo "== $$scenario"; \
-	  $(RUN)/bin/python -m harness run $$scenario $(if $(TIER),--tier $(TIER)) --quiet $(ARGS) || worst=$$?; done; exit $$worst
+	@$(RUN)/bin/python -m harness conform $(or $(TIER),kvtier) --full --quiet $(ARGS)
 
 soak: $(RUN)/.installed ## an hour of traffic; memory, descriptors, threads and files must not grow (DURATION=3600 TIER=kvtier)
 	@$(RUN)/bin/python -m harness run soak --seconds $(or $(DURATION),3600) $(if $(TIER),--tier $(TIER)) $(ARGS)

@@ -139,7 +139,7 @@ def measure(
     help="so many runs, and how many of them raised an alarm",
 )
 def compare_command(folder: str, against: str | None, slower: float, metrics: tuple[str, ...], trials: int) -> None:
-    """Is this checkout's tier slower than that of an earlier commit? Exit code 0 no, 1 yes, 2 unknown."""
+    """Is this checkout's tier slower than that of an earlier commit? Exit code 0 no, 1 yes, 2 inconclusive."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else TABLE_COLUMNS)
     chosen = {name: compare.METRICS[name] for name in metrics or compare.METRICS}
     with contextlib.ExitStack() as stack:
@@ -147,7 +147,7 @@ def compare_command(folder: str, against: str | None, slower: float, metrics: tu
             frozen = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-frozen-")))
             commit = freeze(against or default_commit(BASELINES), frozen)
         except Unavailable as error:
-            console.print(f"unknown: {error}", soft_wrap=True)
+            console.print(f"inconclusive: {error}", soft_wrap=True)
             sys.exit(2)
         try:
             disk = stack.enter_context(own_disk(Path(folder), COMPARE_DISK_BYTES))
@@ -160,14 +160,15 @@ def compare_command(folder: str, against: str | None, slower: float, metrics: tu
             judged = comparison.run()
             for one in judged:
                 shown = f"{one.change:+.1%} ({one.low:+.1%} .. {one.high:+.1%})"
-                console.print(f"{trial + 1:2} {one.metric:7} {one.outcome:8} {shown} {one.reason}", soft_wrap=True)
+                outcome = "inconclusive" if one.outcome == "unknown" else one.outcome
+                console.print(f"{trial + 1:2} {one.metric:7} {outcome:12} {shown} {one.reason}", soft_wrap=True)
             for gap in dict.fromkeys(comparison.gaps):
                 click.echo(gap, err=True)
             outcomes = {one.outcome for one in judged}
             alarms += "slower" in outcomes
             unknown += "slower" not in outcomes and "unknown" in outcomes
         if trials > 1:
-            console.print(f"{alarms} alarms, {unknown} unknown in {trials} runs, slowed {slower:g} times")
+            console.print(f"{alarms} alarms, {unknown} inconclusive in {trials} runs, slowed {slower:g} times")
     sys.exit(1 if alarms else 2 if unknown else 0)
 
 
@@ -193,7 +194,7 @@ def eviction_command(files: int, folder: str, seconds: float, seed: int, out: st
     if out:
         Path(out).write_text(json.dumps(result) + "\n")
     ratio, p99 = found["p99_ratio"], found["p99_seconds"]
-    shown = f"{ratio.value:.3f} ({ratio.low:.3f} .. {ratio.high:.3f})" if ratio else "unknown"
+    shown = f"{ratio.value:.3f} ({ratio.low:.3f} .. {ratio.high:.3f})" if ratio else "inconclusive"
     click.echo(f"p99 of a load with a pass {p99['with'] * 1e3:.2f} ms, without {p99['without'] * 1e3:.2f} ms: {shown}")
     click.echo(
         f"{files + eviction.LOADED_BLOCKS - found['left']:,} of {files:,} files went in {found['seconds']:.0f} s, "

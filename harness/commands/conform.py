@@ -18,14 +18,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness.adapters import adapter_class, tier_python
+from harness.commands.batch import Batch
 from harness.commands.clean import notice
 from harness.commands.click_types import PATH, SECONDS, SEED, SIZE
-from harness.commands.console import COLOURS, carry_out, say_verdicts
+from harness.commands.console import WORD_WIDTH, coloured
 from harness.core.seeds import fresh_seed
-from harness.runner import EXIT_CODES, Results
 from harness.scenarios import scenarios
 from harness.scenarios.base import CommonOptions, Scenario, UsageError, check_machine, check_root, check_tier
 
+LONG_SECONDS = 120
+"""A scenario that takes longer by default is left out of --full."""
 _GIVEN = ("root_dir", "processes", "block_bytes", "read_threads", "write_threads", "tier_option")
 
 
@@ -34,6 +36,9 @@ _GIVEN = ("root_dir", "processes", "block_bytes", "read_threads", "write_threads
 @click.option("--scenario", "names", multiple=True, help="only this one; may be repeated (default: all)")
 @click.option(
     "--seconds", type=SECONDS, default=3.0, show_default=True, help="of traffic in each, or as many as it needs"
+)
+@click.option(
+    "--full", is_flag=True, help=f"as many seconds as each has by default; none that has more than {LONG_SECONDS}"
 )
 @click.option("--seed", type=SEED, help="of all scenarios (default: a fresh one, printed)")
 @click.option("--root-dir", type=PATH, help="folder to share; fresh folders inside it are used and removed")
@@ -48,48 +53,37 @@ _GIVEN = ("root_dir", "processes", "block_bytes", "read_threads", "write_threads
 def conform(tier: str, names: tuple[str, ...], runs_dir: str, as_json: bool, quiet: bool, **given: Any) -> None:
     """The contract and all scenarios on TIER: a name from `list`, or module:Class, an Adapter of your own.
 
-    The exit code is that of the worst verdict: 0 true, 1 false, 2 unknown.
+    The exit code is that of the worst verdict: 0 pass, 1 fail, 2 inconclusive.
     """
-    adapter_class(tier)  # an unknown tier is told before anything else
+    adapter_class(tier)  # an unknown tier is refused first
     tier_python(tier)
     seed = fresh_seed() if given["seed"] is None else given["seed"]
     planned, left_out = plan(tier, names, seed, given, Path(runs_dir))
     console = Console(stderr=as_json, highlight=False)
 
-    def say(results: Results) -> None:
-        if not as_json:
-            say_verdicts(results, console)
-
     notice(given["root_dir"])
-    done: list[Results] = []
+    batch = Batch(Path(runs_dir), console, quiet, silent=as_json)
     for number, (chosen, options) in enumerate(planned, 1):
-        if not (quiet or as_json):
-            console.rule(f"{chosen.name} ({number} of {len(planned)})", align="left", characters="-")
-        results = carry_out(chosen, options, Path(runs_dir), console, quiet or as_json, say)
-        done.append(results)
-        if results.interrupted:
-            sys.exit(results.exit_code)
-    values = {results.verdict for results in done}
-    worst = next(value for value in ("false", "unknown", "true") if value in values)
+        batch.run(chosen, options, f"{chosen.name} ({number} of {len(planned)})")
     if as_json:
-        runs = [dataclasses.asdict(results) for results in done]
-        document = {"tier": tier, "verdict": worst, "exit_code": EXIT_CODES[worst], "seed": seed}
+        runs = [dataclasses.asdict(results) for results in batch.done]
+        document = {"tier": tier, "verdict": batch.verdict, "exit_code": batch.exit_code, "seed": seed}
         document |= {"runs": runs, "left_out": left_out}
         print(json.dumps(document, indent=1, default=str))
     else:
         console.print()
-        for results in done:
+        line = f"{escape(tier)}: {coloured(batch.verdict)}, seed {seed}; all runs: {runs_dir}/index.html"
+        console.print(line, soft_wrap=True)
+        for results in batch.done:
             folder = Path(results.run_dir).name
-            mark = f"[{COLOURS[results.verdict]}]{results.verdict:<7}[/]"
+            mark = coloured(results.verdict, WORD_WIDTH)
             line = f"{results.scenario:<12} {mark}  {results.seconds:4.0f} s  {runs_dir}/{folder}/report.html"
             console.print(line, soft_wrap=True)
             if results.reason:
                 console.print(f"{'':<12} {escape(results.reason.splitlines()[0])}", soft_wrap=True)
         for name, why in left_out.items():
             console.print(f"{name:<12} left out: {escape(why)}", soft_wrap=True)
-        line = f"{escape(tier)}: [bold {COLOURS[worst]}]{worst}[/], seed {seed}; all runs: {runs_dir}/index.html"
-        console.print(line, soft_wrap=True)
-    sys.exit(EXIT_CODES[worst])
+    sys.exit(batch.exit_code)
 
 
 def plan(
@@ -104,6 +98,8 @@ def plan(
         raise UsageError(f"--scenario is {unknown[0]!r}; valid choices: {', '.join(known)}")
     adapter = adapter_class(tier)
     reasons = {item.name: item.apart or item.lacks(adapter) for item in known.values()}
+    if given.get("full"):
+        reasons |= {name: _too_long(item) for name, item in known.items() if not reasons[name]}
     left_out = {} if names else {name: reason for name, reason in reasons.items() if reason}
     chosen = [known[name] for name in dict.fromkeys(names or known) if name not in left_out]
     planned = [(item, _options(item, tier, seed, given)) for item in chosen]
@@ -120,6 +116,16 @@ def _options(chosen: Scenario, tier: str, seed: int, given: Mapping[str, Any]) -
     """The scenario's own defaults, with what was given; a scenario that takes what it takes keeps its zero seconds, and
     one that needs more seconds gets them."""
     values = {name: given[name] for name in _GIVEN if given.get(name) not in (None, ())}
-    if next(f.default for f in dataclasses.fields(chosen.options) if f.name == "seconds"):
+    if _seconds(chosen) and not given.get("full"):
         values["seconds"] = max(given["seconds"], chosen.seconds_min)
     return chosen.options(tier=tier, seed=seed, **values)
+
+
+def _seconds(chosen: Scenario) -> float:
+    """How long a scenario's traffic lasts by default; 0: as long as it takes."""
+    return float(next(f.default for f in dataclasses.fields(chosen.options) if f.name == "seconds"))  # type: ignore[arg-type]
+
+
+def _too_long(chosen: Scenario) -> str:
+    seconds = _seconds(chosen)
+    return f"takes {seconds:,.0f} s: kvtier-harness run {chosen.name}" if seconds > LONG_SECONDS else ""

@@ -20,11 +20,13 @@ from harness.commands.progress import Progress
 from harness.core.installation import tracing_is_installed
 from harness.entry import HARNESS, errno_text, pip_install
 from harness.report import write_index, write_report
+from harness.report.words import VERDICT_WORDS, deciding, join
 from harness.runner import Results, run
 from harness.runtime.supervisor import Child
 from harness.scenarios.base import CommonOptions, Scenario
 
 COLOURS = {"true": "green", "false": "red", "unknown": "yellow"}
+WORD_WIDTH = max(map(len, VERDICT_WORDS.values()))
 FINDINGS_SHOWN_MAX = 3
 LAST_WORDS_SHOWN_MAX = 3
 """Of so many dead processes; the report has all."""
@@ -104,21 +106,29 @@ def say_page(results: Results, as_json: bool, console: Console, folder: Path) ->
 
 
 def say_results(results: Results, console: Console) -> None:
-    """A line per verdict, what was found, and how to see it again: enough to act on, the rest is in the report."""
-    say_verdicts(results, console)
-    colour = COLOURS[results.verdict]
+    """The verdict with what decided it, a line per checker, findings, and how to repeat the run; the rest is in the
+    report."""
+    passed = f"all {len(results.verdicts)} checkers" if len(results.verdicts) > 1 else "its checker"
+    decided = join(deciding(vars(results))) or (passed if results.verdict == "true" else "see below")
     mib = (results.totals["loaded_bytes"] + results.totals["stored_bytes"]) / (1 << 20)
     console.print(
-        f"verdict [bold {colour}]{results.verdict}[/]: {results.totals['requests']:,.0f} requests, "
-        f"{mib:,.0f} MiB moved in {results.seconds:.0f} s"
+        f"{coloured(results.verdict)}: {decided}; {results.totals['requests']:,.0f} requests, "
+        f"{mib:,.0f} MiB moved in {results.seconds:.0f} s",
+        soft_wrap=True,
     )
+    say_verdicts(results, console)
+
+
+def coloured(value: str, width: int = 0) -> str:
+    """A verdict's word for a person, padded, in its colour."""
+    return f"[bold {COLOURS[value]}]{VERDICT_WORDS[value]:<{width}}[/]"
 
 
 def say_verdicts(results: Results, console: Console) -> None:
-    """The verdicts; for a run that is not "true" also its findings, last output, seed and command."""
+    """The verdicts; for a run that did not pass also its findings, last output, seed and command."""
     width = max((len(verdict["name"]) for verdict in results.verdicts), default=0)
     for verdict in results.verdicts:
-        value = f"[{COLOURS[verdict['value']]}]{verdict['value']:<7}[/]"
+        value = coloured(verdict["value"], WORD_WIDTH)
         console.print(f"{verdict['name']:<{width}}  {value}  {escape(verdict['figure'])}", soft_wrap=True)
     if results.verdict == "true":
         return

@@ -19,10 +19,12 @@ import click
 from rich.console import Console
 
 from harness.adapters import tier_python
+from harness.commands.batch import worst
 from harness.commands.click_types import PATH, SEED
 from harness.core.inputs import UsageError, check_output
 from harness.core.installation import module_command, python_path
 from harness.core.seeds import fresh_seed
+from harness.report.words import VERDICT_WORDS
 
 TIERS = ("vllm", "kvtier")
 FINDINGS_SHOWN = 4
@@ -150,29 +152,22 @@ def _run(case: Case, tier: str, seed: int, runs_dir: Path) -> dict[str, Any]:
     return {**results, "command": command}
 
 
-_FOR_PEOPLE = {"true": "pass", "false": "fail", "unknown": "inconclusive"}
-
-
 def _of(case: Case, results: dict[str, Any]) -> list[dict[str, Any]]:
     return [verdict for verdict in results["verdicts"] if verdict["name"] in case.checkers]
 
 
 def _cell(case: Case, results: dict[str, Any]) -> str:
-    values = {verdict["value"] for verdict in _of(case, results)}
-    for value in ("false", "unknown", "true"):
-        if value in values:
-            return value
-    return "unknown"
+    return worst(verdict["value"] for verdict in _of(case, results))
 
 
 def _section(case: Case, both: dict[str, dict[str, Any]]) -> list[str]:
     lines = [f"## {case.title}", "", case.what, ""]
     for tier, results in both.items():
-        lines += [f"**{tier}**: {_FOR_PEOPLE[_cell(case, results)]}. `{results['command']}`", ""]
+        lines += [f"**{tier}**: {VERDICT_WORDS[_cell(case, results)]}. `{results['command']}`", ""]
         if results.get("reason"):
             lines += [f"- the run ended early: {_one_line(results['reason'])}"]
         for verdict in _of(case, results):
-            lines += [f"- {verdict['name']}, {_FOR_PEOPLE[verdict['value']]}: {_one_line(verdict['figure'])}"]
+            lines += [f"- {verdict['name']}, {VERDICT_WORDS[verdict['value']]}: {_one_line(verdict['figure'])}"]
             lines += [f"  - {_one_line(finding)}" for finding in verdict["findings"][:FINDINGS_SHOWN]]
             if more := len(verdict["findings"]) - FINDINGS_SHOWN:
                 lines += [f"  - and {more} more"] if more > 0 else []
@@ -207,7 +202,7 @@ def findings(write: str | None, seed: int | None, runs_dir: str, wanted: tuple[s
         if wanted and not case.title.startswith(wanted):
             continue
         both = {tier: _run(case, tier, seed, Path(runs_dir)) for tier in TIERS}
-        cells = [_FOR_PEOPLE[_cell(case, results)] for results in both.values()]
+        cells = [VERDICT_WORDS[_cell(case, results)] for results in both.values()]
         rows.append(f"| {case.title} | {' | '.join(cells)} |")
         sections += _section(case, both)
         seen = ", ".join(f"{tier} {cell}" for tier, cell in zip(TIERS, cells, strict=True))

@@ -16,8 +16,10 @@ from rich.markup import escape
 
 from harness.adapters import adapter_class, canonical, tier_python
 from harness.commands.click_types import PATH, SEED, Number
+from harness.commands.console import coloured
 from harness.core.inputs import UsageError, check_output, near
 from harness.core.seeds import fresh_seed
+from harness.report.words import VERDICT_WORDS
 from harness.scenarios import scenarios
 
 
@@ -43,7 +45,7 @@ def mutants(names: tuple[str, ...], seed: int | None, runs_dir: str, write: str 
         trial = try_mutant(MUTANTS[name], seed, Path(runs_dir))
         trials.append(trial)
         mark = "[green]detected[/]" if trial.detected else "[bold red]survived [/]"
-        said = trial.finding or f"{trial.mutant.checker} says {trial.value}; again: {trial.command}"
+        said = trial.finding or f"verdict {VERDICT_WORDS[trial.value]}; again: {trial.command}"
         text = f"{mark} {name}, {trial.mutant.scenario}, {trial.seconds:.1f} s"
         tries = f", at attempt {trial.attempts}" if trial.attempts > 1 else ""
         console.print(f"{text}{tries}\n  {trial.mutant.checker}: {escape(said.splitlines()[0])}", soft_wrap=True)
@@ -91,14 +93,16 @@ def false_alarms(
                 result = try_control(tier, item.name, first + run, Path(runs_dir), beside)
                 counts[item.name, tier, beside, result.verdict] += 1
                 if result.verdict != "true":
-                    console.print(f"[red]{result.verdict}[/] {item.name} {tier}: {escape(result.why)}", soft_wrap=True)
+                    console.print(
+                        f"{coloured(result.verdict)} {item.name} {tier}: {escape(result.why)}", soft_wrap=True
+                    )
                     where = " (every core was busy)" if beside else ""
                     console.print(f"  again: {escape(result.command)}{where}", soft_wrap=True)
         passed = sum(count for (*_, verdict), count in counts.items() if verdict == "true")
-        console.print(f"[dim]run {run + 1} of {runs}: {passed} of {counts.total()} true so far[/]")
+        console.print(f"[dim]run {run + 1} of {runs}: {passed} of {counts.total()} passed so far[/]")
     for name, tier, beside in sorted({key[:3] for key in counts}):
         mine = {verdict: counts[name, tier, beside, verdict] for verdict in ("true", "false", "unknown")}
-        said = ", ".join(f"{count} {verdict}" for verdict, count in mine.items())
+        said = ", ".join(f"{count} {VERDICT_WORDS[verdict]}" for verdict, count in mine.items())
         console.print(f"{name:<12} {tier:<8} {'busy ' if beside else 'quiet'}  {said}")
     alarms = sum(count for (*_, verdict), count in counts.items() if verdict != "true")
     for item, tier in pairs:

@@ -1,9 +1,10 @@
 """The command `shared-volume`: brings up hosts that share a volume, runs scenarios on them, and ends
-with a table of verdicts. `make shared-volume` calls it. What this machine cannot do is skipped, loudly. A run in
-which the file system's server ended by itself is ended at once and unknown, whatever the checkers say of the rest.
+with a table of verdicts. `make shared-volume` calls it. What this machine cannot do is skipped, with the reason. A run
+in which the file system's server ended by itself is ended at once and inconclusive, whatever the checkers find.
 
-Exit code: the worst of all runs: 1 false, 2 unknown, 0 true. A file system that cannot be had here is unknown, unless
---skip-is-well; a scenario that a file system has no answer to anywhere (`Volume.cannot`) is left out, and says why.
+Exit code: the worst of all runs: 0 pass, 1 fail, 2 inconclusive. A file system that this machine does not have is
+inconclusive, unless --skip-is-well. A scenario that a file system cannot pass (`Volume.cannot`) is left out, with the
+reason.
 """
 
 from __future__ import annotations
@@ -21,19 +22,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.adapters import tier_python
+from harness.commands.batch import Batch, worst
 from harness.commands.click_types import PATH, SEED
+from harness.commands.console import coloured
 from harness.faults.rules import FaultUnavailable
 from harness.hosts import HOSTS
 from harness.hosts.base import Volume
 from harness.hosts.behaviour import measure
-from harness.report import write_report
 from harness.runner import EXIT_CODES
-from harness.runner import run as make_run
 from harness.runtime.supervisor import Child, WorkerFailed
 from harness.scenarios import scenario, scenarios
 from harness.scenarios.on_hosts import placed
-
-_COLOURS = {"true": "green", "false": "red", "unknown": "yellow", "skipped": "yellow", "left out": "yellow"}
 
 
 class Line(NamedTuple):
@@ -44,6 +43,11 @@ class Line(NamedTuple):
     verdict: str
     figure: str
     run_dir: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The verdict for a person."""
+        return coloured(self.verdict) if self.verdict in EXIT_CODES else f"[yellow]{self.verdict}[/]"
 
 
 class _ServerWatch:
@@ -64,7 +68,9 @@ def _names() -> list[str]:
     return [item.name for item in scenarios() if item.on_hosts is not None]
 
 
-def _run_all(name: str, chosen: list[str], given: dict[str, Any], runs_dir: Path, console: Console) -> Iterator[Line]:
+def _run_all(
+    name: str, chosen: list[str], given: dict[str, Any], runs_dir: Path, console: Console, batch: Batch
+) -> Iterator[Line]:
     try:
         with HOSTS[name](runs_dir) as volume, tempfile.TemporaryDirectory(dir=runs_dir) as local:
             facts = {"file_system": volume.file_system, "mount_options": volume.mount_options}
@@ -79,14 +85,9 @@ def _run_all(name: str, chosen: list[str], given: dict[str, Any], runs_dir: Path
                 if what == "outage":
                     values["visible_seconds_max"] = volume.visible_seconds_max
                 watch = _ServerWatch(volume)
-                results = make_run(placed(item, volume), item.options(**values), runs_dir, on_tick=watch)
-                write_report(Path(results.run_dir))
+                results = batch.run(placed(item, volume), item.options(**values), on_tick=watch)
                 (Path(results.run_dir) / "volume.json").write_text(json.dumps(facts, indent=1) + "\n")
                 bad = [v for v in results.verdicts if v["value"] != "true"]
-                for verdict in bad:
-                    console.print(f"  {verdict['name']} {verdict['value']}: {escape(verdict['figure'])}")
-                    for finding in verdict["findings"][:5]:
-                        console.print(f"    {escape(finding)}")
                 figure = results.reason or (bad or results.verdicts)[0]["figure"]
                 yield Line(
                     volume.file_system, what, "unknown" if watch.death else results.verdict, figure, results.run_dir
@@ -112,20 +113,16 @@ def shared_volume(
     console = Console(highlight=False, soft_wrap=True)
     Path(runs_dir).mkdir(exist_ok=True)
     lines: list[Line] = []
+    given, folder = {"seed": seed, "tier": tier}, Path(runs_dir).resolve()
+    batch = Batch(folder, console, quiet=True)
     for name in names or HOSTS:
-        for line in _run_all(
-            name, list(chosen or _names()), {"seed": seed, "tier": tier}, Path(runs_dir).resolve(), console
-        ):
+        for line in _run_all(name, list(chosen or _names()), given, folder, console, batch):
             lines.append(line)
-            console.print(f"  [{_COLOURS[line.verdict]}]{line.verdict}[/] {escape(line.figure)}")
+            console.print(f"{line.shown}: {line.file_system}, {line.scenario}: {escape(line.figure)}")
     table = Table("file system", "scenario", "verdict", "what decided it")
     for line in lines:
-        table.add_row(
-            line.file_system, line.scenario, f"[{_COLOURS[line.verdict]}]{line.verdict}[/]", escape(line.figure)
-        )
+        table.add_row(line.file_system, line.scenario, line.shown, escape(line.figure))
     console.print(table)
-    verdicts = {line.verdict for line in lines}
-    if "skipped" in verdicts and not skip_is_well:
-        verdicts.add("unknown")
-    worst = "false" if "false" in verdicts else "unknown" if "unknown" in verdicts else "true"
-    sys.exit(EXIT_CODES[worst])
+    verdicts = {line.verdict for line in lines} - {"skipped", "left out"}
+    skipped = any(line.verdict == "skipped" for line in lines) and not skip_is_well
+    sys.exit(EXIT_CODES[worst([*verdicts, "unknown"] if skipped else verdicts or {"true"})])

@@ -10,6 +10,7 @@ import click
 from harness.commands.click_types import ADDRESS, PATH, PAUSE, SECONDS
 from harness.core.inputs import UsageError
 from harness.monitoring.audit import RootUnreadable, Watch, age_text
+from harness.report.words import VERDICT_WORDS
 from harness.runner import EXIT_CODES
 
 
@@ -60,5 +61,6 @@ def watch(root_dir: str, seconds: float, every: float, metrics: tuple[str, ...],
         files = f"{older:,} file{'s' * (older != 1)}"
         print(f"not judged: {files} in quarantine or unpublished since before {since}; to judge older ones: --window")
     verdict = "false" if findings else "true" if moved and not now.unreadable else "unknown"
-    print(f"verdict {verdict}; files in quarantine judged since {since} ({age_text(window)} before the watch)")
+    judged = f"files in quarantine judged since {since} ({age_text(window)} before the watch)"
+    print(f"verdict {VERDICT_WORDS[verdict]}; {judged}")
     sys.exit(EXIT_CODES[verdict])

@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 
 from harness.checkers import CHECKERS
 from harness.core.history import History
+from harness.entry import Terminated
 from harness.mutants.base import Mutant
+from harness.report.words import VERDICT_WORDS
 from harness.runner import Results, run
 from harness.scenarios import scenario
 
@@ -55,10 +57,13 @@ class ControlRun(NamedTuple):
 
 
 def short_run(name: str, tier: str, seed: int, runs_dir: Path, **changes: Any) -> Results:
-    """One short run of a scenario."""
+    """One short run of a scenario. Raises `KeyboardInterrupt` when it was interrupted: no other run follows."""
     chosen = scenario(name)
     options = chosen.options(**{**chosen.short, "tier": tier, "seed": seed, **changes})
-    return run(chosen, options, runs_dir)
+    results = run(chosen, options, runs_dir)
+    if results.interrupted:
+        raise Terminated if results.terminated else KeyboardInterrupt
+    return results
 
 
 def try_mutant(mutant: Mutant, seed: int, runs_dir: Path, attempts_max: int = ATTEMPTS_MAX) -> Trial:
@@ -121,7 +126,7 @@ def table(trials: Iterable[Trial]) -> str:
     trials = list(trials)
     page = PAGE_HEAD.format(detected=sum(trial.detected for trial in trials), tried=len(trials))
     for trial in trials:
-        finding = trial.finding.splitlines()[0] if trial.detected else f"**survived** ({trial.value})"
+        finding = trial.finding.splitlines()[0] if trial.detected else f"**survived** ({VERDICT_WORDS[trial.value]})"
         page += _row(*facts(trial.mutant), finding, f"{trial.seconds:.1f}")
     return page
 

@@ -46,11 +46,12 @@ def test_a_run_ends_with_a_line_per_verdict_and_the_path_of_the_report(tmp_path:
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert "seed 5" in lines[0]
+    assert [line for line in lines if line.startswith("pass: all 7 checkers; ")], done.stdout
     for name in ("sharing", "determinism", "starvation", "integrity", "results", "leftovers"):
-        assert any(line.split()[:2] == [name, "true"] for line in lines), done.stdout
+        assert any(line.split()[:2] == [name, "pass"] for line in lines), done.stdout
     assert lines[-1] == "runs/latest/report.html"
     page = (tmp_path / lines[-1]).read_text()
-    assert "everything that was checked holds" in page
+    assert re.search(r'<h1>load of \w+: <span class="true">pass</span>', page)
     assert "http://" not in page.split("</script>")[-1], "it opens offline"
 
     again = say("check", "runs/latest", "--json")
@@ -70,7 +71,9 @@ def test_a_failure_says_its_seed_its_command_and_the_last_words_of_the_dead(tmp_
     broken = "tests.tiering.harness.broken.tiers:Raises"
     wrong = harness(tmp_path, "run", "load", *CERTAIN, "--tier", broken, "--quiet")
     assert wrong.returncode == 1
-    assert wrong.stdout.startswith("sharing"), "no progress"
+    first, second, *_ = wrong.stdout.splitlines()
+    assert re.match(r"fail: .*results.*; \d+ requests, ", first), "no progress, and the sentence before the figures"
+    assert second.split()[0] == "sharing"
     assert "last output of process 0:\n" in wrong.stdout
     assert "  RuntimeError: the tier fell over\n" in wrong.stdout
     assert f"seed 5; again: python -m harness run load --tier {broken} --processes 2 --seed 5" in wrong.stdout
@@ -240,7 +243,7 @@ def test_conform_runs_scenarios_on_a_tier_of_ones_own_and_compare_sets_two_runs_
     )
     assert said.exit_code == 1, said
     assert "two instances left 2 descriptors open" in said.out
-    assert f"{mine}: false, seed 4; all runs: runs/index.html" in said.out
+    assert f"{mine}: fail, seed 4; all runs: runs/index.html" in said.out
     contract, load = sorted(
         path.name for path in (tmp_path / "runs").iterdir() if path.is_dir() and path.name[0] == "2"
     )
@@ -305,7 +308,7 @@ def test_the_page_on_options_files_shows_one_that_is_read(tmp_path: Path, say: A
 
 def test_list_names_the_mutants_and_what_is_wrong_with_each(say: Any) -> None:
     listed = json.loads(say("list", "--json").out)["mutants"]
-    assert listed["ReturnsStaleSlots"] == "Loads are reported ok and leave the slots as they were."
+    assert listed["ReturnsStaleSlots"] == "Loads are reported ok and do not change the slots."
     assert "  ReturnsStaleSlots " in say("list").out
 
 

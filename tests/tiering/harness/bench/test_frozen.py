@@ -134,4 +134,4 @@ def test_compare_without_the_commit_is_unknown() -> None:
     assert done.exit_code == 2
     in_git = (REPOSITORY / ".git").exists()
     why = "'no-such-commit' is no commit of this checkout" if in_git else "this is no git checkout"
-    assert done.stdout.startswith(f"unknown: {why}")
+    assert done.stdout.startswith(f"inconclusive: {why}")

@@ -109,7 +109,7 @@ def test_the_command_lists_what_it_judges_and_what_it_does_not(tmp_path: Path) -
     assert (within.returncode, within.stderr) == (1, "")
     assert f" ago: {moved}: reason checksum, " in within.stdout
     assert "os.stat_result" not in within.stdout
-    assert within.stdout.splitlines()[-1].startswith("verdict false; files in quarantine judged since 2")
+    assert within.stdout.splitlines()[-1].startswith("verdict fail; files in quarantine judged since 2")
     before = watched(tmp_path, "--window", "0")
     assert before.returncode == 2, "nothing moved in no time"
     assert "not judged: 1 file in quarantine or unpublished since before 2" in before.stdout

@@ -64,7 +64,7 @@ def test_a_mutant_that_survives_is_reported_and_its_run_is_kept(tmp_path: Path) 
     assert not trial.detected
     assert trial.value == "true"
     assert len([p for p in tmp_path.iterdir() if p.is_dir() and not p.is_symlink()]) == trial.attempts == 2
-    assert "**survived** (true)" in table([trial])
+    assert "**survived** (pass)" in table([trial])
 
 
 def test_a_finding_for_another_reason_is_no_detection(tmp_path: Path) -> None:
