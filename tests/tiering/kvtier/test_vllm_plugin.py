@@ -312,7 +312,7 @@ def test_options_are_validated_when_the_engine_starts(peer: Peer, tmp_path: Path
         ({"n_read_threads": 0}, "ConfigError: n_read_threads is 0; it must be at least 1"),
         ({"integrity": "maybe"}, "ConfigError: integrity is 'maybe'; valid choices: verify, require, off"),
         ({"n_threads": 3}, "ConfigError: unknown option 'n_threads'; valid options: root_dir, "),
-        ({"block_bytes": 4096}, "ConfigError: block_bytes is 4096; the engine says 8192, leave it out"),
+        ({"block_bytes": 4096}, "ConfigError: block_bytes is 4096; the engine has 8192, leave it out"),
         ({"block_bytes": "8KiB", "capacity": "2TiB", "task_bytes_max": "64KiB"}, None),
         ({"block_bytes": True}, "ConfigError: block_bytes is True; it takes a whole number of bytes, or a number with"),
         ({"capacity": True}, 'ConfigError: capacity is True; it takes the size of max_bytes, such as "2TiB", or a'),
