@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
 import subprocess
 import sys
+import tokenize
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +17,8 @@ import kvtier
 
 ROOT = Path(__file__).parents[2]
 LINES_MAX = 500
+CODE_LINES_MAX = {"kvtier": 5_800, "core": 3_240}
+"""Lines of code without blank ones, comments and docstrings: of all Python modules, and of those that are no edge."""
 
 # Packages that kvtier may import besides the standard library -> the modules that may import them.
 THIRD_PARTY = {
@@ -169,10 +173,40 @@ def test_only_listed_modules_of_the_harness_import_kvtier_and_only_public_names(
 @pytest.mark.parametrize(("package", "name"), CASES)
 def test_a_file_is_short_and_begins_with_a_docstring(package: str, name: str) -> None:
     tree = modules(package)[name]
-    path = ROOT / package / f"{name}.py"
-    lines = (path if path.exists() else ROOT / package / name / "__init__.py").read_text().count("\n")
+    lines = source(package, name).count("\n")
     assert lines <= LINES_MAX, f"{package}/{name}.py has {lines} lines; {LINES_MAX} is the limit"
     assert not tree.body or ast.get_docstring(tree), f"{package}/{name}.py has no docstring"
+
+
+def source(package: str, name: str) -> str:
+    path = ROOT / package / f"{name}.py"
+    return (path if path.exists() else ROOT / package / name / "__init__.py").read_text()
+
+
+def code_lines(text: str) -> int:
+    """Lines without blank ones, comments and docstrings."""
+    documented: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            documented.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    layout = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    used: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in layout:
+            used.update(range(token.start[0], token.end[0] + 1))
+    return len(used - documented)
+
+
+@pytest.mark.parametrize("part", CODE_LINES_MAX)
+def test_kvtier_stays_compact(part: str) -> None:
+    names = CORE if part == "core" else set(modules("kvtier"))
+    lines, most = sum(code_lines(source("kvtier", name)) for name in names), CODE_LINES_MAX[part]
+    assert lines <= most, f"{part}: {lines} lines of code; {most} is the limit: remove some, or raise it with a reason"
+
+
+def test_code_lines_are_counted_without_comments_and_docstrings() -> None:
+    text = '"""Doc.\n\nstring."""\n\n# comment\nx = """a\nb"""  # two\n\n\ndef f():\n    """Doc."""\n    return x\n'
+    assert code_lines(text) == 4
 
 
 def test_importing_kvtier_and_its_tier_imports_no_optional_package() -> None:
