@@ -265,7 +265,7 @@ DAMAGES: dict[str, Damage] = {
     "wrong_key_copy": Damage("another block's file under this name", _CAUGHT, _wrong_key_copy, needs_other=True),
     "remove": Damage("the file gone", "a miss at the next lookup or a failed load, and nothing else", _remove),
     "directory": Damage("a directory in its place", _STAYS, _directory),
-    "fifo": Damage("a FIFO in its place, which blocks whoever opens it", _STAYS, _fifo),
+    "fifo": Damage("a FIFO in its place, which blocks every open", _STAYS, _fifo),
     "socket": Damage("a socket in its place", _STAYS, _socket),
     "symlink": Damage("a symbolic link to another block in its place", _STAYS, _symlink, needs_other=True),
     "symlink_dangling": Damage("a symbolic link to nowhere in its place", _STAYS, _symlink_dangling),

@@ -119,7 +119,7 @@ class _Server(socketserver.ThreadingTCPServer):
 
 
 def serve(address: str, port: int) -> None:
-    """Start programs for whoever connects, for ever."""
+    """Start programs for every connection, without end."""
     with _Server((address, port), _Agent) as server:
         server.serve_forever()
 
