@@ -29,13 +29,13 @@ from harness.entry import HARNESS
 BASELINES = Path(__file__).resolve().parents[2] / "tests" / "tiering" / "baselines"
 COMPARE_DISK_BYTES = 1 << 30
 TABLE_COLUMNS = 200
-"""Of what goes into a file or a pipe: tables there are not cut to a terminal's width."""
+"""Width of tables in a file or a pipe, which are not cut to a terminal's."""
 SIZES = {"full": plan.FULL, "quick": plan.QUICK, "smoke": plan.SMOKE}
 
 
 @click.group(name="bench")
 def bench() -> None:
-    """How fast tiers are, side by side in one run, in ratios to what this machine gives at the same time."""
+    """Speed of tiers, side by side in one run, in ratios to this machine's ceilings at the same time."""
 
 
 @bench.command()
@@ -61,7 +61,7 @@ def table(
 ) -> None:
     """Measure the large table: kvtier, the peer if installed, the device."""
     if save and (environment.git() or {"changed": True})["changed"]:
-        raise click.ClickException("what is kept names the commit that it measured: commit your changes first")
+        raise click.ClickException("a kept result names its commit, and the checkout has changes: commit them first")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else TABLE_COLUMNS)
     result = measure(SIZES[size], sections, names, Path(folder), rounds, console)
     print_tables(result, console)

@@ -3,8 +3,8 @@
 Each metric is measured in chunks. A chunk is two fresh processes, one with the package of today and one with that of
 the commit, that take turns; its value is the median of ln(seconds of today / seconds of then), turn by turn. The run's
 value is the median of its chunks, with a bootstrap interval: "ok", "slower" (an alarm), "faster", or "unknown" when
-the chunks disagree so much that a change of `THRESHOLD` could be chance. Whatever the machine does to one of the two
-it does to the other: they are the same program, but for the change.
+the chunks disagree so much that a change of `THRESHOLD` could be chance. Both run at the same time, so that load on
+the machine affects both.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def judge(metric: str, values: Sequence[float]) -> Judgement:
 
 class Comparison:
     """`frozen` is a folder that holds the package of then; `slower` makes the tier of today take so many times longer,
-    to see whether that is found. Why there is no figure is told in `gaps`."""
+    to test that the slowdown is detected. `gaps` has the reason for each missing figure."""
 
     def __init__(self, frozen: Path, disk: Disk, metrics: Mapping[str, Metric], slower: float = 1.0) -> None:
         self.gaps: list[str] = []

@@ -1,5 +1,6 @@
-"""Where benches write: an XFS of their own in a preallocated file, new and empty for each measurement, as root; a plain
-folder otherwise. The parent of the measuring processes owns it; it mounts nothing that it does not unmount.
+"""The benches' disk: as root an XFS in a preallocated file, new and empty for each measurement, else a plain folder.
+
+The parent of the measuring processes owns it and unmounts each mount.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ FILL_BYTES = 1 << 22
 
 
 class Unavailable(Exception):
-    """A disk of one's own cannot be had here; the text says why in one sentence."""
+    """A separate disk cannot be made here; the text is one sentence with the reason."""
 
 
 class Disk:
@@ -40,9 +41,7 @@ class Disk:
             try:
                 self._make()
                 return
-            except (
-                Unavailable
-            ):  # someone's mount namespace, made meanwhile, keeps a copy of the mount: the device is busy
+            except Unavailable:  # a mount namespace made in between keeps a copy of the mount: the device is busy
                 _run("mount", "-o", "nodiscard,noatime", self._loop, str(self.path))
         for entry in list(self.path.iterdir()):
             if entry.name in keep:
@@ -62,11 +61,11 @@ class Disk:
 
 @contextlib.contextmanager
 def own_disk(folder: Path, size_bytes: int) -> Iterator[Disk]:
-    """An XFS of `size_bytes` whose file lies in `folder`; gone afterwards. Raises `Unavailable`."""
+    """An XFS of `size_bytes` whose file is in `folder`; removed afterwards. Raises `Unavailable`."""
     if os.geteuid() != 0:
-        raise Unavailable("a disk of one's own takes root")
+        raise Unavailable("a separate disk takes root")
     if missing := [name for name in ("mkfs.xfs", "losetup", "mount") if shutil.which(name) is None]:
-        raise Unavailable(f"a disk of one's own takes {missing[0]} (packages xfsprogs and mount)")
+        raise Unavailable(f"a separate disk takes {missing[0]} (packages xfsprogs and mount)")
     folder.mkdir(parents=True, exist_ok=True)
     room = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
     if room < size_bytes + (1 << 30):
@@ -85,7 +84,7 @@ def own_disk(folder: Path, size_bytes: int) -> Iterator[Disk]:
 
 @contextlib.contextmanager
 def plain_folder(folder: Path) -> Iterator[Disk]:
-    """An empty folder below `folder`, on whatever file system that is; gone afterwards."""
+    """An empty folder below `folder`, on its file system; removed afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="bench-", dir=folder))
     try:
@@ -95,7 +94,7 @@ def plain_folder(folder: Path) -> Iterator[Disk]:
 
 
 def _fill(image: Path, size_bytes: int) -> None:
-    """Written once, so that no measurement pays for the first touch of the blocks below."""
+    """Write the image once, so that no measurement includes the first allocation of its blocks."""
     descriptor = os.open(image, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DIRECT, 0o600)
     try:
         os.posix_fallocate(descriptor, 0, size_bytes)

@@ -1,4 +1,4 @@
-"""An adapter as an engine would drive it, what its blocks hold, and the clocks of this process. For `measures`."""
+"""Drives an adapter as an engine does, checks block contents, and reads this process's clocks. For `measures`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.adapters.base import Adapter, Finished
 from harness.core import content
 
 POLL_SECONDS = 500e-6
-"""Between looks for finished jobs: seldom enough that looking costs no CPU worth counting."""
+"""Interval between polls, long enough that polling costs negligible CPU."""
 
 
 class Wrong(Exception):
@@ -27,7 +27,7 @@ def keys_of(label: str, count: int, start: int = 0) -> list[bytes]:
 
 
 class Driver:
-    """An adapter as an engine would drive it: submit, poll, and nothing else on this thread."""
+    """Drives an adapter as an engine does: submit and poll, on one thread."""
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter
@@ -50,7 +50,7 @@ class Driver:
             self.row(slot)[:8] = self.row(slot)[-8:] = b"\xa5" * 8
 
     def check(self, slot: int, key: bytes) -> None:
-        """The first and the last word are the key's: enough to see a load that did not happen."""
+        """Compare the first and the last word, which detects a load that did not happen."""
         first, last = content.seed_of(key), content.seed_of(key) + (self.block_bytes // 8 - 1) * content.STEP
         mask = (1 << 64) - 1
         row = self.row(slot)
@@ -85,7 +85,7 @@ class Driver:
                 time.sleep(poll_seconds)
 
     def run(self, direction: str, keys: Sequence[bytes], slots: Sequence[int], job_blocks: int) -> dict[str, float]:
-        """All blocks in jobs of `job_blocks`, at once; how long it took, and on how much CPU."""
+        """All blocks in jobs of `job_blocks`, at once; its seconds, throughput and CPU time."""
         before, started = cpu_seconds(), time.perf_counter()
         jobs = [
             self.submit(direction, keys[i : i + job_blocks], slots[i : i + job_blocks])
@@ -116,7 +116,7 @@ class Driver:
 
 
 def sync(path: str) -> None:
-    """Write out what is dirty on this file system, and on no other: a neighbour's writes are not waited for."""
+    """Write out the dirty pages of this file system, and of no other."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         if ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
@@ -126,8 +126,11 @@ def sync(path: str) -> None:
 
 
 def _have_memory(size_bytes: int) -> None:
-    """Touch as much free memory, as on a machine that has been in use. The host of a virtual machine may take back what
-    lies free there; then the first touch is slow (seconds a GiB were measured), and who fills the page cache pays."""
+    """Touch `size_bytes` of free memory.
+
+    The host of a virtual machine may take free memory back. The first touch is then slow (seconds per GiB were
+    measured), which would count as the tier's time.
+    """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
     mmap.mmap(-1, size_bytes, flags=flags).close()
 

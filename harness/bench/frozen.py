@@ -1,7 +1,6 @@
-"""The tier as it was at a commit: its package in a folder of its own, its native extension beside it where there is
-one.
+"""The tier of a commit: its package in a separate folder, with its native extension where there is one.
 
-`compare` times it in turn with the tier of this checkout. Only `kvtier/` is taken: both are driven by today's harness.
+`compare` times it in turn with the tier of this checkout. Only `kvtier/` is taken: this checkout's harness drives both.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ PACKAGE = "kvtier"
 SOURCES = (Path("fs/_native.c"), Path("_batch.c"))
 """Of the native extension, in its package: today's, and that of commits before the package had folders."""
 SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
-"""What Python looks for first; an installation has `.abi3.so`."""
+"""The suffix that Python tries first; an installation has `.abi3.so`."""
 SECONDS_MAX = 60.0
 
 
 def default_commit(baselines: Path) -> str:
-    """The commit whose table was kept last: what it measured is what a change should not make slower."""
+    """The commit whose table was kept last: the baseline that a change should not make slower."""
     tables = [json.loads(path.read_text()).get("table") for path in sorted(baselines.glob("*.json"))]
     kept: list[dict[str, Any]] = [table for table in tables if table and table["environment"]["git"]]
     if not kept:
@@ -52,7 +51,7 @@ def freeze(revision: str, folder: Path) -> str:
 
 
 def _build_native(package: Path) -> None:
-    """As the checkout has it: none where the checkout has none, the same file where the source is the same."""
+    """Build it if the checkout has one built; where the source is the same, copy the checkout's file."""
     mine = REPOSITORY / PACKAGE
     own, theirs = (next((s for s in SOURCES if (folder / s).exists()), None) for folder in (mine, package))
     built = own and next((path for path in _built(mine / own) if path.exists()), None)
@@ -69,7 +68,7 @@ def _built(source: Path) -> list[Path]:
 
 
 def compile_native(source: Path, into: Path) -> None:
-    """With the compiler and the flags that this Python's extensions are built with. Raises `Unavailable`."""
+    """Compile with this Python's compiler and flags for extensions. Raises `Unavailable`."""
     flags = " ".join(sysconfig.get_config_var(name) or "" for name in ("LDSHARED", "CFLAGS", "CCSHARED"))
     command = [*shlex.split(flags), f"-I{sysconfig.get_path('include')}", str(source), "-o", str(into)]
     try:
@@ -79,12 +78,12 @@ def compile_native(source: Path, into: Path) -> None:
 
 
 def _git(*arguments: str) -> bytes:
-    """What git prints; nothing where it fails. Raises `Unavailable` without git or outside a checkout."""
+    """The output of git; nothing where it fails. Raises `Unavailable` without git or outside a checkout."""
     command = ["git", "-C", str(REPOSITORY), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, timeout=SECONDS_MAX, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.SubprocessError) as error:
-        raise Unavailable(f"git cannot be asked for the commit: {error}") from error
+        raise Unavailable(f"git cannot read the commit: {error}") from error
     if b"not a git repository" in done.stderr:
         raise Unavailable("this is no git checkout, so there is no commit to compare with")
     return done.stdout

@@ -1,4 +1,4 @@
-"""What is measured of a tier, each in a process of its own that `child` forks: the adapter is new, the result a dict.
+"""Measurements of a tier, each in a process of its own that `child` forks: the adapter is new, the result a dict.
 
 Every measure prepares, calls `go` (which returns when all processes of the measurement are ready), then measures.
 Times are wall clock of `time.perf_counter`, CPU seconds those of this process. Failed blocks are an error, not a
@@ -21,7 +21,7 @@ from harness.bench.driver import Driver, Wrong, cpu_seconds, io_chars, keys_of, 
 ANSWER_SECONDS = 50e-6
 FLOOD_POLL_SECONDS = 200e-6
 DISK_RESERVE_BYTES = 256 << 20
-"""A flood stops short of filling the disk: what it would measure then is ENOSPC."""
+"""A flood stops before the disk is full, because it would measure ENOSPC then."""
 
 Go = Callable[[], None]
 
@@ -103,7 +103,7 @@ def flood(
                 if _free_bytes(root) < queued + DISK_RESERVE_BYTES:
                     return False
                 keys = keys_of(f"{label} flood", job_blocks, first)
-                # Nobody writes to the slots of stores, so all may share them.
+                # No load writes to the slots of stores, so all stores may share them.
                 slots = [flood_slots[i % len(flood_slots)] for i in range(job_blocks)]
             else:
                 at = first % load_set_blocks
@@ -200,7 +200,7 @@ def _ask(adapter: Adapter, keys: Sequence[bytes], req_id: str, expected: str) ->
         adapter.step()
     adapter.request_finished(req_id)
     if wrong := [verdict for verdict in verdicts if verdict != expected]:
-        raise Wrong(f"{len(wrong)} of {len(keys)} lookups say {wrong[0]} instead of {expected}")
+        raise Wrong(f"{len(wrong)} of {len(keys)} lookups return {wrong[0]} instead of {expected}")
 
 
 def known_memory(adapter: Adapter, go: Go, label: str, planted: int, count: int) -> dict[str, Any]:
@@ -328,13 +328,13 @@ def turns(
     begins: bool,
     slower: float,
 ) -> dict[str, Any]:
-    """Seconds of each of `turns` turns, taken by turns with another process that does the same: a byte in the pipe
-    `my_turn` says that it is this one's, a byte into `your_turn` gives it away. A turn is one job of `blocks` blocks
+    """Seconds of each of `turns` turns, in alternation with another process that does the same. A byte read from
+    the pipe `my_turn` starts a turn, and a byte written to `your_turn` ends it. A turn is one job of `blocks` blocks
     ("store", "load"), or one "lookup" of as many keys that are not there. With `slower` above 1 it takes that many
     times longer.
 
-    Lookups have one processor: they are thousands of hand-overs between threads, and what it costs to wake another
-    processor changes on a virtual machine by the minute."""
+    Lookups run on one processor: they switch between threads thousands of times, and on a virtual machine the cost of
+    waking another processor changes by the minute."""
     if what == "lookup":
         for thread in os.listdir("/proc/self/task"):
             os.sched_setaffinity(int(thread), {max(os.sched_getaffinity(0))})

@@ -1,11 +1,10 @@
-"""What watching costs: a load run, as fast as it goes, that is watched in every other window of time.
+"""Overhead of metrics and tracing: a load run at full speed, watched in every other window of time.
 
-The command `overhead` calls it. Blocks should lie in memory (`--root-dir /dev/shm/...`), where nothing hides the
-cost. In every watched second every process is scraped once, as a server would do. A window is compared with the mean of
-its two neighbours, so that what the machine does meanwhile cancels out; and in work, not in blocks, since a stored
-block costs more than a loaded one. That ratio knows everything that watching does to a process, and is noisy; beside it
-stands what the clocks of the threads say was spent on watching, which is precise, and knows nothing of caches and
-locks. It judges neither.
+The command `overhead` calls it. Blocks should be in memory (`--root-dir /dev/shm/...`), where no device hides the
+overhead. Every process is scraped once in each watched window. A window is compared with the mean of its two
+neighbours, which cancels other load on the machine; and by work, not by blocks, since a stored block costs more than a
+loaded one. That ratio includes every effect and is noisy. The second figure, the thread clocks' time spent on
+observation, is precise but excludes effects on caches and locks. No verdict follows from either.
 """
 
 from __future__ import annotations
@@ -83,7 +82,7 @@ def contrasts(windows: Sequence[Window], price: tuple[float, float]) -> list[tup
 
 
 class _Scraper:
-    """Asks every process of the run that it is told of once in each watched window, and throws the answers away."""
+    """Scrapes every process of the run once in each watched window, and drops the answers."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
@@ -112,12 +111,12 @@ def measure(options: LoadOptions, runs_dir: Path, scraper: _Scraper) -> list[lis
     results = run(SCENARIO, options, runs_dir, scraper.on_start)
     if results.verdict == "false":
         findings = [finding for verdict in results.verdicts for finding in verdict["findings"]]
-        raise click.ClickException(f"a run was judged false, so its rate says nothing: {'; '.join(findings[:3])}")
+        raise click.ClickException(f"a run failed, so its rate means nothing: {'; '.join(findings[:3])}")
     files = Path(results.run_dir).glob("windows-*.json")
     return [[Window(*row) for row in json.loads(file.read_text())] for file in files]
 
 
-def _said(ratio: Interval) -> str:
+def _shown(ratio: Interval) -> str:
     return f"{ratio.value:.3f} (95 %: {ratio.low:.3f} to {ratio.high:.3f})"
 
 
@@ -158,14 +157,14 @@ def main(
             if not found:
                 raise click.ClickException("a run was too short for three windows; more --requests are needed")
             by_wall, by_cpu = (spread([pair[i] for pair in found]) for i in (0, 1))
-            said = f"{_said(by_wall)} and {_said(by_cpu)}, {spent(flat):.2%}"
-            console.print(f"run {number + 1} of {runs}: {len(found)} windows, {said}", soft_wrap=True)
+            shown = f"{_shown(by_wall)} and {_shown(by_cpu)}, {spent(flat):.2%}"
+            console.print(f"run {number + 1} of {runs}: {len(found)} windows, {shown}", soft_wrap=True)
     scraper.close()
     console.print(
         f"watched / unwatched, {len(found)} windows of {WINDOW_SECONDS} s of {processes} processes, blocks of "
         f"{block_bytes >> 10} KiB, every {trace_every}th request traced:\n"
-        f"  work per second              {_said(by_wall)}\n"
-        f"  work per processor second    {_said(by_cpu)}\n"
+        f"  work per second              {_shown(by_wall)}\n"
+        f"  work per processor second    {_shown(by_cpu)}\n"
         f"  spent on watching            {spent(flat):.2%} of the processor time\n"
         f"  (a stored block costs {price[0] * 1e6:.0f} processor us, a loaded one {price[1] * 1e6:.0f})",
         soft_wrap=True,

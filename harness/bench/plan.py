@@ -1,7 +1,7 @@
-"""The table of measurements: which sections there are, with which sizes, and who takes part. `tables` runs it.
+"""The table of measurements: its sections, sizes and contestants. The command `bench table` runs it.
 
-A section runs round by round, contestants in turn, each measurement on an empty file system where there is one.
-It yields `Sample`s; what they mean against the targets is `targets`' business.
+A section runs round by round, contestants in turn, each measurement on an empty file system where there is one. It
+yields `Sample`s, which `targets` compares with the targets.
 
 Tiers get twice the slots that their stores can fill, since a tier may refuse stores that fill more than half of them;
 slots beyond those in use are never touched, and cost no memory.
@@ -27,9 +27,9 @@ JOB_BLOCKS = 16
 TIERS = ("kvtier", "kvtier-direct", "kvtier-buffered", "kvtier-pure", "vllm")
 LARGE_JOB_BLOCKS = 512
 SCALE_JOBS = 32
-"""Jobs of each class in flight, over all processes together."""
+"""Jobs of each direction in flight, over all processes together."""
 SCALE_SLOTS = 4
-"""Slots for each block of a class in flight: a tier may refuse stores that would fill half of its slots."""
+"""Slots for each block of a direction in flight: a tier may refuse stores that would fill half of its slots."""
 PROBES_PER_SECOND = 50.0
 PLANT_SECONDS_MAX = 600.0
 
@@ -48,7 +48,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything: the full table takes about ten minutes on a quiet machine, the quick one about two."""
+    """Sizes of all sections: the full table takes about ten minutes on a quiet machine, the quick one about two."""
 
     rounds: int
     flood_rounds: int
@@ -76,11 +76,11 @@ QUICK = Size(
     *(6_144, 100_000, (16, 128, 1024), (1, 4, 16), 1.0, 100, 9 << 30),
 )
 SMOKE = Size(*(1, 1, (64 * KIB,), 4 * MIB, 64, 0.3, 2, 8, 96, 192, (16,), (1, 2), 0.2, 8, 1 << 30))
-"""Only proves that everything runs; its figures mean nothing."""
+"""Proves only that everything runs; its figures mean nothing."""
 
 
 class Bench:
-    """What a section needs: sizes, a disk, the contestants, and a folder for what outlives a measurement."""
+    """A section's surroundings: sizes, a disk, the contestants, and a folder that outlives a measurement."""
 
     def __init__(self, size: Size, disk: Disk, contestants: Sequence[Contestant], ceiling_folder: Path) -> None:
         self.size = size
@@ -143,7 +143,7 @@ def _ceilings(bench: Bench, row: str, block_bytes: int, blocks: int, number: int
 
 
 def durability(bench: Bench) -> Iterator[Sample]:
-    """What it costs a store to wait until the device has the block: the same tier with and without, in turns."""
+    """The cost of durable stores: the same tier with and without waiting for the device, in turns."""
     for block_bytes in (size for size in bench.size.block_sizes if size <= MIB):
         row, blocks = f"{block_bytes // KIB} KiB", bench.blocks(block_bytes)
         for number in range(bench.size.rounds):
@@ -169,7 +169,7 @@ def idle(bench: Bench) -> Iterator[Sample]:
 
 
 def floods(bench: Bench) -> Iterator[Sample]:
-    """One-block jobs of one class while large or small jobs of the other class flood the tier."""
+    """One-block jobs of one direction under a flood of large or small jobs of the other."""
     seconds, rate = bench.size.flood_seconds, PROBES_PER_SECOND
     probes = int(seconds * rate)
     for direction, job_blocks, block_bytes in (
@@ -220,7 +220,7 @@ def single_job(bench: Bench) -> Iterator[Sample]:
 
 
 def lookups(bench: Bench) -> Iterator[Sample]:
-    """Keys a second of batched lookups: hits, misses, and hits this process knows already."""
+    """Keys a second of batched lookups: hits, misses, and hits in this process's presence cache."""
     size = bench.size
     bench.disk.fresh()
     roots = {}
@@ -253,7 +253,7 @@ def _planted(bench: Bench, who: Contestant, name: str, count: int, block_bytes: 
 
 
 def stalled(bench: Bench) -> Iterator[Sample]:
-    """Calls on the scheduler's thread while the device answers nothing (a FUSE server that is stopped)."""
+    """Calls on the scheduler's thread while the device does not answer (a stopped FUSE server)."""
     samples = bench.size.stalled_samples
     for number in range(bench.size.flood_rounds):
         for who in bench.turns(number, "kvtier", "vllm"):
@@ -277,9 +277,9 @@ def stalled(bench: Bench) -> Iterator[Sample]:
 
 
 def scale(bench: Bench) -> Iterator[Sample]:
-    """1 to 16 processes on one root, both classes at once: the total, and of each class what the least served process
-    got and the longest wait of a job. All processes together have as many jobs in flight, however many they are: the
-    totals differ by nothing else."""
+    """1 to 16 processes on one root, both directions at once: the total, and of each direction the throughput of the
+    least served process and the longest wait of a job. The jobs in flight over all processes together are the same for
+    every number of processes."""
     seconds = bench.size.scale_seconds
     for number in range(bench.size.flood_rounds):
         for processes in bench.size.process_counts:

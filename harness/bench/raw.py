@@ -1,5 +1,6 @@
-"""What the machine itself gives, measured in the same run as the tiers: the device, the file system, memory. `child`
-runs these as the contestant without a tier; nothing here is ever made faster.
+"""The machine's ceilings, measured in the same run as the tiers: device, file system, memory.
+
+`child` runs these as the contestant without a tier.
 """
 
 from __future__ import annotations

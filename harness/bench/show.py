@@ -169,7 +169,7 @@ _CONCLUSIONS = (
     "**Price in relation to vLLM's.** CPU time of cold loads at 256 KiB: {throughput|256 KiB|cold CPU}. Stores of 16 "
     "processes that also load from memory: {scale|16 processes|store}.",
 )
-"""What the table says, in three sentences; {section|end of the row|metric} becomes a ratio with its interval."""
+"""The table's conclusions, in three sentences; {section|end of the row|metric} becomes a ratio with its interval."""
 
 
 def _conclusions(result: Mapping[str, Any]) -> list[str]:

@@ -1,8 +1,8 @@
-"""The targets, one function: samples -> lines that say what was wanted, what was measured, and whether it was met.
+"""The targets, one function: samples -> lines with the target, the measured ratio and the outcome.
 
 A ratio pairs figures of the same round. It is "met" or "missed" only if its whole bootstrap interval lies on one side
-of the wanted value, else "unclear"; "unmeasured" when one side has no figure. Of five rounds or fewer that interval is
-about their range: then every round was on that side, which is less than 95 % sure.
+of the target, else "unclear"; "unmeasured" when one side has no figure. Of five rounds or fewer that interval is about
+their range, so its confidence is below 95 %.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Outcome = Literal["met", "missed", "unclear", "unmeasured"]
 LARGE_KIB = 1024
 SMALL_KIB = (64, 256)
 STARVED = 0.25
-"""Of the mean of all processes: one that gets less of a class starves, as do all where the class gets nothing."""
+"""Share of the mean of all processes. A process below it starves, as do all where the direction gets nothing."""
 
 
 class Target(NamedTuple):
@@ -45,7 +45,7 @@ def by_line(samples: Iterable[Sample]) -> Values:
 
 
 def targets(samples: Sequence[Sample]) -> list[Target]:
-    """Every target that the samples speak about, in order."""
+    """Every target that the samples cover, in order."""
     values = by_line(samples)
     found: list[Target] = []
 

@@ -1,6 +1,6 @@
-"""One real vLLM engine in a process of its own; `run.py` starts it in the engines' venv and asks it, by JSON lines.
+"""One real vLLM engine in a process of its own. `run.py` starts it in the engines' venv and sends JSON lines.
 
-It changes nothing in the engine; what it does, a user's script could do. Prompts and generations are token ids.
+It uses vLLM's public interface only. Prompts and generations are token ids.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def make_model(path: str, seed: int) -> None:
         shapes |= {f"{layer}.{name}_layernorm": (hidden,) for name in ("input", "post_attention")}
     shapes["model.norm"] = (hidden,)
     torch.manual_seed(seed)
-    # Large enough that what is generated hangs on every block of the prompt: a wrong block shows.
+    # Large weights make the generation depend on every block of the prompt, so that a wrong block shows.
     weights = {
         f"{name}.weight": torch.randn(shape) * 0.2 if len(shape) == 2 else torch.ones(shape)
         for name, shape in shapes.items()
@@ -58,7 +58,7 @@ def make_model(path: str, seed: int) -> None:
 
 
 class Engine:
-    """Answers questions: `{"do": name, ...}` calls the method of that name with the rest."""
+    """Answers requests: `{"do": name, ...}` calls the method of that name with the other fields."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         from vllm import LLM
@@ -92,14 +92,14 @@ class Engine:
         )
 
     def generate(self, prompts: list[list[int]], max_tokens: int, salt: str = "") -> dict[str, Any]:
-        """The prompts as one batch, greedily. `cached[i]`: tokens of prompt i that were not computed. Blocks of one
-        `salt` are nobody's else: a new one makes the engine compute all."""
+        """The prompts as one batch, greedily. `cached[i]`: tokens of prompt i that were not computed. Requests
+        share blocks only within one `salt`: a new one makes the engine compute all."""
         from vllm import SamplingParams
 
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
         started = time.monotonic()
-        asked = [{"prompt_token_ids": prompt} | ({"cache_salt": salt} if salt else {}) for prompt in prompts]
-        outputs = self._llm.generate(asked, params, use_tqdm=False)
+        requests = [{"prompt_token_ids": prompt} | ({"cache_salt": salt} if salt else {}) for prompt in prompts]
+        outputs = self._llm.generate(requests, params, use_tqdm=False)
         return {
             "seconds": time.monotonic() - started,
             "tokens": [list(output.outputs[0].token_ids) for output in outputs],
@@ -107,7 +107,7 @@ class Engine:
         }
 
     def reset(self, cpu_tier: bool) -> bool:
-        """Forget what the GPU's blocks hold, and the CPU tier."""
+        """Empty the GPU's prefix cache, and with `cpu_tier` the CPU tier."""
         return bool(self._llm.reset_prefix_cache(reset_connector=cpu_tier))
 
     def metrics(self) -> dict[str, float]:
@@ -122,7 +122,7 @@ class Engine:
         }
 
     def block_hashes(self, prompts: list[list[int]]) -> list[list[str]]:
-        """The hash of each full block of each prompt, as engines derive it; a block's file is called by its hash."""
+        """The hash of each full block of each prompt, as engines derive it; the hash names the block's file."""
         from vllm.utils.hashing import get_hash_fn_by_name
         from vllm.v1.core import kv_cache_utils
 
@@ -138,18 +138,18 @@ class Engine:
 
 
 def main() -> None:
-    """First line: the engine's options; then questions. Each answer is one line: [answer, error text or null]."""
+    """First line: the engine's options; then requests. Each answer is one line: [answer, error text or null]."""
     engine: Engine | None = None
 
-    def answer(question: dict[str, Any]) -> list[Any]:
+    def answer(request: dict[str, Any]) -> list[Any]:
         nonlocal engine
         try:
             if engine is None:
                 import vllm
 
-                engine = Engine(question)
+                engine = Engine(request)
                 return [vllm.__version__, None]
-            return [getattr(engine, question.pop("do"))(**question), None]
+            return [getattr(engine, request.pop("do"))(**request), None]
         except Exception as error:
             return [None, f"{type(error).__name__}: {error}"]
 

@@ -36,7 +36,7 @@ class EngineFailed(Exception):
 class EngineProcess:
     """`harness.e2e.engine` under `python`, with its children in a session of its own. `overlay` goes first in its path.
 
-    The constructor does not wait; `up` does. One request at a time; `ask` is `send` and `answer` in one.
+    The constructor does not wait; `up` does. One request at a time; `request` is `send` and `answer` in one.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class EngineProcess:
         """Wait until the engine serves; its vLLM's version."""
         return str(self._answer(UP_SECONDS_MAX))
 
-    def ask(self, do: str, **question: Any) -> Any:
-        self.send(do, **question)
+    def request(self, do: str, **arguments: Any) -> Any:
+        self.send(do, **arguments)
         return self.answer()
 
-    def send(self, do: str, **question: Any) -> None:
-        self._send({"do": do, **question})
+    def send(self, do: str, **arguments: Any) -> None:
+        self._send({"do": do, **arguments})
 
     def answer(self) -> Any:
         return self._answer(ANSWER_SECONDS_MAX)
@@ -106,8 +106,8 @@ class EngineProcess:
                     found.append(folder)
         return found
 
-    def _send(self, question: dict[str, Any]) -> None:
-        if not self._process.send(question):
+    def _send(self, request: dict[str, Any]) -> None:
+        if not self._process.send(request):
             raise self._failed("ended before it read its request")
 
     def _answer(self, seconds_max: float) -> Any:

@@ -1,4 +1,4 @@
-"""The command `e2e-vllm`: real vLLM engines on one root, pass by pass, and whether every generation is right.
+"""The command `e2e-vllm`: real vLLM engines on one root, pass by pass, with a comparison of every generation.
 
 Starts engines, compares token ids with those of a pass that computes everything, and reads the engines' own /metrics to
 see where cached tokens came from. Prints a table; exit code 0: all judged passes hold, 1: some do not, 2: no engine.
@@ -38,7 +38,7 @@ NEW_TOKENS = 16
 NUDGE = [[5, 6, 7]]
 """Less than a block, so never cached. It makes an engine step: deferred stores are submitted, finished jobs reaped."""
 NUDGES = 8
-"""So many steps are plenty for an idle engine to store a few blocks."""
+"""Steps after which an idle engine has stored a few blocks."""
 SETTLE_SECONDS_MAX = 60.0
 DAMAGED_BLOCK = 10
 KVTIER = {"type": "KvtierFileSystemTier", "module_path": "kvtier.vllm_plugin"}
@@ -49,7 +49,7 @@ Prompts = list[list[int]]
 
 @dataclass
 class Pass:
-    """One row: what was expected of an engine and what was seen. Tokens are summed over the prompts."""
+    """One row: expected and measured figures of an engine. Tokens are summed over the prompts."""
 
     what: str
     engine: str
@@ -69,8 +69,8 @@ class Pass:
 
 
 @dataclass
-class Story:
-    """What happened with one version of vLLM."""
+class Trial:
+    """Results of one version of vLLM."""
 
     vllm: str
     passes: list[Pass] = field(default_factory=list)
@@ -84,10 +84,10 @@ class Story:
 
 
 class Engines:
-    """The engines of one story, all on one root, and what is needed to compare them."""
+    """The engines of one trial, all on one root, with their reference generations."""
 
-    def __init__(self, python: Path, overlay: Path | None, folder: Path, seed: int, story: Story) -> None:
-        self._python, self._overlay, self._folder, self._seed, self.story = python, overlay, folder, seed, story
+    def __init__(self, python: Path, overlay: Path | None, folder: Path, seed: int, trial: Trial) -> None:
+        self._python, self._overlay, self._folder, self._seed, self.trial = python, overlay, folder, seed, trial
         self.root = folder / "root"
         self.root.mkdir()
         self.right: dict[str, list[list[int]]] = {}  # name of a set of prompts -> the generations
@@ -118,8 +118,8 @@ class Engines:
         return [[draw.randrange(3, 1000) for _ in range(PROMPT_TOKENS)] for _ in range(count)]
 
     def reference(self, engine: EngineProcess, name: str, prompts: Prompts) -> None:
-        """The right generations: computed in full, under a salt of their own."""
-        answer = engine.ask("generate", prompts=prompts, max_tokens=NEW_TOKENS, salt="reference " + name)
+        """The reference generations: computed in full, under a separate salt."""
+        answer = engine.request("generate", prompts=prompts, max_tokens=NEW_TOKENS, salt="reference " + name)
         assert not any(answer["cached"]), f"the reference of {name} was not computed: {answer['cached']}"
         self.right[name] = answer["tokens"]
 
@@ -151,25 +151,25 @@ class Engines:
             judged,
             note,
         )
-        self.story.passes.append(row)
+        self.trial.passes.append(row)
         return row
 
     def _newly_from_files(self, engine: EngineProcess) -> int:
-        """Tokens that the engine says came from disk since it was asked last."""
-        self.nudge(engine)  # its process that serves /metrics hears of a step when the next one ends
-        metrics: dict[str, float] = engine.ask("metrics")
+        """Tokens that came from disk by the engine's metrics since the last call."""
+        self.nudge(engine)  # the process that serves /metrics receives a step's figures when the next one ends
+        metrics: dict[str, float] = engine.request("metrics")
         disk = sum(v for k, v in metrics.items() if k.startswith(_BY_SOURCE) and "source=disk" in k)
-        seen = self.story.metrics.setdefault(engine.name, {})
+        seen = self.trial.metrics.setdefault(engine.name, {})
         before = seen.get("tokens_from_files", 0.0)
         seen.update({name: value for name, value in metrics.items() if name.startswith(("kvtier_", *_SHOWN))})
         seen["tokens_from_files"] = disk
         return round(disk - before)
 
     def nudge(self, engine: EngineProcess) -> None:
-        engine.ask("generate", prompts=NUDGE, max_tokens=2)
+        engine.request("generate", prompts=NUDGE, max_tokens=2)
 
     def settle(self, engines: Sequence[EngineProcess], blocks: int) -> None:
-        """Nudge until `blocks` files are there."""
+        """Run steps until `blocks` files exist."""
         deadline = time.monotonic() + SETTLE_SECONDS_MAX
         while (there := len(self.files())) < blocks:
             if time.monotonic() > deadline:
@@ -178,9 +178,9 @@ class Engines:
                 self.nudge(engine)
 
     def forget(self, engine: EngineProcess, files_only: bool = True) -> None:
-        """Leave the engine nothing but the files; or nothing but files and CPU tier."""
+        """Empty the engine's caches, except the files; without `files_only` also except the CPU tier."""
         self.nudge(engine)
-        if not engine.ask("reset", cpu_tier=files_only):
+        if not engine.request("reset", cpu_tier=files_only):
             raise EngineFailed(f"engine {engine.name} does not reset its caches")
         self.nudge(engine)
 
@@ -193,12 +193,12 @@ _BY_SOURCE = "vllm:prompt_tokens_cached_by_source_total"
 _SHOWN = (_BY_SOURCE, "vllm:external_prefix_cache", "vllm:kv_offload_tiering")
 
 
-def tell(engines: Engines) -> None:
+def run_passes(engines: Engines) -> None:
     """The passes, in order. Three engines: `a` and `b` with kvtier, `v` with vLLM's own tier."""
     full = PROMPTS * PROMPT_BLOCKS * TOKENS_PER_BLOCK
     blocks = PROMPTS * PROMPT_BLOCKS
     a = engines.start("a (kvtier)", KVTIER)
-    engines.story.vllm = a.up()
+    engines.trial.vllm = a.up()
     b = engines.start("b (kvtier)", KVTIER)
     p, q = engines.prompts("p"), engines.prompts("q")
 
@@ -233,14 +233,16 @@ def tell(engines: Engines) -> None:
 
 
 def refused(engines: Engines, stranger: EngineProcess, prompts: Prompts) -> None:
-    """An engine that derives other names ends at its first request, and says why."""
+    """An engine that derives other names fails at its first request with a reason."""
     stranger.up()
     try:
-        stranger.ask("generate", prompts=prompts[:1], max_tokens=1)
-        told = False
+        stranger.request("generate", prompts=prompts[:1], max_tokens=1)
+        reported = False
     except EngineFailed:
-        told = "nothing would be shared, since equal tokens get other file names here" in stranger.log_path.read_text()
-    engines.story.checks["an engine with another seed is refused at its first request, and told why"] = told
+        reported = (
+            "nothing would be shared, since equal tokens get other file names here" in stranger.log_path.read_text()
+        )
+    engines.trial.checks["an engine with another seed is refused at its first request, with a reason"] = reported
 
 
 def at_once(engines: Engines, a: EngineProcess, b: EngineProcess) -> None:
@@ -263,17 +265,17 @@ def at_once(engines: Engines, a: EngineProcess, b: EngineProcess) -> None:
 
 
 def damage(engines: Engines, engine: EngineProcess, name: str, prompts: Prompts, judged: bool) -> None:
-    """Spoil one block of three prompts, each in its way, while the engine runs."""
+    """Damage one block of three prompts, each by another kind, while the engine runs."""
     whole = PROMPT_BLOCKS * TOKENS_PER_BLOCK
-    hashes = engine.ask("block_hashes", prompts=prompts)
+    hashes = engine.request("block_hashes", prompts=prompts)
     files = engines.files()
     for index, kind in enumerate(("corrupt", "truncated", "deleted")):
         path = files[hashes[index][DAMAGED_BLOCK]]
-        _spoil(path, kind)
+        _damage(path, kind)
         engines.forget(engine)
         one, ask = f"{name} {index}", [prompts[index]]
         engines.right[one] = [engines.right[name][index]]
-        # What stands before the spoilt block is found, the rest computed; a tier that cannot tell serves all of it.
+        # Blocks before the damaged one are found, the rest computed; a tier that does not detect it serves all of it.
         before = DAMAGED_BLOCK * TOKENS_PER_BLOCK if judged else None
         what = f"10 {kind} block {DAMAGED_BLOCK} of {PROMPT_BLOCKS}"
         row = engines.run_pass(what, engine, one, ask, cached=before, from_files=before, judged=judged)
@@ -290,12 +292,12 @@ def damage(engines: Engines, engine: EngineProcess, name: str, prompts: Prompts,
         row.note = "" if row.equal else "WRONG TOKENS"
 
 
-def _spoil(path: Path, kind: str) -> None:
+def _damage(path: Path, kind: str) -> None:
     if kind == "deleted":
         path.unlink()
         return
     data = path.read_bytes()
-    with open(path, "r+b") as file:  # in place, as a failing disk or a stray program would
+    with open(path, "r+b") as file:  # in place, as by a failing disk
         if kind == "truncated":
             file.truncate(len(data) // 2)
         else:
@@ -303,11 +305,11 @@ def _spoil(path: Path, kind: str) -> None:
 
 
 def killed(engines: Engines, a: EngineProcess, b: EngineProcess, v: EngineProcess) -> None:
-    """One engine dies by SIGKILL while it computes and stores; the other goes on with what is there."""
+    """One engine dies by SIGKILL while it computes and stores; the other continues with the stored blocks."""
     load = engines.prompts("load", LOAD_PROMPTS)
     engines.reference(v, "load", load)
     before = set(engines.files())
-    hashes = {block_hash for chain in b.ask("block_hashes", prompts=load) for block_hash in chain}
+    hashes = {block_hash for chain in b.request("block_hashes", prompts=load) for block_hash in chain}
     a.send("generate", prompts=load, max_tokens=NEW_TOKENS)
     deadline = time.monotonic() + SETTLE_SECONDS_MAX
     while not (stored := hashes & (set(engines.files()) - before)):  # it dies in the middle of storing
@@ -316,7 +318,7 @@ def killed(engines: Engines, a: EngineProcess, b: EngineProcess, v: EngineProces
         time.sleep(0.002)
     a.kill()
     stored = hashes & set(engines.files())
-    engines.story.checks["the kill came in the middle: some blocks stored, some not"] = 0 < len(stored) < len(hashes)
+    engines.trial.checks["the kill came in the middle: some blocks stored, some not"] = 0 < len(stored) < len(hashes)
     note = f"{len(stored)} of {len(hashes)} blocks were stored"
     engines.run_pass("12 the other engine, after SIGKILL", b, "load", load, note=note)
     engines.settle([b], len(before | hashes))
@@ -326,13 +328,13 @@ def killed(engines: Engines, a: EngineProcess, b: EngineProcess, v: EngineProces
 
 
 def check_metrics(engines: Engines) -> None:
-    """kvtier's metrics are in the engines' own /metrics, and say what happened."""
-    of_b = engines.story.metrics["b (kvtier)"]
+    """kvtier's metrics are in the engines' own /metrics and match the passes."""
+    of_b = engines.trial.metrics["b (kvtier)"]
 
     def total(name: str, *labels: str) -> float:
         return sum(v for k, v in of_b.items() if k.startswith(name + "{") and all(label in k for label in labels))
 
-    checks = engines.story.checks
+    checks = engines.trial.checks
     checks["/metrics of b: blocks that another engine wrote"] = total("kvtier_cross_process_hit_blocks_total") > 0
     checks["/metrics of b: blocks of vLLM's tier, unverified"] = total("kvtier_unverified_blocks_total") > 0
     for reason in ("checksum", "size"):
@@ -345,7 +347,7 @@ def check_metrics(engines: Engines) -> None:
 
 @contextmanager
 def _folder(keep: Path | None) -> Iterator[Path]:
-    """A folder for roots, model and logs: `keep`, or one that goes away."""
+    """A folder for roots, model and logs: `keep`, or a temporary one."""
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         yield keep.resolve()
@@ -364,26 +366,26 @@ def make_model(python: Path, folder: Path, seed: int) -> None:
     subprocess.run([str(python), "-c", code, str(folder), str(seed)], env=environment, check=True)
 
 
-def _tell_version(version: str, python: Path, folder: Path, seed: int) -> Story:
-    story = Story(version)
+def _run_version(version: str, python: Path, folder: Path, seed: int) -> Trial:
+    trial = Trial(version)
     overlay = None if version == VERSIONS[0] else python.parent.parent / f"vllm-{version}"
     with ExitStack() as stack:
-        engines = Engines(python, overlay, folder, seed, story)
+        engines = Engines(python, overlay, folder, seed, trial)
         stack.callback(engines.stop)
         try:
-            tell(engines)
+            run_passes(engines)
         except EngineFailed as error:
-            story.error = str(error)
-    if not story.error and story.vllm != version:
-        story.error = f"the engine is vLLM {story.vllm}, not {version}"
-    return story
+            trial.error = str(error)
+    if not trial.error and trial.vllm != version:
+        trial.error = f"the engine is vLLM {trial.vllm}, not {version}"
+    return trial
 
 
-def _table(story: Story) -> Table:
-    table = Table(title=f"vLLM {story.vllm}", title_justify="left")
+def _table(trial: Trial) -> Table:
+    table = Table(title=f"vLLM {trial.vllm}", title_justify="left")
     for name in ("pass", "engine", "tokens cached", "from files", "seconds", "generations equal", ""):
         table.add_column(name, justify="right" if name in ("tokens cached", "from files", "seconds") else "left")
-    for row in story.passes:
+    for row in trial.passes:
         verdict = "[green]ok[/]" if row.ok else "[red]WRONG[/]"
         table.add_row(
             row.what,
@@ -418,22 +420,22 @@ def main(
         sys.exit(2)
     seed = seeds.fresh_seed() if seed is None else seed
     console.print(f"seed {seed}")
-    stories = []
+    trials = []
     with _folder(folder) as base:
         for version in versions or VERSIONS:
             place = base / version
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir()
             make_model(python, place / "model", seed)
-            story = _tell_version(version, python, place, seed)
-            stories.append(story)
-            console.print(_table(story))
-            for what, holds in story.checks.items():
+            trial = _run_version(version, python, place, seed)
+            trials.append(trial)
+            console.print(_table(trial))
+            for what, holds in trial.checks.items():
                 console.print(f"  {'[green]ok[/]   ' if holds else '[red]WRONG[/]'} {what}")
-            if story.error:
-                console.print(f"[red]{story.error}", markup=True)
+            if trial.error:
+                console.print(f"[red]{trial.error}", markup=True)
     if json_path is not None:
-        result = {"seed": seed, "ok": all(s.ok for s in stories), "stories": [asdict(story) for story in stories]}
+        result = {"seed": seed, "ok": all(s.ok for s in trials), "stories": [asdict(trial) for trial in trials]}
         json_path.write_text(json.dumps(result, indent=2))
-    console.print("all passes hold" if all(story.ok for story in stories) else "[red]something is wrong")
-    sys.exit(0 if all(story.ok for story in stories) else 1)
+    console.print("all passes hold" if all(trial.ok for trial in trials) else "[red]something is wrong")
+    sys.exit(0 if all(trial.ok for trial in trials) else 1)

@@ -105,7 +105,7 @@ def test_outside_a_checkout_there_is_no_commit(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(Unavailable, match="this is no git checkout"):
         frozen.freeze("HEAD", tmp_path / "frozen")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(Unavailable, match="git cannot be asked"):
+    with pytest.raises(Unavailable, match="git cannot read the commit"):
         frozen.freeze("HEAD", tmp_path / "frozen")
 
 
@@ -126,7 +126,7 @@ def test_a_table_of_code_that_no_commit_holds_is_not_kept(
     monkeypatch.setattr(environment, "git", lambda: seen)
     done = CliRunner().invoke(bench, ["table", "--size", "smoke", "--section", "idle", "--save"])
     assert (done.exit_code, done.stdout) == (1, "")
-    assert "commit your changes first" in done.stderr
+    assert "commit them first" in done.stderr
 
 
 def test_compare_without_the_commit_is_unknown() -> None:

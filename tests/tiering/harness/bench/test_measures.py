@@ -69,7 +69,7 @@ def test_a_tier_that_fails_has_no_figure_but_a_reason(tmp_path: Path, kvtier: Co
     kvtier.gaps.clear()
     missing = {"label": "x", "planted": 8, "batches": (4,)}  # nothing was planted, so no lookup hits
     assert kvtier.measure("lookups", tmp_path, arguments=missing, block_bytes=4096) == []
-    assert "say miss instead of hit" in kvtier.gaps[0]
+    assert "return miss instead of hit" in kvtier.gaps[0]
 
 
 def test_a_measurement_that_does_not_end_is_ended(tmp_path: Path, kvtier: Contestant) -> None:
