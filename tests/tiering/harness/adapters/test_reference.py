@@ -1,4 +1,4 @@
-"""The oracle tier: what it stores any other instance finds, and it never claims what it does not have."""
+"""The reference tier: every instance finds what another stored, and none reports a hit for a missing block."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_keys_are_equal_exactly_for_equal_prefixes(
         assert adapter.keys(a[2:], adapter.keys(a[:2])[0]) == adapter.keys(a)[1:]
 
 
-def test_seed_policies_share_as_the_rules_say(
+def test_seed_policies_share_by_the_rules(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def digest(policy: str) -> str:

@@ -1,4 +1,4 @@
-"""The comparison with an earlier commit can say each of its answers, and errs seldom, on drawn figures."""
+"""The comparison with an earlier commit reaches each of its outcomes, and is seldom wrong, on drawn figures."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_faster_code_is_no_alarm() -> None:
     assert set(outcomes(-math.log(1.3))) == {"faster"}
 
 
-def test_what_scatters_too_much_is_unknown_and_says_why() -> None:
+def test_too_much_scatter_is_unknown_with_a_reason() -> None:
     assert outcomes(0.0, scatter=0.5).get("unknown", 0) > 108
     judged = judge("load", chunks(random.Random(1), 0.5))
     assert judged.outcome == "unknown"

@@ -26,7 +26,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with two commits of `kvtier/`: the second says 2 where the first said 1, in Python and in C."""
+    """A repository with two commits of `kvtier/`: the second returns 2, the first 1, in Python and in C."""
     folder = tmp_path / "checkout"
     package = folder / "kvtier"
     package.mkdir(parents=True)

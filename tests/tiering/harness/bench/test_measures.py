@@ -51,7 +51,7 @@ def test_a_section_yields_its_figures(bench: Bench, section: str, figures: set[s
     assert {target.outcome for target in targets(samples)} <= {"met", "missed", "unclear", "unmeasured"}
 
 
-def test_durability_is_told_as_a_share_of_the_same_tier_without_it(tmp_path: Path, kvtier: Contestant) -> None:
+def test_durability_is_a_share_of_the_same_tier_without_it(tmp_path: Path, kvtier: Contestant) -> None:
     durable = Contestant("kvtier-durable")
     with plain_folder(tmp_path) as disk:
         samples = list(SECTIONS["durability"](Bench(SMOKE, disk, [kvtier, durable], tmp_path)))

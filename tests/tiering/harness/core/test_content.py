@@ -1,4 +1,4 @@
-"""Block content: any process can tell a right block from a wrong one, and how a wrong one is wrong."""
+"""Block content: any process can verify a block, and describe how a wrong one differs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_block_is_right_for_its_key_alone(one: bytes, two: bytes) -> None:
 
 @pytest.mark.parametrize(("value", "word"), [(0, "zero"), (content.POISON, "untouched")])
 @pytest.mark.parametrize("cut", [0, 1, 4096, 5000, SIZE - 1])
-def test_a_short_block_says_from_which_byte(value: int, word: str, cut: int) -> None:
+def test_a_short_block_is_described_with_its_first_byte(value: int, word: str, cut: int) -> None:
     data = block(KEY)
     data[cut:] = bytes([value]) * (SIZE - cut)
     while cut < SIZE and block(KEY)[cut] == value:  # where the right byte is the same, nobody can tell
@@ -82,7 +82,7 @@ def test_another_keys_block_is_named() -> None:
 
 
 @pytest.mark.parametrize("cut", [PAGE, PAGE + 3])
-def test_a_torn_block_says_where_the_other_one_begins(cut: int) -> None:
+def test_a_torn_block_is_described_with_the_start_of_the_other(cut: int) -> None:
     data = block(KEY)
     data[cut:] = block(OTHER)[cut:]
     said = how(data, candidates={content.seed_of(OTHER): 17})
@@ -96,7 +96,7 @@ def test_the_block_that_the_slot_held_before_is_stale() -> None:
 
 
 @pytest.mark.parametrize("by", [1, 8, 4096])
-def test_shifted_bytes_are_told_from_garbage(by: int) -> None:
+def test_shifted_bytes_differ_from_garbage(by: int) -> None:
     right = block(KEY)
     assert how(bytearray(by) + right[:-by]).startswith("shifted: what belongs at byte 0 stands")
     assert how(right[by:] + bytearray(by)).startswith(("shifted", "garbage")) or by == 8
@@ -104,7 +104,7 @@ def test_shifted_bytes_are_told_from_garbage(by: int) -> None:
     assert f"stands {by} bytes later" in how(late)
 
 
-def test_garbage_says_how_much() -> None:
+def test_garbage_is_described_with_its_size() -> None:
     data = block(KEY)
     for place in (100, 9000):
         data[place] ^= 0xFF

@@ -1,4 +1,4 @@
-"""What a run ran on is written down, and names nobody."""
+"""The description of a run's machine names no host and no user."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_deepest_mount_decides() -> None:
     assert parse_mountinfo("", Path("/")) == (None, None)
 
 
-def test_options_that_may_tell_on_somebody_are_dropped() -> None:
+def test_options_that_may_name_a_host_or_a_user_are_dropped() -> None:
     _, nfs = parse_mountinfo(MOUNTINFO, Path("/mnt/pvc/root"))
     assert nfs == ["rw", "noatime", "vers=4.2", "rsize=1048576", "proto=tcp", "hard"]
     _, cifs = parse_mountinfo(MOUNTINFO, Path("/mnt/pvc/with space"))

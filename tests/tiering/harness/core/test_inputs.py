@@ -148,7 +148,7 @@ def test_what_is_written_replaces_regular_files_alone(strange: Path) -> None:
     assert stat.S_ISFIFO((strange / "fifo").stat().st_mode)
 
 
-def test_numbers_are_finite_and_say_their_bounds() -> None:
+def test_numbers_are_finite_and_refused_with_their_bounds() -> None:
     check_number("--n", 3, True, 1, 5)
     check_number("--n", 3, False, 1, 5)
     with pytest.raises(UsageError, match=r"--n is nan; it takes a finite number from 0\.5 to 1e\+06"):

@@ -67,7 +67,7 @@ def test_what_is_there_is_enough() -> None:
         ),
     ],
 )
-def test_what_is_lacking_is_said_with_what_to_change(
+def test_a_lacking_resource_is_reported_with_the_option_to_change(
     needs: dict[str, Any], machine: dict[str, Any], words: str
 ) -> None:
     said = shortage(dataclasses.replace(SMALL, **needs), dataclasses.replace(AMPLE, **machine))
@@ -99,7 +99,7 @@ def test_no_scenario_is_refused_as_it_is_by_default(name: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["sharing", "crash", "contract"])
-def test_a_scenario_stores_at_least_what_it_says_that_it_needs(name: str, tmp_path: Path) -> None:
+def test_a_scenario_stores_at_least_its_declared_needs(name: str, tmp_path: Path) -> None:
     options = {**scenario(name).short, "tier": "memory", "seed": 1, "seconds": 0.0}
     chosen = scenario(name)
     needs = chosen.needs(chosen.options(**options), chosen.prepare(chosen.options(**options)))
@@ -120,7 +120,7 @@ def test_a_scenario_stores_at_least_what_it_says_that_it_needs(name: str, tmp_pa
             "of memory (4 processes, each with 4,096 slots of",
         ),
         (["run", "sharing", "--processes", "4000", "--block-bytes", "64MiB"], "of memory (4,000 processes"),
-        (["conform", "kvtier", "--processes", "4000", "--block-bytes", "64MiB"], "load: the run needs about"),
+        (["conform", "kvtier", "--processes", "4000", "--block-bytes", "64MiB"], ": the run needs about"),
     ],
 )
 def test_what_this_machine_lacks_is_one_sentence_before_anything_starts(

@@ -159,7 +159,7 @@ def test_an_interrupted_start_of_many_processes_is_no_defect_of_the_tier(
 
 
 def with_open_files(most: int, tmp_path: Path, tier: str) -> Results:
-    """A run whose processes may open so many files."""
+    """A run with a limit of open files for each process."""
     command = [sys.executable, "-m", "harness", "run", "load", "--tier", f"{SHORT_OF}:{tier}", "--json"]
     command += ["--processes", "2", "--seed", "5", "--block-bytes", "4096", "--seconds", "1"]
     shell = f'ulimit -n {most}; exec "$@"'

@@ -82,7 +82,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: Any, what: str) -> None:
     assert len(text) < 300 + len(str(path))
 
 
-def test_an_empty_or_missing_trace_says_so(tmp_path: Path) -> None:
+def test_an_empty_or_missing_trace_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="line 1: the file is empty"):
         read_trace(written(tmp_path / "empty.jsonl"))
     with pytest.raises(TraceError, match="No such file"):
@@ -172,7 +172,7 @@ def test_a_plan_is_a_deal_with_times() -> None:
 
 
 @given(st.integers(0, BLOCK_IDS_MAX - 1), st.integers(0, BLOCK_IDS_MAX - 1), st.integers(1, 64))
-def test_tokens_tell_blocks_apart(one: int, two: int, count: int) -> None:
+def test_tokens_of_two_blocks_differ(one: int, two: int, count: int) -> None:
     tokens = tokens_of(one, count)
     assert len(tokens) == count
     assert all(0 <= token < 2**31 for token in tokens)

@@ -1,4 +1,4 @@
-"""Every fault does exactly what it says, judged by plain system calls; and nothing stays mounted."""
+"""Every fault does exactly what its rule states, seen by plain system calls; and nothing stays mounted."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ def test_files_shrink_and_vanish_under_an_open(fs: FaultFs) -> None:
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_hung_requests_stop_nobody_else_and_end_at_lift(tmp_path: Path, cached: bool) -> None:
+def test_hung_requests_stop_no_others_and_end_at_lift(tmp_path: Path, cached: bool) -> None:
     hung = [f"hung-{i}" for i in range(40)]  # beyond libfuse's and the kernel's own limits
     for name in ("free", *hung):
         (tmp_path / name).write_bytes(bytes(1 << 20))
@@ -322,7 +322,7 @@ def test_a_disconnected_file_system_comes_back(tmp_path: Path) -> None:
     assert not is_mounted(fs.mount)
 
 
-def test_with_the_page_cache_a_second_read_asks_nobody(tmp_path: Path) -> None:
+def test_with_the_page_cache_a_second_read_makes_no_request(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(bytes(BLOCK))
     with available(), FaultFs(tmp_path, cached=True) as fs:
         fd = os.open(fs.mount / "x", os.O_RDONLY)
@@ -383,7 +383,7 @@ def running(pid: str) -> bool:
         return False
 
 
-def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_program_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FaultUnavailable, match=r"fusermount3|/dev/fuse|mfusepy"), FaultFs(tmp_path):
         pass
@@ -661,7 +661,7 @@ def pages(a: bytes, b: bytes) -> list[tuple[bytes, bytes]]:
 
 @pytest.mark.parametrize("how", CHANGES)
 @pytest.mark.parametrize("seed", range(3))
-def test_damage_to_content_is_what_it_says(blocks: tuple[Path, Path], how: str, seed: int) -> None:
+def test_damage_to_content_is_as_described(blocks: tuple[Path, Path], how: str, seed: int) -> None:
     mine, others = blocks
     before, was, neighbour = mine.read_bytes(), mine.stat(), others.read_bytes()
     said = mangle(mine, how, seed)

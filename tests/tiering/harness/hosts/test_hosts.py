@@ -54,7 +54,7 @@ def test_a_program_run_elsewhere_has_its_streams_environment_and_exit_code(agent
     assert (done.returncode, done.stdout, done.stderr) == (7, b"in\n" * 50_000, b"red\n")
 
 
-def test_a_program_run_elsewhere_dies_with_its_other_end_and_the_other_way_round(agent: list[str]) -> None:
+def test_a_program_on_a_host_and_its_local_end_die_together(agent: list[str]) -> None:
     with subprocess.Popen([*agent, "sh", "-c", "echo $$; exec sleep 600"], stdout=subprocess.PIPE, text=True) as here:
         assert here.stdout is not None
         there = int(here.stdout.readline())
@@ -198,7 +198,7 @@ def test_an_outage_that_cost_only_what_was_under_way_is_true() -> None:
         ([SOON._replace(detail={"blocks": [93]}), store(0, 1.0, 1.1, [93])], "never"),
     ],
 )
-def test_what_an_outage_may_not_cost_is_found(records: list[Any], says: str) -> None:
+def test_a_loss_beyond_what_an_outage_allows_is_found(records: list[Any], says: str) -> None:
     verdict = judge(*WELL, IN_FLIGHT, WORKS_AGAIN, *records)
     assert verdict.value == "false"
     assert any(says in finding for finding in verdict.findings), verdict.findings
@@ -209,7 +209,7 @@ def test_a_process_that_does_not_work_again_in_time_is_found() -> None:
     assert judge(*WELL, IN_FLIGHT, store(0, 26.0, 27.0, [91])).value == "false"
 
 
-def test_a_host_without_power_may_lose_what_it_had_just_reported_and_only_it() -> None:
+def test_a_host_without_power_may_lose_only_what_it_had_just_reported() -> None:
     power = [SOON, store(0, 0.6, 0.7, [90]), asked(1, 0.8, "h", [90]), *fault(0, 10.0, 20.0, "power")]
     verdict = judge(*power, IN_FLIGHT, WORKS_AGAIN, store(0, 9.0, 9.9), asked(1, 30.0, "mh"))
     assert verdict.value == "true", verdict
@@ -239,7 +239,7 @@ def test_a_thread_that_never_came_back_from_a_hung_call_is_found() -> None:
     assert judge(*WELL, IN_FLIGHT, WORKS_AGAIN, *lives, hung).value == "false"
 
 
-def test_a_server_that_ends_by_itself_is_told_from_one_that_was_killed(tmp_path: Path) -> None:
+def test_a_server_that_ends_by_itself_differs_from_one_that_was_killed(tmp_path: Path) -> None:
     server = Daemon("the server", ["sh", "-c", "read line"], tmp_path / "log")
     server.start()
     server.kill()

@@ -190,7 +190,7 @@ class Fills(MemoryAdapter):
 
 
 @pytest.mark.parametrize(("room_left", "page"), [(1 << 20, "report.html"), (4 << 10, "results.json")])
-def test_the_verdict_is_said_although_its_files_cannot_be_written(tmp_path: Path, room_left: int, page: str) -> None:
+def test_the_verdict_is_printed_although_its_files_cannot_be_written(tmp_path: Path, room_left: int, page: str) -> None:
     write_certain_trace(tmp_path / "certain.jsonl")
     (tmp_path / "fills.py").write_text(f"ROOM_LEFT = {room_left}\n{FILLS_THE_DISK}")
     certain = ["run", "load", *SMALL, "--tier", "fills:Fills", "--trace", "certain.jsonl", "--speed", "1"]

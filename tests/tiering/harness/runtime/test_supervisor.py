@@ -1,4 +1,4 @@
-"""Real child processes: they come up or say why not, are killed, paused, restarted, and never outlive their parent."""
+"""Real child processes: they start or report a reason, are killed, paused, restarted, and end with their parent."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def instruction(tmp_path: Path, tier: str = "memory", process: int = 0, **argume
     setup = TierSetup(
         str(tmp_path / "root"), 4096, 8, tokens_per_block=4, process=process, run_dir=str(tmp_path), options=options
     )
-    # By default the second request lies an hour ahead: the worker stays up until told otherwise.
+    # By default the second request lies an hour ahead: the worker stays up until it is stopped.
     requests = [[0.0, 0, [0, 1, 2]], [3600.0, 1, [0]]]
     return Instruction(tier, setup, {"requests": requests, "window": 1, **arguments})
 
 
-def test_a_killed_worker_leaves_last_words_and_a_complete_history(tmp_path: Path) -> None:
+def test_a_killed_worker_leaves_its_last_output_and_a_complete_history(tmp_path: Path) -> None:
     def kill_once_it_has_worked(children: Any) -> None:
         if children[0].alive and children[0].gauges:
             children[0].kill()
@@ -56,7 +56,7 @@ def test_a_killed_worker_leaves_last_words_and_a_complete_history(tmp_path: Path
     assert [(j.direction, j.blocks, j.outcome, j.results) for j in history.jobs] == [("store", [0, 1, 2], "info", 0)]
 
 
-def test_a_signal_from_outside_is_told_from_the_tiers_own(tmp_path: Path) -> None:
+def test_a_signal_from_outside_differs_from_the_tiers_own(tmp_path: Path) -> None:
     def kill_the_first(children: Any) -> None:
         if children[0].alive and children[0].gauges:
             os.kill(children[0].pid, signal.SIGKILL)
@@ -90,7 +90,7 @@ def test_what_the_operating_system_refuses_is_no_fault_of_the_tier(
     assert failure.value.outside
 
 
-def test_a_start_that_was_broken_off_says_nothing_about_the_tier(tmp_path: Path) -> None:
+def test_an_interrupted_start_proves_nothing_about_the_tier(tmp_path: Path) -> None:
     with Workers() as workers:
         for process in range(3):
             workers.start(instruction(tmp_path, process=process))
@@ -102,7 +102,7 @@ def test_a_start_that_was_broken_off_says_nothing_about_the_tier(tmp_path: Path)
     assert {stop.outside for stop in history.stops} == {"the harness ended it: the run was interrupted"}
 
 
-def test_a_worker_that_hangs_in_its_constructor_is_told_with_its_stacks(tmp_path: Path) -> None:
+def test_a_worker_that_hangs_in_its_constructor_is_reported_with_its_stacks(tmp_path: Path) -> None:
     hangs = {"method": "constructor", "how": "hang"}
     with Workers() as workers:
         child = workers.start(instruction(tmp_path, "tests.tiering.harness.broken.adapters:Breaks", **hangs))
@@ -144,7 +144,7 @@ def test_a_tier_that_refuses_is_quoted_in_one_sentence(tmp_path: Path) -> None:
     assert "\n" not in str(failure.value)
 
 
-def test_a_worker_that_dies_in_the_cradle_is_told_with_its_last_words(tmp_path: Path) -> None:
+def test_a_worker_that_dies_at_its_start_is_reported_with_its_last_output(tmp_path: Path) -> None:
     with Workers() as workers:
         child = workers.start(instruction(tmp_path, f"{BROKEN}:Exits"))
         with pytest.raises(WorkerFailed, match=r"ended with exit code 3\ngoodbye cruel world"):
