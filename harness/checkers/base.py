@@ -104,7 +104,7 @@ def canary_seconds(history: History, process: int) -> list[float]:
 
 
 def first_fault_seconds(history: History) -> float:
-    """When the first fault was put in; inf if the run was healthy. What fails afterwards may be its consequence."""
+    """When the first fault was injected; inf if the run had none. What fails afterwards may be its consequence."""
     return min((n.monotonic_seconds for n in history.notes if n.is_a(notes.Fault)), default=math.inf)
 
 

@@ -39,7 +39,7 @@ def check(history: History) -> Verdict:
         if promise["kept"] != "true" and (short := shortages.of_time(*times[name])):
             doubts.append(f"{name}: {promise['why']} ({short})")
         elif promise["kept"] != "true":
-            findings.add(f"{name}: {promise['why']} (owed: {promise['promise']})")
+            findings.add(f"{name}: {promise['why']} (promise: {promise['promise']})")
     ends, outside = unexplained_ends(history)
     if len(ends) > sum(p["seconds"] is None for p in promises.values()):  # not each of them in a promise
         for text in grouped(ends):

@@ -1,4 +1,4 @@
-"""What did the tier make of each fault? Each is judged by what the registry of faults says that a tier owes under it.
+"""Does the tier keep, under each fault, the guarantees that the registry of faults states for it?
 
 From the steps of a fault (notes "met": before, under, look, repair, after, last), their jobs (`request` is the step)
 and what lookups said (notes "asked"):
@@ -36,7 +36,7 @@ DEPTHS = (
     *("RecursionError", "MemoryError", "TypeError", "KeyError", "AttributeError", "IndexError", "NameError"),
     *("UnicodeDecodeError", "UnicodeEncodeError", "JSONDecodeError", "OverflowError", "AssertionError"),
 )
-"""What a refusal in words never is: an exception from the depths."""
+"""Exceptions that a refusal with a reason never is: they come from an internal error."""
 
 
 class _Seen(NamedTuple):
@@ -79,9 +79,9 @@ def check(history: History) -> Verdict:
         told = bool(note.text.strip())
         table[note.detail["fault"]] = {"verdict": "true" if told else "false", "owed": {"told": note.text}, "hurt": 0}
         if not told:
-            findings.add(f"{note.detail['fault']}: told: it refused to start without a word")
+            findings.add(f"{note.detail['fault']}: told: it refused to start without a reason")
     for note in (n for n in history.notes if n.is_a(notes.Unready)):
-        doubts.append(f"{note.text}; so this fault was not met")
+        doubts.append(f"{note.text}; so this fault was not injected")
         table[note.detail["fault"]] = {"verdict": "unknown", "owed": {}, "hurt": 0}
     _judge_openings(history, table, findings)
     under_faults = {label for n in history.notes if n.is_a(notes.Met) for label in n.detail["died"]}
@@ -96,7 +96,7 @@ def check(history: History) -> Verdict:
     value: Value = "false" if findings else "true" if "true" in verdicts and not doubts else "unknown"
     not_shown = sorted({n for row in table.values() for n, said in row["owed"].items() if said == "not shown"})
     figure = (
-        f"{verdicts.count('true')} of {len(verdicts) - verdicts.count('skipped')} faults came out as owed"
+        f"{verdicts.count('true')} of {len(verdicts) - verdicts.count('skipped')} faults kept their guarantees"
         + (f", {verdicts.count('false')} did not" if "false" in verdicts else "")
         + (f"; the tier does not show: {', '.join(not_shown)}" if not_shown else "")
         + (f"; {len(skipped)} skipped: {some(skipped.values(), 3)}" if skipped else "")
@@ -146,7 +146,7 @@ def _judge(fault: Fault, seen: _Seen) -> tuple[dict[str, str], int]:
     stored = {b for j in under if j.direction == "store" for b in j.ok}
     said: dict[str, str] = {}
     if short := [b for j in seen.jobs["before"] for b in j.failed] or _lost(seen, "before", detail["old"]):
-        return {"before": f"blocks {some(short)} were not stored although no fault was there"}, 0
+        return {"before": f"blocks {some(short)} were not stored although no fault was injected yet"}, 0
 
     def owe(name: str, text: str) -> None:
         if name in fault.owes:
@@ -168,7 +168,7 @@ def _judge(fault: Fault, seen: _Seen) -> tuple[dict[str, str], int]:
     owe("not blocked", _blocked(fault, seen))
     owe("told", "")
     if detail["died"] and not killed:
-        said["lives"] = f"process {some(detail['died'])} ended of it"
+        said["lives"] = f"process {some(detail['died'])} ended under it"
     alive = _liveness(seen)
     if "repaired" in fault.owes:
         said["repaired"] = alive or _shape(detail.get("shapes", ()))
@@ -285,13 +285,15 @@ def _judge_openings(history: History, table: dict[str, dict[str, Any]], findings
         if outcome == "refused" and not note.detail["file"]:
             how = f"was refused: {text}"
         elif outcome == "refused" and (kind in DEPTHS or not text.strip()):
-            how = f"was refused by a {kind} from the depths ({text or 'without a word'}), not in words"
+            how = f"was refused by an internal exception {kind} ({text or 'without a text'}), without a reason"
         elif outcome == "opened" and text:
             how = f"was opened, and then: {text}"
         if how:
             bad += 1
             findings.add(f"{where} {how}")
     said = (
-        f"{counts['refused']} refused in words, {counts['opened']} opened and used rightly" if not bad else f"{bad} bad"
+        f"{counts['refused']} refused with a reason, {counts['opened']} opened and used correctly"
+        if not bad
+        else f"{bad} bad"
     )
     table["hostile_config"] = {"verdict": "false" if bad else "true", "owed": {"told": said}, "hurt": 0}

@@ -1,4 +1,4 @@
-"""Did single jobs of each class get through each flood? Judged from outside: when jobs were submitted, when they ended.
+"""Did single jobs of each direction end during each flood? Judged by when jobs were submitted and when they ended.
 
 A phase is a flood of jobs of one class or of one size, kept deeper than the tier's threads, and a probe: one block at a
 time, the next when the last has ended. Per phase:
@@ -7,9 +7,9 @@ time, the next when the last has ended. Per phase:
 2. while one call of the device hangs for ever (notes "hang" to "lifted"), jobs of both classes go on ending. Where the
    process's host is cut off from its volume (detail "cut"), no call of either class can end well, and instead:
    no lookup waits for its answer longer than `hung_seconds_max` (option); no task waits for longer behind fewer hung
-   tasks of its own class than it has threads, which were then held by the other class; where the tier tells of lost
-   threads (gauges "*_threads_hung") it tells of some so long after a task hangs at most, never of more than there are
-   threads, and of none at the end; the jobs end after the heal, and then both classes succeed, in the same process;
+   tasks of its own class than it has threads, which were then held by the other class; where the tier reports hung
+   threads (gauges "*_threads_hung"), it reports one within that time after a task hangs, never more than there are
+   threads, and none at the end; the jobs end after the heal, and then both classes succeed, in the same process;
 3. a probe of the other class waits for blocks, not for whole jobs (head of line): behind jobs that are `size` times
    larger its mean wait may grow by the root of `size`, which is halfway, in factors, from not at all to in proportion.
    Judged for sizes at least `SIZE_FACTOR_MIN` apart, both floods deeper than the threads.
@@ -136,15 +136,15 @@ def _judge_hang(note: Note, history: History, findings: Findings) -> dict[str, A
     process, lifted = note.detail["process"], _lifted(note, history)
     threads = sum(_threads(process, history).values())
     mine = [j for j in history.jobs if j.process == process and j.results]
-    meanwhile = [j for j in mine if note.monotonic_seconds < j.finished_seconds < lifted]
-    ended = {direction: sum(j.direction == direction for j in meanwhile) for direction in CLASSES}
-    begun = {j.direction for j in meanwhile if j.submitted_seconds > note.monotonic_seconds}
+    during = [j for j in mine if note.monotonic_seconds < j.finished_seconds < lifted]
+    ended = {direction: sum(j.direction == direction for j in during) for direction in CLASSES}
+    begun = {j.direction for j in during if j.submitted_seconds > note.monotonic_seconds}
     seconds = lifted - note.monotonic_seconds
     for direction, count in ended.items():
         # So many may have been under way when the call hung; one more has begun since.
         if direction not in begun and count <= threads:
             findings.add(
-                f"process {process}: while {note.text}, no {direction} submitted meanwhile ended in "
+                f"process {process}: while {note.text}, no {direction} submitted during the hang ended in "
                 f"{milliseconds(seconds)}, and {count} of those before"
             )
     return {"process": process, "what": note.text, "seconds": seconds, "ended": ended}
@@ -209,13 +209,13 @@ def _judge_cut(note: Note, history: History, findings: Findings) -> dict[str, An
     }
     for direction in CLASSES:
         if max(lost[direction]) > threads[direction]:
-            findings.add(f"{who}: {max(lost[direction]):g} threads were lost at a time, of {threads[direction]}")
+            findings.add(f"{who}: {max(lost[direction]):g} threads hung at a time, of {threads[direction]}")
         if lost[direction][-1]:
             findings.add(f"{who}: {lost[direction][-1]:g} threads of {direction}s had not come back at the end")
         if math.isinf(again[direction]):
             findings.add(f"{who}: no {direction} of a job begun after the heal succeeded")
     if any(stop.process == process and stop.exit_code for stop in history.stops):
-        findings.add(f"{who}: it did not survive it")
+        findings.add(f"{who}: its process ended")
     return {
         "process": process,
         "number": number,

@@ -83,7 +83,7 @@ def _refusal(cell: dict[str, Any], findings: Findings) -> bool:
     if cell["status"] != "refused":
         findings.add(f"{_where(cell)}: accepted, though nobody could know with whom it shares")
     elif "PYTHONHASHSEED" not in cell["why"]:
-        findings.add(f"{_where(cell)}: refused without a word on PYTHONHASHSEED: {cell['why']}")
+        findings.add(f"{_where(cell)}: refused without naming PYTHONHASHSEED: {cell['why']}")
     else:
         return True
     return False
@@ -138,7 +138,7 @@ def _pair(pair: dict[str, Any], findings: Findings) -> None:
     elif pair["shares"] and pair["said"]:
         findings.add(f"{what}: they share, yet it complains: {pair['said']}")
     elif not pair["shares"] and not told:
-        findings.add(f"{what}: accepted without a word, though they share nothing")
+        findings.add(f"{what}: accepted without an error, though they share nothing")
     if pair["status"] == "names" and pair["same_names"] != pair["shares"]:
         findings.add(f"{what}: names are {'the same' if pair['same_names'] else 'different'}")
 

@@ -86,7 +86,7 @@ def check(history: History) -> Verdict:
 
 
 def _over_when_submitted(process: int, jobs: list[Job], history: History) -> tuple[int, int]:
-    """Jobs whose last task had ended when their submit returned, of those whose tasks are told."""
+    """Jobs whose last task had ended when their submit returned, of those whose tasks the tier reports."""
     ends: dict[int, float] = {}
     for task in history.tasks:
         if task.process == process:

@@ -1,4 +1,4 @@
-"""Does an outage of one host, or of the server, cost only what was under way there, and only for that time?
+"""Does an outage of one host, or of the server, fail only the jobs in flight there, and only during the outage?
 
 Covers, for each fault (notes "fault" and "lifted", by process): on processes that were not hit no block fails, and no
 block that was stored before is missed; on those hit a block fails only in a job that was in flight between the fault
@@ -8,7 +8,7 @@ reported stored is found by the first question that is put after all is well aga
 host without power had reported in its last moments may be missing, and is counted. And the bound of visibility: in the
 rounds for it (notes "soon") the first hit comes at most `visible_seconds_max` (option) after the reported store. Where
 the tier says what its threads do (`Task` records, gauges "*_running_oldest_seconds"), a task that hung for longer than
-`HUNG_SECONDS_MIN` in an outage was to be seen in the gauges meanwhile, with at least `HUNG_SHARE_MIN` of its age; and
+`HUNG_SECONDS_MIN` in an outage must show in the gauges then, with at least `HUNG_SHARE_MIN` of its age; and
 threads that were replaced because their calls hung ("*_threads_hung") are none any more when a process ends well.
 
 Not covered: wrong bytes (integrity), results (results), temp files (leftovers).
@@ -208,7 +208,7 @@ def _questions(
     findings: Findings,
     counts: Counter[str],
 ) -> None:
-    """What was reported stored must be found by whoever asks for the first time, unless the asker is just away."""
+    """A block reported stored must be found by the first lookup of each process that is not cut off."""
     stored: dict[int, Job] = {}  # block -> its first reported store
     for job in sorted(history.jobs, key=lambda j: j.finished_seconds):
         if job.direction == "store":
@@ -232,7 +232,7 @@ def _questions(
             elif _lost_power(store, at, by_process):
                 lost.add(block)
             else:
-                how = "was told that it is not there" if verdict == "m" else "never got an answer"
+                how = "got a miss" if verdict == "m" else "never got an answer"
                 findings.add(
                     f"process {note.process} asked for block {block} {at - store.finished_seconds:.3f} s after process "
                     f"{store.process} had reported it stored, and {how}"

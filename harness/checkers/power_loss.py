@@ -1,7 +1,7 @@
-"""After the power failed: is nothing that is served wrong, and, where stores wait for the device, nothing missing?
+"""After a power loss: is every block that loads correct and, where stores wait for the device, is none missing?
 
 Covers each case (notes "power"): blocks that the writer had reported stored before the power failed, how many of them
-the reader was told of and loaded right, how many were refused as damaged (a failed load), and how many were missing.
+the reader found and loaded correctly, how many were refused as damaged (a failed load), and how many were missing.
 Wrong bytes that were served are findings, in every case; missing or damaged ones only where the store had waited.
 
 unknown: no case; a case in which nothing had been reported; no case in which the power failed in the middle of a store.

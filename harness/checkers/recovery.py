@@ -1,4 +1,4 @@
-"""Does the death of one process cost only that process, and nothing that it had finished?
+"""Does the death of one process lose only its own jobs in flight?
 
 Covers, in a run whose only faults are processes killed and paused: no job that got a result failed, in whatever
 process, above all not the first store after a restart and no load of a block that was said to be there; every
@@ -82,7 +82,7 @@ def _failure(job: Job, life: Life, first: bool) -> str:
     who = f"process {job.process}" + (f" (start {life.incarnation})" if life.incarnation else "")
     blocks = f"block {some(job.failed)}"
     if job.direction == "load":
-        return f"{who} was told that {blocks} is there, and could not load it (job {job.job_id})"
+        return f"{who} got a hit for {blocks} and could not load it (job {job.job_id})"
     if first and life.incarnation:
         return f"{who} lost its first store after its restart: {blocks} (job {job.job_id})"
     return f"{who} could not store {blocks} (job {job.job_id}) although only processes were killed"

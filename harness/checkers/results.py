@@ -63,7 +63,7 @@ def check(history: History) -> Verdict:
             but = f" ({excused} of them refused)" if excused else ""
             said = f" with {job.reasons.replace(' ', ', ')}" if job.reasons else ""
             room = _room(job, shortages)
-            findings.add(f"{who} failed for block {some(job.failed)}{but}{said} although no fault was put in{room}")
+            findings.add(f"{who} failed for block {some(job.failed)}{but}{said} although no fault was injected{room}")
     for (process, _, job_id), count in records.items():
         if count > 1:
             findings.add(f"job {job_id} of process {process} is recorded {count} times")
@@ -106,7 +106,7 @@ def _accounts(job: Job) -> list[str]:
         missing = Counter(job.blocks) - Counter(job.ok) - Counter(job.failed)
         extra = Counter(job.ok) + Counter(job.failed) - Counter(job.blocks)
         parts = [
-            f"without a word on {some(missing)}" if missing else "",
+            f"no outcome for {some(missing)}" if missing else "",
             f"too many for {some(extra)}" if extra else "",
         ]
         texts.append("does not account for its blocks: " + ", ".join(filter(None, parts)))

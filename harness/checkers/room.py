@@ -17,7 +17,7 @@ SLACK_SECONDS = 0.5
 AMPLE_DESCRIPTORS = 1024
 """The usual limit of open files: a tier that needs more has opened more than it should."""
 AMPLE_THREADS = 64
-"""Threads of a process besides those that the tier was told to have."""
+"""Threads of a process besides those of the tier's options."""
 _DISK = ("ENOSPC", "EDQUOT", "EROFS", "EIO")
 
 

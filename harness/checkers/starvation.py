@@ -16,7 +16,7 @@ are measured.
 Rules 3 to 5 are left out for a process that died, since what it ran last is not in the history, and for one that had a
 call hang for ever, since then the longest service time says nothing; `floods` judges those. Such a process has a note
 "hang" on it, or its tier says that it replaces threads that hang (gauges "*_threads_hung") and more threads of a group
-ran than it was told to have.
+ran than its options give it.
 
 Where the tier says nothing, only jobs are left, and a weaker comparison: while a class has jobs outstanding and none
 finishes, the other class may finish at most `JOB_FACTOR` * threads (`THREADS_LEAST` at least) * (blocks outstanding, or
@@ -356,7 +356,7 @@ class _Process:
 
 
 def _threads_asked(history: History, process: int) -> dict[Direction, int]:
-    """How many threads of each group this process's tier was told to have; 0 if nothing says."""
+    """Threads of each group by the options of this process's tier; 0 if they are not recorded."""
     own = next((s.detail for s in history.starts if s.process == process and "read_threads" in s.detail), {})
     told = {**history.options, **own}
     return {"load": int(told.get("read_threads") or 0), "store": int(told.get("write_threads") or 0)}
@@ -445,7 +445,7 @@ def _check_jobs(history: History) -> Verdict:
             value, why = "unknown", "loads and stores never met in one process; "
     parts = [
         f"{c}s: longest from submit to result {_ms(longest_wait[c])}, longest without progress {_ms(longest_gap[c])}, "
-        f"overtaken by {most_overtaking[c]} blocks meanwhile"
+        f"overtaken by {most_overtaking[c]} blocks in that time"
         for c in CLASSES
     ]
     figure = f"{why}{'; '.join(parts)} (jobs only: the tier does not say how it schedules)"

@@ -2,7 +2,7 @@
 
 Covers the answers that processes wrote down (notes "asked"): a question put after a store of the block was reported
 ok, by whichever process, must be answered "hit" by the `lookups`-th time that a process asks (option, default 1); no
-question may stay without an answer. A process that was told "hit" once and then "miss" counts from one again.
+question may stay without an answer. A process that got a hit once and then a miss counts from one again.
 
 Not covered: whether the bytes are right (integrity), loads that fail after a hit (results, recovery), how long an
 answer takes.
@@ -58,7 +58,7 @@ def check(history: History) -> Verdict:
                 if misses[where] == lookups_max:
                     times = f"at lookup {lookups_max}" if lookups_max > 1 else ""
                     findings.add(
-                        f"{who} was told {times}{' ' if times else ''}that block {block} is not there, "
+                        f"{who} got a miss {times}{' ' if times else ''}for block {block}, "
                         f"{asked_seconds - since:.3f} s after process {by} had reported it stored"
                     )
     value: Value = "false" if findings else "true" if foreign else "unknown"

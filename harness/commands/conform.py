@@ -113,7 +113,7 @@ def plan(
 
 
 def _options(chosen: Scenario, tier: str, seed: int, given: Mapping[str, Any]) -> CommonOptions:
-    """The scenario's own defaults, with what was given; a scenario that takes what it takes keeps its zero seconds, and
+    """The scenario's own defaults, with what was given; a scenario without a duration keeps its zero seconds, and
     one that needs more seconds gets them."""
     values = {name: given[name] for name in _GIVEN if given.get(name) not in (None, ())}
     if _seconds(chosen) and not given.get("full"):

@@ -1,6 +1,6 @@
-"""Carries out a run for a person or a machine at the other end, and says what came of it; the commands share it.
+"""Makes a run and prints its verdict, for people or as JSON; the commands share it.
 
-It judges nothing: the words are the run's, it chooses how many of them.
+It judges nothing: it selects what to print of the results.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def carry_out(
 ) -> Results:
     """Run a scenario with progress unless `quiet`, `say` its verdict, write its report, and put it on the list of runs.
 
-    A report that cannot be written is one sentence on stderr, after the verdict, and does not change the exit code. Who
-    watches as well is told of the run's folder, and of the workers again and again."""
+    A report that cannot be written is one sentence on stderr, after the verdict, and does not change the exit code.
+    `also_on_start` receives the run's folder, `also_on_tick` the workers, several times a second."""
 
     if getattr(options, "trace_every", 0) and adapter_class(options.tier).leaves_spans and not tracing_is_installed():
         print(f"{HARNESS.program}: no spans are recorded; for spans: {pip_install('tracing')}", file=sys.stderr)
@@ -55,8 +55,8 @@ def carry_out(
     def on_start(options: CommonOptions, run_dir: Path, traffic: str) -> None:
         also_on_start(run_dir)
         if not progress.quiet:
-            told = (options.read_threads, options.write_threads)
-            threads = "splits of threads" if None in told else f"{told[0]}+{told[1]} threads"
+            split = (options.read_threads, options.write_threads)
+            threads = "splits of threads" if None in split else f"{split[0]}+{split[1]} threads"
             processes = f"{options.processes} process{'es' if options.processes != 1 else ''}"
             progress.line(
                 f"[bold]{chosen.name}[/bold] of [bold]{escape(options.tier)}[/bold]: {processes}, "

@@ -2,7 +2,7 @@
 
 A chain is a list of block ids, each the prefix of the next, as a request has them. Finding is asking for every block of
 a chain, loading what is said to be there, and comparing every byte; an order says how often to ask. What was asked and
-answered is written down as a Note "asked". It judges nothing, retries no job, and stores only what it was told to.
+answered is written down as a Note "asked". It judges nothing, retries no job, and stores only what its orders name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ANSWER_SECONDS_MAX = 10.0
 """A lookup that says "retry" for so long is written down as never answered."""
 STALL_SECONDS_MAX = 30.0
 ASK_PAUSE_SECONDS = 0.002
-"""Who is told that a block is not there asks again after so long."""
+"""The next lookup of a block that was a miss follows after so many seconds."""
 _LETTERS = {"hit": "h", "miss": "m", "retry": "r"}
 
 
@@ -44,7 +44,7 @@ def before_tier(application_seed: int | None = None) -> None:
 
 @dataclass
 class Find(Active):
-    """Asks for all blocks of a chain, as often as told; loads each that is there, once."""
+    """Looks up all blocks of a chain, as often as ordered; loads each hit once."""
 
     asks_left: int = 1
     until_seconds: float = 0.0
@@ -88,9 +88,9 @@ class CommandDriver(Replay):
         window: int = 1 << 30,
         application_seed: int | None = None,
     ) -> bool:
-        """From the moment `at` store the chains of `store`, `window` of them at a time, and meanwhile find those of
-        `find`: asking `asks` times at most, or for `chase_seconds` if that is longer. Says at once when the order's
-        first job is in flight ("begun"). Returns False when told to stop, or when nothing moves."""
+        """From the moment `at` store the chains of `store`, `window` of them at a time, and find those of `find` beside
+        them: with at most `asks` lookups, or for `chase_seconds` if that is longer. Reports at once when the order's
+        first job is in flight ("begun"). Returns False when the worker must stop, or when nothing moves."""
         if application_seed is not None:
             seed_application(application_seed)
         stores = [self._request(Active, blocks) for blocks in store]

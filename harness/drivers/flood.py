@@ -82,7 +82,7 @@ class Flood:
         self._ended, self._answer_seconds = {2 * number: 0, 2 * number + 1: 0}, 0.0
         depths: list[int] = []
         while self._top_up(2 * number, flood, flood_blocks, flood_jobs):
-            self._pass()  # what ended meanwhile is replaced later
+            self._pass()  # jobs that end in this pass are replaced later
         self.worker.counts["started"] = number
         self.worker.parent.send("progress", counts=self.worker.counts, gauges={})
         began = now = time.monotonic()
@@ -160,7 +160,7 @@ class Flood:
         return True
 
     def _ready(self, question: Question) -> bool:
-        """Load it if all is answered; one whose slots others took meanwhile waits for them."""
+        """Load it if all is answered; one whose slots are in use waits for them."""
         was_open = "retry" in question.verdicts
         if not self.jobs.answered(question):
             return False

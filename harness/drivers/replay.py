@@ -87,7 +87,7 @@ class Replay:
         worker.counts.update(dict.fromkeys(("requests", "refs", "hits"), 0))
 
     def run(self, go_seconds: float, start_seconds_max: float | None) -> None:
-        """Replay until every request is done, none may start any more, or the worker is told to stop."""
+        """Replay until every request is done, none may start any more, or the worker must stop."""
         stop = self.worker.parent.stop
         last_start = None if start_seconds_max is None else go_seconds + start_seconds_max
         idle_seconds = IDLE_SECONDS_MIN

@@ -1,4 +1,4 @@
-"""Asks for, loads and stores blocks of one working set, at an even pace, for as long as told, while files are removed.
+"""Looks up, loads and stores blocks of one working set, at an even rate, for a given time, while files are removed.
 
 A request looks up some blocks, loads what is there, stores what is not, and stores one again that is. Where the tier
 keeps a file per block, this process also removes files, as an operator's cleaner would; so a load may find nothing, and

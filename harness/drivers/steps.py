@@ -30,7 +30,7 @@ def step(
     hold_seconds: float = 0.0,
 ) -> None:
     """One store job or one find per list of blocks, all with the tag `number`. `name`: blocks whose names are only
-    written down. Stores that fail are tried again for `insist_seconds`. `quiet`: open nothing meanwhile. The step
+    written down. Stores that fail are tried again for `insist_seconds`. `quiet`: open no file in this step. The step
     waits for no job of the directions in `leave`, but at least `hold_seconds`."""
     jobs.quiet = quiet
     jobs.keys(name)

@@ -30,7 +30,7 @@ class NeverReports(MemoryAdapter):
         return [result for result in super().poll() if result.job_id % 5 != 4]
 
 
-@detected_by("results", r"does not account for its blocks: without a word on \d+")
+@detected_by("results", r"does not account for its blocks: no outcome for \d+")
 class ForgetsTheLastBlock(MemoryAdapter):
     """The result of a job omits its last block."""
 

@@ -1,4 +1,4 @@
-"""One process asks the tier for each promise that its engine relies on, one after the other, on roots of their own.
+"""One process checks each promise that an engine relies on, one after the other, each on a root of its own.
 
 Proves that an instance keeps its promises by itself and beside a second instance in the same process: slots, keys,
 lookups, exactly one result per job, bytes, close. It does not prove anything about several processes, floods, crashes
@@ -24,8 +24,8 @@ PROMISE_SECONDS_MAX = 30.0
 class ContractOptions(CommonOptions):
     """Options of `run contract`."""
 
-    processes: int = option(1, "the contract is asked in one process", low=1)
-    seconds: float = option(0.0, "the contract takes what it takes", low=0)
+    processes: int = option(1, "the contract is checked in one process", low=1)
+    seconds: float = option(0.0, "no duration: the promises end by themselves", low=0)
     block_bytes: int = option(64 << 10, "size of a block", low=4096, multiple_of=4096)
     slots: int = option(64, "blocks that an instance holds in memory at once", low=SLOTS_MIN)
 

@@ -1,4 +1,4 @@
-"""Processes are killed and paused in the middle of publishing, start again on the same root, and nobody else suffers.
+"""Processes are killed and paused while they publish and start again on the same root; no other process is affected.
 
 In each round all processes but one are victims: each stores chains of blocks and meets one fault, either at an exact
 step of publishing (the n-th system call that creates, writes, syncs, links, renames, unlinks or makes a folder, by

@@ -1,4 +1,4 @@
-"""Who shares with whom follows from the rules alone, on every Python here; and what must be unique stays unique.
+"""Which processes share follows from the rules alone, on every Python here; temp names and instance ids are unique.
 
 Cells: PYTHONHASHSEED unset, "", "0", "1", "random"; each hash algorithm; each seed policy; a fresh interpreter, spawn
 and forkserver; the tier's Python, where the whole tier is opened, and one of each other version found, where only its
@@ -217,7 +217,7 @@ def _probe(
     return (json.loads(lines[-1]) if lines and not done.returncode else None), done.stderr
 
 
-# --- pairs: what a second process is told that opens the first one's root ---
+# --- pairs: a second process opens the root of a first one ---
 
 
 def _pairs(context: Context, plan: Plan) -> None:

@@ -1,4 +1,4 @@
-"""Every fault of the registry, put under a tier one after the other: what it owes meanwhile, and that it recovers.
+"""Every fault of the registry is injected below a tier: its guarantees hold under the fault, and it recovers after it.
 
 For each fault two processes on one root: blocks are stored; the fault comes; one process stores more and both load
 what is there; the fault is lifted; one looks at what was made of it; all is stored again, found and loaded by both, and

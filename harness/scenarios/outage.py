@@ -1,5 +1,4 @@
-"""Two hosts share a volume; one is cut off, loses power, or the server restarts, and only what was under way there
-suffers.
+"""Two hosts share a volume; one is cut off, loses power, or the server restarts, and only jobs in flight there fail.
 
 First, how soon a block that one host reported stored is found by the other, without and with an earlier miss. Then, in
 rounds: a host is cut off while it stores, and while it loads, and healed after a while; a host loses power while it

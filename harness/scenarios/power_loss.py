@@ -1,4 +1,4 @@
-"""The power fails while blocks are being stored: what was reported stored, what is there afterwards, and is it right?
+"""The power fails while blocks are stored: what is there afterwards is right, and durable stores lose nothing.
 
 For each file system (ext4 with ordered and with writeback data, XFS) and each way to store (direct and buffered, with
 and without waiting for the device) a process stores on a file system in an image, and the power fails in the middle of
@@ -243,7 +243,7 @@ class _OwnKernel:
             self._kernel.kill()
 
     def fail(self, image: Path, order: int, group: WorkerGroup, writer: int, moment_seconds: float) -> _Failed:
-        group.await_begun(order, [writer])  # its calls are slow, and it is told over a network
+        group.await_begun(order, [writer])  # its calls are slow, and its orders come over a network
         self._context.workers.until(lambda: False, moment_seconds / 10)
         self._context.note(time.monotonic(), notes.Fault(process=writer), "the kernel is killed")
         self._kernel.kill()

@@ -1,4 +1,4 @@
-"""Every process finds at once what any of them reported stored, and reads it right, however they come and go.
+"""Every process finds at once what any process reported stored, and loads it right; processes join, leave and restart.
 
 Rounds in turn: all store the same blocks at the same instant while all read them; one stores while the others read the
 very blocks that are being published; each stores its own and reads everybody else's. After each round every process
@@ -24,7 +24,7 @@ from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError,
 from harness.scenarios.worker_group import Chain, WorkerGroup
 
 CHASE_SECONDS = 1.0
-"""A reader of blocks in publication gives up after so long; whoever asks afterwards must find them."""
+"""A reader of blocks that are being published gives up after so long; later lookups must find them."""
 ROUNDS_MIN = 4
 
 

@@ -1,10 +1,10 @@
-"""Floods of one class of jobs, and single blocks of the other class that must get through them.
+"""Floods of jobs of one direction; single blocks of the other direction must end during the flood.
 
 Each thread split (1+1, 4+4, 16+16, 31+1, 1+31 read- and write-priority threads) is a process of its own, one after the
 other. In each, loads are flooded with stores and stores with loads, in jobs of 1, 16 and 512 blocks, in a closed loop
 always deeper than the threads; then a class is flooded with large jobs of its own, and what a single block waits behind
-them is reported. On a fault file system the same is done on a slow device, and while calls hang for ever: one, or as
-many as told, which may be as many as there are threads where the tier replaces those that hang. On hosts that share a
+them is reported. On a fault file system the same is done on a slow device, and while calls hang for ever: one, or a
+given number, which may be as many as there are threads where the tier replaces those that hang. On hosts that share a
 volume it is no single call: in a flood of each class a host is really cut off from the volume, and healed, so that all
 calls of its processes hang or fail, of both classes, while those of the other host go on.
 

@@ -1,4 +1,4 @@
-"""Worker processes that obey a scenario's orders (driver "commands"), and the block ids that it gives out.
+"""Worker processes that carry out a scenario's orders (driver "commands"), and the block ids that it gives out.
 
 Scenarios of several rounds use it. It records what goes wrong with a process as notes and judges nothing.
 """

@@ -112,7 +112,7 @@ def lost(history: History) -> History:
         (lambda h: change_job(h, 0, results=0, outcome="info"), "job 0 of process 0 (store) got 0 results"),
         (lambda h: change_job(h, 0, results=2), "got 2 results"),
         (lambda h: h.jobs.append(h.jobs[0]) or h, "job 0 of process 0 is recorded 2 times"),
-        (lambda h: change_job(h, 0, ok=[0, 1]), "without a word on 2"),
+        (lambda h: change_job(h, 0, ok=[0, 1]), "no outcome for 2"),
         (lambda h: change_job(h, 0, ok=[0, 1, 2, 9]), "too many for 9"),
         (lambda h: change_job(h, 0, ok=[0, 1, 2, 2]), "too many for 2"),
         (lambda h: change_job(h, 0, ok=[0, 1, 2], failed=[2], outcome="fail"), "too many for 2"),
@@ -160,9 +160,9 @@ def test_results_counts_failures_after_a_fault_and_refused_stores_without_judgin
     assert verdict.value == "true"
     assert "1 stores (3 blocks refused)" in verdict.figure
     for refused, direction, finding in (
-        (2, "store", "failed for block 0, 1, 2 (2 of them refused) although no fault was put in"),
+        (2, "store", "failed for block 0, 1, 2 (2 of them refused) although no fault was injected"),
         (4, "store", "refused 4 blocks, but only 3 failed"),
-        (3, "load", "although no fault was put in"),  # a load's slots are its caller's: no queue is full
+        (3, "load", "although no fault was injected"),  # a load's slots are its caller's: no queue is full
     ):
         unexcused = change_job(good_history(), 0, **failed, refused=refused, direction=direction)
         verdict = judge("results", unexcused)

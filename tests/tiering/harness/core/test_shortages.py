@@ -98,7 +98,7 @@ def test_a_full_folder_of_runs_is_no_defect_of_the_tier_and_the_verdict_is_writt
 def test_an_enospc_that_is_made_up_is_a_finding(tmp_path: Path) -> None:
     results = load(tmp_path, tier=f"{SHORT_OF}:MakesUpEnospc")
     assert value(results, "results") == "false"
-    assert "with ENOSPC although no fault was put in and" in findings(results, "results")
+    assert "with ENOSPC although no fault was injected and" in findings(results, "results")
     assert "or more were free" in findings(results, "results")
 
 
@@ -188,7 +188,7 @@ def test_a_leak_until_no_descriptor_is_left_is_the_tiers(tmp_path: Path) -> None
 def test_what_opens_more_than_an_ample_limit_is_the_tiers(tmp_path: Path) -> None:
     results = with_open_files(1200, tmp_path, "NeedsManyDescriptors")
     assert value(results, "results") == "false"
-    assert "with EMFILE although no fault was put in" in findings(results, "results")
+    assert "with EMFILE although no fault was injected" in findings(results, "results")
 
 
 # --- what is measured, and how it is believed ---

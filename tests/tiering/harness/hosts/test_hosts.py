@@ -189,7 +189,7 @@ def test_an_outage_that_cost_only_what_was_under_way_is_true() -> None:
     [
         ([store(1, 12.0, 12.1, [], [5])], "was not hit"),
         ([store(0, 27.0, 28.0, [], [5])], "was not hit"),  # long after the heal
-        ([store(1, 12.0, 12.1), asked(0, 30.0, "mh")], "is not there"),
+        ([store(1, 12.0, 12.1), asked(0, 30.0, "mh")], "got a miss"),
         ([store(1, 12.0, 12.1), asked(0, 30.0, "rh")], "never got an answer"),
         (
             [SOON._replace(detail={"blocks": [93]}), store(0, 1.0, 1.1, [93]), asked(1, 3.0, "h", [93])],

@@ -54,7 +54,7 @@ def test_a_block_published_in_place_is_seen_torn(tmp_path: Path) -> None:
 
 def test_a_store_reported_before_it_is_done_dies_with_its_process(tmp_path: Path) -> None:
     said = findings(crash(tmp_path, f"{BROKEN}:WritesLater", processes=3))
-    assert "is not there" in said["visibility"]
+    assert "got a miss" in said["visibility"]
 
 
 @pytest.mark.parametrize("by_step", [True, False])
@@ -101,9 +101,9 @@ DEATH: list[Record] = [
     [
         ("recovery", job(1, 9, "store", 4.5, 3, "fail"), "process 1 (start 1) lost its first store after its restart"),
         ("recovery", job(0, 9, "store", 4.5, 3, "fail"), "process 0 could not store block 3"),
-        ("recovery", job(0, 9, "load", 6.5, 2, "fail"), "was told that block 2 is there, and could not load it"),
+        ("recovery", job(0, 9, "load", 6.5, 2, "fail"), "got a hit for block 2 and could not load it"),
         ("recovery", Note(-1, 4.0, "error", "after its restart process 1.1 hangs", {}), "after its restart"),
-        ("visibility", asked(0, 7.0, 1, "m"), "process 0 was told that block 1 is not there, 5.900 s after process 1"),
+        ("visibility", asked(0, 7.0, 1, "m"), "process 0 got a miss for block 1, 5.900 s after process 1"),
         ("visibility", asked(0, 7.0, 8, "r"), "asked for block 8 and never got an answer"),
     ],
 )

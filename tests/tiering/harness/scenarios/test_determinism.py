@@ -56,7 +56,7 @@ def test_carelessness_is_told_in_each_way(tmp_path: Path) -> None:
     assert "no sharing, though the rules say so" in said
     assert "PYTHONHASHSEED unset" in said
     assert "the seed's digest is common" in said
-    assert "accepted without a word, though they share nothing" in said
+    assert "accepted without an error, though they share nothing" in said
     assert "2 instances call themselves" in said
     if can_attach():
         assert "processes 0, 1 all made the temp file" in said
@@ -90,9 +90,9 @@ RIGHT = [cell("seed '0'", ["a", "b"]), cell("seed '0'", ["a", "b"], start="spawn
         ([*RIGHT, cell("private", ["e", "f"]), cell("private", ["e", "g"], digest="other")], "must not share"),
         ([*RIGHT, cell("seed '3'", ["e", "e"])], "different tokens have the same name"),
         ([*RIGHT, cell("refused", ["e", "f"])], "accepted, though"),
-        ([*RIGHT, cell("refused", [], status="refused", why="no")], "without a word on PYTHONHASHSEED"),
+        ([*RIGHT, cell("refused", [], status="refused", why="no")], "without naming PYTHONHASHSEED"),
         ([*RIGHT, cell("seed '0'", [], status="refused", why="no")], "though the rules allow it"),
-        ([Note(-1, 0.0, "pair", "", {**PAIR, "shares": False, "same_names": False})], "accepted without a word"),
+        ([Note(-1, 0.0, "pair", "", {**PAIR, "shares": False, "same_names": False})], "accepted without an error"),
         ([Note(-1, 0.0, "pair", "", {**PAIR, "shares": False, "said": "seed"})], "names are the same"),
         ([Note(-1, 0.0, "pair", "", {**PAIR, "status": "refused", "why": "no"})], "refused, though they share"),
         ([Note(-1, 0.0, "pair", "", {**PAIR, "said": "another seed"})], "yet it complains"),

@@ -1,4 +1,4 @@
-"""`run faults`: kvtier gives what it owes under faults of every kind, flawed tiers are told what they owe."""
+"""`run faults`: kvtier keeps its guarantees under faults of every kind, findings name those that flawed tiers break."""
 
 from __future__ import annotations
 

@@ -40,10 +40,10 @@ def test_right_tiers_share(tmp_path: Path, tier: str) -> None:
 @pytest.mark.parametrize(
     ("tier", "checker", "words"),
     [
-        (f"{MUTANTS}:SeesItsOwnStoresOnly", "visibility", "is not there"),
-        (f"{MUTANTS}:CachesMissesForEver", "visibility", "is not there"),
+        (f"{MUTANTS}:SeesItsOwnStoresOnly", "visibility", "got a miss"),
+        (f"{MUTANTS}:CachesMissesForEver", "visibility", "got a miss"),
         (f"{BROKEN}:InPlace", "integrity", "short"),
-        (f"{BROKEN}:WritesLater", "visibility", "is not there"),
+        (f"{BROKEN}:WritesLater", "visibility", "got a miss"),
     ],
 )
 def test_a_tier_that_does_not_share_is_detected_by_the_checker_meant_for_it(

@@ -137,7 +137,7 @@ def test_a_class_that_stands_still_while_a_call_hangs_is_named() -> None:
     assert floods.check(history([*FLOOD, *probes], hang)).value == "true"
     stopped = floods.check(history([*FLOOD, probes[0], probes[2]], hang))
     assert stopped.value == "false"
-    assert "no store submitted meanwhile ended" in stopped.findings[0]
+    assert "no store submitted during the hang ended" in stopped.findings[0]
 
 
 def cut_off(
@@ -172,10 +172,10 @@ def task(direction: Any, came: float, began: float, ended: float) -> Task:
         ({"answer_seconds": 3.0}, "a lookup had no answer for 3.00 s"),
         ({"settled": False}, "not all of its jobs had ended"),
         ({"lost": (0, 0, 0)}, "a load hung, and its thread was not replaced in 2.00 s"),
-        ({"lost": (0, 2, 0)}, "2 threads were lost at a time, of 1"),
+        ({"lost": (0, 2, 0)}, "2 threads hung at a time, of 1"),
         ({"lost": (0, 1, 1)}, "1 threads of loads had not come back at the end"),
         ({"after": ("load",)}, "no store of a job begun after the heal succeeded"),
-        ({"exit_code": 70}, "it did not survive it"),
+        ({"exit_code": 70}, "its process ended"),
         (
             {"hung": [task("load", 1.0, 1.9, 8.1), task("store", 2.5, 7.0, 8.1)]},
             "a store waited 4.50 s for a thread, with 0 hung stores for 1 threads of its class",
