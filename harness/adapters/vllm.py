@@ -177,7 +177,7 @@ class VllmAdapter(Adapter):
         block_hash = parent[:-4] if parent else None
         keys, size = [], self.setup.tokens_per_block
         for start in range(0, len(tokens) - size + 1, size):
-            # Engines hash plain ints, and pickle tells numpy's from them.
+            # Engines hash plain ints, and the pickle of a numpy int differs.
             block_hash = hash_block(self._hash, block_hash, [int(token) for token in tokens[start : start + size]])
             keys.append(make_key(block_hash, 0))
         return keys

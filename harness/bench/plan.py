@@ -129,12 +129,12 @@ def _ceilings(bench: Bench, row: str, block_bytes: int, blocks: int, number: int
     raw = bench.contestants["raw"]
     on_file = {"path": str(bench.ceiling_file), "block_bytes": block_bytes, "volume_bytes": blocks * block_bytes}
     in_folder = {"folder": str(bench.root("files")), "block_bytes": block_bytes, "blocks": blocks}
-    asked: dict[str, tuple[str, dict[str, Any]]] = {
+    measured: dict[str, tuple[str, dict[str, Any]]] = {
         "device, 16 threads": ("device", {**on_file, "threads": 16}),
         "device, fio": ("fio", on_file),
         "file per block": ("files", {**in_folder, "threads": 16}),
     }
-    for name, (measure, arguments) in asked.items():
+    for name, (measure, arguments) in measured.items():
         for result in raw.measure(measure, arguments=arguments):
             for phase, value in result.items():
                 yield Sample("throughput", row, phase, "MiB/s", name, number, value)
@@ -322,20 +322,20 @@ def root_size(bench: Bench) -> Iterator[Sample]:
     for number in range(size.rounds):
         for count in counts if number % 2 else reversed(counts):
             row = f"root of {count:,} blocks"
-            asked: dict[str, Any] = {"label": "planted", "planted": planted, "batches": size.lookup_batches}
-            for result in who.measure("lookups", roots[count], arguments=asked, block_bytes=64 * KIB):
+            order: dict[str, Any] = {"label": "planted", "planted": planted, "batches": size.lookup_batches}
+            for result in who.measure("lookups", roots[count], arguments=order, block_bytes=64 * KIB):
                 for kind in ("hit", "miss"):
                     value = result[f"{kind} {size.lookup_batches[-1]}"]
                     yield Sample("root size", row, f"lookup, {kind}", "keys/s", who.name, number, value)
-            asked = {"label": f"root {number}", "blocks": blocks, "job_blocks": JOB_BLOCKS}
+            order = {"label": f"root {number}", "blocks": blocks, "job_blocks": JOB_BLOCKS}
             for result in who.measure(
-                "throughput", roots[count], arguments=asked, block_bytes=64 * KIB, slots=2 * blocks
+                "throughput", roots[count], arguments=order, block_bytes=64 * KIB, slots=2 * blocks
             ):
                 for phase in ("store", "cold"):
                     value = result[phase]["mib_per_second"]
                     yield Sample("root size", row, phase, "MiB/s", who.name, number, value)
-    asked = {"label": "planted", "planted": counts[1], "count": 200_000}
-    for result in who.measure("known_memory", roots[counts[1]], arguments=asked, block_bytes=64 * KIB):
+    order = {"label": "planted", "planted": counts[1], "count": 200_000}
+    for result in who.measure("known_memory", roots[counts[1]], arguments=order, block_bytes=64 * KIB):
         value = result["bytes_per_block"]
         yield Sample("root size", f"root of {counts[1]:,} blocks", "memory per known block", "B", who.name, 0, value)
 

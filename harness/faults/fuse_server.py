@@ -258,7 +258,7 @@ def _carry_out(table: Table, lines: TextIO, answer: Callable[[object], None]) ->
 
 def _outlive_nobody(parent: int) -> None:
     """End with the parent. A parent killed while one of its own threads hangs in here keeps its pipes open and its
-    pid taken, for as long as the thread hangs: only its state tells.
+    pid taken, for as long as the thread hangs: only its state in /proc shows it.
     """
     while os.getppid() == parent:
         with open(f"/proc/{parent}/stat", encoding="utf-8", errors="replace") as file:

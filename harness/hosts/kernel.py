@@ -1,8 +1,8 @@
-"""A Linux kernel of its own (user-mode-linux) for a test host: booted, told what to run, and killed as a loss of power
-ends one. It sees this machine's files read-only, so it runs the same interpreter and the same checkout.
+"""A separate Linux kernel (user-mode-linux) for a test host. It boots, runs programs, and is killed as by a power loss.
 
-Hosts and scenarios make one, on a network that they brought up. It has one CPU and slow system calls: good for what is
-right, not for what is fast. It never stops its processes in order.
+It sees this machine's files read-only, so it runs the same interpreter and the same checkout. Hosts and scenarios make
+one on a network that they started. It has one CPU and slow system calls: it serves correctness, not speed. It never
+stops its processes in order.
 """
 
 from __future__ import annotations
