@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
@@ -40,7 +40,7 @@ class Refusal(StrEnum):
 REFUSAL_REASONS: tuple[str, ...] = tuple(reason.value for reason in Refusal if reason is not Refusal.NO_SPACE)
 """Reasons that only a refusal has."""
 
-_NO_SPACE_ERRNOS = ("ENOSPC", "EDQUOT")
+_NO_SPACE_ERRNOS = frozenset(("ENOSPC", "EDQUOT"))
 
 
 class Evicted(NamedTuple):
@@ -126,19 +126,18 @@ class Admission:
         granted = self.quota.reserve(fitting, self._file_bytes) if self.quota else fitting
         return Grant(granted, Refusal.QUOTA if granted < fitting else Refusal.QUEUE_FULL)
 
-    def release(self, outcomes: Iterable[BlockOutcome]) -> None:
+    def release(self, outcomes: Sequence[BlockOutcome]) -> None:
         """The reserved blocks of one store ended like this.
 
         Stores pause when the volume has no space, twice as long each time, and go on when one has worked again.
         """
-        ends = list(outcomes)
         if self.quota:
-            self.quota.release(len(ends), self._file_bytes)
-        if any(outcome.reason in _NO_SPACE_ERRNOS for outcome in ends):
+            self.quota.release(len(outcomes), self._file_bytes)
+        if not _NO_SPACE_ERRNOS.isdisjoint([outcome.reason for outcome in outcomes]):
             if not self._pause_seconds:
                 logger.warning("%s has no space: stores pause, loads go on", self._config.root_dir)
             self._pause_seconds = min(STORE_PAUSE_SECONDS_MAX, 2 * self._pause_seconds or STORE_PAUSE_SECONDS_MIN)
             self._resume_seconds = time.monotonic() + self._pause_seconds
-        elif self._pause_seconds and any(outcome.ok and not outcome.skipped for outcome in ends):
+        elif self._pause_seconds and any(outcome.ok and not outcome.skipped for outcome in outcomes):
             logger.warning("%s has space again: stores go on", self._config.root_dir)
             self._pause_seconds = 0.0

@@ -40,7 +40,7 @@ from kvtier.events import (
     TierAnswers,
     child_traceparent,
 )
-from kvtier.fs.admission import EVICTED_KEYS_MAX, Admission, Evicted, Grant
+from kvtier.fs.admission import EVICTED_KEYS_MAX, Admission, Evicted
 from kvtier.fs.async_lookup import AsyncLookupManager
 from kvtier.fs.block_io import BlockIO, BlockOutcome
 from kvtier.fs.file_mapper import FileMapper
@@ -63,7 +63,7 @@ class _Submitted(NamedTuple):
     tasks: list[tuple[OffloadKey, ...]]  # the keys of each
     submitted_seconds: float
     own_traceparent: str | None
-    grant: Grant
+    refusal: str  # why the blocks of no task were not enqueued
 
 
 class FileSystemTierManager(SecondaryTierManager):
@@ -92,7 +92,7 @@ class FileSystemTierManager(SecondaryTierManager):
         self.none_hash = none_hash
         self.file_mapper = file_mapper
         self.blockio = blockio
-        self._slots = slots
+        self._slots, self._slot_count = slots, len(slots) // config.block_bytes
         self._lookup, self._pool = lookup, pool
         self._admission, self._quota = admission, admission.quota
         self._background = background
@@ -213,10 +213,10 @@ class FileSystemTierManager(SecondaryTierManager):
 
     def _submit(self, job: TransferJob, direction: Direction) -> None:
         assert job.job_id not in self._submitted, f"job {job.job_id} is already in flight"
-        slots, block_bytes = len(self._slots) // self.config.block_bytes, self.config.block_bytes
+        count, block_bytes = self._slot_count, self.config.block_bytes
         for slot in job.chunk_ids:
-            if not 0 <= slot < slots:
-                raise SlotError(f"slot {slot} is out of range; the CPU tier has {slots} slots, numbered from 0")
+            if not 0 <= slot < count:
+                raise SlotError(f"slot {slot} is out of range; the CPU tier has {count} slots, numbered from 0")
         # Small enough that nothing waits long behind a task, and that a job spreads over the threads that are idle, as
         # far as that is worth their wake-ups.
         idle = max(1, self._pool.idle_threads())
@@ -226,16 +226,17 @@ class FileSystemTierManager(SecondaryTierManager):
         own_traceparent = child_traceparent(job.req_context.traceparent)
         if self._quota:
             self._quota.note_traffic()
-        grant = Grant(len(job.keys), "")
+        admitted, refusal = len(job.keys), ""
         if direction == "store":
-            grant = self._admission.reserve(len(job.keys), self._pool.queued_bytes("store"))
-        starts = range(0, grant.blocks, per_task)
-        tasks = [job.keys[start : min(start + per_task, grant.blocks)] for start in starts]
+            admitted, refusal = self._admission.reserve(admitted, self._pool.queued_bytes("store"))
+        tasks: list[tuple[OffloadKey, ...]] = []
         works: list[Work] = []
-        for start, keys in zip(starts, tasks, strict=True):
-            places = job.chunk_ids[start : start + len(keys)]
-            works.append((functools.partial(run, keys, places, own_traceparent), len(keys) * block_bytes))
-        self._submitted[job.job_id] = _Submitted(job, tasks, time.monotonic(), own_traceparent, grant)
+        for start in range(0, admitted, per_task):
+            end = min(start + per_task, admitted)
+            keys, slots = job.keys[start:end], job.chunk_ids[start:end]
+            tasks.append(keys)
+            works.append((functools.partial(run, keys, slots, own_traceparent), (end - start) * block_bytes))
+        self._submitted[job.job_id] = _Submitted(job, tasks, time.monotonic(), own_traceparent, refusal)
         self._pool.submit(job.job_id, direction, works)
 
     def _complete(self, completion: Completion) -> JobResult:
@@ -246,7 +247,7 @@ class FileSystemTierManager(SecondaryTierManager):
             outcomes += [BlockOutcome(_reason(result))] * len(keys) if isinstance(result, BaseException) else result
         if completion.direction == "store":
             self._admission.release(outcomes)
-        outcomes += [BlockOutcome(submitted.grant.refusal)] * (len(job.keys) - submitted.grant.blocks)
+        outcomes += [BlockOutcome(submitted.refusal)] * (len(job.keys) - len(outcomes))
         ok = tuple(key for key, outcome in zip(job.keys, outcomes, strict=True) if outcome.ok)
         failed = [key for key, outcome in zip(job.keys, outcomes, strict=True) if not outcome.ok]
         self._lookup.mark_present(ok)
