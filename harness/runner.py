@@ -290,8 +290,7 @@ def totals(history: History) -> dict[str, float]:
 
 
 def _last_words(history: History, run_dir: Path) -> dict[str, str]:
-    """What each process that ended badly had last written to stderr, by its label; those that said nothing are left
-    out."""
+    """The last lines on stderr of each process that failed, by its label; processes without any are left out."""
     said = {}
     for stop in history.stops:
         label = f"{stop.process}" + (f".{stop.incarnation}" if stop.incarnation else "")

@@ -1,6 +1,6 @@
 """`conform module:Class`: the contract and every scenario on somebody's own tier, one after the other, one verdict.
 
-The command line has it; each scenario is an ordinary run with a folder and a report of its own. What asks for more than
+The command line has it; each scenario is an ordinary run with a folder and a report of its own. What needs more than
 a tier and a folder (hosts, disks), or for what the tier does not claim, is left out and named.
 """
 

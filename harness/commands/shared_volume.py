@@ -51,7 +51,7 @@ class Line(NamedTuple):
 
 
 class _ServerWatch:
-    """Ends a run, once, when the server has ended without being told to: tiers are not judged by what is not there."""
+    """Ends a run, once, when the server has ended by itself: a tier is not judged by a volume that is gone."""
 
     def __init__(self, volume: Volume) -> None:
         self._volume = volume

@@ -2,13 +2,13 @@
 
 In each round all processes but one are victims: each stores chains of blocks and meets one fault, either at an exact
 step of publishing (the n-th system call that creates, writes, syncs, links, renames, unlinks or makes a folder, by
-strace) or at a random moment: SIGKILL, or SIGSTOP and later SIGCONT. The witness reads what is being published, stores
-what a paused process holds half done, and all ask for everything afterwards. Killed processes start again and first
-store again what they had been storing.
+strace) or at a random moment: SIGKILL, or SIGSTOP and later SIGCONT. The other process reads blocks as they are
+published, and stores those that a paused process has not finished. Afterwards all look up every block. Killed processes
+start again and first store again what they had been storing.
 
 Proves for the steps that the tier passes on this file system: no part of a block and no wrong byte is ever visible,
-what was reported stored before a death is found by everybody, a process that starts again loses no store, a paused one
-goes on, no temp file stays where the file system has unnamed files. It does not prove anything about power loss, a
+what was reported stored before a death is found by every process, a process that starts again loses no store, a paused
+one goes on, no temp file stays where the file system has unnamed files. It does not prove anything about power loss, a
 host that vanishes, or a death while the root is being opened.
 """
 

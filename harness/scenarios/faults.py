@@ -1,13 +1,13 @@
 """Every fault of the registry is injected below a tier: its guarantees hold under the fault, and it recovers after it.
 
-For each fault two processes on one root: blocks are stored; the fault comes; one process stores more and both load
-what is there; the fault is lifted; one looks at what was made of it; all is stored again, found and loaded by both, and
-fresh blocks too, in the same processes (after a kill: started again). The processes live through many faults.
+For each fault two processes share one root. Blocks are stored; the fault is injected; one process stores more and both
+load what they find; the fault is lifted; one process looks up what is left. Then all blocks, and fresh ones, are stored
+again, found and loaded by both, in the same processes (after a kill: started again). A process meets many faults.
 
 Proves for each fault that could be made here: no wrong byte, one result per job, failures reported and counted by
 reason, the other blocks of a job unharmed, nothing left behind, and that everything works again once it is lifted; as
-far as the registry says that the tier owes it, and the tier lets it be seen. Faults that this machine cannot make are
-named as skipped. It does not prove anything about two faults at once, load, or power loss.
+far as the registry lists the guarantee for the fault, and the tier lets it be seen. Faults that this machine cannot
+make are named as skipped. It does not prove anything about two faults at once, load, or power loss.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A scenario's context whose processes run on the hosts of a volume, in turn: process 0 on host 0, 1 on host 1, 2 on
 host 0.
 
-Any scenario runs on it unchanged, as far as it asks the context for its processes; `shared_volume` makes it.
+Any scenario that starts its processes through the context runs on it unchanged; `shared_volume` makes it.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 First, how soon a block that one host reported stored is found by the other, without and with an earlier miss. Then, in
 rounds: a host is cut off while it stores, and while it loads, and healed after a while; a host loses power while it
 stores, and comes back; the server is killed and started again. In each round the other host goes on storing and reading
-what was there before. When all is well again everybody asks for everything that anybody reported stored; what was not
-finished is stored again, and everybody asks once more.
+what was there before. After each outage every process looks up every block that any process reported stored. What was
+not finished is stored again, and every process looks it up once more.
 
 Proves for this file system and these mount options: the visibility bound; that nothing fails on the host that was not
 hit, and nothing but the jobs of that time on the one that was; that all get their results, and go on without a restart;
@@ -105,7 +105,7 @@ class _Outage:
     # --- how soon ---
 
     def see_how_soon(self) -> None:
-        """One host stores, the other asks at once until it finds it; in half of the rounds it had asked before."""
+        """One host stores, the other looks up at once until it hits; in half of the rounds it had looked up before."""
         limit = self.options.visible_seconds_max
         for number in range(SOON_ROUNDS):
             writer, reader = (0, 1) if number % 4 < 2 else (1, 0)
@@ -191,8 +191,8 @@ class _Outage:
         return all(not members[p].alive or members[p].counts.get("carried_out", 0) >= number for p in processes)
 
     def _afterwards(self, victims: list[int] | range, stored: dict[int, list[Chain]]) -> None:
-        """The victims work until they succeed; everybody asks once for everything of this round; the victims store
-        theirs again, and everybody asks until all is there."""
+        """The victims work until they succeed; every process looks up each block of this round once; the victims store
+        theirs again, and every process looks up until all blocks hit."""
         self.context.workers.until(lambda: self._works_again(victims), self.options.recovery_seconds_max)
         known = [chain for chains in stored.values() for chain in chains]
         known += [chain for p in self._all for chain in self._chains[p][:SHOWN_CHAINS]]
@@ -211,7 +211,7 @@ class _Outage:
         return parts
 
     def _works_again(self, victims: list[int] | range) -> bool:
-        """Whether a store of each victim has just succeeded. The checker asks when it first did."""
+        """Whether a store of each victim has just succeeded. The checker determines when it first did."""
         alive = [p for p in victims if self.group.members[p].alive]
         before = {p: self.group.members[p].counts.get("stores", 0) for p in alive}
         self.group.do({p: {"store": [self.group.chain(1)]} for p in alive})

@@ -4,8 +4,8 @@ For each file system (ext4 with ordered and with writeback data, XFS) and each w
 and without waiting for the device) a process stores on a file system in an image, and the power fails in the middle of
 it. "snapshot": the image is cloned at one instant, as a disk would be found after its power had failed. "kernel": the
 process runs under a kernel of its own (user-mode-linux) whose disk the image is, and that kernel is ended by SIGKILL;
-what the process had reported until then is what counts. In both, another process then opens what the disk holds, and
-asks for everything.
+what the process had reported until then counts. In both, another process then opens what the disk holds, and looks up
+every block.
 
 Proves for these file systems on a device that keeps what it was given, in the order it was given: no block that is
 served is wrong, and with `durability=durable` none that was reported stored is missing. The kernel that dies is Linux

@@ -1,8 +1,8 @@
 """Every process finds at once what any process reported stored, and loads it right; processes join, leave and restart.
 
-Rounds in turn: all store the same blocks at the same instant while all read them; one stores while the others read the
-very blocks that are being published; each stores its own and reads everybody else's. After each round every process
-asks for everything stored in it and for one earlier chain, and compares every byte. A process comes late, one ends and
+Rounds in turn: all store the same blocks at the same instant while all read them; one stores while the others read
+these blocks as they are published; each stores its own and reads those of the others. After each round every process
+looks up all blocks of the round and one earlier chain, and compares every byte. One process joins late, one ends and
 starts again; both find all that was stored before. The hit ratio lies between two computed oracles, and the writes per
 distinct block are counted.
 
