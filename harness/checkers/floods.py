@@ -151,7 +151,7 @@ def _judge_hang(note: Note, history: History, findings: Findings) -> dict[str, A
 
 
 def _lifted(note: Note, history: History) -> float:
-    """When what `note` tells of was over; infinity when it never was."""
+    """The end of the event that `note` records; infinity if it never ended."""
     since = note.monotonic_seconds
     lifted = (n.monotonic_seconds for n in history.notes if n.is_a(notes.Lifted) and n.monotonic_seconds > since)
     return min(lifted, default=math.inf)

@@ -4,8 +4,8 @@ Covers three kinds of notes of the determinism scenario. "cell": what one proces
 blocks, with the family that the rules put it in: processes of one family have equal names and equal seed digests, of
 two families (a private one is a family of its own) no name and no digest in common; "refused" must be refused, by a
 text that names PYTHONHASHSEED. In each process different blocks have different names. "pair": a process opened a root
-that another had filled; if the rules say that they share, it is accepted in silence, else it is refused or says so on
-stderr, and never derives the other's names. "created": temp files that a process made while the application seeded
+that another had filled; if the rules say that they share, it is accepted without a warning, else it is refused or warns
+on stderr, and never derives the other's names. "created": temp files that a process made while the application seeded
 every generator alike; no name twice. "instance": what an instance calls itself; no id twice.
 
 Not covered: settings that were skipped (listed), names of blocks that nobody asked for.

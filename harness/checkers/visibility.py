@@ -1,7 +1,7 @@
 """Is what one process reported stored found by every process that asks afterwards?
 
 Covers the answers that processes wrote down (notes "asked"): a question put after a store of the block was reported
-ok, by whichever process, must be answered "hit" by the `lookups`-th time that a process asks (option, default 1); no
+ok by any process, must be answered "hit" by the `lookups`-th time that a process asks (option, default 1); no
 question may stay without an answer. A process that got a hit once and then a miss counts from one again.
 
 Not covered: whether the bytes are right (integrity), loads that fail after a hit (results, recovery), how long an

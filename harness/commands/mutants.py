@@ -29,7 +29,7 @@ from harness.scenarios import scenarios
 @click.option("--runs-dir", type=PATH, default="runs", show_default=True, help="keeps folders of mutants that survive")
 @click.option("--write", type=PATH, help="write the table to this file")
 def mutants(names: tuple[str, ...], seed: int | None, runs_dir: str, write: str | None) -> None:
-    """Try tiers that are wrong on purpose: all, or those NAMED. Each must be detected by the checker meant for it."""
+    """Run mutants, tiers with one known defect: all, or those NAMED. Its checker must detect each."""
     from harness.mutants.registry import MUTANTS
     from harness.mutants.trial import table, try_mutant
 
