@@ -7,8 +7,8 @@ process opens a root that a process of another seed or algorithm has filled. Las
 every generator alike store the same blocks at one moment, and nothing that has to be unique comes twice.
 
 Proves for the cells that could run here (skipped ones are listed): shared or not shared exactly as the rules say,
-every process that shares nothing gets an error, no temp name or instance id depends on a seed. It does not prove that names
-stay the same in later versions of the tier, nor anything about platforms that are not here.
+a process that shares nothing gets an error, no temp name or instance id depends on a seed. It proves neither that names
+stay the same in later versions of the tier nor anything about other platforms.
 """
 
 from __future__ import annotations
