@@ -27,13 +27,25 @@ SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
 SECONDS_MAX = 60.0
 
 
+EARLIEST = "d765911"
+"""The first commit whose package has the public names that today's adapters use; older ones cannot be driven."""
+
+
 def default_commit(baselines: Path) -> str:
-    """The commit whose table was kept last: the baseline that a change should not make slower."""
+    """The commit whose table was kept last: the baseline that a change should not make slower. `EARLIEST` instead of a
+    commit before it."""
     tables = [json.loads(path.read_text()).get("table") for path in sorted(baselines.glob("*.json"))]
     kept: list[dict[str, Any]] = [table for table in tables if table and table["environment"]["git"]]
     if not kept:
         raise Unavailable(f"no table that was measured at a commit is kept in {baselines.name}/; name a commit")
-    return str(max(kept, key=lambda table: table["wall_time"])["environment"]["git"]["commit"])
+    commit = str(max(kept, key=lambda table: table["wall_time"])["environment"]["git"]["commit"])
+    return EARLIEST if _is_older(commit) else commit
+
+
+def _is_older(commit: str) -> bool:
+    """Whether `commit` is an ancestor of `EARLIEST`; False where git knows either of them not."""
+    base, earliest = (_git("merge-base", EARLIEST, commit).strip(), _git("rev-parse", EARLIEST).strip())
+    return bool(base) and base != earliest
 
 
 def freeze(revision: str, folder: Path) -> str:

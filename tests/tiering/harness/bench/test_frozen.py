@@ -119,6 +119,17 @@ def test_the_default_is_the_commit_of_the_table_that_was_kept_last(tmp_path: Pat
     assert frozen.default_commit(tmp_path) == "new"
 
 
+def test_a_baseline_before_the_first_commit_that_can_be_driven_is_replaced_by_that_commit(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older, newer = git(checkout, "rev-parse", "HEAD~1"), git(checkout, "rev-parse", "HEAD")
+    for kept, earliest, expected in ((older, newer, newer), (newer, older, newer), (newer, newer, newer)):
+        table = {"wall_time": 1, "environment": {"git": {"commit": kept}}}
+        (tmp_path / "kept.json").write_text(json.dumps({"table": table}))
+        monkeypatch.setattr(frozen, "EARLIEST", earliest)
+        assert frozen.default_commit(tmp_path) == expected
+
+
 @pytest.mark.parametrize("seen", [None, {"commit": "abc", "changed": True}])
 def test_a_table_of_code_that_no_commit_holds_is_not_kept(
     monkeypatch: pytest.MonkeyPatch, seen: dict[str, object] | None
