@@ -125,8 +125,9 @@ class Evictor:
 
     @property
     def recency_seconds(self) -> float:
-        """How old a block's mark of use may become before a load renews it."""
-        return min(RECENCY_SECONDS, self.root.oldest_seconds / RENEWALS) if self.root else RECENCY_SECONDS
+        """How old a block's mark of use may become before a load renews it. 0 before the first measurement: a small
+        root may evict within seconds, so each load renews until the age of its blocks is known."""
+        return min(RECENCY_SECONDS, self.root.oldest_seconds / RENEWALS) if self.root else 0.0
 
     # --- rounds ---
 

@@ -115,9 +115,9 @@ def test_conform_goes_on_after_a_scenario_that_fails(
     out = capsys.readouterr().out
     summary = out[out.rindex("\n\n") :]
     assert ended.value.code == 2
-    assert "sharing      unknown" in summary
+    assert "sharing      inconclusive" in summary
     assert "the scenario failed: KeyError: 'nowhere' (traceback in scenario-error.txt)" in summary
-    assert "contract     true" in summary
+    assert "contract     pass" in summary
     (folder,) = (path for path in (tmp_path / "runs").glob("*-sharing-*"))
     assert "Traceback" in (folder / "scenario-error.txt").read_text()
 
