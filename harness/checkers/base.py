@@ -1,55 +1,41 @@
-"""What every checker returns, and the few questions about a history that several of them ask; no clock, no files."""
+"""What every checker declares and returns, and the few questions about a history that several of them ask; no clock, no
+files.
+
+A checker's module declares `RULES`, what it judges, and has a function `check(history) -> Verdict`.
+"""
 
 from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple
 
 from harness.checkers.room import Shortages
 from harness.core import notes
+from harness.core.findings import FINDINGS_MAX, Finding, Findings, Rule
 from harness.core.history import History
 from harness.core.run_files import process_label
 
 Value = Literal["true", "false", "unknown"]
 
-FINDINGS_MAX = 20
+__all__ = ["FINDINGS_MAX", "Finding", "Findings", "Rule", "Value", "Verdict"]
 
 
 class Verdict(NamedTuple):
     """One checker's word on a run. `figure` is the one thing that decided it, in words with numbers.
 
     "true": looked and found right; "false": found wrong; "unknown": the history does not hold enough to say (an empty
-    or vacuous history is never "true"). `findings` can each be read alone, 20 at most and then how many more.
+    or vacuous history is never "true"). `findings` are `Findings.list()`: 20 at most and then how many more, and
+    doubts; a plain sentence among them is a doubt.
     """
 
     name: str
     value: Value
     figure: str
-    findings: list[str]
+    findings: Sequence[str]
     data: dict[str, Any]
-
-
-class Findings:
-    """Collects findings: counts all, keeps the first `FINDINGS_MAX`."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._kept: list[str] = []
-
-    def add(self, text: str) -> None:
-        self.count += 1
-        if self.count <= FINDINGS_MAX:
-            self._kept.append(text)
-
-    def __bool__(self) -> bool:
-        return self.count > 0
-
-    def list(self) -> list[str]:
-        more = self.count - len(self._kept)
-        return [*self._kept, f"and {more} more"] if more else list(self._kept)
 
 
 class Life(NamedTuple):

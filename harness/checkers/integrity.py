@@ -11,13 +11,18 @@ from __future__ import annotations
 
 from collections import Counter
 
-from harness.checkers.base import Findings, Value, Verdict
+from harness.checkers.base import Findings, Rule, Value, Verdict
 from harness.core.history import History
+
+BYTES = Rule(
+    "integrity/bytes", "Each block of a load that was reported ok holds exactly the bytes that its key demands."
+)
+RULES = (BYTES,)
 
 
 def check(history: History) -> Verdict:
     """Judges `jobs`."""
-    findings = Findings()
+    findings = Findings(RULES)
     verified = verified_bytes = loads = 0
     kinds: Counter[str] = Counter()
     for job in history.jobs:
@@ -27,7 +32,17 @@ def check(history: History) -> Verdict:
             verified_bytes += job.bytes_ok
         for block, how in job.wrong:
             kinds[how.partition(":")[0]] += 1
-            findings.add(f"block {block}, loaded by process {job.process} in job {job.job_id}: {how}")
+            findings.add(
+                f"block {block}, loaded by process {job.process} in job {job.job_id}: {how}",
+                rule=BYTES,
+                seconds=job.finished_seconds,
+                process=job.process,
+                request=job.request,
+                job=job.job_id,
+                block=block,
+                expected=f"the content of block {block}",
+                seen=how,
+            )
     value: Value = "false" if findings else "true" if verified else "unknown"
     figure = f"{verified} blocks of {loads} load jobs checked byte for byte, {findings.count} wrong"
     data = {

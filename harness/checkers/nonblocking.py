@@ -23,7 +23,7 @@ from collections import Counter
 from statistics import median
 from typing import Any
 
-from harness.checkers.base import Findings, Value, Verdict, canary_seconds, milliseconds
+from harness.checkers.base import Findings, Rule, Value, Verdict, canary_seconds, milliseconds
 from harness.checkers.room import Shortages
 from harness.core import notes
 from harness.core.history import History, Job
@@ -32,17 +32,34 @@ from harness.core.statistics import percentile
 NOISE_FACTOR = 8.0
 JOBS_MIN = 8
 
+HABIT = Rule(
+    "nonblocking/habit",
+    "Half of a process's submits or more return within half of their job's life.",
+    "submits that are no longer than a thread of the process is typically late",
+)
+NOW_AND_THEN = Rule(
+    "nonblocking/now-and-then",
+    "No submit takes longer than half of its job or than the median job.",
+    f"one in a thousand, and {NOISE_FACTOR:g} times the latest wake-up of a thread of the process",
+)
+ALL_ENDED = Rule(
+    "nonblocking/all-ended",
+    "A submit returns before all tasks of its job have ended, where the tier shows its schedule.",
+    f"one job in four, and fewer than {JOBS_MIN} jobs",
+)
+RULES = (HABIT, NOW_AND_THEN, ALL_ENDED)
+
 
 def check(history: History) -> Verdict:
     """Judges `jobs`, `tasks` and `notes` of kind "canary"."""
-    findings = Findings()
-    doubts: list[str] = []
+    findings = Findings(RULES)
     data: dict[str, Any] = {}
     in_submit = {s.process for s in history.starts if s.detail.get("runs_in_submit")}
     shortages = Shortages(history)
     whys = [shortages.of_job(j) if j.failed else "" for j in history.jobs]  # such a job fails at once, without any I/O
     if refused := Counter(filter(None, whys)):
-        doubts += [f"{count} jobs are not judged: {why}" for why, count in refused.items()]
+        for why, count in refused.items():
+            findings.doubt(f"{count} jobs are not judged: {why}")
     jobs = [j for j, why in zip(history.jobs, whys, strict=True) if j.results == 1 and not why]
     for process in sorted({j.process for j in jobs}):
         mine = [j for j in jobs if j.process == process]
@@ -57,7 +74,9 @@ def check(history: History) -> Verdict:
         if told >= JOBS_MIN and over * 4 >= told * 3:
             findings.add(
                 f"process {process}: in {over} of {told} jobs all tasks had ended when the submit returned; it waits "
-                "for the I/O"
+                "for the I/O",
+                rule=ALL_ENDED,
+                process=process,
             )
         if blocked * 2 >= len(mine):
             what = (
@@ -66,23 +85,23 @@ def check(history: History) -> Verdict:
             )
             typical = [float(n.detail.get("typical_seconds", n.detail["late_seconds"])) for n in canaries]
             if typical and p50 > median(typical):
-                findings.add(f"{what}; it waits for the I/O")
+                findings.add(f"{what}; it waits for the I/O", rule=HABIT, process=process)
             else:
-                doubts.append(f"{what}, but that is within this process's scheduling noise")
+                text = f"{what}, but that is within this process's scheduling noise"
+                findings.doubt(text, rule=HABIT, process=process)
         if not late:
             if blocked:
-                doubts.append(
-                    f"process {process} has no canary, and {blocked} submits took over half of their job's life"
-                )
+                text = f"process {process} has no canary, and {blocked} submits took over half of their job's life"
+                findings.doubt(text, rule=NOW_AND_THEN, process=process)
             continue
         _now_and_then(process, mine, NOISE_FACTOR * max(late), findings)
-    value: Value = "false" if findings else "unknown" if doubts or not jobs else "true"
+    value: Value = "false" if findings else "unknown" if findings.doubts or not jobs else "true"
     p50, p99, longest = _percentiles([_submit(j) for j in jobs])
     figure = (
         f"{len(jobs)} submits took p50 {milliseconds(p50)}, p99 {milliseconds(p99)}, max {milliseconds(longest)}; "
         f"median job {milliseconds(median(map(_life, jobs)) if jobs else 0.0)}"
     )
-    return Verdict("nonblocking", value, figure, [*findings.list(), *doubts], data)
+    return Verdict("nonblocking", value, figure, findings.list(), data)
 
 
 def _over_when_submitted(process: int, jobs: list[Job], history: History) -> tuple[int, int]:
@@ -103,7 +122,14 @@ def _now_and_then(process: int, jobs: list[Job], noise_seconds: float, findings:
     for job in sorted(long, key=_submit, reverse=True):
         findings.add(
             f"process {process}: the submit of job {job.job_id} ({job.direction}, {len(job.blocks)} blocks) took "
-            f"{milliseconds(_submit(job))} of the job's {milliseconds(_life(job))}"
+            f"{milliseconds(_submit(job))} of the job's {milliseconds(_life(job))}",
+            rule=NOW_AND_THEN,
+            seconds=job.submit_returned_seconds,
+            process=process,
+            request=job.request,
+            job=job.job_id,
+            expected=f"{milliseconds(noise_seconds)} at most",
+            seen=milliseconds(_submit(job)),
         )
 
 

@@ -1,4 +1,4 @@
-"""What a mutant declares: its defect, its scenario, the checker that must detect it, and the expected finding.
+"""What a mutant declares: its defect, its scenario, the rule that must detect it, and the expected finding.
 
 It knows no tier and runs nothing.
 """
@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from harness.adapters.base import Adapter
+from harness.core.findings import Finding
 
 AdapterClass = TypeVar("AdapterClass", bound=type[Adapter])
 
 
 class Mutant(NamedTuple):
-    """A tier with one known defect. `finding` is a regular expression; a finding of `checker` must match it, so that a
-    detection for another reason does not count."""
+    """A tier with one known defect. `finding` is a regular expression; a finding of `checker`, against `rule` where one
+    is named, must match it, so that a detection for another reason does not count."""
 
     name: str
     tier: str  # module:Class
@@ -25,6 +26,12 @@ class Mutant(NamedTuple):
     checker: str
     finding: str
     options: Mapping[str, Any]  # of the scenario, over those that every short run has
+    rule: str = ""
+
+    def explains(self, finding: str) -> bool:
+        """Whether this finding is about the defect."""
+        about = finding.rule if isinstance(finding, Finding) else ""
+        return (not self.rule or about == self.rule) and bool(re.search(self.finding, finding))
 
 
 MUTANTS: dict[str, Mutant] = {}
@@ -32,17 +39,21 @@ MUTANTS: dict[str, Mutant] = {}
 
 
 def detected_by(
-    checker: str, finding: str, scenario: str = "load", **options: Any
+    rule: str, finding: str, scenario: str = "load", **options: Any
 ) -> Callable[[AdapterClass], AdapterClass]:
-    """A decorator that enters a tier into `MUTANTS`."""
+    """A decorator that enters a tier into `MUTANTS`. `rule` is the id of the rule that the defect breaks, or only the
+    name of its checker."""
     re.compile(finding)
+    checker, slash, _ = rule.partition("/")
 
     def enter(mutant: AdapterClass) -> AdapterClass:
         name = mutant.__name__
         assert name not in MUTANTS, f"two mutants have the name {name}"
         assert mutant.__doc__, f"{name} has no docstring; it must state the defect"
         defect = " ".join((mutant.__doc__ or "").split("\n\n")[0].split())
-        MUTANTS[name] = Mutant(name, f"{mutant.__module__}:{name}", defect, scenario, checker, finding, options)
+        MUTANTS[name] = Mutant(
+            name, f"{mutant.__module__}:{name}", defect, scenario, checker, finding, options, rule if slash else ""
+        )
         return mutant
 
     return enter

@@ -81,7 +81,7 @@ class _InPlace(_Plain):
             _in_pieces(file, view)
 
 
-@detected_by("integrity", r"process \d+ in job \d+: (hole|short)", scenario="sharing")
+@detected_by("integrity/bytes", r"process \d+ in job \d+: (hole|short)", scenario="sharing")
 class PublishesInPlace(_OverBlockIO):
     """Blocks are written under their final name, so readers find incomplete blocks."""
 
@@ -97,7 +97,7 @@ class _RenamesEarly(_Plain):
             _in_pieces(file, view)
 
 
-@detected_by("integrity", r"process \d+ in job \d+: (hole|short)", scenario="sharing")
+@detected_by("integrity/bytes", r"process \d+ in job \d+: (hole|short)", scenario="sharing")
 class RenamesBeforeTheWriteEnds(_OverBlockIO):
     """The temp file gets its final name before all of its bytes are written."""
 
@@ -156,7 +156,7 @@ class _ReadsWhatIsThere(_Plain):
         return BlockOutcome()
 
 
-@detected_by("integrity", r"process \d+ in job \d+: short", scenario="faults", fault=("damage_truncate",))
+@detected_by("integrity/bytes", r"process \d+ in job \d+: short", scenario="faults", fault=("damage_truncate",))
 class AcceptsShortReads(_OverBlockIO):
     """A file that is too short counts as its block; the rest of the slot keeps its old bytes."""
 

@@ -47,7 +47,7 @@ class LosesTheLastBlock(MemoryAdapter):
         self._finished[-1] = Finished(job_id, keys, ())
 
 
-@detected_by("integrity", r"other key: the content of block \d+, whole")
+@detected_by("integrity/bytes", r"other key: the content of block \d+, whole")
 class MixesUpABatch(MemoryAdapter):
     """Blocks of a batch are stored under each other's names."""
 
@@ -55,7 +55,7 @@ class MixesUpABatch(MemoryAdapter):
         super().submit_store(job_id, keys, [*slots[1:], slots[0]], req_id)
 
 
-@detected_by("integrity", r"stale: the block that the slot held before|short: .* untouched")
+@detected_by("integrity/bytes", r"stale: the block that the slot held before|short: .* untouched")
 class ReturnsStaleSlots(MemoryAdapter):
     """Loads are reported ok and do not change the slots."""
 
@@ -63,7 +63,7 @@ class ReturnsStaleSlots(MemoryAdapter):
         self._finished.append(Finished(job_id, keys, ()))
 
 
-@detected_by("integrity", r"process \d+ in job \d+: (stale|short|hole|other key|garbage)")
+@detected_by("integrity/bytes", r"process \d+ in job \d+: (stale|short|hole|other key|garbage)")
 class ReportsBeforeTheWork(MemoryAdapter):
     """A job is reported done at its submit; its bytes move one step later."""
 
@@ -94,7 +94,7 @@ class ReportsBeforeTheWork(MemoryAdapter):
         self._work()
 
 
-@detected_by("integrity", r"process \d+ in job \d+: (stale|short)")
+@detected_by("integrity/bytes", r"process \d+ in job \d+: (stale|short)")
 class CallsFailureSuccess(MemoryAdapter):
     """Every lookup is a hit and every job is ok, also where the file cannot be read."""
 
@@ -162,7 +162,7 @@ class CachesMissesForEver(MemoryAdapter):
         return ["miss" if key in self._missing else "hit" for key in keys]
 
 
-@detected_by("integrity", r"process \d+ in job \d+: other key")
+@detected_by("integrity/bytes", r"process \d+ in job \d+: other key")
 class WorksAlone(MemoryAdapter):
     """Blocks are appended to one file whose end each process tracks alone: correct with one process only."""
 

@@ -67,7 +67,7 @@ class _PinsNothing(CPUOffloadingManager):
         return
 
 
-@detected_by("integrity", r"process \d+ in job \d+: other key", tier_option=SMALL_CPU_TIER, slots=32)
+@detected_by("integrity/bytes", r"process \d+ in job \d+: other key", tier_option=SMALL_CPU_TIER, slots=32)
 class EvictsPinnedBlocks(_OverCpuTier):
     """Blocks are evicted while they are read, and their slots are filled again."""
 

@@ -159,7 +159,7 @@ class NeverShrinksItsQueue(_OverQueue):
     queue = _Hoarding
 
 
-@detected_by("nonblocking", r"all tasks had ended when the submit returned; it waits for the I/O")
+@detected_by("nonblocking/all-ended", r"all tasks had ended when the submit returned; it waits for the I/O")
 class BlocksInSubmit(KvtierAdapter):
     """A submit returns only after the job is done."""
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -72,7 +71,7 @@ def try_mutant(mutant: Mutant, seed: int, runs_dir: Path, attempts_max: int = AT
         started = time.monotonic()
         results = short_run(mutant.scenario, mutant.tier, seed + attempt - 1, runs_dir, **mutant.options)
         verdict = CHECKERS[mutant.checker](History.read(Path(results.run_dir)))
-        finding = next((f for f in verdict.findings if re.search(mutant.finding, f)), "")
+        finding = next((f for f in verdict.findings if mutant.explains(f)), "")
         trial = Trial(mutant, verdict.value, finding, attempt, time.monotonic() - started, results.command)
         if trial.detected:
             shutil.rmtree(results.run_dir)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.checkers import CHECKERS
+from harness.checkers import CHECKERS, RULES
+from harness.core.findings import About, Finding
 from harness.mutants.base import Mutant
 from harness.mutants.registry import BASES, MUTANTS
 from harness.mutants.trial import Trial, busy_neighbour, table, try_control, try_mutant
@@ -73,9 +74,20 @@ def test_a_finding_for_another_reason_is_no_detection(tmp_path: Path) -> None:
     assert (trial.value, trial.detected) == ("false", False)
 
 
+def test_a_finding_against_another_rule_is_no_detection() -> None:
+    mutant = MUTANTS["ReturnsStaleSlots"]
+    assert mutant.rule == "integrity/bytes"
+    sentence = "block 0, loaded by process 0 in job 4: stale: the block that the slot held before, whole"
+    assert mutant.explains(Finding(sentence, About("integrity/bytes")))
+    assert not mutant.explains(Finding(sentence, About("sharing/hits")))
+    assert not mutant.explains(sentence), "a sentence alone names no rule"
+    assert mutant._replace(rule="").explains(sentence)
+
+
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
 def test_a_mutant_names_its_defect_and_its_checker(mutant: Mutant) -> None:
     assert mutant.checker in CHECKERS
+    assert not mutant.rule or mutant.rule in RULES
     assert scenario(mutant.scenario).options(tier=mutant.tier, **mutant.options)
     assert re.fullmatch(r"[A-Z].*\.", mutant.defect)
 
