@@ -14,13 +14,13 @@ from typing import Any, Literal, NamedTuple
 
 from harness.checkers.room import Shortages
 from harness.core import notes
-from harness.core.findings import FINDINGS_MAX, Finding, Findings, Rule
-from harness.core.history import History
+from harness.core.findings import FINDINGS_MAX, About, Finding, Findings, Rule
+from harness.core.history import History, Job, Note, Stop
 from harness.core.run_files import process_label
 
 Value = Literal["true", "false", "unknown"]
 
-__all__ = ["FINDINGS_MAX", "Finding", "Findings", "Rule", "Value", "Verdict"]
+__all__ = ["FINDINGS_MAX", "About", "Finding", "Findings", "Rule", "Value", "Verdict"]
 
 
 class Verdict(NamedTuple):
@@ -99,10 +99,12 @@ def was_meant_to_die(history: History, process: int) -> bool:
     return any(n.is_a(notes.Fault) and process in (n.process, n.detail.get("process")) for n in history.notes)
 
 
-def unexplained_ends(history: History) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+def unexplained_ends(history: History) -> tuple[list[tuple[str, Finding]], list[tuple[str, Finding]]]:
     """Processes that ended badly with no fault aimed at them, as (process, how) for `grouped`: those whose end is the
-    tier's, then those that something outside the tier ended or that have no record of their end."""
-    tier, outside = [], []
+    tier's, then those that something outside the tier ended or that have no record of their end. Each `how` is a
+    `Finding`."""
+    tier: list[tuple[str, Finding]] = []
+    outside: list[tuple[str, Finding]] = []
     shortages = Shortages(history)
     errors: dict[int, list[str]] = {}
     for note in history.notes:
@@ -111,21 +113,41 @@ def unexplained_ends(history: History) -> tuple[list[tuple[str, str]], list[tupl
     for stop in history.stops:
         if not stop.exit_code or was_meant_to_die(history, stop.process):
             continue
-        who = called(stop.process, stop.incarnation)
+        who, about = called(stop.process, stop.incarnation), About(**of_stop(stop))
         explained = errors.get(stop.process, [])
         if stop.outside:
-            outside.append((who, stop.outside))
+            outside.append((who, Finding(stop.outside, about)))
         elif stop.exit_code > 0 and explained and all(explained):
-            outside.append((who, f"it ended with {stop.exit_code} ({explained[0]})"))
+            outside.append((who, Finding(f"it ended with {stop.exit_code} ({explained[0]})", about)))
         elif stop.exit_code < 0:
             name = signal.Signals(-stop.exit_code).name
-            tier.append((who, f"was ended by {name} (signal {-stop.exit_code}), and no fault was aimed at it"))
+            how = f"was ended by {name} (signal {-stop.exit_code}), and no fault was aimed at it"
+            tier.append((who, Finding(how, about)))
         else:
-            tier.append((who, f"ended with {stop.exit_code}, and no fault was aimed at it"))
+            tier.append((who, Finding(f"ended with {stop.exit_code}, and no fault was aimed at it", about)))
     for life in Lives(history).all():
         if life.exit_code is None:
-            outside.append((called(life.process, life.incarnation), "has no record of its end"))
+            about = About(process=life.process, incarnation=life.incarnation)
+            outside.append((called(life.process, life.incarnation), Finding("has no record of its end", about)))
     return tier, outside
+
+
+def of_job(job: Job, **more: Any) -> dict[str, Any]:
+    """What a finding about a job knows, for `Findings.add`: its end is the moment, unless `more` has another."""
+    known = {"seconds": job.finished_seconds, "process": job.process, "request": job.request, "job": job.job_id}
+    return known | more
+
+
+def of_note(note: Note, **more: Any) -> dict[str, Any]:
+    """The same of a note."""
+    known = {"seconds": note.monotonic_seconds, "process": note.process, "job": note.detail.get("job_id")}
+    return known | more
+
+
+def of_stop(stop: Stop, **more: Any) -> dict[str, Any]:
+    """The same of a process's end."""
+    known = {"seconds": stop.monotonic_seconds, "process": stop.process, "incarnation": stop.incarnation}
+    return known | more
 
 
 def called(process: int, incarnation: int = 0) -> str:
@@ -133,14 +155,18 @@ def called(process: int, incarnation: int = 0) -> str:
     return process_label(process, incarnation)
 
 
-def grouped(pairs: Iterable[tuple[str, str]], colon: bool = False) -> list[str]:
-    """One sentence for each thing that happened, with all processes that it happened to."""
+def grouped(pairs: Iterable[tuple[str, str]], colon: bool = False) -> list[Finding]:
+    """One sentence for each thing that happened, with all processes that it happened to, and the record of the first,
+    where what happened is a `Finding`."""
     who: dict[str, list[str]] = {}
     for process, what in pairs:
         if process not in (named := who.setdefault(what, [])):
             named.append(process)
     return [
-        f"process{'es' if len(named) > 1 else ''} {some(named)}{':' if colon else ''} {what}"
+        Finding(
+            f"process{'es' if len(named) > 1 else ''} {some(named)}{':' if colon else ''} {what}",
+            what.about if isinstance(what, Finding) else None,
+        )
         for what, named in who.items()
     ]
 

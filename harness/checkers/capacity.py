@@ -21,7 +21,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
-from harness.checkers.base import Findings, Lives, Value, Verdict, canary_seconds, milliseconds
+from harness.checkers.base import Findings, Lives, Value, Verdict, canary_seconds, milliseconds, of_job, of_note
 from harness.checkers.room import Shortages
 from harness.core import notes
 from harness.core.history import History, Job, Note
@@ -34,12 +34,14 @@ _REASONS = frozenset({"failed ENOENT", "failed full", "failed refused", "failed 
 
 def check(history: History) -> Verdict:
     """Judges `jobs`, the option values, and `notes` "sample", "evicted", "missed", "counts", "canary", "unfit"."""
-    findings, doubts = Findings(), [n.text for n in history.notes if n.is_a(notes.Unfit)]
+    findings = Findings()
+    for note in (n for n in history.notes if n.is_a(notes.Unfit)):
+        findings.doubt(note.text)
     limit = float(history.options.get("max_bytes") or 0)
     if not limit:
-        doubts.append("the run sets no limit")
-    if doubts:
-        return Verdict("capacity", "unknown", doubts[0], doubts, {})
+        findings.doubt("the run sets no limit")
+    if findings.doubts:
+        return Verdict("capacity", "unknown", findings.doubts[0], findings.list(), {})
     stored = _Stored([job for job in history.jobs if job.direction == "store"])
     samples = [note.detail for note in history.notes if note.is_a(notes.Sample)]
     allowed = limit * (1 + float(history.options.get("slack") or 0))
@@ -48,20 +50,22 @@ def check(history: History) -> Verdict:
         least = sample["bytes"] - stored.between(sample["from_seconds"], sample["to_seconds"])
         highest = max(highest, least)
         if least > allowed:
-            findings.add(f"{least:,.0f} bytes under the root, {least / limit - 1:.1%} above the limit of {limit:,.0f}")
+            text = f"{least:,.0f} bytes under the root, {least / limit - 1:.1%} above the limit of {limit:,.0f}"
+            seen, expected = f"{least:,.0f} bytes", f"{allowed:,.0f} bytes at most"
+            findings.add(text, seconds=sample["to_seconds"], expected=expected, seen=seen)
     evictions = sorted((n for n in history.notes if n.is_a(notes.Evicted)), key=lambda n: n.detail["started_seconds"])
     _judge_overlaps(evictions, findings)
-    doubts += _judge_failures(history, findings)
-    gap = _judge_gaps(history, findings, doubts)
+    _judge_failures(history, findings)
+    gap = _judge_gaps(history, findings)
     reloads = _judge_recency(history, limit, findings)
     total, evicted = stored.total, sum(n.detail["bytes"] for n in evictions)
     if highest < FULL * limit:
-        doubts.append(f"the root never held more than {highest:,.0f} bytes: its limit was not tried")
+        findings.doubt(f"the root never held more than {highest:,.0f} bytes: its limit was not tried")
     if total < (least := float(history.options.get("turnovers") or 0) * limit) or not evicted:
-        doubts.append(f"{total:,.0f} bytes were stored and {evicted:,} evicted, {least:,.0f} and some are needed")
+        findings.doubt(f"{total:,.0f} bytes were stored and {evicted:,} evicted, {least:,.0f} and some are needed")
     if min(reloads.values(), default=0) < RELOADS_MIN:
-        doubts.append("some of the readers' blocks were not loaded again and again")
-    value: Value = "false" if findings else "unknown" if doubts else "true"
+        findings.doubt("some of the readers' blocks were not loaded again and again")
+    value: Value = "false" if findings else "unknown" if findings.doubts else "true"
     share = limit or 1.0
     figure = (
         f"at most {highest / share:.1%} of the limit in {len(samples)} samples, {allowed / share:.0%} allowed; stored "
@@ -78,7 +82,7 @@ def check(history: History) -> Verdict:
         "longest_gap_seconds": gap,
         "samples": [[s["to_seconds"], s["bytes"]] for s in samples],
     }
-    return Verdict("capacity", value, figure, [*findings.list(), *doubts], data)
+    return Verdict("capacity", value, figure, findings.list(), data)
 
 
 class _Stored:
@@ -116,13 +120,14 @@ def _judge_overlaps(evictions: list[Note], findings: Findings) -> None:
             )
             if both > 0:
                 pair = f"processes {latest.process} and {one.process}"
-                findings.add(f"{pair} evicted at the same time for {milliseconds(both)}")
+                text = f"{pair} evicted at the same time for {milliseconds(both)}"
+                findings.add(text, seconds=one.detail["started_seconds"], process=one.process)
         if latest is None or one.detail["finished_seconds"] > latest.detail["finished_seconds"]:
             latest = one
 
 
-def _judge_failures(history: History, findings: Findings) -> list[str]:
-    """Adds findings; returns the failures that a shortage of the machine explains."""
+def _judge_failures(history: History, findings: Findings) -> None:
+    """Failures that a shortage of the machine explains are doubts."""
     shortages, doubts = Shortages(history), dict[str, None]()
     for job in history.jobs:
         if job.direction == "store" and len(job.failed) > job.refused and job.outcome != "info":
@@ -131,18 +136,22 @@ def _judge_failures(history: History, findings: Findings) -> list[str]:
                 continue
             findings.add(
                 f"job {job.job_id} of process {job.process} (store): {len(job.failed)} blocks failed, "
-                f"{job.refused} of them refused"
+                f"{job.refused} of them refused",
+                **of_job(job, block=job.failed[0], seen=job.reasons or None),
             )
     for note in history.notes:
         if note.is_a(notes.Counts):
             for name, count in note.detail["counts"].items():
                 explained = any(why.startswith(f"{name.removeprefix('failed ')}:") for why in doubts)
                 if name.startswith("failed ") and name not in _REASONS and not explained:
-                    findings.add(f"process {note.process}: {count} blocks {name}, where they may only be gone")
-    return list(doubts)
+                    findings.add(
+                        f"process {note.process}: {count} blocks {name}, where they may only be gone", **of_note(note)
+                    )
+    for why in doubts:
+        findings.doubt(why)
 
 
-def _judge_gaps(history: History, findings: Findings, doubts: list[str]) -> float:
+def _judge_gaps(history: History, findings: Findings) -> float:
     """The longest time in which a writer stored nothing, between its first submission and its last. One that did not
     live to the end is not judged (`leftovers` is about that), nor is a time in which the root was full."""
     shortages, lives = Shortages(history), Lives(history)
@@ -154,7 +163,9 @@ def _judge_gaps(history: History, findings: Findings, doubts: list[str]) -> floa
         mine = [job for job in history.jobs if job.process == process and job.direction == "store"]
         if not mine:
             ends = [life.ended_well for life in lives.all() if life.process == process]
-            (findings.add if ends and all(ends) else doubts.append)(f"process {process} stored nothing")
+            (findings.add if ends and all(ends) else findings.doubt)(
+                f"process {process} stored nothing", process=process
+            )
             continue
         times = [min(job.submitted_seconds for job in mine), *sorted(job.finished_seconds for job in mine if job.ok)]
         times.append(max(job.submitted_seconds for job in mine))
@@ -164,9 +175,10 @@ def _judge_gaps(history: History, findings: Findings, doubts: list[str]) -> floa
             text = f"process {process} stored nothing for {milliseconds(gap)}; {milliseconds(bound)} are allowed"
             since, until = next((a, b) for a, b in pairwise(times) if b - a == gap)
             if why := shortages.of_time(since, until):
-                doubts.append(f"{text} ({why})")
+                findings.doubt(f"{text} ({why})", seconds=until, process=process)
             else:
-                findings.add(text)
+                expected, seen = f"{milliseconds(bound)} at most", milliseconds(gap)
+                findings.add(text, seconds=until, process=process, expected=expected, seen=seen)
     return longest
 
 
@@ -196,7 +208,11 @@ def _judge_recency(history: History, limit: float, findings: Findings) -> Counte
             since = _used_between(history.jobs, before[-1], at, block)
             if since < keeps * limit:
                 findings.add(
-                    f"block {block} was lost, though only {since / limit:.0%} of the limit was used since its last use"
+                    f"block {block} was lost, though only {since / limit:.0%} of the limit was used since its last use",
+                    seconds=at,
+                    block=block,
+                    expected=f"{keeps:.0%} of the limit used since, or more",
+                    seen=f"{since / limit:.0%}",
                 )
     return Counter({block: loads[block] for block in used})
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from harness.checkers.base import Findings, Value, Verdict, called, grouped, unexplained_ends
+from harness.checkers.base import About, Finding, Findings, Value, Verdict, called, grouped, of_note, unexplained_ends
 from harness.checkers.room import Shortages
 from harness.core import notes
 from harness.core.history import History
@@ -34,21 +34,23 @@ def check(history: History) -> Verdict:
             kept = "true" if note.detail["outcome"] == "kept" else "false"
             times[note.text] = (times[note.text][0], note.monotonic_seconds)
             promises[note.text] |= {"kept": kept, "why": note.detail["why"], "seconds": note.detail["seconds"]}
-    doubts = []
     for name, promise in promises.items():
         if promise["kept"] != "true" and (short := shortages.of_time(*times[name])):
-            doubts.append(f"{name}: {promise['why']} ({short})")
+            findings.doubt(f"{name}: {promise['why']} ({short})", seconds=times[name][0])
         elif promise["kept"] != "true":
-            findings.add(f"{name}: {promise['why']} (promise: {promise['promise']})")
+            text = f"{name}: {promise['why']} (promise: {promise['promise']})"
+            begun, ended = times[name]
+            findings.add(text, seconds=ended if math.isfinite(ended) else begun, expected=promise["promise"])
     ends, outside = unexplained_ends(history)
     if len(ends) > sum(p["seconds"] is None for p in promises.values()):  # not each of them in a promise
         for text in grouped(ends):
             findings.add(text)
     errors = (n for n in history.notes if n.is_a(notes.Error) and n.process >= 0 and not shortages.of_error(n))
-    for text in grouped(((called(n.process), n.text) for n in errors), colon=True):
+    for text in grouped(((called(n.process), Finding(n.text, About(**of_note(n)))) for n in errors), colon=True):
         findings.add(text)
-    doubts += grouped(outside, colon=True)
+    for text in grouped(outside, colon=True):
+        findings.doubt(text)
     kept = sum(p["kept"] == "true" for p in promises.values())
-    value: Value = "false" if findings else "unknown" if doubts or not promises else "true"
+    value: Value = "false" if findings else "unknown" if findings.doubts or not promises else "true"
     figure = f"{kept} of {len(promises)} promises were kept" if promises else "no promise was asked for"
-    return Verdict("contract", value, figure, [*findings.list(), *doubts], {"promises": list(promises.values())})
+    return Verdict("contract", value, figure, findings.list(), {"promises": list(promises.values())})

@@ -33,10 +33,14 @@ def check(history: History) -> Verdict:
     for block, names in by_block.items():
         if len(names) > 1:
             texts = [f"{n} (process {some(sorted(p), 3)})" for n, p in names.items()]
-            findings.add(f"block {block} has {len(names)} names: {some(texts, 3)}")
+            findings.add(
+                f"block {block} has {len(names)} names: {some(texts, 3)}",
+                block=max(block, -1 - block),
+                file=next(iter(names)),
+            )
     for text, blocks in by_name.items():
         if len(blocks) > 1:
-            findings.add(f"{some(map(_called, sorted(blocks)))} share the name {text}")
+            findings.add(f"{some(map(_called, sorted(blocks)))} share the name {text}", file=text)
     digests: dict[str, list[int]] = defaultdict(list)
     for start in history.starts:
         digests[start.none_hash_digest].append(start.process)
@@ -93,11 +97,15 @@ def _compare_files(
     for name in sorted(expected - on_disk):
         if PurePosixPath(name).name not in quarantined:
             blocks = some(sorted(by_name[name]))
-            findings.add(f"{name} is missing on disk, though a store of block {blocks} was reported ok")
+            findings.add(
+                f"{name} is missing on disk, though a store of block {blocks} was reported ok",
+                file=name,
+                block=min(by_name[name]),
+            )
     for name in sorted(on_disk - expected - possible):
         blocks = some(sorted(by_name[name])) if name in by_name else ""
         what = f"is block {blocks}, which nobody stored" if blocks else "is no name that any process derived"
-        findings.add(f"{name} is on disk, but {what}")
+        findings.add(f"{name} is on disk, but {what}", file=name)
     return on_disk, expected
 
 

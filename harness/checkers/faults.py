@@ -26,7 +26,18 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from harness.checkers.base import Findings, Value, Verdict, bookkeeping, grouped, is_bookkeeping, some, unexplained_ends
+from harness.checkers.base import (
+    Findings,
+    Value,
+    Verdict,
+    bookkeeping,
+    grouped,
+    is_bookkeeping,
+    of_job,
+    of_note,
+    some,
+    unexplained_ends,
+)
 from harness.checkers.room import Shortages
 from harness.core import notes
 from harness.core.history import History, Job, Note
@@ -56,7 +67,7 @@ class _Seen(NamedTuple):
 def check(history: History) -> Verdict:
     """Judges `jobs`, `names`, `starts`, and `notes` "met", "asked", "stepped", "refused", "unready", "opening",
     "skipped"."""
-    findings, doubts, shortages = Findings(), [], Shortages(history)
+    findings, shortages = Findings(), Shortages(history)
     table: dict[str, dict[str, Any]] = {}
     jobs: dict[int, list[Job]] = defaultdict(list)
     for job in history.jobs:
@@ -69,31 +80,34 @@ def check(history: History) -> Verdict:
         if wrong and (short := shortages.of_time(met.detail["began_seconds"], met.monotonic_seconds)):
             wrong = {"before": f"{'; '.join(wrong.values())} ({short})"} if "no wrong byte" not in wrong else wrong
         if "before" in wrong:
-            doubts.append(f"{fault.name}: {wrong['before']}")
+            findings.doubt(f"{fault.name}: {wrong['before']}")
         else:
             for name, said in wrong.items():
-                findings.add(f"{fault.name} ({fault.what}): {name}: {said}")
+                known = {"seconds": met.detail["lifted_seconds"]}
+                known |= _known(name, _see(met, history, jobs, names))
+                findings.add(f"{fault.name} ({fault.what}): {name}: {said}", expected=name, **known)
         row = "unknown" if "before" in wrong else "false" if wrong else "true"
         table[fault.name] = {"verdict": row, "owed": {n: s or "yes" for n, s in owed.items()}, "hurt": hurt}
     for note in (n for n in history.notes if n.is_a(notes.Refused) and "fault" in n.detail):
         told = bool(note.text.strip())
         table[note.detail["fault"]] = {"verdict": "true" if told else "false", "owed": {"told": note.text}, "hurt": 0}
         if not told:
-            findings.add(f"{note.detail['fault']}: told: it refused to start without a reason")
+            findings.add(f"{note.detail['fault']}: told: it refused to start without a reason", **of_note(note))
     for note in (n for n in history.notes if n.is_a(notes.Unready)):
-        doubts.append(f"{note.text}; so this fault was not injected")
+        findings.doubt(f"{note.text}; so this fault was not injected")
         table[note.detail["fault"]] = {"verdict": "unknown", "owed": {}, "hurt": 0}
     _judge_openings(history, table, findings)
     under_faults = {label for n in history.notes if n.is_a(notes.Met) for label in n.detail["died"]}
     ends, outside = unexplained_ends(history)
     for text in grouped((who, how) for who, how in ends if who not in under_faults):
         findings.add(text)
-    doubts += grouped(outside, colon=True)
+    for text in grouped(outside, colon=True):
+        findings.doubt(text)
     skipped = {n.detail["fault"]: n.text for n in history.notes if n.is_a(notes.Skipped) and "fault" in n.detail}
     for name, why in skipped.items():
         table.setdefault(name, {"verdict": "skipped", "owed": {}, "hurt": 0, "why": why})
     verdicts = [row["verdict"] for row in table.values()]
-    value: Value = "false" if findings else "true" if "true" in verdicts and not doubts else "unknown"
+    value: Value = "false" if findings else "true" if "true" in verdicts and not findings.doubts else "unknown"
     not_shown = sorted({n for row in table.values() for n, said in row["owed"].items() if said == "not shown"})
     figure = (
         f"{verdicts.count('true')} of {len(verdicts) - verdicts.count('skipped')} faults kept their guarantees"
@@ -101,7 +115,17 @@ def check(history: History) -> Verdict:
         + (f"; the tier does not show: {', '.join(not_shown)}" if not_shown else "")
         + (f"; {len(skipped)} skipped: {some(skipped.values(), 3)}" if skipped else "")
     )
-    return Verdict("faults", value, figure, [*findings.list(), *doubts], {"faults": table})
+    return Verdict("faults", value, figure, findings.list(), {"faults": table})
+
+
+def _known(guarantee: str, seen: _Seen) -> dict[str, Any]:
+    """What is known of the moment in which a fault broke a guarantee: that of the first job that shows it."""
+    for job in sorted((j for step in seen.jobs.values() for j in step), key=lambda j: j.finished_seconds):
+        if guarantee == "no wrong byte" and job.wrong:
+            return of_job(job, block=job.wrong[0][0], seen=job.wrong[0][1])
+        if guarantee == "one result" and job.results != 1:
+            return of_job(job, seen=f"{job.results} results")
+    return {}
 
 
 def _see(met: Note, history: History, jobs: dict[int, list[Job]], names: set[str]) -> _Seen:
@@ -290,7 +314,7 @@ def _judge_openings(history: History, table: dict[str, dict[str, Any]], findings
             how = f"was opened, and then: {text}"
         if how:
             bad += 1
-            findings.add(f"{where} {how}")
+            findings.add(f"{where} {how}", **of_note(note, file=note.detail["file"] or None, seen=text or None))
     said = (
         f"{counts['refused']} refused with a reason, {counts['opened']} opened and used correctly"
         if not bad

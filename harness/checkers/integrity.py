@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from harness.checkers.base import Findings, Rule, Value, Verdict
+from harness.checkers.base import Findings, Rule, Value, Verdict, of_job
 from harness.core.history import History
 
 BYTES = Rule(
@@ -35,13 +35,7 @@ def check(history: History) -> Verdict:
             findings.add(
                 f"block {block}, loaded by process {job.process} in job {job.job_id}: {how}",
                 rule=BYTES,
-                seconds=job.finished_seconds,
-                process=job.process,
-                request=job.request,
-                job=job.job_id,
-                block=block,
-                expected=f"the content of block {block}",
-                seen=how,
+                **of_job(job, block=block, expected=f"the content of block {block}", seen=how),
             )
     value: Value = "false" if findings else "true" if verified else "unknown"
     figure = f"{verified} blocks of {loads} load jobs checked byte for byte, {findings.count} wrong"

@@ -27,6 +27,7 @@ from harness.checkers.base import (
     grouped,
     is_bookkeeping,
     is_quarantined,
+    of_stop,
     unexplained_ends,
     was_meant_to_die,
 )
@@ -45,7 +46,8 @@ def check(history: History) -> Verdict:
     temp_files_allowed = sum(int(n.detail.get("files_left_max", 0)) for n in history.notes if n.is_a(notes.Fault))
     temp_files = 0
     ends, outside = unexplained_ends(history)
-    doubts = grouped(outside, colon=True)
+    for doubt in grouped(outside, colon=True):
+        findings.doubt(doubt)
     own = bookkeeping(history)
     for path in history.files:
         if is_bookkeeping(path, own) or path in names:
@@ -55,7 +57,7 @@ def check(history: History) -> Verdict:
             temp_files += 1
             if temp_files > temp_files_allowed:
                 # A process that something outside ended could not remove its own.
-                (doubts.append if outside else findings.add)(f"{path} was left under the root")
+                (findings.doubt if outside else findings.add)(f"{path} was left under the root", file=path)
     pinned = leaked = excused = 0
     for stop in history.stops:
         who = f"process {called(stop.process, stop.incarnation)}"
@@ -63,17 +65,18 @@ def check(history: History) -> Verdict:
             excused += 1
             continue
         if stop.pinned_slots:
-            findings.add(f"{who} ended with {stop.pinned_slots} slots still pinned")
+            findings.add(f"{who} ended with {stop.pinned_slots} slots still pinned", **of_stop(stop))
         if stop.leaked_fds:
-            findings.add(f"{who} ended with {stop.leaked_fds} more descriptors than it began with")
+            text = f"{who} ended with {stop.leaked_fds} more descriptors than it began with"
+            findings.add(text, **of_stop(stop))
         for text in stop.findings:
-            findings.add(f"{who}: {text}")
+            findings.add(f"{who}: {text}", **of_stop(stop))
         pinned += stop.pinned_slots
         leaked += stop.leaked_fds
-    for text in grouped(ends):
-        findings.add(text)
+    for end in grouped(ends):
+        findings.add(end)
     judged = len(history.stops) - excused
-    value: Value = "false" if findings else "unknown" if doubts or not judged else "true"
+    value: Value = "false" if findings else "unknown" if findings.doubts or not judged else "true"
     figure = (
         f"{temp_files} temp files among {len(history.files)} files, {pinned} pinned slots and {leaked} leaked "
         f"descriptors in {judged} processes, {findings.count} findings"
@@ -87,4 +90,4 @@ def check(history: History) -> Verdict:
         "processes": judged,
         "meant_to_die": excused,
     }
-    return Verdict("leftovers", value, figure, [*findings.list(), *doubts], data)
+    return Verdict("leftovers", value, figure, findings.list(), data)

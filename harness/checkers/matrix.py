@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
-from harness.checkers.base import Findings, Value, Verdict, bookkeeping, is_bookkeeping, some
+from harness.checkers.base import Finding, Findings, Value, Verdict, bookkeeping, is_bookkeeping, some
 from harness.core import notes
 from harness.core.history import History
 
@@ -40,7 +40,7 @@ def check(history: History) -> Verdict:
     instances = Counter(str(n.detail["id"]) for n in history.notes if n.is_a(notes.Instance))
     for name, count in instances.items():
         if count > 1:
-            uniqueness.add(f"{count} instances call themselves {name} in what they write")
+            uniqueness.add(f"{count} instances call themselves {name} in what they write", writer=name)
     created = _created(history, uniqueness)
     for pair in pairs:
         _pair(pair, pairing)
@@ -69,9 +69,10 @@ def check(history: History) -> Verdict:
     return Verdict("matrix", value, figure, findings, data)
 
 
-def _first(kind: Findings) -> list[str]:
+def _first(kind: Findings) -> list[Finding]:
     more = kind.count - OF_A_KIND_MAX
-    return kind.list()[:OF_A_KIND_MAX] + ([f"and {more} more of this kind"] if more > 0 else [])
+    omitted = [Finding(f"and {more} more of this kind", kind="omitted")] if more > 0 else []
+    return [*kind.list()[:OF_A_KIND_MAX], *omitted]
 
 
 def _where(cell: dict[str, Any]) -> str:
@@ -114,7 +115,8 @@ def _compare(cells: list[dict[str, Any]], sharing: Findings, parting: Findings) 
                 theirs, other = owners.setdefault(mark, (family, cell))
                 if theirs != family:
                     what = "the seed's digest" if mark[0] == "seed" else f"the name {mark[1]}"
-                    parting.add(f"{what} is common to [{_where(other)}] and [{_where(cell)}], which must not share")
+                    text = f"{what} is common to [{_where(other)}] and [{_where(cell)}], which must not share"
+                    parting.add(text, file=mark[1] if mark[0] == "name" else None)
                     break
     return sum(len(members) for members in families.values() if len(members) > 1)
 
@@ -156,6 +158,8 @@ def _created(history: History, findings: Findings) -> int:
         if len(processes) > 1:
             findings.add(
                 f"processes {some(sorted(processes))} all made the temp file {name}: its name follows from the "
-                "generators that the application seeds, or from the block alone"
+                "generators that the application seeds, or from the block alone",
+                process=min(processes),
+                file=name,
             )
     return len(makers)

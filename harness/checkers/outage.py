@@ -22,7 +22,7 @@ import math
 from collections import Counter, defaultdict
 from typing import Any, NamedTuple
 
-from harness.checkers.base import Findings, Life, Lives, Value, Verdict, milliseconds, some
+from harness.checkers.base import Findings, Life, Lives, Value, Verdict, milliseconds, of_job, of_note, of_stop, some
 from harness.core import notes
 from harness.core.history import History, Job, Note
 
@@ -50,11 +50,12 @@ def check(history: History) -> Verdict:
     by_process: dict[int, list[_Away]] = defaultdict(list)
     for outage in outages:
         by_process[outage.process].append(outage)
-    doubts = [] if outages else ["no host was cut off"]
+    if not outages:
+        findings.doubt("no host was cut off")
     for text in dict.fromkeys(outage.text for outage in outages):
         hit = [outage for outage in outages if outage.text == text]
         if not any(_in_flight(history, outage) for outage in hit):
-            doubts.append(f"{text}: it met no job in flight")
+            findings.doubt(f"{text}: it met no job in flight")
     recoveries = _recoveries(history, outages, recovery_max, findings)
     for job in history.jobs:
         if not job.failed:
@@ -64,24 +65,28 @@ def check(history: History) -> Verdict:
         if not any(job.finished_seconds >= o.since and job.submitted_seconds <= o.until + recovery_max for o in away):
             findings.add(
                 f"process {job.process} was not hit, and failed to {job.direction} block {some(job.failed)} "
-                f"(job {job.job_id})"
+                f"(job {job.job_id})",
+                **of_job(job, block=job.failed[0], seen=job.reasons or None),
             )
     for stop in history.stops:
         if stop.exit_code and not any(o.what == "power" for o in by_process[stop.process]):
-            findings.add(f"process {stop.process} ended with exit code {stop.exit_code} although it kept its power")
+            text = f"process {stop.process} ended with exit code {stop.exit_code} although it kept its power"
+            findings.add(text, **of_stop(stop))
     _questions(history, by_process, recovery_max, findings, counts)
     waited = _others_waited(history, outages)
     hung = _hung(history, outages, findings)
     lost = _threads_hung(history, findings)
     slowest = _visibility(history, findings)
-    doubts += [] if slowest else ["nobody looked how soon a block is visible"]
-    value: Value = "false" if findings else "unknown" if doubts else "true"
+    if not slowest:
+        findings.doubt("nobody looked how soon a block is visible")
+    value: Value = "false" if findings else "unknown" if findings.doubts else "true"
     soon = "; ".join(f"{kind}: {milliseconds(seconds)}" for kind, seconds in slowest.items())
     slow = milliseconds(max(recoveries.values(), default=0.0))
     longest = milliseconds(max(waited.values(), default=0.0))
     hang = milliseconds(max(hung.values(), default=0.0))
+    doubts = "; ".join([*findings.doubts, ""])
     figure = (
-        f"{'; '.join([*doubts, ''])}{len({o.text for o in outages})} outages, {counts['failed blocks']} blocks failed "
+        f"{doubts}{len({o.text for o in outages})} outages, {counts['failed blocks']} blocks failed "
         f"in them, {counts['lost with the power']} of reported ones lost with the power; slowest recovery {slow}; "
         f"others waited {longest} for a job at most; longest hung call {hang}, "
         f"{lost:g} threads replaced at a time; "
@@ -139,7 +144,8 @@ def _recoveries(history: History, outages: list[_Away], recovery_max: float, fin
         longest[outage.what] = max(first, longest.get(outage.what, 0.0))
         if first > recovery_max:
             when = "never" if math.isinf(first) else f"only after {first:.1f} s"
-            findings.add(f"process {outage.process} stored {when} after the end of: {outage.text}")
+            text = f"process {outage.process} stored {when} after the end of: {outage.text}"
+            findings.add(text, seconds=outage.until, process=outage.process, expected=f"{recovery_max:g} s at most")
     return longest
 
 
@@ -182,7 +188,11 @@ def _hung(history: History, outages: list[_Away], findings: Findings) -> dict[st
             if max(shown, default=0.0) < HUNG_SHARE_MIN * (until - since):
                 findings.add(
                     f"a {task.direction} of process {outage.process} hung for {until - since:.1f} s in: {outage.text}; "
-                    f"its gauges told of {max(shown, default=0.0):.1f} s at most"
+                    f"its gauges told of {max(shown, default=0.0):.1f} s at most",
+                    seconds=until,
+                    process=task.process,
+                    job=task.job_id,
+                    thread=f"{task.group} {task.thread}",
                 )
     return longest
 
@@ -197,7 +207,8 @@ def _threads_hung(history: History, findings: Findings) -> float:
         last[lives.at(gauge.process, gauge.monotonic_seconds)] = lost
     for life, lost in last.items():
         if lost and life.ended_well:
-            findings.add(f"process {life.process} ended with {lost:g} threads that had not come back from a hung call")
+            text = f"process {life.process} ended with {lost:g} threads that had not come back from a hung call"
+            findings.add(text, seconds=life.end_seconds, process=life.process, incarnation=life.incarnation)
     return most
 
 
@@ -235,7 +246,8 @@ def _questions(
                 how = "got a miss" if verdict == "m" else "never got an answer"
                 findings.add(
                     f"process {note.process} asked for block {block} {at - store.finished_seconds:.3f} s after process "
-                    f"{store.process} had reported it stored, and {how}"
+                    f"{store.process} had reported it stored, and {how}",
+                    **of_note(note, seconds=at, block=block, expected="a hit", seen=how),
                 )
     counts["lost with the power"] = len(lost)
 
@@ -273,6 +285,7 @@ def _visibility(history: History, findings: Findings) -> dict[str, float]:
             if seconds > bound:
                 when = "never" if math.isinf(seconds) else f"only {seconds:.2f} s after it was stored"
                 findings.add(
-                    f"block {block}, {note.text}, was visible to the other host {when}; the bound is {bound:g} s"
+                    f"block {block}, {note.text}, was visible to the other host {when}; the bound is {bound:g} s",
+                    **of_job(job, block=block, expected=f"{bound:g} s at most", seen=when),
                 )
     return longest

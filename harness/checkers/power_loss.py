@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.checkers.base import Findings, Value, Verdict
+from harness.checkers.base import Findings, Value, Verdict, of_note
 from harness.core import notes
 from harness.core.history import History
 
@@ -19,7 +19,8 @@ from harness.core.history import History
 def check(history: History) -> Verdict:
     """Judges notes "power" and `jobs`."""
     findings = Findings()
-    doubts: list[str] = [n.text for n in history.notes if n.is_a(notes.Skipped)]
+    for note in (n for n in history.notes if n.is_a(notes.Skipped)):
+        findings.doubt(note.text)
     rows: list[dict[str, Any]] = []
     in_the_middle = 0
     for note in (n for n in history.notes if n.is_a(notes.Power)):
@@ -43,21 +44,24 @@ def check(history: History) -> Verdict:
         }
         rows.append(row)
         if wrong:
-            findings.add(f"{note.text}: {len(wrong)} blocks were served with wrong bytes")
+            text = f"{note.text}: {len(wrong)} blocks were served with wrong bytes"
+            findings.add(text, **of_note(note, process=case["reader"], block=min(wrong)))
         if case["durable"] and len(reported & right) < len(reported):
             findings.add(
-                f"{note.text}: {len(reported) - len(reported & right)} of {len(reported)} durable blocks are lost"
+                f"{note.text}: {len(reported) - len(reported & right)} of {len(reported)} durable blocks are lost",
+                **of_note(note, process=case["writer"], block=min(reported - right)),
             )
         if not reported:
-            doubts.append(f"{note.text}: nothing had been reported stored")
+            findings.doubt(f"{note.text}: nothing had been reported stored")
     if not rows:
-        doubts.append("the power never failed")
+        findings.doubt("the power never failed")
     elif not in_the_middle:
-        doubts.append("the power never failed in the middle of a store")
-    value: Value = "false" if findings else "unknown" if doubts else "true"
+        findings.doubt("the power never failed in the middle of a store")
+    value: Value = "false" if findings else "unknown" if findings.doubts else "true"
     total = {name: sum(row[name] for row in rows) for name in ("reported", "present", "missing", "damaged", "wrong")}
+    doubts = "; ".join([*findings.doubts, ""]) if findings.doubts else ""
     figure = (
-        f"{'; '.join([*doubts, '']) if doubts else ''}{len(rows)} cases, {total['reported']} blocks reported stored, "
+        f"{doubts}{len(rows)} cases, {total['reported']} blocks reported stored, "
         f"{total['present']} present, {total['missing']} missing, {total['damaged']} damaged and refused, "
         f"{total['wrong']} wrong"
     )

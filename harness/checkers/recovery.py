@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from harness.checkers.base import Findings, Life, Lives, Value, Verdict, some
+from harness.checkers.base import Findings, Life, Lives, Value, Verdict, of_job, of_note, some
 from harness.checkers.room import Shortages
 from harness.core import notes
 from harness.core.history import History, Job
@@ -41,12 +41,12 @@ def check(history: History) -> Verdict:
         if job.failed and (why := shortages.of_job(job)):
             short.setdefault(why)
         elif job.failed:
-            findings.add(_failure(job, life, first))
+            findings.add(_failure(job, life, first), **of_job(job, block=job.failed[0], seen=job.reasons or None))
         elif first and life.incarnation:
             counts["stores after a restart"] += 1
     for note in history.notes:
         if note.is_a(notes.Error) and "restart" in note.text:
-            findings.add(note.text)
+            findings.add(note.text, **of_note(note, process=note.detail.get("process", note.process)))
         elif note.is_a(notes.Asked):
             asked_seconds = float(note.detail["asked_seconds"])
             asked = zip(note.detail["blocks"], note.detail["verdicts"], strict=True)
@@ -66,10 +66,11 @@ def check(history: History) -> Verdict:
         )
         if not there
     ]
-    missing += short
-    value: Value = "false" if findings else "unknown" if missing else "true"
+    for text in [*missing, *short]:
+        findings.doubt(text)
+    value: Value = "false" if findings else "unknown" if findings.doubts else "true"
     figure = (
-        f"{'; '.join([*missing, ''])}{len(killed)} processes killed, {counts['cut jobs']} jobs with them, "
+        f"{'; '.join([*findings.doubts, ''])}{len(killed)} processes killed, {counts['cut jobs']} jobs with them, "
         f"{counts['stores after a restart']} first stores after a restart, {counts['found of the dead']} times a block "
         f"of a dead process was found; steps that the tier never made: {some(sorted(missed)) or 'none'}; "
         f"{findings.count} findings"

@@ -20,7 +20,20 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from harness.checkers.base import Findings, Lives, Value, Verdict, called, first_fault_seconds, grouped, some
+from harness.checkers.base import (
+    About,
+    Finding,
+    Findings,
+    Lives,
+    Value,
+    Verdict,
+    called,
+    first_fault_seconds,
+    grouped,
+    of_job,
+    of_note,
+    some,
+)
 from harness.checkers.room import Shortages
 from harness.core import notes
 from harness.core.history import History, Job
@@ -46,11 +59,12 @@ def check(history: History) -> Verdict:
             counts["info"] += 1
             continue
         if job.results != 1:
-            findings.add(f"{who} got {job.results} results; each job gets exactly one")
+            text = f"{who} got {job.results} results; each job gets exactly one"
+            findings.add(text, **of_job(job, expected="1 result", seen=f"{job.results} results"))
             continue
         counts["results"] += 1
         for text in _accounts(job):
-            findings.add(f"{who} {text}")
+            findings.add(f"{who} {text}", **of_job(job))
         if not job.failed:
             continue
         counts[f"failed {job.direction}s"] += 1
@@ -63,34 +77,41 @@ def check(history: History) -> Verdict:
             but = f" ({excused} of them refused)" if excused else ""
             said = f" with {job.reasons.replace(' ', ', ')}" if job.reasons else ""
             room = _room(job, shortages)
-            findings.add(f"{who} failed for block {some(job.failed)}{but}{said} although no fault was injected{room}")
-    for (process, _, job_id), count in records.items():
+            findings.add(
+                f"{who} failed for block {some(job.failed)}{but}{said} although no fault was injected{room}",
+                **of_job(job, block=job.failed[0], seen=job.reasons or None),
+            )
+    for (process, incarnation, job_id), count in records.items():
         if count > 1:
-            findings.add(f"job {job_id} of process {process} is recorded {count} times")
+            text = f"job {job_id} of process {process} is recorded {count} times"
+            findings.add(text, process=process, incarnation=incarnation, job=job_id)
     errors = [n for n in history.notes if n.is_a(notes.Error)]
     why_of = {id(n): shortages.of_error(n) for n in errors}
-    for text in grouped(((called(n.process), n.text) for n in errors if n.process >= 0 and not why_of[id(n)]), True):
+    of_tier = [n for n in errors if n.process >= 0 and not why_of[id(n)]]
+    for text in grouped(((called(n.process), Finding(n.text, About(**of_note(n)))) for n in of_tier), True):
         findings.add(text)
     explained.update(why for why in why_of.values() if why)
-    for text in dict.fromkeys(n.text for n in errors if n.process < 0):
-        findings.add(f"the harness: {text}")
+    for text, note in {n.text: n for n in reversed(errors) if n.process < 0}.items():
+        findings.add(f"the harness: {text}", **of_note(note))
     for note in history.notes:
         if note.is_a(notes.Submitted):
             life = lives.at(note.process, note.monotonic_seconds)
             if not records[note.process, life.incarnation, note.detail["job_id"]]:
                 if life.ended_well:
-                    findings.add(f"job {note.detail['job_id']} of process {note.process} was submitted and is lost")
+                    text = f"job {note.detail['job_id']} of process {note.process} was submitted and is lost"
+                    findings.add(text, **of_note(note, request=note.detail["request"], incarnation=life.incarnation))
                 else:
                     counts["info"] += 1
-    doubts = [f"{count} jobs or processes failed for want of something: {why}" for why, count in explained.items()]
-    value: Value = "false" if findings else "unknown" if doubts or not counts["results"] else "true"
+    for why, count in explained.items():
+        findings.doubt(f"{count} jobs or processes failed for want of something: {why}")
+    value: Value = "false" if findings else "unknown" if findings.doubts or not counts["results"] else "true"
     figure = (
         f"{counts['results']} of {len(records)} jobs got exactly one result, {counts['info']} lost to process exit; "
         f"failed: {counts['failed loads']} loads, {counts['failed stores']} stores "
         f"({counts['refused']} blocks refused); "
         f"{findings.count} findings"
     )
-    return Verdict("results", value, figure, [*findings.list(), *doubts], {"jobs": len(records), **counts})
+    return Verdict("results", value, figure, findings.list(), {"jobs": len(records), **counts})
 
 
 def _room(job: Job, shortages: Shortages) -> str:

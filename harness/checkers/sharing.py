@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 
-from harness.checkers.base import Findings, Value, Verdict, percent, some
+from harness.checkers.base import About, Finding, Findings, Value, Verdict, percent, some
 from harness.core.history import History, Request
 from harness.core.traffic import oracle_hit_ratio
 
@@ -47,7 +47,7 @@ def check(history: History) -> Verdict:
     if len(digests) > 1:
         findings.add(f"processes chain their block names from {len(digests)} different seeds ({some(sorted(digests))})")
     for text in examples:
-        findings.add(text)
+        findings.add(text)  # with its record
 
     value: Value
     why = ""
@@ -101,7 +101,7 @@ def check(history: History) -> Verdict:
     return Verdict("sharing", value, figure, findings.list(), data)
 
 
-def _losses(history: History, requests: list[Request]) -> tuple[Counter[str], list[str]]:
+def _losses(history: History, requests: list[Request]) -> tuple[Counter[str], list[Finding]]:
     """References that could have hit and did not, by reason, and a sentence for each unexplained request."""
     stored_at: dict[int, float] = {}
     failed_loads: set[tuple[int, int, int]] = set()
@@ -112,7 +112,7 @@ def _losses(history: History, requests: list[Request]) -> tuple[Counter[str], li
         else:
             failed_loads.update((job.process, job.request, block) for block in job.failed)
     lost: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
-    examples: list[str] = []
+    examples: list[Finding] = []
     seen: set[int] = set()
     for request in sorted(requests, key=lambda r: r.started_seconds):
         missed = request.blocks[max(0, request.hit_blocks) :]
@@ -131,10 +131,19 @@ def _losses(history: History, requests: list[Request]) -> tuple[Counter[str], li
             reason = "no room"
         else:
             reason = "unexplained"
-            examples.append(
+            text = (
                 f"request {request.request} of process {request.process} missed block {first}, stored "
                 f"{request.started_seconds - stored_at[first]:.3f} s before; {could_hit} blocks lost"
             )
+            about = About(
+                seconds=request.started_seconds,
+                process=request.process,
+                request=request.request,
+                block=first,
+                expected="a hit",
+                seen="a miss",
+            )
+            examples.append(Finding(text, about))
         lost[reason] += could_hit
     return lost, examples
 

@@ -47,11 +47,11 @@ BROUGHT_BY_SOME = frozenset({"none_references_lost"})
 
 def check(history: History) -> Verdict:
     """Judges `gauges`, `jobs`, `names`, `files`, `stops`, `notes` "removed" and "counts", and the option `window`."""
-    findings, doubts = Findings(), []
+    findings = Findings()
     growth: dict[str, dict[str, Any]] = {}
     for life in Lives(history).all():
         if not life.ended_well:
-            doubts.append(f"process {life.process} did not end in good order")
+            findings.doubt(f"process {life.process} did not end in good order")
         samples = sorted((g for g in history.gauges if g.process == life.process), key=lambda g: g.monotonic_seconds)
         samples = samples[:-1]  # the last is taken when the tier is closed
         rows = growth[str(life.process)] = {}
@@ -60,7 +60,7 @@ def check(history: History) -> Verdict:
             if not points and name in BROUGHT_BY_SOME:
                 continue
             if (trend := _trend(points)) is None:
-                doubts.append(f"process {life.process}: {len(points)} samples of {name} are too few")
+                findings.doubt(f"process {life.process}: {len(points)} samples of {name} are too few")
                 continue
             level, rise, sigmas, seconds = trend
             rows[name] = {"median": level, "rise": rise, "sigmas": sigmas, "seconds": seconds}
@@ -68,20 +68,24 @@ def check(history: History) -> Verdict:
             if sigmas > SIGMAS and rise > max(least, share * level):
                 findings.add(
                     f"process {life.process}: {name} rises by {rise:,.0f} in {seconds:.0f} s (median {level:,.0f}; as "
-                    f"steadily as chance does not, {sigmas:.1f} standard deviations)"
+                    f"steadily as chance does not, {sigmas:.1f} standard deviations)",
+                    seconds=points[-1][0],
+                    process=life.process,
+                    expected=f"{max(least, share * level):,.0f} at most",
+                    seen=f"{rise:,.0f}",
                 )
     agreement = _agreement(history, findings)
     judged = sum(map(len, growth.values()))
-    if not judged and not doubts:
-        doubts.append("no process was sampled")
-    value: Value = "false" if findings else "unknown" if doubts else "true"
+    if not judged and not findings.doubts:
+        findings.doubt("no process was sampled")
+    value: Value = "false" if findings else "unknown" if findings.doubts else "true"
     worst = max((row["rise"] for rows in growth.values() for n, row in rows.items() if n == "rss_bytes"), default=0.0)
     figure = (
         f"{judged} quantities of {len(growth)} processes watched, memory's largest trend {worst / (1 << 20):+.2f} MiB; "
         f"{agreement['jobs']} jobs, {agreement['removed']} files removed, {agreement['files']} block files at the end; "
         f"counters {agreement['counters']}; {findings.count} findings"
     )
-    return Verdict("soak", value, figure, [*findings.list(), *doubts], {"growth": growth, "agreement": agreement})
+    return Verdict("soak", value, figure, findings.list(), {"growth": growth, "agreement": agreement})
 
 
 def _trend(points: list[tuple[float, float]]) -> tuple[float, float, float, float] | None:
@@ -130,12 +134,13 @@ def _agreement(history: History, findings: Findings) -> dict[str, Any]:
             if b in name_of and name_of[b] not in files and not any(t >= at for t in removed[b])
         ]
         if gone:
-            findings.add(f"blocks {some(sorted(gone))} were stored, never removed since, and are no files at the end")
+            text = f"blocks {some(sorted(gone))} were stored, never removed since, and are no files at the end"
+            findings.add(text, seconds=stored[min(gone)], block=min(gone), file=name_of[min(gone)])
         unasked = [n for n in files & block_of.keys() if block_of[n] not in tried]
         if unasked:
-            findings.add(f"{some(sorted(unasked))} are block files that nobody stored")
+            findings.add(f"{some(sorted(unasked))} are block files that nobody stored", file=min(unasked))
     if quarantined := sorted(filter(is_quarantined, files)):
-        findings.add(f"{some(quarantined)} were quarantined, and nothing had damaged them")
+        findings.add(f"{some(quarantined)} were quarantined, and nothing had damaged them", file=quarantined[0])
     return {
         "jobs": len(history.jobs),
         "removed": sum(map(len, removed.values())),
@@ -158,7 +163,10 @@ def _counters(history: History, findings: Findings) -> str:
         for name in ("stored", "loaded", "failed"):
             if tier[name] != sums[name]:
                 findings.add(
-                    f"process {process}: the tier counted {tier[name]} blocks {name}, its jobs say {sums[name]}"
+                    f"process {process}: the tier counted {tier[name]} blocks {name}, its jobs say {sums[name]}",
+                    process=process,
+                    expected=f"{sums[name]}",
+                    seen=f"{tier[name]}",
                 )
     if above:
         return "are of the files, below a memory tier that serves the jobs: compared by the tier's own findings alone"
@@ -175,5 +183,7 @@ def _judge_failures(history: History, removed: dict[int, list[float]], findings:
         if count > window * len(removed[block]):
             findings.add(
                 f"process {process}: {count} loads of block {block} failed, which was removed {len(removed[block])} "
-                "times"
+                "times",
+                process=process,
+                block=block,
             )

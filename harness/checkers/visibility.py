@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from harness.checkers.base import Findings, Lives, Value, Verdict
+from harness.checkers.base import Findings, Lives, Value, Verdict, of_note
 from harness.core import notes
 from harness.core.history import History
 
@@ -40,10 +40,11 @@ def check(history: History) -> Verdict:
         asked_seconds = float(note.detail["asked_seconds"])
         life = lives.at(note.process, asked_seconds)
         who = f"process {note.process}" + (f" (start {life.incarnation})" if life.incarnation else "")
+        known = of_note(note, seconds=asked_seconds, incarnation=life.incarnation, request=note.detail.get("request"))
         for block, verdict in zip(note.detail["blocks"], note.detail["verdicts"], strict=True):
             if verdict == "r":
                 unanswered += 1
-                findings.add(f"{who} asked for block {block} and never got an answer")
+                findings.add(f"{who} asked for block {block} and never got an answer", **known, block=block)
             if block not in stored or stored[block][0] > asked_seconds:
                 continue
             since, by = stored[block]
@@ -59,7 +60,11 @@ def check(history: History) -> Verdict:
                     times = f"at lookup {lookups_max}" if lookups_max > 1 else ""
                     findings.add(
                         f"{who} got a miss {times}{' ' if times else ''}for block {block}, "
-                        f"{asked_seconds - since:.3f} s after process {by} had reported it stored"
+                        f"{asked_seconds - since:.3f} s after process {by} had reported it stored",
+                        **known,
+                        block=block,
+                        expected="a hit",
+                        seen="a miss",
                     )
     value: Value = "false" if findings else "true" if foreign else "unknown"
     figure = (

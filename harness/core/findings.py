@@ -110,19 +110,20 @@ class Findings:
         self._kept: list[Finding] = []
 
     def add(self, text: str, rule: Rule | str = "", **known: Any) -> None:
-        """A rule is broken; `known` are fields of `About`."""
+        """A rule is broken; `known` are fields of `About`, beside those that a `Finding` has as text already."""
         self.count += 1
         if self.count <= FINDINGS_MAX:
-            self._kept.append(Finding(text, self._about(rule, known)))
+            self._kept.append(Finding(text, self._about(text, rule, known)))
 
     def doubt(self, text: str, rule: Rule | str = "", **known: Any) -> None:
         """A rule could not be judged, and why."""
-        self.doubts.append(Finding(text, self._about(rule, known), "doubt"))
+        self.doubts.append(Finding(text, self._about(text, rule, known), "doubt"))
 
-    def _about(self, rule: Rule | str, known: Mapping[str, Any]) -> About:
+    def _about(self, text: str, rule: Rule | str, known: Mapping[str, Any]) -> About:
         name = rule.id if isinstance(rule, Rule) else rule
         assert not name or not self._rules or name in self._rules, f"no rule {name!r}; declared: {sorted(self._rules)}"
-        return About(name, **known)
+        said = text.about if isinstance(text, Finding) else About()
+        return said._replace(rule=name or said.rule, **known)
 
     def __bool__(self) -> bool:
         """Whether a rule is broken."""
