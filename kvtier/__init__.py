@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from kvtier.fs.block_io import BlockIO
     from kvtier.fs.file_mapper import FileMapper
     from kvtier.fs.manager import FileSystemTierManager
+    from kvtier.fs.thread_pool import DualQueue
     from kvtier.fs.trailer import read_trailer
     from kvtier.hashing import (
         BlockHash,
@@ -68,6 +69,7 @@ _MODULE_OF = {
         "cpu.manager": "CPUOffloadingManager",
         "events": "BlockQuarantined Event FanOut FilesEvicted JobFinished Observer Promotion RequestFinished",
         "fs.manager": "FileSystemTierManager",
+        "fs.thread_pool": "DualQueue",
         "hashing": "BlockHash OffloadKey get_offload_block_hash hash_function "
         "hash_tokens make_offload_key none_hash none_hash_digest",
         "fs.file_mapper": "FileMapper",
@@ -90,6 +92,7 @@ __all__ = [
     "CapacityConfig",
     "ConfigError",
     "CpuTierConfig",
+    "DualQueue",
     "Event",
     "FanOut",
     "FileMapper",
