@@ -1,6 +1,6 @@
 """`python -m harness` is `kvtier-harness`."""
 
-from harness.entry import HARNESS
+from harness.entry_point import HARNESS
 
 main = HARNESS.start
 

@@ -13,15 +13,15 @@ from collections.abc import Sequence
 import click
 
 from harness.commands.lazy import LazyGroup, member
-from harness.entry import HARNESS, VERSION, ExitCode
+from harness.entry_point import HARNESS, VERSION, ExitCode
 
 COMMANDS = {
     "run": member("harness.commands.run:run_group", "Run a scenario against a tier and judge it."),
     "conform": member("harness.commands.conform:conform", "Run the contract and all scenarios on one tier."),
     "list": member("harness.commands.listing:list_all", "List scenarios, tiers and mutants."),
-    "check": member("harness.commands.recorded:check", "Judge a recorded run again."),
-    "report": member("harness.commands.recorded:report", "Write the report of a recorded run again."),
-    "compare": member("harness.commands.recorded:compare_runs", "Compare two recorded runs."),
+    "check": member("harness.commands.check:check", "Judge a recorded run again."),
+    "report": member("harness.commands.report:report", "Write the report of a recorded run again."),
+    "compare": member("harness.commands.compare:compare_runs", "Compare two recorded runs."),
     "watch": member("harness.commands.watch:watch", "Judge a root that live engines use, from outside."),
     "observe": member("harness.commands.observe:observe", "Make a load run with Prometheus and Grafana beside it."),
     "clean": member("harness.commands.clean:clean", "List or remove the folders that killed runs left in a root."),
@@ -41,8 +41,8 @@ EXPECTED = {
     "harness.core.inputs:UsageError": ExitCode.USAGE,
     "harness.adapters:UnknownTier": ExitCode.USAGE,
     "harness.adapters.base:PeerMissing": ExitCode.INCONCLUSIVE,
-    "harness.monitoring.observe:NoDashboards": ExitCode.INCONCLUSIVE,
-    "harness.monitoring.observe:NoPrometheus": ExitCode.INCONCLUSIVE,
+    "harness.monitoring.live_dashboards:NoDashboards": ExitCode.INCONCLUSIVE,
+    "harness.monitoring.live_dashboards:NoPrometheus": ExitCode.INCONCLUSIVE,
     "harness.commands.install_peer:InstallFailed": ExitCode.IO,
 }
 """Exceptions whose text is a sentence for the user. Where one was raised, its module has been imported."""

@@ -27,15 +27,15 @@ from harness.checkers import CHECKERS
 from harness.checkers.base import Verdict
 from harness.core.device import measure
 from harness.core.environment import describe
+from harness.core.free_space import Reserve, RoomWatch
 from harness.core.history import History, in_words
 from harness.core.inputs import read_json
-from harness.core.room import Reserve, RoomWatch
-from harness.core.run_files import write_json, written
+from harness.core.run_files import write_json
 from harness.core.run_root import run_root
 from harness.core.seeds import fresh_seed
 from harness.core.statistics import percentile
-from harness.entry import ExitCode, Terminated
-from harness.recorded import check_run
+from harness.entry_point import ExitCode, Terminated, errno_text
+from harness.recorded_run import check_run, read_results
 from harness.runtime.process import LAST_OUTPUT_LINES
 from harness.runtime.supervisor import Child, WorkerFailed, Workers
 from harness.scenarios import scenario
@@ -169,15 +169,15 @@ def _run(
             on_stage("measuring the device")
             device = measure(root_dir, options.block_bytes, min(DEVICE_SECONDS_MAX, seconds * DEVICE_SHARE))
         ended |= {"seconds": round(seconds, 3), "device": device}
-        unwritten = written(run_dir / "run.json", ended)
+        unwritten = _written(run_dir / "run.json", ended)
         on_stage("judging")
         files = list(itertools.islice(_files(root_dir), FILES_MAX))
-        unwritten += written(run_dir / "files.json", files)
+        unwritten += _written(run_dir / "files.json", files)
         history = History.read(run_dir)
         history.files = files
         results = _judged(history, ended, run_dir)
         results.unwritten = unwritten
-        results.unwritten += written(run_dir / "results.json", results.to_json())
+        results.unwritten += _written(run_dir / "results.json", results.to_json())
         _point_latest(run_dir.parent, run_dir)
     if not options.keep:
         on_stage(f"removing {len(files):,} files")
@@ -223,8 +223,18 @@ def judge(run_dir: Path) -> Results:
     history = History.read(run_dir)
     ended: dict[str, Any] = read_json(run_dir / "run.json", dict) if (run_dir / "run.json").exists() else {}
     results = _judged(history, ended, run_dir)
-    results.unwritten = written(run_dir / "results.json", results.to_json())
+    results.unwritten = _written(run_dir / "results.json", results.to_json())
     return results
+
+
+def ensure_results(run_dir: Path) -> Path:
+    """The same folder, judged again if its results.json is missing or damaged. Raises `UsageError` if it is no run."""
+    check_run(run_dir)
+    try:
+        read_results(run_dir)
+    except UsageError:
+        judge(run_dir)
+    return run_dir
 
 
 def _judged(history: History, ended: dict[str, Any], run_dir: Path) -> Results:
@@ -249,6 +259,15 @@ def _judged(history: History, ended: dict[str, Any], run_dir: Path) -> Results:
         device=ended.get("device", {}),
         last_output=_last_words(history, run_dir),
     )
+
+
+def _written(path: Path, value: object) -> list[str]:
+    """As `write_json`, for what may be missing at the end: a list with a sentence if it cannot be written, else []."""
+    try:
+        write_json(path, value)
+    except OSError as error:
+        return [f"{str(path)!r} cannot be written: {errno_text(error)}"]
+    return []
 
 
 def _check(name: str, history: History) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """`python -m kvtier` is `kvtier`."""
 
-from kvtier.entry import KVTIER
+from kvtier.exit_codes import KVTIER
 
 main = KVTIER.start
 

@@ -1,5 +1,5 @@
-"""A contestant's process, `python -m harness.bench.child TIER`, started by `contest`. It imports the tier once, then
-forks for every measurement: each begins with a new tier, and ends even if threads of the tier hang.
+"""A contestant's process, `python -m harness.bench.child TIER`, started by `compared_tiers`. It imports the tier once,
+then forks for every measurement: each begins with a new tier, and ends even if threads of the tier hang.
 
 JSON lines. In: {"measure", "setup", "arguments", "processes", "seconds_max"}. Out: {"ready"} once, then for each
 {"results": [one dict a process]} or {"error": sentence}.

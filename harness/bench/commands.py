@@ -16,15 +16,15 @@ from typing import Any
 import click
 from rich.console import Console
 
-from harness.bench import compare, eviction, plan
-from harness.bench.contest import CONTESTANTS, Contestant
+from harness.bench import eviction, plan, regression
+from harness.bench.compared_tiers import CONTESTANTS, Contestant
 from harness.bench.disk import Disk, Unavailable, own_disk, plain_folder
-from harness.bench.frozen import default_commit, freeze
+from harness.bench.earlier_commit import default_commit, freeze
 from harness.bench.show import print_tables, write_docs
 from harness.bench.targets import targets
 from harness.commands.click_types import FOLDER, PATH, SECONDS, SEED, Number
 from harness.core import environment
-from harness.entry import HARNESS
+from harness.entry_point import HARNESS
 
 BASELINES = Path(__file__).resolve().parents[2] / "tests" / "tiering" / "baselines"
 COMPARE_DISK_BYTES = 1 << 30
@@ -130,7 +130,7 @@ def measure(
     show_default=True,
     help="make the tier take so many times longer, to be found",
 )
-@click.option("--metric", "metrics", multiple=True, type=click.Choice(list(compare.METRICS)), help="only these")
+@click.option("--metric", "metrics", multiple=True, type=click.Choice(list(regression.METRICS)), help="only these")
 @click.option(
     "--trials",
     type=Number(int, 1, 10_000),
@@ -141,7 +141,7 @@ def measure(
 def compare_command(folder: str, against: str | None, slower: float, metrics: tuple[str, ...], trials: int) -> None:
     """Is this checkout's tier slower than that of an earlier commit? Exit code 0 no, 1 yes, 2 inconclusive."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else TABLE_COLUMNS)
-    chosen = {name: compare.METRICS[name] for name in metrics or compare.METRICS}
+    chosen = {name: regression.METRICS[name] for name in metrics or regression.METRICS}
     with contextlib.ExitStack() as stack:
         try:
             frozen = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-frozen-")))
@@ -156,7 +156,7 @@ def compare_command(folder: str, against: str | None, slower: float, metrics: tu
         console.print(f"against {commit}, on {disk.kind}")
         alarms, unknown = 0, 0
         for trial in range(trials):
-            comparison = compare.Comparison(frozen, disk, chosen, slower)
+            comparison = regression.Comparison(frozen, disk, chosen, slower)
             judged = comparison.run()
             for one in judged:
                 shown = f"{one.change:+.1%} ({one.low:+.1%} .. {one.high:+.1%})"

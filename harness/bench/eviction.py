@@ -24,7 +24,7 @@ import psutil
 
 from harness.adapters import adapter_class
 from harness.adapters.base import Adapter, TierSetup
-from harness.bench.stats import Interval, bootstrap, percentile
+from harness.core.statistics import Interval, bootstrap, percentile
 from harness.core.traffic import tokens_of
 
 BLOCK_BYTES = 64 << 10

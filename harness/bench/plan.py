@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.bench.contest import Contestant, in_turn
+from harness.bench.compared_tiers import Contestant, in_turn
 from harness.bench.disk import Disk
 from harness.core.statistics import percentile
 from harness.faults.mounts import FaultFs

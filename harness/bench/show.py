@@ -14,8 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.bench.plan import Sample
-from harness.bench.stats import ratio, spread
 from harness.bench.targets import Values, by_line
+from harness.core.statistics import paired_ratio, relative_spread
 
 COLOURS = {"met": "green", "missed": "red", "unclear": "yellow", "unmeasured": "dim"}
 ORDER = (
@@ -47,7 +47,7 @@ def rows(result: Mapping[str, Any]) -> list[list[str]]:
     for line, by_name in values.items():
         cells = [line[0], line[1], f"{line[2]}, {units[line]}" if units[line] else line[2]]
         cells += [figure(by_name[name]) if by_name.get(name) else "" for name in names]
-        pairs = [ratio(by_name.get(ours, []), by_name.get(theirs, [])) for ours, theirs in RATIOS]
+        pairs = [paired_ratio(by_name.get(ours, []), by_name.get(theirs, [])) for ours, theirs in RATIOS]
         cells += ["" if p.value != p.value else f"{p.value:.3g} [{p.low:.3g}, {p.high:.3g}]" for p in pairs]
         lines.append(cells)
     return lines
@@ -62,7 +62,7 @@ def figure(values: list[float]) -> str:
     """Median, and in brackets the robust spread in percent."""
     middle = median(values)
     text = f"{middle:,.0f}" if abs(middle) >= 100 else f"{middle:.3g}"
-    return text if len(values) < 2 else f"{text} (±{spread(values) * 100:.0f}%)"
+    return text if len(values) < 2 else f"{text} (±{relative_spread(values) * 100:.0f}%)"
 
 
 def print_tables(result: Mapping[str, Any], console: Console) -> None:
@@ -178,7 +178,7 @@ def _conclusions(result: Mapping[str, Any]) -> list[str]:
     def figure_of(match: re.Match[str]) -> str:
         section, row, metric = match[1].split("|")
         pairs = [by for (s, r, m), by in values.items() if s == section and r.endswith(row) and m == metric]
-        found = ratio(*(pairs[0].get(name, []) for name in RATIOS[0])) if pairs else None
+        found = paired_ratio(*(pairs[0].get(name, []) for name in RATIOS[0])) if pairs else None
         if found is None or found.value != found.value:
             return "(unmeasured)"
         return f"{found.value:.3g}x (95 % CI {found.low:.3g} to {found.high:.3g})"

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from harness.bench.plan import Sample
-from harness.bench.stats import ratio
-from harness.core.statistics import Interval
+from harness.core.statistics import Interval, paired_ratio
 
 Outcome = Literal["met", "missed", "unclear", "unmeasured"]
 LARGE_KIB = 1024
@@ -51,7 +50,7 @@ def targets(samples: Sequence[Sample]) -> list[Target]:
 
     def add(number: int, what: str, ours: Sequence[float], theirs: Sequence[float], sign: str, limit: float) -> None:
         if ours or theirs:
-            interval = ratio(ours, theirs)
+            interval = paired_ratio(ours, theirs)
             found.append(Target(number, what, f"{sign} {limit:.3g}", interval, _outcome(interval, sign, limit)))
 
     def against(

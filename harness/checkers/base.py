@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple
 
-from harness.checkers.room import Shortages
+from harness.checkers.shortages import Shortages
 from harness.core import notes
 from harness.core.findings import FINDINGS_MAX, About, Finding, Findings, Rule
 from harness.core.history import History, Job, Note, Stop

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 from harness.checkers.base import Findings, Lives, Value, Verdict, canary_seconds, milliseconds, of_job, of_note
-from harness.checkers.room import Shortages
+from harness.checkers.shortages import Shortages
 from harness.core import notes
 from harness.core.history import History, Job, Note
 

@@ -14,7 +14,7 @@ import math
 from typing import Any
 
 from harness.checkers.base import About, Finding, Findings, Value, Verdict, called, grouped, of_note, unexplained_ends
-from harness.checkers.room import Shortages
+from harness.checkers.shortages import Shortages
 from harness.core import notes
 from harness.core.history import History
 

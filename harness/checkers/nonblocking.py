@@ -24,7 +24,7 @@ from statistics import median
 from typing import Any
 
 from harness.checkers.base import Findings, Rule, Value, Verdict, canary_seconds, milliseconds
-from harness.checkers.room import Shortages
+from harness.checkers.shortages import Shortages
 from harness.core import notes
 from harness.core.history import History, Job
 from harness.core.statistics import percentile

@@ -12,7 +12,7 @@ blocks are counted, not judged. After the first fault any failure may be its con
 Not covered: whether ok is true (integrity), when results come (starvation, nonblocking).
 
 unknown: no job has a result, or the machine explains each failure: the root's file system was full, a limit was too
-small (`checkers.room`).
+small (`checkers.shortages`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from harness.checkers.base import (
     of_note,
     some,
 )
-from harness.checkers.room import Shortages
+from harness.checkers.shortages import Shortages
 from harness.core import notes
 from harness.core.history import History, Job
 from harness.core.limits import amount

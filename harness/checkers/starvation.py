@@ -40,7 +40,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from harness.checkers.base import FINDINGS_MAX, Findings, Life, Lives, Value, Verdict, milliseconds
-from harness.checkers.noise import CLOCK_SECONDS, Noise, Waits
+from harness.checkers.wake_up_delays import CLOCK_SECONDS, Noise, Waits
 from harness.core import notes
 from harness.core.history import Direction, History, Job, Task
 

@@ -18,9 +18,9 @@ from harness.adapters import adapter_class
 from harness.checkers.base import some
 from harness.commands.progress import Progress
 from harness.core.installation import tracing_is_installed
-from harness.entry import HARNESS, errno_text, pip_install
+from harness.entry_point import HARNESS, errno_text, pip_install
 from harness.report import write_index, write_report
-from harness.report.words import VERDICT_WORDS, deciding, join
+from harness.report.verdict_text import VERDICT_WORDS, deciding, join
 from harness.runner import Results, run
 from harness.runtime.supervisor import Child
 from harness.scenarios.base import CommonOptions, Scenario

@@ -24,7 +24,7 @@ from harness.commands.click_types import PATH, SEED
 from harness.core.inputs import UsageError, check_output
 from harness.core.installation import module_command, python_path
 from harness.core.seeds import fresh_seed
-from harness.report.words import VERDICT_WORDS
+from harness.report.verdict_text import VERDICT_WORDS
 
 TIERS = ("vllm", "kvtier")
 FINDINGS_SHOWN = 4
@@ -100,7 +100,7 @@ CASES = (
         "Two seeds on one root share nothing, without an error",
         "Which processes share, and which are refused, over seeds, hash algorithms, start methods and Python versions.",
         "determinism",
-        ("matrix", "openings"),
+        ("seed_settings", "openings"),
     ),
     Case(
         "On Python 3.11 the process aborts after some hundred thousand jobs",

@@ -19,7 +19,7 @@ from harness.commands.click_types import PATH, SEED, Number
 from harness.commands.console import coloured
 from harness.core.inputs import UsageError, check_output, near
 from harness.core.seeds import fresh_seed
-from harness.report.words import VERDICT_WORDS
+from harness.report.verdict_text import VERDICT_WORDS
 from harness.scenarios import scenarios
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import click
 from rich.console import Console
 
-from harness.commands.scenario_options import scenario_params
-from harness.monitoring.observe import observe as observe_run
+from harness.commands.click_options import scenario_params
+from harness.monitoring.live_dashboards import observe as observe_run
 from harness.scenarios.base import check_tier
 from harness.scenarios.load import SCENARIO as LOAD
 from harness.scenarios.load import LoadOptions

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from harness.core.inputs import UsageError, check_path, near, read_file
-from harness.scenarios.options import Declared
+from harness.scenarios.option_declaration import Declared
 
 BYTES_MAX = 1 << 20
 

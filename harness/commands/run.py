@@ -28,8 +28,8 @@ def _command(name: str) -> click.Command:
     from rich.console import Console  # here: `run --help` does without
 
     from harness.commands.clean import notice
+    from harness.commands.click_options import scenario_params
     from harness.commands.console import carry_out, say_how, say_page
-    from harness.commands.scenario_options import scenario_params
 
     chosen = scenario(name)
 

@@ -28,7 +28,7 @@ from harness.commands.console import coloured
 from harness.faults.rules import FaultUnavailable
 from harness.hosts import HOSTS
 from harness.hosts.base import Volume
-from harness.hosts.behaviour import measure
+from harness.hosts.volume_behaviour import measure
 from harness.runner import EXIT_CODES
 from harness.runtime.supervisor import Child, WorkerFailed
 from harness.scenarios import scenario, scenarios

@@ -10,7 +10,7 @@ import click
 from harness.commands.click_types import ADDRESS, PATH, PAUSE, SECONDS
 from harness.core.inputs import UsageError
 from harness.monitoring.audit import RootUnreadable, Watch, age_text
-from harness.report.words import VERDICT_WORDS
+from harness.report.verdict_text import VERDICT_WORDS
 from harness.runner import EXIT_CODES
 
 

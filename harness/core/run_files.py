@@ -1,4 +1,4 @@
-"""Names of the files in a run folder, and how they are written: whole or not at all. `recorded` reads them."""
+"""Names of the files in a run folder, and how they are written: whole or not at all. `recorded_run` reads them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-
-from harness.entry import errno_text
 
 
 def process_label(process: int, incarnation: int = 0) -> str:
@@ -32,12 +30,3 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """As `write_text`."""
     write_text(path, json.dumps(value, indent=1, default=str) + "\n")
-
-
-def written(path: Path, value: object) -> list[str]:
-    """As `write_json`, for what may be missing at the end: a list with a sentence if it cannot be written, else []."""
-    try:
-        write_json(path, value)
-    except OSError as error:
-        return [f"{str(path)!r} cannot be written: {errno_text(error)}"]
-    return []

@@ -1,4 +1,7 @@
-"""Percentiles and bootstrap intervals of samples. numpy is imported by the first call, so that commands start fast."""
+"""Percentiles, bootstrap intervals, paired ratios and scatter of samples.
+
+numpy is imported by the first call, so that commands start fast.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ T = TypeVar("T")
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+MAD_TO_SIGMA = 1.4826
 
 
 class Interval(NamedTuple):
@@ -50,3 +54,17 @@ def bootstrap(values: Sequence[T], statistic: Callable[[Sequence[T]], float] = m
     # Seeded by a list, this generator draws what `random.Random(seed).choices` draws.
     places = (np.random.RandomState([seed]).random_sample((RESAMPLES, size)) * size).astype(int)
     return Interval(value, *bounds([statistic([values[place] for place in row]) for row in places.tolist()]))
+
+
+def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
+    """The median of the ratios of neighbours in time, `ours[i] / theirs[i]`, with its interval."""
+    pairs = [a / b for a, b in zip(ours, theirs, strict=False) if b > 0 and not math.isnan(a)]
+    return bootstrap(pairs) if pairs else Interval(math.nan, math.nan, math.nan)
+
+
+def relative_spread(values: Sequence[float]) -> float:
+    """Robust relative scatter: 1.4826 * median absolute deviation / median; 0 of fewer than two."""
+    if len(values) < 2 or not median(values):
+        return 0.0
+    middle = median(values)
+    return MAD_TO_SIGMA * median(abs(v - middle) for v in values) / abs(middle)

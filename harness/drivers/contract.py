@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.core import notes
-from harness.drivers import promises as contract
+from harness.drivers import contract_promises as contract
 from harness.runtime.worker import Worker
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from harness.core.history import Job, Name
 from harness.core.traffic import tokens_of
-from harness.drivers.flights import Flight, Flights
+from harness.drivers.jobs_in_flight import Flight, Flights
 from harness.runtime.worker import Worker
 
 IDLE_SECONDS_MIN = 0.0002

@@ -121,7 +121,9 @@ class _RandomTempName(_Plain):
         return f"{path.removesuffix('.bin')}.{random.getrandbits(64):016x}.tmp"
 
 
-@detected_by("matrix", r"all made the temp file .* generators that the application seeds", scenario="determinism")
+@detected_by(
+    "seed_settings", r"all made the temp file .* generators that the application seeds", scenario="determinism"
+)
 class TakesTempNamesFromRandom(_OverBlockIO):
     """Temp names come from `random`, which an application may seed equally in every process."""
 

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 from harness.checkers import CHECKERS
 from harness.core.history import History
-from harness.entry import Terminated
+from harness.entry_point import Terminated
 from harness.mutants.base import Mutant
-from harness.report.words import VERDICT_WORDS
+from harness.report.verdict_text import VERDICT_WORDS
 from harness.runner import Results, run
 from harness.scenarios import scenario
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from harness.report.figures import Table
-from harness.report.words import VERDICT_WORDS, text, words
+from harness.report.verdict_text import VERDICT_WORDS, text, words
 
 ROWS_MAX = 500
 VERDICT_COLUMNS = {"verdict", "kept"}

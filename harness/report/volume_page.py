@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from harness.report.words import VERDICT_WORDS
+from harness.report.verdict_text import VERDICT_WORDS
 from harness.runner import judge
 
 

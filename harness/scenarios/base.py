@@ -24,8 +24,8 @@ from harness.core.notes import About
 from harness.core.seeds import SEED_MAX
 from harness.runtime.supervisor import Child, Workers
 from harness.runtime.worker import Instruction
-from harness.scenarios.options import declarations
-from harness.scenarios.options import option as option
+from harness.scenarios.option_declaration import declarations
+from harness.scenarios.option_declaration import option as option
 
 PAGE_BYTES = 4096
 BLOCK_BYTES_MAX = 1 << 30

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from harness.core import notes
 from harness.core.history import History
-from harness.drivers.promises import PROMISES, SLOTS_MIN
+from harness.drivers.contract_promises import PROMISES, SLOTS_MIN
 from harness.runtime.supervisor import Child
 from harness.scenarios.base import CommonOptions, Context, Scenario, common_needs, option
 

@@ -30,11 +30,11 @@ from typing import Any, NamedTuple
 
 from harness.adapters import adapter_class
 from harness.adapters.base import Adapter
-from harness.checkers.matrix import PRIVATE, REFUSED
+from harness.checkers.seed_settings import PRIVATE, REFUSED
 from harness.core import notes
 from harness.core.installation import module_command, python_path
 from harness.faults import FaultUnavailable
-from harness.faults.attach import Attached
+from harness.faults.strace_attach import Attached
 from harness.runtime.supervisor import WorkerFailed
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 from harness.scenarios.worker_group import WorkerGroup
@@ -186,8 +186,8 @@ def _probe(
     start_methods: Sequence[str] = (),
     root: Path | None = None,
 ) -> tuple[dict[str, Any] | None, str]:
-    """Run `harness.drivers.names`: its answer (None: it died), and what it said on stderr. Without `root` each setting
-    gets a fresh one."""
+    """Run `harness.drivers.block_names`: its answer (None: it died), and what it said on stderr. Without `root` each
+    setting gets a fresh one."""
     setups = [
         context.setup(
             0,
@@ -205,7 +205,7 @@ def _probe(
     environment.pop("PYTHONHASHSEED", None)
     if seed is not None:
         environment["PYTHONHASHSEED"] = seed
-    command = module_command(path, "harness.drivers.names")
+    command = module_command(path, "harness.drivers.block_names")
     text = json.dumps({**order, "start_methods": start_methods}) + "\n"
     try:
         done = subprocess.run(
@@ -310,7 +310,7 @@ SCENARIO = Scenario(
     name="determinism",
     text=__doc__ or "",
     options=DeterminismOptions,
-    checkers=("matrix", "determinism", "integrity", "results", "leftovers"),
+    checkers=("seed_settings", "determinism", "integrity", "results", "leftovers"),
     prepare=prepare,
     run=run,
     needs=lambda options, plan: common_needs(options, root_blocks=ROUNDS_MIN * ROUND_BLOCKS),

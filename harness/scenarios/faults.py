@@ -42,7 +42,7 @@ from harness.faults import (
     small_disk,
     stale_temps,
 )
-from harness.faults.attach import Attached
+from harness.faults.strace_attach import Attached
 from harness.runtime.supervisor import Child, WorkerFailed
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 
@@ -128,7 +128,9 @@ class Pair:
         context, is_first = self.scene.context, not self.children
         if is_first:
             numbers = [next(self.scene.processes), next(self.scene.processes)]
-            self.children = [context.start(n, "steps", {}, self.env, root_dir=str(self.tier_root)) for n in numbers]
+            self.children = [
+                context.start(n, "store_and_find", {}, self.env, root_dir=str(self.tier_root)) for n in numbers
+            ]
         else:
             self.children = [c if c.alive else context.workers.restart(c, self.env) for c in self.children]
         try:
@@ -446,7 +448,7 @@ def _openings(scene: Scene, has_files: bool) -> None:
         root = scene.folder("openings")
         context.note(time.monotonic(), notes.Fault(fault=fault.name), fault.what)
         child = context.start(
-            next(scene.processes), "openings", {"every": context.options.config_every}, root_dir=str(root)
+            next(scene.processes), "hostile_configs", {"every": context.options.config_every}, root_dir=str(root)
         )
         try:
             context.workers.await_ready([child])

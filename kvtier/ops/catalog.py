@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from kvtier.config import PAGE_BYTES, ConfigError, FsTierConfig, RootError, RunConfig
-from kvtier.entry import errno_text
+from kvtier.exit_codes import errno_text
 from kvtier.fs.block_io import QUARANTINED_FOR, BlockIO, BlockOutcome, errno_name
 from kvtier.fs.file_mapper import FileMapper
 from kvtier.fs.root import RECORD_BYTES_MAX, check_root

@@ -19,7 +19,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from kvtier import __version__
 from kvtier.config import CapacityConfig, ConfigError, KvtierError, parse_size
-from kvtier.entry import KVTIER, ExitCode
+from kvtier.exit_codes import KVTIER, ExitCode
 from kvtier.fs.block_io import QUARANTINED_FOR
 from kvtier.ops.catalog import GONE, Folder, Summary, UnreadableRootError, note, ranks, summarise, verify
 from kvtier.ops.coverage import Coverage, cover

@@ -15,7 +15,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from kvtier.config import CapacityConfig, ConfigError, KvtierError
-from kvtier.entry import ExitCode, errno_text
+from kvtier.exit_codes import ExitCode, errno_text
 from kvtier.fs.admission import Evicted
 from kvtier.ops.catalog import bases
 from kvtier.ops.coverage import Coverage, cover

@@ -15,8 +15,8 @@ from collections import deque
 
 from kvtier.background import BackgroundThreads
 from kvtier.config import CapacityConfig, ConfigError, RootError
-from kvtier.entry import errno_text
 from kvtier.events import FileEvictionReason
+from kvtier.exit_codes import errno_text
 from kvtier.fs.admission import EVICTED_KEYS_MAX, Evicted
 from kvtier.fs.block_io import RECENCY_SECONDS, errno_name
 from kvtier.ops.catalog import BlockFile, Unreadable, folders, note_error

@@ -13,9 +13,9 @@ from statistics import median
 import pytest
 
 from harness.bench import show
-from harness.bench.stats import ratio
 from harness.commands.findings import CASES
 from harness.commands.findings import PAGE_HEAD as FINDINGS_HEAD
+from harness.core.statistics import paired_ratio
 from harness.mutants.registry import MUTANTS
 from harness.mutants.trial import PAGE_HEAD as MUTANTS_HEAD
 from harness.mutants.trial import facts
@@ -97,7 +97,7 @@ def test_the_figures_of_readme_are_those_of_the_kept_results() -> None:
     assert len(shown) == len(FIGURES_OF_README)
     for (what, *texts), line in zip(shown, FIGURES_OF_README, strict=True):
         by = values[line]
-        against = ratio(by["kvtier"], by["vllm"])
+        against = paired_ratio(by["kvtier"], by["vllm"])
         wanted = (median(by["vllm"]), median(by["kvtier"]), against.value, against.low, against.high)
         found = [float(text.replace(",", "")) for text in re.findall(r"\d[\d,]*(?:\.\d+)?", " ".join(texts))]
         assert found == pytest.approx(wanted, rel=0.04), what

@@ -220,7 +220,7 @@ def test_prometheus_accepts_the_rules() -> None:
 
 @needs("promtool")
 def test_prometheus_accepts_every_panels_query_and_annotation(tmp_path: Path) -> None:
-    from harness.monitoring.observe import expand
+    from harness.monitoring.live_dashboards import expand
 
     queries = [t["expr"] for name in NAMES for panel in panels(name) for t in panel["targets"]]
     queries += [mark["expr"] for mark in load("load")["annotations"]["list"]]

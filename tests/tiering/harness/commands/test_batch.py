@@ -12,7 +12,7 @@ from rich.console import Console
 import harness.mutants.trial
 from harness.commands.batch import Batch, worst
 from harness.commands.conform import LONG_SECONDS, plan
-from harness.entry import Terminated
+from harness.entry_point import Terminated
 from harness.scenarios import scenario
 from harness.scenarios.base import CommonOptions, Scenario
 

@@ -67,7 +67,7 @@ def harness(site: Path, cwd: Path, *arguments: str, **environment: str) -> subpr
 
 def test_dashboards_and_rules_are_those_of_the_package(site: Path, elsewhere: Path) -> None:
     found = run(
-        site, elsewhere, "-c", "from harness.monitoring.observe import DASHBOARDS; print(DASHBOARDS)"
+        site, elsewhere, "-c", "from harness.monitoring.live_dashboards import DASHBOARDS; print(DASHBOARDS)"
     ).stdout.strip()
     assert found == str(site / "harness" / "dashboards")
 

@@ -21,7 +21,7 @@ from harness.scenarios import scenarios
 from harness.scenarios.base import check_tier
 from harness.scenarios.capacity import CapacityOptions
 from harness.scenarios.load import LoadOptions
-from harness.scenarios.options import declarations
+from harness.scenarios.option_declaration import declarations
 from harness.scenarios.starvation import StarvationOptions
 
 REPOSITORY = Path(__file__).parents[4]

@@ -12,7 +12,7 @@ from statistics import fmean, median
 
 import pytest
 
-from harness.core.statistics import CONFIDENCE, RESAMPLES, bootstrap, bounds, percentile
+from harness.core.statistics import CONFIDENCE, RESAMPLES, bootstrap, bounds, paired_ratio, percentile, relative_spread
 
 SHARES = (0.025, 0.5, 0.9, 0.975, 0.99, 0.999, 1.0)
 SIZES = (*range(1, 60), 99, 100, 101, 199, 200, 250, 300, 999, 1000, 1001, 2000)
@@ -78,3 +78,24 @@ def test_the_interval_of_one_value_is_the_value() -> None:
 def test_numpy_is_loaded_by_the_first_figure_and_not_before() -> None:
     script = "import sys, harness.core.statistics; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_percentiles_interpolate_and_know_nothing_of_nothing() -> None:
+    assert percentile([3, 1, 2], 0.5) == 2
+    assert percentile([0, 10], 0.99) == pytest.approx(9.9)
+    assert math.isnan(percentile([], 0.5))
+
+
+def test_an_interval_holds_its_value_and_shrinks_with_more_figures() -> None:
+    draw = random.Random(3)
+    few, many = ([draw.gauss(10, 1) for _ in range(count)] for count in (5, 500))
+    for values in (few, many):
+        value, low, high = bootstrap(values)
+        assert low <= value == median(values) <= high
+    assert bootstrap(many).high - bootstrap(many).low < bootstrap(few).high - bootstrap(few).low
+    assert relative_spread([5.0]) == 0 < relative_spread(few)
+
+
+def test_a_ratio_pairs_neighbours_in_time() -> None:
+    ours, theirs = [1.0, 10.0, 100.0], [2.0, 20.0, 200.0]  # the machine slowed down tenfold from round to round
+    assert paired_ratio(ours, theirs) == (0.5, 0.5, 0.5)

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.core.history import Gauge, History, Note, encode
-from harness.report import faults, figures, flow, machine, schedule, tables, write_index, write_report
+from harness.report import figures, tables, write_index, write_report
+from harness.report.sections import faults, machine, transfers, waiting
 from harness.runner import judge
 from tests.tiering.harness.checkers.records import canary, good_history, job, note, start, stop, task
 
@@ -213,7 +214,7 @@ def test_the_matrix_counts_the_first_store_of_a_block(tmp_path: Path) -> None:
     history = good_history()
     history.add(job(1, 9, "store", [0], 30.0, 31.0))  # a second store of a block changes nothing
     history.add(job(1, 10, "load", [77], 32.0, 33.0))  # no store of it is recorded
-    section = flow.writers_by_reader(history)
+    section = transfers.writers_by_reader(history)
     assert section is not None
     assert section.table == [
         ["stored by", "loaded by 0", "loaded by 1"],
@@ -226,7 +227,7 @@ def test_the_matrix_counts_the_first_store_of_a_block(tmp_path: Path) -> None:
 
 def test_throughput_accounts_for_every_byte() -> None:
     history = History.of([start(0), *(job(0, i, "load", [i], i / 7, i / 7 + 2.5, bytes_ok=1 << 20) for i in range(50))])
-    section = flow.throughput(history, {})
+    section = transfers.throughput(history, {})
     assert section is not None
     (row,) = [row for row in section.table if row[:2] == ["load", "0"]]
     assert row[2] == "50.0"
@@ -237,7 +238,7 @@ def test_throughput_accounts_for_every_byte() -> None:
 def test_the_devices_ceiling_is_drawn_or_stated(ceiling: float, drawn: bool) -> None:
     history = History.of([start(0), job(0, 0, "load", [0], 0.0, 1.0, bytes_ok=20 << 20)])
     device = {"read_mib_per_second": ceiling, "write_mib_per_second": ceiling, "how": "O_DIRECT"}
-    section = flow.throughput(history, device)
+    section = transfers.throughput(history, device)
     assert section is not None
     assert f"{ceiling:,.0f} MiB/s read" in section.answer
     assert any(shape.y0 == ceiling for shape in section.figure.layout.shapes) == drawn
@@ -281,7 +282,7 @@ def test_the_bound_is_a_staircase_over_the_tasks_ahead() -> None:
         return task("load", "load", 0, 1.0, 1.5, 1.6)._replace(depth=ahead)
 
     history = History.of([start(0), *(behind(ahead) for ahead in range(6))], options={"read_threads": 2})
-    section = schedule.waits(history, {"longest_handover_seconds": 0.1, "load": {"wait_bound_seconds": 0.6}})
+    section = waiting.waits(history, {"longest_handover_seconds": 0.1, "load": {"wait_bound_seconds": 0.6}})
     assert section is not None
     (bound,) = [trace for trace in section.figure.data if trace.name == "bound"]
     # Turns of 100 ms service and 100 ms hand-over; two threads take two tasks each turn.
@@ -294,19 +295,19 @@ def test_the_schedule_shows_the_longest_waiter_and_its_threads() -> None:
     others = [task("store", "store", t, 0.1 * i, 0.1 * i, 0.1 * i + 0.09, job_id=i) for i in range(10) for t in (2, 3)]
     worst = task("load", "load", 0, 0.2, 0.75, 0.8, job_id=77)
     elsewhere = task("load", "load", 0, 0.0, 0.4, 0.5, job_id=88, process=1)
-    section = schedule.worst_wait(History.of([start(0), *others, worst, elsewhere]))
+    section = waiting.worst_wait(History.of([start(0), *others, worst, elsewhere]))
     assert section is not None
     assert "load task of job 77 in process 0 waited 550 ms" in section.answer
     assert "10 tasks of the other direction" in section.answer  # those that came at 0.3 to 0.7
     lanes = {lane for trace in section.figure.data for lane in trace.y}
     assert lanes == {"this task", "load 0", "store 2", "store 3"}
-    (waiting,) = [trace for trace in section.figure.data if trace.name == "it waits"]
-    assert (waiting.base[0], waiting.x[0]) == pytest.approx((0.0, 550.0))
+    (queued,) = [trace for trace in section.figure.data if trace.name == "it waits"]
+    assert (queued.base[0], queued.x[0]) == pytest.approx((0.0, 550.0))
 
 
 def test_a_tier_that_shows_no_schedule_gets_its_longest_job() -> None:
     jobs = [job(0, i, "store", [i], 0.1 * i, 0.1 * i + 0.35) for i in range(8)]
-    section = schedule.worst_wait(History.of([start(0), *jobs, job(0, 99, "load", [0], 0.2, 0.9)]))
+    section = waiting.worst_wait(History.of([start(0), *jobs, job(0, 99, "load", [0], 0.2, 0.9)]))
     assert section is not None
     assert "took 700 ms" in section.answer
     assert "6 other jobs in flight" in section.answer or "8 other jobs in flight" in section.answer

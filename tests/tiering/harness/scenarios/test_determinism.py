@@ -11,7 +11,7 @@ import pytest
 from harness.checkers import CHECKERS
 from harness.core.history import History, Note
 from harness.faults import FaultUnavailable
-from harness.faults.attach import Attached
+from harness.faults.strace_attach import Attached
 from harness.runner import Results, run
 from harness.scenarios import scenario
 from harness.scenarios.base import UsageError
@@ -23,7 +23,7 @@ BROKEN = "tests.tiering.harness.broken.processes"
 def derive(tmp_path: Path, tier: str, **changes: Any) -> tuple[Results, dict[str, Any]]:
     options = DeterminismOptions(tier=tier, seed=3, seconds=0.0, block_bytes=4096, processes=2, **changes)
     results = run(scenario("determinism"), options, tmp_path / "runs")
-    (matrix,) = [v for v in results.verdicts if v["name"] == "matrix"]
+    (matrix,) = [v for v in results.verdicts if v["name"] == "seed_settings"]
     return results, matrix
 
 
@@ -100,11 +100,11 @@ RIGHT = [cell("seed '0'", ["a", "b"]), cell("seed '0'", ["a", "b"], start="spawn
 )
 def test_each_breach_of_a_rule_is_named(notes: list[Note], words: str) -> None:
     pair = Note(-1, 0.0, "pair", "", PAIR)
-    assert CHECKERS["matrix"](History.of([*RIGHT, pair])).value == "true"
-    assert CHECKERS["matrix"](History.of([*RIGHT, cell("refused", [], status="missing"), pair])).value == "true"
-    assert CHECKERS["matrix"](History.of(RIGHT)).value == "unknown"
-    assert CHECKERS["matrix"](History.of([pair])).value == "unknown"
-    verdict = CHECKERS["matrix"](History.of([*RIGHT, pair, *notes]))
+    assert CHECKERS["seed_settings"](History.of([*RIGHT, pair])).value == "true"
+    assert CHECKERS["seed_settings"](History.of([*RIGHT, cell("refused", [], status="missing"), pair])).value == "true"
+    assert CHECKERS["seed_settings"](History.of(RIGHT)).value == "unknown"
+    assert CHECKERS["seed_settings"](History.of([pair])).value == "unknown"
+    verdict = CHECKERS["seed_settings"](History.of([*RIGHT, pair, *notes]))
     assert verdict.value == "false"
     assert words in "\n".join(verdict.findings)
 

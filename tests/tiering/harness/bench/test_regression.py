@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import random
-from statistics import median
 
 import pytest
 
-from harness.bench.compare import CHUNKS, CHUNKS_MIN, judge
 from harness.bench.plan import Sample
-from harness.bench.stats import bootstrap, percentile, ratio, spread
+from harness.bench.regression import CHUNKS, CHUNKS_MIN, judge
 from harness.bench.targets import targets
 
 
@@ -55,27 +53,6 @@ def test_too_few_figures_are_unknown() -> None:
     judged = judge("store", [0.1] * (CHUNKS_MIN - 1))
     assert (judged.outcome, judged.reason) == ("unknown", "there are 4 figures, fewer than 5")
     assert judge("store", [0.1] * CHUNKS_MIN).outcome == "slower"
-
-
-def test_percentiles_interpolate_and_know_nothing_of_nothing() -> None:
-    assert percentile([3, 1, 2], 0.5) == 2
-    assert percentile([0, 10], 0.99) == pytest.approx(9.9)
-    assert math.isnan(percentile([], 0.5))
-
-
-def test_an_interval_holds_its_value_and_shrinks_with_more_figures() -> None:
-    draw = random.Random(3)
-    few, many = ([draw.gauss(10, 1) for _ in range(count)] for count in (5, 500))
-    for values in (few, many):
-        value, low, high = bootstrap(values)
-        assert low <= value == median(values) <= high
-    assert bootstrap(many).high - bootstrap(many).low < bootstrap(few).high - bootstrap(few).low
-    assert spread([5.0]) == 0 < spread(few)
-
-
-def test_a_ratio_pairs_neighbours_in_time() -> None:
-    ours, theirs = [1.0, 10.0, 100.0], [2.0, 20.0, 200.0]  # the machine slowed down tenfold from round to round
-    assert ratio(ours, theirs) == (0.5, 0.5, 0.5)
 
 
 def flood(who: str, metric: str, values: list[float]) -> list[Sample]:

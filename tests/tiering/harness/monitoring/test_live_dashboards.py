@@ -24,7 +24,14 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from harness.core.history import History
-from harness.monitoring.observe import DASHBOARDS, PanelValue, Prometheus, RunExporter, evaluate, unhealthy_rules
+from harness.monitoring.live_dashboards import (
+    DASHBOARDS,
+    PanelValue,
+    Prometheus,
+    RunExporter,
+    evaluate,
+    unhealthy_rules,
+)
 from harness.runner import EXIT_CODES, Results, run
 from harness.scenarios.load import SCENARIO, LoadOptions
 from kvtier.events import CopyFinished, FilesEvicted

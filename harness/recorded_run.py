@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.core.inputs import DamagedFile, UsageError, read_json
 from harness.scenarios import scenario, scenarios
-from harness.scenarios.options import declarations
+from harness.scenarios.option_declaration import declarations
 
 _OPTIONS = {"scenario": str, "tier": str, "seed": int, "command": str}
 _RESULTS = {

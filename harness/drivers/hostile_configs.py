@@ -1,4 +1,4 @@
-"""Opens a root again and again with anything at all in the files that the tier keeps beside its blocks.
+"""Opens a root again and again with damaged or hostile files in place of those that the tier keeps beside its blocks.
 
 For each: does the tier refuse in words, or open, store a block and load it again? One process for all, since each
 opening is short; a note "opening" per case. It judges no case.

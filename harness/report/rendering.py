@@ -23,7 +23,7 @@ from plotly.offline import get_plotlyjs
 from harness.core.run_files import write_text
 from harness.report.figures import PROCESS_COLOURS, Section
 from harness.report.tables import grid
-from harness.report.words import VERDICT_WORDS, summary
+from harness.report.verdict_text import VERDICT_WORDS, summary
 
 TEMPLATES = Path(__file__).with_name("templates")
 

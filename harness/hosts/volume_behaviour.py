@@ -1,6 +1,6 @@
 """Behaviour of a volume without any tier: what its files support, and how soon one host sees another's changes.
 
-`measure` sends requests; `python -m harness.hosts.behaviour FOLDER` answers them on each host.
+`measure` sends requests; `python -m harness.hosts.volume_behaviour FOLDER` answers them on each host.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class _Remote:
     """A `Hand` on a host."""
 
     def __init__(self, python: str, folder: Path) -> None:
-        self._process = JsonProcess(python, "harness.hosts.behaviour", str(folder))
+        self._process = JsonProcess(python, "harness.hosts.volume_behaviour", str(folder))
 
     def __call__(self, name: str, *arguments: Any) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""Derives the names of blocks under many settings, in a process of its own: `python -m harness.drivers.names`.
+"""Derives the names of blocks under many settings, in a process of its own: `python -m harness.drivers.block_names`.
 
 The determinism scenario starts it, with every Python of the machine; so it imports the standard library and the tier
 alone, and for other interpreters than the tier's own only what names blocks. A line of JSON in, one out. It stores and

@@ -1,6 +1,7 @@
 """The tier of a commit: its package in a separate folder, with its native extension where there is one.
 
-`compare` times it in turn with the tier of this checkout. Only `kvtier/` is taken: this checkout's harness drives both.
+`regression` times it in turn with the tier of this checkout. Only `kvtier/` is taken: this checkout's harness drives
+both.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
-from harness.bench.contest import REPOSITORY
+from harness.bench.compared_tiers import REPOSITORY
 from harness.bench.disk import Unavailable
 
 PACKAGE = "kvtier"

@@ -28,7 +28,7 @@ class HashesTuples(MemoryAdapter):
         return keys
 
 
-@detected_by("matrix", r"is common to .* PYTHONHASHSEED .*, which must not share", scenario="determinism")
+@detected_by("seed_settings", r"is common to .* PYTHONHASHSEED .*, which must not share", scenario="determinism")
 class IgnoresTheSeed(MemoryAdapter):
     """The seed of the hash chain is a constant; PYTHONHASHSEED and the seed policy are ignored."""
 

@@ -12,12 +12,12 @@ import pytest
 from harness.adapters import adapter_class
 from harness.adapters.base import TierSetup
 from harness.adapters.reference import MemoryAdapter
-from harness.drivers import promises as contract
-from harness.drivers.promises import PROMISES, Broken, Subject
+from harness.drivers import contract_promises as contract
+from harness.drivers.contract_promises import PROMISES, Broken, Subject
 from harness.runner import run
 from harness.scenarios import contract as scenario
 from harness.scenarios.contract import ContractOptions
-from tests.tiering.harness.broken import promises as broken
+from tests.tiering.harness.broken import contract_promises as broken
 
 
 def subject(tmp_path: Path, tier: type[Any]) -> Subject:

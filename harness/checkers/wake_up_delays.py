@@ -1,4 +1,4 @@
-"""What a thread's hand-over may take on this machine at a given time, and which tasks waited then; for `starvation`.
+"""How long a thread's wake-up may take on this machine at a given time, and which tasks waited then; for `starvation`.
 
 The yardstick does not come from the tier: it is the canary, a thread of the same process that only asks to be woken.
 """

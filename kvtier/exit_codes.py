@@ -1,4 +1,4 @@
-"""The entry points of the commands: exit codes, signals, and the one place where an exception becomes a sentence.
+"""Exit codes of both commands, and the entry point where signals and exceptions become one of them and a sentence.
 
 It imports the standard library alone, so that it can name the extra whose packages are missing. docs/exit-codes.md
 lists the exit codes.

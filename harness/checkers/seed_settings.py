@@ -1,4 +1,4 @@
-"""Do processes share exactly as the rules say, is another seed on the root told at once, and is unique what must be?
+"""Which processes share blocks under each setting of the seed, and is a root of another seed refused?
 
 Covers three kinds of notes of the determinism scenario. "cell": what one process, under one setting, calls the same
 blocks, with the family that the rules put it in: processes of one family have equal names and equal seed digests, of
@@ -32,7 +32,7 @@ def check(history: History) -> Verdict:
     cells = [n.detail for n in history.notes if n.is_a(notes.Cell)]
     if cells and all(cell["status"] in ("refused", "missing") for cell in cells):
         why = some(dict.fromkeys(str(cell["why"]) for cell in cells), 3)
-        return Verdict("matrix", "unknown", f"none of {len(cells)} cells could be opened: {why}", [], {})
+        return Verdict("seed_settings", "unknown", f"none of {len(cells)} cells could be opened: {why}", [], {})
     missing = Counter(str(c["why"]) for c in cells if c["status"] == "missing")
     pairs = [n.detail for n in history.notes if n.is_a(notes.Pair)]
     # Each kind of finding is heard, however many there are of another.
@@ -66,7 +66,7 @@ def check(history: History) -> Verdict:
         "instances": len(instances),
         "pythons": pythons,
     }
-    return Verdict("matrix", value, figure, findings, data)
+    return Verdict("seed_settings", value, figure, findings, data)
 
 
 def _first(kind: Findings) -> list[Finding]:

@@ -11,7 +11,8 @@ import pytest
 
 from harness.core.history import History, Record
 from harness.core.seeds import stream
-from harness.report.compare import DRAWS, Difference, Side, compare, in_words, write_comparison
+from harness.report.comparison_page import write_comparison
+from harness.report.run_differences import DRAWS, Difference, Side, compare, in_words
 from tests.tiering.harness.checkers.records import job, request, start, task
 
 SECONDS = 20.0

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from kvtier.entry import PACKAGES, ExitCode
+from kvtier.exit_codes import PACKAGES, ExitCode
 from tests.tiering.kvtier.ops.test_catalog import BLOCKS, RUN, path, store
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
 KVTIER = [sys.executable, "-m", "kvtier"]
 HARNESS = [sys.executable, "-m", "harness"]
-BROKEN = "from {0}.entry import {1} as entry; entry.answer(lambda arguments: 1 / 0, {2})"
+BROKEN = "from {0} import {1} as entry; entry.answer(lambda arguments: 1 / 0, {2})"
 
 needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 
@@ -68,7 +68,7 @@ def is_misused(folder: Path) -> int:
 
 
 def is_broken(folder: Path) -> int:
-    return end([sys.executable, "-c", BROKEN.format("kvtier", "KVTIER", [])], folder).returncode
+    return end([sys.executable, "-c", BROKEN.format("kvtier.exit_codes", "KVTIER", [])], folder).returncode
 
 
 def has_no_room(folder: Path) -> int:
@@ -135,13 +135,14 @@ def test_a_command_ends_with_each_code(tmp_path: Path, code: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "name", "program"), [("kvtier", "KVTIER", "kvtier"), ("harness", "HARNESS", "kvtier-harness")]
+    ("module", "name", "program"),
+    [("kvtier.exit_codes", "KVTIER", "kvtier"), ("harness.entry_point", "HARNESS", "kvtier-harness")],
 )
 def test_a_bug_is_one_sentence_and_a_traceback_only_with_debug(
-    tmp_path: Path, package: str, name: str, program: str
+    tmp_path: Path, module: str, name: str, program: str
 ) -> None:
     def broken(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-        return end([sys.executable, "-c", BROKEN.format(package, name, arguments)], tmp_path, **environment)
+        return end([sys.executable, "-c", BROKEN.format(module, name, arguments)], tmp_path, **environment)
 
     sentence = said_once(broken(["inspect"]), program)
     assert "internal error, which is a bug: ZeroDivisionError: division by zero (<string>, line 1)" in sentence

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from harness.checkers import CHECKERS
-from harness.checkers.room import Shortages
+from harness.checkers.shortages import Shortages
+from harness.core.free_space import RESERVE_BYTES, Reserve, RoomWatch
 from harness.core.history import Gauge, History
 from harness.core.installation import ROOT as REPOSITORY
-from harness.core.room import RESERVE_BYTES, Reserve, RoomWatch
 from harness.runner import Results, run
 from harness.runtime.supervisor import Child
 from harness.scenarios import scenario

@@ -1,4 +1,4 @@
-"""Contestants, the parent's side: each is a warm process that forks for every measurement. `plan` alternates them.
+"""The tiers that a bench compares, each a warm process that forks for every measurement. `plan` alternates them.
 
 A measurement that fails (a missing peer, a time-out, a failed block) is a sentence in `gaps`, never a figure.
 """

@@ -11,7 +11,7 @@ from harness.commands.click_types import PATH, SIZE
 from harness.commands.options_file import read_options
 from harness.scenarios import names
 from harness.scenarios.base import Scenario
-from harness.scenarios.options import Declared, declarations
+from harness.scenarios.option_declaration import Declared, declarations
 
 RUNS_DIR = Declared("runs_dir", str, False, "runs", "where the run's folder is made", is_path=True)
 

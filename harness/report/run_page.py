@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 from harness.checkers import CHECKERS
 from harness.core.history import History
 from harness.core.inputs import read_json
-from harness.recorded import read_results
-from harness.report import faults, flow, machine, schedule
+from harness.recorded_run import read_results
 from harness.report.figures import CLASSES, Section, duration
-from harness.report.html import write_page
+from harness.report.rendering import write_page
+from harness.report.sections import faults, machine, transfers, waiting
 from harness.report.tables import flat, from_data
-from harness.report.words import summary, text
+from harness.report.verdict_text import summary, text
 from harness.scenarios import scenarios
 
 FINDINGS_SHOWN_MAX = 50
@@ -60,13 +60,13 @@ def sections(history: History, results: Mapping[str, Any]) -> list[Section]:
     data = {verdict["name"]: verdict["data"] for verdict in results["verdicts"]}
     made = (
         faults.outcomes(history, (data.get("faults") or {}).get("faults") or {}),
-        flow.hit_ratio(history),
-        flow.writers_by_reader(history),
-        flow.throughput(history, results.get("device") or {}),
-        flow.latency(history),
-        schedule.waits(history, data.get("starvation") or {}),
-        schedule.worst_wait(history),
-        schedule.queues(history),
+        transfers.hit_ratio(history),
+        transfers.writers_by_reader(history),
+        transfers.throughput(history, results.get("device") or {}),
+        transfers.latency(history),
+        waiting.waits(history, data.get("starvation") or {}),
+        waiting.worst_wait(history),
+        waiting.queues(history),
         machine.held(history),
         machine.noise(history),
     )
@@ -121,9 +121,9 @@ def tiles(results: Mapping[str, Any]) -> list[Tile]:
         found.append(Tile(f"{totals['hit_blocks'] / totals['blocks']:.1%}", "block hits"))
     for direction in CLASSES:
         if rate := totals.get(f"{direction}_mib_per_second"):
-            ceiling, doubt = flow.ceiling(device, direction), flow.ceiling_doubt(device, direction, rate)
+            ceiling, doubt = transfers.ceiling(device, direction), transfers.ceiling_doubt(device, direction, rate)
             share = f", {rate / ceiling:.0%} of the device" if ceiling and not doubt else ""
-            found.append(Tile(f"{rate:,.0f} MiB/s", f"{flow.DONE[direction]}{share}", doubt))
+            found.append(Tile(f"{rate:,.0f} MiB/s", f"{transfers.DONE[direction]}{share}", doubt))
         if (p99 := totals.get(f"{direction}_p99_seconds")) is not None:
             found.append(Tile(duration(p99), f"{direction} p99"))
     return found

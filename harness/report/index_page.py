@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.core.inputs import UsageError
-from harness.recorded import read_results
+from harness.recorded_run import read_results
 from harness.report.figures import duration
-from harness.report.html import file_url, write_page
-from harness.report.words import short_summary, summary
+from harness.report.rendering import file_url, write_page
+from harness.report.verdict_text import short_summary, summary
 
 RUNS_MAX = 500
 _COLUMNS = (

@@ -1,4 +1,4 @@
-"""Prometheus during a run: starts Debian's server on a run's targets, and evaluates every panel and rule.
+"""The dashboards while a run lasts: starts Debian's server on a run's targets, and evaluates every panel and rule.
 
 `make observe` and the tests call it. It starts Prometheus, and Grafana and Tempo if there is a container engine,
 reports servers that it cannot start, and stops all of them. It gives no verdict.

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
-from harness.bench.contest import Contestant
+from harness.bench.compared_tiers import Contestant
 from harness.bench.disk import Disk
 from harness.core.statistics import bootstrap
 

@@ -1,4 +1,4 @@
-"""Tiers over the reference tier, each with one defect that breaks one promise of `harness.drivers.promises`."""
+"""Tiers over the reference tier, each with a defect that breaks one promise of `harness.drivers.contract_promises`."""
 
 from __future__ import annotations
 

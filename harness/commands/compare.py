@@ -1,9 +1,8 @@
-"""The commands on recorded runs: `check`, `report` and `compare`. They start no process."""
+"""The command `compare`: two recorded runs side by side. It starts no process."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.commands.click_types import PATH
-from harness.commands.console import say_how, say_page, say_table, write_pages
+from harness.commands.console import say_table
 from harness.core.inputs import UsageError, check_output
-from harness.recorded import check_run, read_results
-from harness.report import write_comparison, write_index, write_report
-from harness.report.compare import compare, difference_table, differing_options, in_words, read_side
-from harness.runner import EXIT_CODES, judge
-
-RUN_DIR = click.argument("run_dir", type=PATH)
-
-
-@click.command()
-@RUN_DIR
-@click.option("--json", "as_json", is_flag=True, help="print results.json instead of a table")
-def check(run_dir: str, as_json: bool) -> None:
-    """Judge a recorded run again; starts no process."""
-    console = Console(highlight=False)
-    results = judge(Path(run_dir))
-    say_how(as_json, console)(results)
-    if write_pages(results, None):
-        say_page(results, as_json, console, Path(run_dir))
-    sys.exit(EXIT_CODES[results.verdict])
-
-
-@click.command()
-@RUN_DIR
-def report(run_dir: str) -> None:
-    """Write a run's report.html again from what it recorded, and the list of runs beside it."""
-    click.echo(write_report(_judged(Path(run_dir))))
-    write_index(Path(run_dir).resolve().parent)
+from harness.recorded_run import check_run
+from harness.report import write_comparison
+from harness.report.run_differences import compare, difference_table, differing_options, in_words, read_side
+from harness.runner import ensure_results
 
 
 @click.command(name="compare")
@@ -59,7 +35,7 @@ def compare_runs(run_a: str, run_b: str, output: str | None, anyway: bool, as_js
         check_run(Path(run_dir))
     if not as_json:
         check_output("--output", page)
-    a, b = (read_side(_judged(Path(run_dir))) for run_dir in (run_a, run_b))
+    a, b = (read_side(ensure_results(Path(run_dir))) for run_dir in (run_a, run_b))
     if (a.scenario != b.scenario) and not anyway:
         raise UsageError(
             f"{run_a!r} is a run of {a.scenario}, {run_b!r} of {b.scenario}: their figures mean different things; "
@@ -84,14 +60,3 @@ def compare_runs(run_a: str, run_b: str, output: str | None, anyway: bool, as_js
     if different := ", ".join(f"{name} ({x}, {y})" for name, (x, y) in differing_options(a, b).items()):
         console.print(f"options that differ (A, B): {different}", soft_wrap=True, markup=False)
     console.print(f"{page}", soft_wrap=True, markup=False)
-
-
-def _judged(run_dir: Path) -> Path:
-    """The same folder, with results, judged again if these are missing or damaged. Raises `UsageError` when it is no
-    run."""
-    check_run(run_dir)
-    try:
-        read_results(run_dir)
-    except UsageError:
-        judge(run_dir)
-    return run_dir
