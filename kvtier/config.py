@@ -310,10 +310,11 @@ class FsTierConfig(_Config):
     A store or load job is split into tasks of at most `task_bytes_max` (a block counts as 64 KiB at least; never less
     than one block), so that a job uses the idle threads, each for four blocks at least if that bound allows it, and
     nothing waits behind more than one bounded task per thread.
-    Stores beyond `store_queue_bytes_max`, and stores that come while more than half of the CPU tier's slots wait to be
-    stored, are refused at once, with a result that says so: a slow volume never takes all slots. A thread whose task
-    runs for longer than `hung_seconds` is replaced until the task ends, so that hung calls do not stop their
-    direction, up to as many as the threads; a lookup that has waited for so long is a miss.
+    Stores beyond `store_queue_bytes_max` are refused at once, with a result that says so. Queued stores may hold more
+    than half of the CPU tier's slots in a burst. Once one has waited for a second, more are refused; once a hit finds
+    no slot, the newest are given up: a slow volume never takes all slots. A thread whose task runs for longer than
+    `hung_seconds` is replaced until the task ends, so that hung calls do not stop their direction, up to as many as the
+    threads; a lookup that has waited for so long is a miss.
 
     `io` "auto": stores go past the page cache where the file system can, so that no backlog of dirty pages delays
     loads; loads go through it, so that what any process of this host has loaded lately comes from memory. "direct":

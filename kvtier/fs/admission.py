@@ -24,6 +24,8 @@ from kvtier.hashing import OffloadKey
 logger = logging.getLogger(__name__)
 
 EVICTED_KEYS_MAX = 100_000
+BACKLOG_SECONDS = 1.0
+"""Once a store has waited for so long, a queue that holds more than half of the slots is a backlog, no burst."""
 STORE_PAUSE_SECONDS_MIN = 0.1
 STORE_PAUSE_SECONDS_MAX = 30.0
 
@@ -32,7 +34,7 @@ class Refusal(StrEnum):
     """Why a store was refused, which is no failure. The values are those of the label `reason` in metrics."""
 
     QUEUE_FULL = "refused"  # the queue of stores holds `store_queue_bytes_max`
-    BACKLOG = "backlog"  # stores in the queue hold half of the CPU tier's slots
+    BACKLOG = "backlog"  # stores in the queue hold half of the CPU tier's slots, for long or while loads lack slots
     QUOTA = "full"  # the root is at its limit
     NO_SPACE = "ENOSPC"  # the volume was full a moment ago; the errno's own name, as of the store that found it
 
@@ -86,7 +88,7 @@ class Quota(Protocol):
 
 
 class Grant(NamedTuple):
-    """The first `blocks` of a store may be enqueued; the others are refused for `refusal`."""
+    """The first `blocks` of a store may be enqueued; the others are refused for `refusal`, "" where there are none."""
 
     blocks: int
     refusal: str
@@ -108,23 +110,29 @@ class Admission:
         paused = f"no space, stores pause for {self._pause_seconds:g} s" if self._pause_seconds else "stores go on"
         return f"<Admission: {paused}, quota {'set' if self.quota else 'not set'}>"
 
-    def reserve(self, blocks: int, queued_bytes: int) -> Grant:
-        """How many of a store's first blocks may be enqueued while `queued_bytes` of stores wait. `release` with the
-        outcomes of that many must follow."""
-        grant = self._decide(blocks, queued_bytes)
-        if grant.blocks < blocks:
-            refused = blocks - grant.blocks
-            logger.debug("%d of %d blocks refused: %s; %d bytes queued", refused, blocks, grant.refusal, queued_bytes)
-        return grant
+    @property
+    def backlog_bytes(self) -> int:
+        """What the queue of stores may hold while loads lack slots: half of them."""
+        return self._slots_bytes // 2
 
-    def _decide(self, blocks: int, queued_bytes: int) -> Grant:
-        if 2 * queued_bytes > self._slots_bytes:
-            return Grant(0, Refusal.BACKLOG)
-        if time.monotonic() < self._resume_seconds:
-            return Grant(0, Refusal.NO_SPACE)
-        fitting = min(blocks, max(0, self._config.store_queue_bytes_max - queued_bytes) // self._config.block_bytes)
-        granted = self.quota.reserve(fitting, self._file_bytes) if self.quota else fitting
-        return Grant(granted, Refusal.QUOTA if granted < fitting else Refusal.QUEUE_FULL)
+    def reserve(self, blocks: int, queued_bytes: int, oldest_seconds: float) -> Grant:
+        """How many of a store's first blocks may be enqueued while `queued_bytes` of stores wait, the oldest for
+        `oldest_seconds`. `release` with the outcomes of that many must follow."""
+        granted, refusal = 0, Refusal.QUEUE_FULL
+        if 2 * queued_bytes > self._slots_bytes and oldest_seconds > BACKLOG_SECONDS:
+            refusal = Refusal.BACKLOG
+        elif self._pause_seconds and time.monotonic() < self._resume_seconds:
+            refusal = Refusal.NO_SPACE
+        else:
+            headroom = max(0, self._config.store_queue_bytes_max - queued_bytes)
+            fitting = min(blocks, headroom // self._config.block_bytes)
+            granted = self.quota.reserve(fitting, self._file_bytes) if self.quota else fitting
+            if granted == blocks:
+                return Grant(granted, "")
+            if granted < fitting:
+                refusal = Refusal.QUOTA
+        logger.debug("%d of %d blocks refused: %s; %d bytes queued", blocks - granted, blocks, refusal, queued_bytes)
+        return Grant(granted, refusal)
 
     def release(self, outcomes: Sequence[BlockOutcome]) -> None:
         """The reserved blocks of one store ended like this.
@@ -133,7 +141,8 @@ class Admission:
         """
         if self.quota:
             self.quota.release(len(outcomes), self._file_bytes)
-        if not _NO_SPACE_ERRNOS.isdisjoint([outcome.reason for outcome in outcomes]):
+        reasons = {outcome.reason for outcome in outcomes}
+        if not _NO_SPACE_ERRNOS.isdisjoint(reasons):
             if not self._pause_seconds:
                 logger.warning("%s has no space: stores pause, loads go on", self._config.root_dir)
             self._pause_seconds = min(STORE_PAUSE_SECONDS_MAX, 2 * self._pause_seconds or STORE_PAUSE_SECONDS_MIN)

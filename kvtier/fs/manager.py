@@ -40,7 +40,7 @@ from kvtier.events import (
     TierAnswers,
     child_traceparent,
 )
-from kvtier.fs.admission import EVICTED_KEYS_MAX, Admission, Evicted
+from kvtier.fs.admission import EVICTED_KEYS_MAX, Admission, Evicted, Refusal
 from kvtier.fs.async_lookup import AsyncLookupManager
 from kvtier.fs.block_io import BlockIO, BlockOutcome
 from kvtier.fs.file_mapper import FileMapper
@@ -99,6 +99,7 @@ class FileSystemTierManager(SecondaryTierManager):
         self._observer = observer or NullObserver()
         self._submitted: dict[JobId, _Submitted] = {}
         self._answers: Counter[bool | None] = Counter()  # of this step
+        self._blocks_requested = 0  # by the loads of this step
         self._evicted: dict[OffloadKey, None] = {}  # by this process, the latest
         self._missed_evicted = 0
         self._events: list[OffloadingEvent] = []
@@ -138,6 +139,9 @@ class FileSystemTierManager(SecondaryTierManager):
         if self._quota:
             self.blockio.recency_seconds = self._quota.recency_seconds
         hits, misses, retries = (self._answers[present] for present in _ANSWER)
+        if hits > self._blocks_requested:  # a hit that no load followed found no slot: queued stores give some back
+            self._pool.cancel_newest("store", self._admission.backlog_bytes, Refusal.BACKLOG)
+        self._blocks_requested = 0
         if hits or misses:  # a waiting request repeats its lookup in every step; that alone is no news
             self._observer.on_event(TierAnswers(self.tier_type, hits, misses, retries, self._missed_evicted))
             self._answers.clear()
@@ -152,6 +156,7 @@ class FileSystemTierManager(SecondaryTierManager):
 
     def submit_load(self, job: TransferJob) -> None:
         self._need("load", "store")
+        self._blocks_requested += len(job.keys)
         self._submit(job, "load")
 
     def get_finished_jobs(self) -> Iterable[JobResult]:
@@ -228,7 +233,8 @@ class FileSystemTierManager(SecondaryTierManager):
             self._quota.note_traffic()
         admitted, refusal = len(job.keys), ""
         if direction == "store":
-            admitted, refusal = self._admission.reserve(admitted, self._pool.queued_bytes("store"))
+            queued = self._pool.queued_bytes("store"), self._pool.oldest_seconds("store")
+            admitted, refusal = self._admission.reserve(admitted, *queued)
         tasks: list[tuple[OffloadKey, ...]] = []
         works: list[Work] = []
         for start in range(0, admitted, per_task):
@@ -248,28 +254,35 @@ class FileSystemTierManager(SecondaryTierManager):
         if completion.direction == "store":
             self._admission.release(outcomes)
         outcomes += [BlockOutcome(submitted.refusal)] * (len(job.keys) - len(outcomes))
-        ok = tuple(key for key, outcome in zip(job.keys, outcomes, strict=True) if outcome.ok)
-        failed = [key for key, outcome in zip(job.keys, outcomes, strict=True) if not outcome.ok]
+        failures, ok = Counter([outcome.reason for outcome in outcomes if outcome.reason]), job.keys
+        if failures:
+            ok = tuple(key for key, outcome in zip(job.keys, outcomes, strict=True) if outcome.ok)
         self._lookup.mark_present(ok)
-        if completion.direction == "load":
+        if failures and completion.direction == "load":
+            failed = [key for key, outcome in zip(job.keys, outcomes, strict=True) if not outcome.ok]
             self._lookup.mark_absent(failed, job.req_context.req_id)
-        self._emit(submitted, completion, outcomes)
+        self._emit(submitted, completion, outcomes, failures)
         facts = completion.facts
         return JobResult(
             completion.job_id,
-            not failed,
+            not failures,
             ok,
             max((fact.finished_seconds for fact in facts), default=0.0)
             - min((fact.started_seconds for fact in facts), default=0.0),
             len(ok) * self.config.block_bytes,
         )
 
-    def _emit(self, submitted: _Submitted, completion: Completion, outcomes: Sequence[BlockOutcome]) -> None:
+    def _emit(
+        self,
+        submitted: _Submitted,
+        completion: Completion,
+        outcomes: Sequence[BlockOutcome],
+        failures: Counter[str],
+    ) -> None:
         job, _, submitted_seconds, own_traceparent, _ = submitted
         loading = completion.direction == "load"
-        ok = [outcome for outcome in outcomes if outcome.ok]
-        written_elsewhere = [o for o in ok if loading and o.writer not in (None, self.blockio.instance_id)]
-        links = dict.fromkeys(outcome.traceparent for outcome in ok if loading and outcome.traceparent)
+        ok = [outcome for outcome in outcomes if outcome.reason is None]
+        loaded, own = ok if loading else [], self.blockio.instance_id
         for outcome in outcomes:
             if outcome.quarantined is not None:
                 self._observer.on_event(
@@ -282,16 +295,16 @@ class FileSystemTierManager(SecondaryTierManager):
                 job_id=completion.job_id,
                 req_id=job.req_context.req_id,
                 blocks_ok=len(ok),
-                blocks_skipped=sum(outcome.skipped for outcome in ok),
-                blocks_cross_process=len(written_elsewhere),
-                failures=tuple(Counter(outcome.reason for outcome in outcomes if outcome.reason).items()),
+                blocks_skipped=len([outcome for outcome in ok if outcome.skipped]),
+                blocks_cross_process=len([o for o in loaded if o.writer not in (None, own)]),
+                failures=tuple(failures.items()),
                 bytes_ok=len(ok) * self.config.block_bytes,
                 submitted_seconds=submitted_seconds,
                 finished_seconds=max((fact.finished_seconds for fact in completion.facts), default=submitted_seconds),
                 tasks=completion.facts,
                 traceparent=job.req_context.traceparent,
-                links=tuple(links)[:LINKS_MAX],
-                blocks_unverified=sum(loading and outcome.writer is None for outcome in ok),
+                links=tuple(dict.fromkeys([o.traceparent for o in loaded if o.traceparent]))[:LINKS_MAX],
+                blocks_unverified=len([outcome for outcome in loaded if outcome.writer is None]),
                 own_traceparent=own_traceparent,
             )
         )

@@ -43,7 +43,7 @@ Work = tuple[Callable[[], Any], int]
 
 
 class Cancelled(Exception):
-    """Stands where a task's result would be: the pool shut down first. The task never ran."""
+    """Stands where a task's result would be, with the reason: the task was taken from the queue and never ran."""
 
 
 class Completion(NamedTuple):
@@ -226,6 +226,25 @@ class DualQueueThreadPool:
         """Bytes of one direction that no thread has taken yet."""
         return self._queue.bytes[direction]
 
+    def oldest_seconds(self, direction: Direction) -> float:
+        """How long the oldest task of one direction has waited; 0 when there is none."""
+        try:
+            return time.monotonic() - self._queue.tasks[direction][0].enqueued_seconds
+        except IndexError:
+            return 0.0
+
+    def cancel_newest(self, direction: Direction, bytes_max: int, reason: str) -> None:
+        """Cancel queued tasks of one direction, the newest first, until no more than `bytes_max` wait."""
+        with self._lock:
+            self._cancel_newest(direction, bytes_max, reason)
+
+    def _cancel_newest(self, direction: Direction, bytes_max: int, reason: str) -> None:
+        tasks, waiting = self._queue.tasks[direction], self._queue.bytes
+        while tasks and waiting[direction] > bytes_max:
+            task = tasks.pop()
+            waiting[direction] -= task.bytes
+            self._record(task, Cancelled(reason))
+
     def idle_threads(self) -> int:
         """Threads that wait for a task."""
         return sum(self._queue.idle.values())
@@ -257,11 +276,8 @@ class DualQueueThreadPool:
         """Cancel what is queued, let running tasks end, join all threads. Every job has its `Completion` afterwards."""
         with self._lock:
             self._stopping = True
-            for tasks in self._queue.tasks.values():
-                while tasks:
-                    task = tasks.popleft()
-                    self._queue.bytes[task.direction] -= task.bytes
-                    self._record(task, Cancelled("shutdown"))
+            for direction in OTHER:
+                self._cancel_newest(direction, -1, "shutdown")
             for condition in self._wake.values():
                 condition.notify_all()
         self._ended.set()
@@ -301,18 +317,10 @@ class DualQueueThreadPool:
                 result = task.run()
             except BaseException as error:
                 result = error
-            task.job.facts.append(  # a list's append is atomic, and the job's last task is recorded before it is read
-                TaskFact(
-                    task.direction,
-                    group,
-                    thread,
-                    task.bytes,
-                    task.depth,
-                    task.enqueued_seconds,
-                    started,
-                    time.monotonic(),
-                )
-            )
+            ended = time.monotonic()
+            queued = task.direction, group, thread, task.bytes, task.depth, task.enqueued_seconds
+            # A list's append is atomic, and the job's last task is recorded before it is read.
+            task.job.facts.append(TaskFact(*queued, started, ended))
 
     def _record(self, task: Task, result: Any) -> None:
         job = task.job

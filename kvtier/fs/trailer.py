@@ -36,20 +36,9 @@ class Trailer(NamedTuple):
     def pack(self) -> bytes:
         """What the page begins with; a trace context that is not ASCII or too long is dropped rather than truncated."""
         trace = self.traceparent.encode("ascii", "ignore")
-        header = _HEADER.pack(
-            MAGIC,
-            VERSION,
-            XXH3_64,
-            len(self.key),
-            0,
-            self.block_bytes,
-            self.checksum,
-            self.created_ns,
-            self.instance_id,
-            self.seed,
-            self.key,
-            trace if len(trace) <= 64 else b"",
-        )
+        numbers = VERSION, XXH3_64, len(self.key), 0, self.block_bytes, self.checksum, self.created_ns
+        texts = self.instance_id, self.seed, self.key, trace if len(trace) <= 64 else b""
+        header = _HEADER.pack(MAGIC, *numbers, *texts)
         return header + _CHECK.pack(xxhash.xxh3_64_intdigest(header))
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kvtier.config import FsTierConfig
-from kvtier.fs.admission import REFUSAL_REASONS, Admission, Grant, Refusal
+from kvtier.fs.admission import BACKLOG_SECONDS, REFUSAL_REASONS, Admission, Grant, Refusal
 from kvtier.fs.block_io import BlockOutcome
 
 BLOCK = 4096
@@ -53,25 +53,26 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 def test_the_blocks_that_the_queue_holds_are_granted_and_the_others_refused() -> None:
     admission = make(queue_blocks=5)
-    assert admission.reserve(5, 0) == Grant(5, Refusal.QUEUE_FULL)
-    assert admission.reserve(5, 2 * BLOCK) == (3, "refused")
-    assert admission.reserve(1, 5 * BLOCK) == (0, "refused")
-    assert admission.reserve(1, 9 * BLOCK) == (0, "refused"), "more queued than the limit is no negative grant"
+    assert admission.reserve(5, 0, 0.0) == Grant(5, "")
+    assert admission.reserve(5, 2 * BLOCK, 0.0) == (3, "refused")
+    assert admission.reserve(1, 5 * BLOCK, 0.0) == (0, "refused")
+    assert admission.reserve(1, 9 * BLOCK, 0.0) == (0, "refused"), "more queued than the limit is no negative grant"
 
 
-def test_a_backlog_of_more_than_half_of_the_slots_refuses_all() -> None:
+def test_half_of_the_slots_is_a_backlog_only_once_a_store_has_waited_long() -> None:
     admission = make(slots=10)
-    assert admission.reserve(4, 5 * BLOCK).blocks == 4
-    assert admission.reserve(4, 5 * BLOCK + 1) == (0, "backlog")
+    assert admission.reserve(4, 5 * BLOCK, 2 * BACKLOG_SECONDS).blocks == 4
+    assert admission.reserve(4, 6 * BLOCK, 2 * BACKLOG_SECONDS) == (0, "backlog")
+    assert admission.reserve(4, 6 * BLOCK, BACKLOG_SECONDS).blocks == 4, "a burst, which the volume stores in time"
 
 
 def test_a_quota_limits_what_the_queue_would_hold_and_gets_back_what_ended() -> None:
     keeper = Keeper(3)
     admission = make(queue_blocks=4, quota=keeper)
-    assert admission.reserve(9, 0) == (3, "full")
+    assert admission.reserve(9, 0, 0.0) == (3, "full")
     admission.release([STORED, FULL, BlockOutcome("EIO")])
     assert keeper.blocks == 3
-    assert make(queue_blocks=2, quota=keeper).reserve(9, 0) == (2, "refused"), (
+    assert make(queue_blocks=2, quota=keeper).reserve(9, 0, 0.0) == (2, "refused"), (
         "the queue holds less than the quota grants"
     )
 
@@ -83,10 +84,10 @@ def test_stores_pause_twice_as_long_each_time_and_go_on_once_one_worked(
     admission, full = make(), BlockOutcome(reason)
     pauses = []
     for _ in range(12):
-        assert admission.reserve(2, 0).blocks == 2
+        assert admission.reserve(2, 0, 0.0).blocks == 2
         admission.release([STORED, full])
         pause = 0.0
-        while admission.reserve(2, 0) == (0, "ENOSPC"):
+        while admission.reserve(2, 0, 0.0) == (0, "ENOSPC"):
             admission.release([])  # a refused store ends too, and does not lengthen the pause
             clock(0.1)
             pause += 0.1
@@ -98,7 +99,7 @@ def test_stores_pause_twice_as_long_each_time_and_go_on_once_one_worked(
     assert "stores go on" in repr(admission)
     admission.release([full])
     clock(0.11)
-    assert admission.reserve(1, 0).blocks == 1, "the next pause is short again"
+    assert admission.reserve(1, 0, 0.0).blocks == 1, "the next pause is short again"
 
 
 def test_only_an_errno_is_no_reason_of_refusals_alone() -> None:

@@ -241,6 +241,56 @@ def test_refused_stores_report_at_once_and_harm_nothing(tmp_path: Path) -> None:
     tier.manager.shutdown()
 
 
+@pytest.fixture
+def held(tmp_path: Path, recorder: Recorder) -> Iterator[tuple[Tier, threading.Event]]:
+    """A tier whose stores wait for the event, each block a task."""
+    tier, gate = Tier(tmp_path, recorder, task_bytes_max=BLOCK), threading.Event()
+    write_blocks = tier.manager.blockio.write_blocks
+
+    def gated(*blocks: Any) -> Any:
+        assert gate.wait(30)
+        return write_blocks(*blocks)
+
+    tier.manager.blockio.write_blocks = gated  # type: ignore[method-assign]
+    yield tier, gate
+    gate.set()
+    tier.manager.shutdown()
+
+
+def test_a_burst_of_stores_from_all_slots_is_kept(held: tuple[Tier, threading.Event]) -> None:
+    tier, gate = held
+    jobs = [tier.submit("store", [slot], [slot]) for slot in range(SLOTS)]
+    assert not list(tier.manager.get_finished_jobs()), "none is refused"
+    gate.set()
+    tier.manager.drain_jobs()
+    assert {result.job_id for result in tier.manager.get_finished_jobs() if result.success} == set(jobs)
+
+
+@pytest.mark.parametrize("found_slot", [True, False])
+def test_queued_stores_give_slots_back_once_a_hit_found_none(
+    held: tuple[Tier, threading.Event], recorder: Recorder, found_slot: bool
+) -> None:
+    """A hit without a load in the same step found no slot. The newest stores go: the first blocks of a prefix stay."""
+    tier, gate = held
+    tier.manager._lookup.mark_present([key(900)])
+    jobs = [tier.submit("store", [slot], [slot]) for slot in range(SLOTS)]
+    while tier.manager._pool.queued_bytes("store") > (SLOTS - 4) * BLOCK:  # each of the four threads takes one
+        os.sched_yield()
+    refused = [] if found_slot else jobs[SLOTS // 2 + 4 :]
+    assert tier.manager.lookup(key(900), REQUEST) is LookupResult.HIT
+    if found_slot:
+        tier.submit("load", [900], [SLOTS - 1])
+    tier.manager.on_schedule_end(ScheduleEndContext())
+    refused = [] if found_slot else jobs[-(SLOTS // 2 - 4) :]  # four threads hold a task each
+    assert sorted(result.job_id for result in tier.manager.get_finished_jobs() if result.job_id in jobs) == refused
+    gate.set()
+    tier.manager.drain_jobs()
+    list(tier.manager.get_finished_jobs())
+    stores = [event for event in recorder.jobs() if event.direction == "store"]
+    assert sum(event.blocks_ok for event in stores) == SLOTS - len(refused)
+    assert {event.failures for event in stores if event.job_id in refused} <= {(("backlog", 1),)}
+
+
 @pytest.mark.parametrize(
     ("blocks", "bound", "tasks"),
     [(24, 16, 4), (16, 16, 4), (10, 16, 3), (4, 16, 1), (24, 5, 5), (6, 2, 3), (3, 1, 3)],
