@@ -25,6 +25,7 @@ from typing import Any
 from harness.adapters import TIERS, adapter_class, tier_python
 from harness.checkers import CHECKERS
 from harness.checkers.base import Verdict
+from harness.checkers.whereabouts import Whereabouts
 from harness.core.device import measure
 from harness.core.environment import describe
 from harness.core.free_space import Reserve, RoomWatch
@@ -41,6 +42,7 @@ from harness.runtime.supervisor import Child, WorkerFailed, Workers
 from harness.scenarios import scenario
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, check_machine, check_root, check_tier
 
+RESULTS_VERSION = 2
 EXIT_CODES = {"true": ExitCode.PASS, "false": ExitCode.FAIL, "unknown": ExitCode.INCONCLUSIVE}
 ERROR_FILE = "scenario-error.txt"
 LOW_BYTES = 1 << 20
@@ -55,7 +57,11 @@ DEVICE_SECONDS_MIN = 0.1
 
 @dataclass
 class Results:
-    """What `results.json` holds: the verdict and what decided it, or why there is none."""
+    """What `results.json` holds: the verdict and what decided it, or why there is none.
+
+    Each of `verdicts` has `name`, `value`, `figure`, `data`, `findings` (`Finding`s, whose records are in the file) and
+    `omitted`, the number of findings beyond those. `results.schema.json` declares the file.
+    """
 
     verdict: str  # the worst of `verdicts`: "false", else "unknown", else "true"
     verdicts: list[dict[str, Any]]
@@ -83,7 +89,9 @@ class Results:
 
     def to_json(self) -> dict[str, Any]:
         """The content of `results.json`."""
-        return {**dataclasses.asdict(self), "exit_code": int(self.exit_code)}
+        verdicts = [v | {"findings": [finding.to_json() for finding in v["findings"]]} for v in self.verdicts]
+        version = {"version": RESULTS_VERSION}
+        return {**version, **dataclasses.asdict(self), "verdicts": verdicts, "exit_code": int(self.exit_code)}
 
 
 def run(
@@ -239,7 +247,8 @@ def ensure_results(run_dir: Path) -> Path:
 
 def _judged(history: History, ended: dict[str, Any], run_dir: Path) -> Results:
     options = history.options
-    verdicts = [_check(name, history) for name in scenario(options["scenario"]).checkers]
+    whereabouts = Whereabouts(history, run_dir.name)
+    verdicts = [_check(name, history, whereabouts) for name in scenario(options["scenario"]).checkers]
     values = {v["value"] for v in verdicts}
     reason = ended.get("reason", "the run did not come to its end")
     worst = "false" if "false" in values else "unknown" if "unknown" in values or reason else "true"
@@ -270,17 +279,19 @@ def _written(path: Path, value: object) -> list[str]:
     return []
 
 
-def _check(name: str, history: History) -> dict[str, Any]:
-    """The verdict as JSON has it. A checker that fails on this history has no verdict."""
+def _check(name: str, history: History, whereabouts: Whereabouts) -> dict[str, Any]:
+    """One of `Results.verdicts`. A checker that fails on this history has no verdict."""
     try:
         verdict = CHECKERS[name](history)
     except Exception as error:
         verdict = Verdict(name, "unknown", f"the checker failed on this history: {_in_one_line(error)}", [], {})
+    found = whereabouts.completed(verdict.findings)
     return {
         "name": verdict.name,
         "value": verdict.value,
         "figure": verdict.figure,
-        "findings": list(verdict.findings),
+        "findings": [finding for finding in found if finding.kind != "omitted"],
+        "omitted": sum(finding.omitted for finding in found),
         "data": verdict.data,
     }
 

@@ -7,7 +7,6 @@ of a tier does. The tier is unchanged.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import threading
@@ -25,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from harness.adapters.base import TierSetup
 from harness.core.installation import tracing_is_installed
+from harness.core.run_files import trace_ids
 from kvtier import Event, FanOut, Gauges, JobFinished, MetricsObserver, RequestFinished, serve_metrics
 
 T = TypeVar("T")
@@ -87,8 +87,8 @@ class Watch:
             return None
         self._requests += 1
         sampled = self._requests % self._every == 0
-        name = hashlib.blake2b(f"{self._run_dir.name}/{req_id}".encode(), digest_size=24).hexdigest()
-        return f"00-{name[:32]}-{name[32:]}-{sampled:02x}"
+        trace_id, span_id = trace_ids(self._run_dir.name, req_id)
+        return f"00-{trace_id}-{span_id}-{sampled:02x}"
 
     def request_finished(self, req_id: str, traceparent: str | None, started_seconds: float) -> None:
         """Emit the request's span, the parent of its other spans."""

@@ -18,8 +18,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
-from harness.checkers.base import Finding, Findings, Value, Verdict, bookkeeping, is_bookkeeping, some
+from harness.checkers.base import Findings, Value, Verdict, bookkeeping, is_bookkeeping, some
 from harness.core import notes
+from harness.core.findings import Finding, omitted
 from harness.core.history import History
 
 OF_A_KIND_MAX = 3
@@ -40,7 +41,7 @@ def check(history: History) -> Verdict:
     instances = Counter(str(n.detail["id"]) for n in history.notes if n.is_a(notes.Instance))
     for name, count in instances.items():
         if count > 1:
-            uniqueness.add(f"{count} instances call themselves {name} in what they write", writer=name)
+            uniqueness.add(f"{count} instances call themselves {name} in what they write", seen=name)
     created = _created(history, uniqueness)
     for pair in pairs:
         _pair(pair, pairing)
@@ -71,8 +72,7 @@ def check(history: History) -> Verdict:
 
 def _first(kind: Findings) -> list[Finding]:
     more = kind.count - OF_A_KIND_MAX
-    omitted = [Finding(f"and {more} more of this kind", kind="omitted")] if more > 0 else []
-    return [*kind.list()[:OF_A_KIND_MAX], *omitted]
+    return [*kind.list()[:OF_A_KIND_MAX], *([omitted(more, "more of this kind")] if more > 0 else [])]
 
 
 def _where(cell: dict[str, Any]) -> str:

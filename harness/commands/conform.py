@@ -21,7 +21,7 @@ from harness.adapters import adapter_class, tier_python
 from harness.commands.batch import Batch
 from harness.commands.clean import notice
 from harness.commands.click_types import PATH, SECONDS, SEED, SIZE
-from harness.commands.console import WORD_WIDTH, coloured
+from harness.commands.console import JUNIT_HELP, WORD_WIDTH, check_junit, coloured, say_junit
 from harness.core.seeds import fresh_seed
 from harness.scenarios import scenarios
 from harness.scenarios.base import CommonOptions, Scenario, UsageError, check_machine, check_root, check_tier
@@ -50,11 +50,15 @@ _GIVEN = ("root_dir", "processes", "block_bytes", "read_threads", "write_threads
 @click.option("--runs-dir", type=PATH, default="runs", show_default=True, help="where the runs' folders are made")
 @click.option("--json", "as_json", is_flag=True, help="print all results as JSON; no progress")
 @click.option("--quiet", is_flag=True, help="no progress")
-def conform(tier: str, names: tuple[str, ...], runs_dir: str, as_json: bool, quiet: bool, **given: Any) -> None:
+@click.option("--junit", type=PATH, help=JUNIT_HELP)
+def conform(
+    tier: str, names: tuple[str, ...], runs_dir: str, as_json: bool, quiet: bool, junit: str | None, **given: Any
+) -> None:
     """The contract and all scenarios on TIER: a name from `list`, or module:Class, an Adapter of your own.
 
     The exit code is that of the worst verdict: 0 pass, 1 fail, 2 inconclusive.
     """
+    check_junit(junit)
     adapter_class(tier)  # an unknown tier is refused first
     tier_python(tier)
     seed = fresh_seed() if given["seed"] is None else given["seed"]
@@ -66,7 +70,7 @@ def conform(tier: str, names: tuple[str, ...], runs_dir: str, as_json: bool, qui
     for number, (chosen, options) in enumerate(planned, 1):
         batch.run(chosen, options, f"{chosen.name} ({number} of {len(planned)})")
     if as_json:
-        runs = [dataclasses.asdict(results) for results in batch.done]
+        runs = [results.to_json() for results in batch.done]
         document = {"tier": tier, "verdict": batch.verdict, "exit_code": batch.exit_code, "seed": seed}
         document |= {"runs": runs, "left_out": left_out}
         print(json.dumps(document, indent=1, default=str))
@@ -83,6 +87,7 @@ def conform(tier: str, names: tuple[str, ...], runs_dir: str, as_json: bool, qui
                 console.print(f"{'':<12} {escape(results.reason.splitlines()[0])}", soft_wrap=True)
         for name, why in left_out.items():
             console.print(f"{name:<12} left out: {escape(why)}", soft_wrap=True)
+    say_junit(junit, batch.done)
     sys.exit(batch.exit_code)
 
 

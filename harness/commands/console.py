@@ -17,9 +17,11 @@ from rich.table import Table
 from harness.adapters import adapter_class
 from harness.checkers.base import some
 from harness.commands.progress import Progress
+from harness.core.inputs import check_output
 from harness.core.installation import tracing_is_installed
 from harness.entry_point import HARNESS, errno_text, pip_install
 from harness.report import write_index, write_report
+from harness.report.junit import write_junit
 from harness.report.verdict_text import VERDICT_WORDS, deciding, join
 from harness.runner import Results, run
 from harness.runtime.supervisor import Child
@@ -103,6 +105,21 @@ def say_page(results: Results, as_json: bool, console: Console, folder: Path) ->
     page = (folder if folder.exists() else Path(results.run_dir)) / "report.html"
     if not as_json and page.exists():
         console.print(f"{page}", soft_wrap=True, markup=False)
+
+
+JUNIT_HELP = "also write JUnit XML to this file: a test case for each rule of the checkers"
+
+
+def check_junit(path: str | None) -> None:
+    """Raises `UsageError` unless the file of --junit can be written; before anything starts."""
+    if path is not None:
+        check_output("--junit", path)
+
+
+def say_junit(path: str | None, runs: Sequence[Results]) -> None:
+    """Write the file of --junit, if it was asked for. Raises OSError."""
+    if path is not None:
+        write_junit(Path(path), [vars(results) for results in runs])
 
 
 def say_results(results: Results, console: Console) -> None:

@@ -24,6 +24,7 @@ from harness.commands.click_types import PATH, SEED
 from harness.core.inputs import UsageError, check_output
 from harness.core.installation import module_command, python_path
 from harness.core.seeds import fresh_seed
+from harness.recorded_run import with_findings
 from harness.report.verdict_text import VERDICT_WORDS
 
 TIERS = ("vllm", "kvtier")
@@ -146,7 +147,7 @@ def _run(case: Case, tier: str, seed: int, runs_dir: Path) -> dict[str, Any]:
     )
     command = "python -m harness " + " ".join(arguments)
     try:
-        results: dict[str, Any] = json.loads(child.stdout)
+        results = with_findings(json.loads(child.stdout))
     except ValueError:
         results = {"verdict": "unknown", "verdicts": [], "reason": (child.stderr or child.stdout).strip()[-500:]}
     return {**results, "command": command}

@@ -29,22 +29,26 @@ def _command(name: str) -> click.Command:
 
     from harness.commands.clean import notice
     from harness.commands.click_options import scenario_params
-    from harness.commands.console import carry_out, say_how, say_page
+    from harness.commands.click_types import PATH
+    from harness.commands.console import JUNIT_HELP, carry_out, check_junit, say_how, say_junit, say_page
 
     chosen = scenario(name)
 
-    def invoke(runs_dir: str, as_json: bool, quiet: bool, **values: Any) -> None:
+    def invoke(runs_dir: str, as_json: bool, quiet: bool, junit: str | None, **values: Any) -> None:
         options = chosen.options(**values)
+        check_junit(junit)
         console = Console(stderr=as_json, highlight=False)
         notice(options.root_dir)
         results = carry_out(chosen, options, Path(runs_dir), console, quiet or as_json, say_how(as_json, console))
         say_page(results, as_json, console, Path(runs_dir) / "latest")
+        say_junit(junit, [results])
         sys.exit(results.exit_code)
 
     params = [
         *scenario_params(chosen),
         click.Option(["--json", "as_json"], is_flag=True, help="print results.json instead of a table; no progress"),
         click.Option(["--quiet"], is_flag=True, help="no progress"),
+        click.Option(["--junit"], type=PATH, help=JUNIT_HELP),
     ]
     text = f"{chosen.title}\n\n{chosen.proves}"
     return click.Command(name, params=params, callback=invoke, help=text, short_help=chosen.title)

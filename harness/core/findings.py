@@ -6,6 +6,7 @@ sentences needs to know nothing more.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -64,13 +65,18 @@ class Finding(str):
         return made
 
     @property
+    def omitted(self) -> int:
+        """How many findings it stands for, if it is of kind "omitted"."""
+        return int(self.about.seen or 0) if self.kind == "omitted" else 0
+
+    @property
     def rule(self) -> str:
         """The id of the rule; "" where the checker declares none."""
         return self.about.rule
 
     def to_json(self) -> dict[str, Any]:
         """The record as `results.json` has it: fields that are known."""
-        known = {name: value for name, value in self.about._asdict().items() if value not in (None, "")}
+        known = {name: value for name, value in self.about._asdict().items() if value not in (None, "", math.inf)}
         return {"text": str(self), "kind": self.kind, **known}
 
     @classmethod
@@ -132,4 +138,9 @@ class Findings:
     def list(self) -> list[Finding]:
         """Findings, how many more there were, then doubts: `Verdict.findings`."""
         more = self.count - len(self._kept)
-        return [*self._kept, *([Finding(f"and {more} more", kind="omitted")] if more else []), *self.doubts]
+        return [*self._kept, *([omitted(more, "more")] if more else []), *self.doubts]
+
+
+def omitted(count: int, what: str) -> Finding:
+    """Stands in a list for `count` findings that it does not have."""
+    return Finding(f"and {count} {what}", About(seen=f"{count}"), "omitted")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from contextlib import suppress
@@ -11,6 +12,12 @@ from pathlib import Path
 def process_label(process: int, incarnation: int = 0) -> str:
     """Names a process in files and findings: "3", or "3.1" after its first restart."""
     return f"{process}.{incarnation}" if incarnation else f"{process}"
+
+
+def trace_ids(run_name: str, req_id: str) -> tuple[str, str]:
+    """W3C trace id (32 hex digits) and span id (16) of a request, from the name of the run's folder."""
+    name = hashlib.blake2b(f"{run_name}/{req_id}".encode(), digest_size=24).hexdigest()
+    return name[:32], name[32:]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -81,17 +80,15 @@ def read_environment(run_dir: Path) -> dict[str, Any]:
 
 def _verdict(verdict: Mapping[str, Any]) -> dict[str, Any]:
     """A verdict with the checker's question, the findings to show, and the tables of what it measured."""
-    findings = list(verdict["findings"])
-    match = re.fullmatch(r"and (\d+) more", findings[-1]) if findings else None
-    not_listed = int(match[1]) if match else 0  # counted by the checker alone
-    findings = findings[:-1] if match else findings
+    findings = [finding for finding in verdict["findings"] if finding.kind == "finding"]
     return {
         **verdict,
         "question": _question(verdict["name"]),
-        "count": len(findings) + not_listed,
+        "count": len(findings) + verdict["omitted"],
+        "doubts": [finding for finding in verdict["findings"] if finding.kind == "doubt"],
         "findings": findings[:FINDINGS_SHOWN_MAX],
         "not_shown": len(findings[FINDINGS_SHOWN_MAX:]),
-        "not_listed": not_listed,
+        "not_listed": verdict["omitted"],
         "measured": [] if verdict["name"] in DRAWN else from_data(verdict["data"]),
     }
 

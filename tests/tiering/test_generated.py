@@ -13,6 +13,7 @@ from statistics import median
 import pytest
 
 from harness.bench import show
+from harness.commands.docs import results_page
 from harness.commands.findings import CASES
 from harness.commands.findings import PAGE_HEAD as FINDINGS_HEAD
 from harness.core.statistics import paired_ratio
@@ -101,3 +102,7 @@ def test_the_figures_of_readme_are_those_of_the_kept_results() -> None:
         wanted = (median(by["vllm"]), median(by["kvtier"]), against.value, against.low, against.high)
         found = [float(text.replace(",", "")) for text in re.findall(r"\d[\d,]*(?:\.\d+)?", " ".join(texts))]
         assert found == pytest.approx(wanted, rel=0.04), what
+
+
+def test_the_page_of_results_follows_from_the_schema() -> None:
+    assert (DOCS / "results.md").read_text() == results_page(), "run: kvtier-harness docs results"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
-from harness.core.history import Direction, History, Job, Name, Note, Request, Start, Stop, Task
+from harness.core.history import Direction, History, Job, Name, Note, Request, Start, Stop, Task, encode
+from harness.runner import judge
 
 
 def start(process: int, incarnation: int = 0, at: float = 0.0, digest: str = "d1ge57") -> Start:
@@ -108,3 +111,18 @@ def good_history() -> History:
         options={"processes": 2, "read_threads": 1, "write_threads": 1},
     )
     return history
+
+
+def run_folder(folder: Path, history: History, **changes: Any) -> Path:
+    """A run's folder as `run` leaves it, judged."""
+    folder.mkdir(parents=True)
+    records = [r for name in ("starts", "requests", "jobs", "tasks", "names", "gauges", "notes", "stops")
+               for r in getattr(history, name)]  # fmt: skip
+    (folder / "history-0.jsonl").write_text("".join(encode(record) + "\n" for record in records))
+    (folder / "files.json").write_text(json.dumps(history.files))
+    options = {"scenario": "load", "tier": "memory", "seed": 7, "command": "python -m harness run load --seed 7"}
+    (folder / "options.json").write_text(json.dumps({**options, **history.options, **changes.pop("options", {})}))
+    (folder / "environment.json").write_text(json.dumps({"python": "3.11.7", "root": {"file_system": "xfs"}}))
+    (folder / "run.json").write_text(json.dumps({"interrupted": False, "reason": "", "seconds": 30.0, **changes}))
+    judge(folder)
+    return folder

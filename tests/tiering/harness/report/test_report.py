@@ -15,28 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.core.history import Gauge, History, Note, encode
+from harness.core.history import Gauge, History, Note
 from harness.report import figures, tables, write_index, write_report
 from harness.report.sections import faults, machine, transfers, waiting
 from harness.runner import judge
-from tests.tiering.harness.checkers.records import canary, good_history, job, note, start, stop, task
+from tests.tiering.harness.checkers.records import canary, good_history, job, note, run_folder, start, stop, task
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def run_folder(folder: Path, history: History, **changes: Any) -> Path:
-    """A run's folder as `run` leaves it, judged."""
-    folder.mkdir(parents=True)
-    records = [r for name in ("starts", "requests", "jobs", "tasks", "names", "gauges", "notes", "stops")
-               for r in getattr(history, name)]  # fmt: skip
-    (folder / "history-0.jsonl").write_text("".join(encode(record) + "\n" for record in records))
-    (folder / "files.json").write_text(json.dumps(history.files))
-    options = {"scenario": "load", "tier": "memory", "seed": 7, "command": "python -m harness run load --seed 7"}
-    (folder / "options.json").write_text(json.dumps({**options, **history.options, **changes.pop("options", {})}))
-    (folder / "environment.json").write_text(json.dumps({"python": "3.11.7", "root": {"file_system": "xfs"}}))
-    (folder / "run.json").write_text(json.dumps({"interrupted": False, "reason": "", "seconds": 30.0, **changes}))
-    judge(folder)
-    return folder
 
 
 def busy_history() -> History:
