@@ -39,8 +39,8 @@ test: $(DEV)/.installed ## run all tests but the slow ones (ARGS="-k name"; ARGS
 
 # Unit tests of the tier, of the harness's core and checkers, and of the layout; without the files that start commands.
 FAST = $(addprefix tests/tiering/,kvtier harness/checkers harness/core test_house.py test_words.py) \
-  $(addprefix --ignore=tests/tiering/,harness/core/test_limits.py harness/core/test_shortages.py \
-    kvtier/test_entry.py kvtier/ops/test_cli.py)
+  $(addprefix --ignore=tests/tiering/,harness/core/test_limits.py harness/core/test_free_space.py \
+    kvtier/test_exit_codes.py kvtier/ops/test_cli.py)
 
 test-fast: $(DEV)/.installed ## the unit tests of kvtier/ and of the harness's core and checkers, under a minute (ARGS="-k name")
 	$(DEV)/bin/python -m pytest -m "not slow" $(FAST) $(ARGS)
