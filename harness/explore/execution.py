@@ -1,0 +1,256 @@
+"""One schedule run with real processes: a prefix of choices is followed, then the default policy decides."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.explore.dependence import Effect, Event, dependent
+from harness.explore.locks import held_by
+from harness.explore.model import Call, Diverged, Outcome, Program, Schedule
+from harness.explore.process import ActorProcess, Stopped
+from harness.explore.races import join
+
+STEPS_MAX = 5000
+"""A schedule of more steps ends as stuck: its actors poll without end."""
+YIELDS_MAX = 6
+"""How often a thread may look again after a sleep while others could go on; then it waits for a step of theirs."""
+STALL_SECONDS = 2.0
+"""If nobody can continue, timed waits may end by themselves for so long; then the schedule is stuck."""
+
+Dependence = Callable[[Effect, Effect], bool]
+
+
+@dataclass
+class State:
+    """Before a step: who can continue, who sleeps (in the sleep set), and who could be killed."""
+
+    enabled: tuple[str, ...]
+    asleep: frozenset[str]
+    kills: tuple[str, ...]
+
+
+@dataclass
+class Execution:
+    """What one schedule did. `redundant`: it was cut off, as everything that could continue was in the sleep set."""
+
+    states: list[State] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    redundant: bool = False
+    outcome: Outcome | None = None
+    notes: set[str] = field(default_factory=set)
+
+
+class Runner:
+    """Runs schedules of a program on a root that its caller has made afresh."""
+
+    def __init__(self, program: Program, kills: int, depends: Dependence = dependent, keep_data: bool = False) -> None:
+        self._program = program
+        self._kills = kills
+        self._depends = depends
+        self._keep_data = keep_data
+
+    def run(
+        self, root: Path, prefix: Schedule, sleep: frozenset[str] = frozenset(), reduction: bool = False
+    ) -> Execution:
+        """Follow `prefix`; `sleep` holds what need not be tried before its last choice. Raises Diverged, CannotExplore.
+
+        With `reduction` the execution stops where it can only repeat others.
+        """
+        one = _Run(self._program, root, self._kills, self._depends, self._keep_data)
+        try:
+            return one.follow(prefix, sleep, reduction)
+        finally:
+            one.close()
+
+
+class _Run:
+    def __init__(self, program: Program, root: Path, kills: int, depends: Dependence, keep_data: bool) -> None:
+        self._program, self._root, self._kills, self._depends = program, root, kills, depends
+        self._keep_data = keep_data
+        self._execution = Execution()
+        self._actors = [ActorProcess(i, actor, root, self._execution.notes) for i, actor in enumerate(program.actors)]
+        self._started: list[ActorProcess] = []
+        self._clocks: dict[int, dict[str, int]] = {}  # of each actor: what happened before its start
+        self._killed: list[int] = []
+        self._last = ""
+
+    def follow(self, prefix: Schedule, sleep: frozenset[str], reduction: bool) -> Execution:
+        execution = self._execution
+        self._start_due()
+        asleep: frozenset[str] = frozenset()
+        stuck = None
+        while True:
+            step = len(execution.calls)
+            if step == len(prefix) - 1 or (step == 0 and not prefix):
+                asleep = sleep
+            enabled = self._enabled()
+            if not enabled and not (step < len(prefix) and prefix[step] in self._killable()):
+                if all(actor.ended for actor in self._actors):
+                    break
+                if (stuck := self._stalled()) is None:
+                    continue
+                execution.states.append(State((), asleep, self._killable()))
+                for actor in self._started:
+                    for number in actor.stopped:
+                        choice = actor.choice(number)
+                        start = self._clocks.get(actor.index, {})
+                        self._record(Event(choice, self._effect(choice), actor.stopped[number].since, start))
+                break
+            if step >= STEPS_MAX:
+                stuck = f"no end after {STEPS_MAX} steps: {self._who_waits()}"
+                break
+            stopped = {choice: self._stopped(choice) for choice in enabled}
+            execution.states.append(State(tuple(enabled), asleep, self._killable()))
+            if step < len(prefix):
+                choice = prefix[step]
+                if choice not in stopped and choice not in execution.states[-1].kills:
+                    raise Diverged(f"step {step}: {choice} cannot go on; {', '.join(stopped)} can")
+            else:
+                awake = [one for one in enabled if one not in asleep]
+                if reduction and not awake:
+                    execution.redundant = True
+                    return execution
+                choice = self._default(awake or enabled, stopped)
+            effect = self._effect(choice)
+            asleep = frozenset(one for one in asleep if not self._depends(self._effect(one), effect))
+            self._step(choice, effect, step)
+            self._aftermath(effect)
+        execution.outcome = self._outcome(stuck)
+        return execution
+
+    # Who can go on.
+
+    def _stopped(self, choice: str) -> Stopped:
+        actor, _, number = choice.partition(".")
+        return self._actors[int(actor)].stopped[int(number)]
+
+    def _enabled(self) -> list[str]:
+        found: list[str] = []
+        late: list[str] = []
+        for actor in self._started:
+            for number, stopped in sorted(actor.stopped.items()):
+                if not stopped.call.must_wait(actor.pid):
+                    (late if stopped.yields >= YIELDS_MAX else found).append(actor.choice(number))
+        return found or late
+
+    def _killable(self) -> tuple[str, ...]:
+        if len(self._killed) >= self._kills:
+            return ()
+        return tuple(f"{one.index}!" for one in self._started if not one.ended and one.actor.mortal)
+
+    def _default(self, awake: list[str], stopped: dict[str, Stopped]) -> str:
+        """The same thread again; else the first one of those that have slept least."""
+        least = min(stopped[choice].yields for choice in awake)
+        eager = [choice for choice in awake if stopped[choice].yields == least]
+        return self._last if self._last in eager else eager[0]
+
+    # Steps.
+
+    def _effect(self, choice: str) -> Effect:
+        """What a pending choice would do now. A kill depends on its own actor and on those that wait for its locks."""
+        if choice.endswith("!"):
+            actor = self._actors[int(choice[:-1])]
+            held = frozenset(("lock", one.inode) for one in held_by(actor.pid)) if actor.holds_locks else frozenset()
+            return Effect(actor.index, writes=held, releases=True)
+        stopped = self._stopped(choice)
+        return Effect.of(int(choice.split(".")[0]), stopped.call)
+
+    def _step(self, choice: str, effect: Effect, step: int) -> None:
+        actor = self._actors[effect.actor]
+        since = step
+        if choice.endswith("!"):
+            before = next(iter(actor.stopped.values()), None)
+            call = Call(actor.index, 0, "SIGKILL", f"SIGKILL before {before.call.text if before else 'it goes on'}")
+            self._killed.append(actor.index)
+            actor.kill()
+        else:
+            number = int(choice.split(".")[1])
+            stopped = actor.stopped[number]
+            since = stopped.since
+            decoded = stopped.call
+            data = actor.data(decoded) if self._keep_data and decoded.buffers else None
+            result = actor.let_run(number)
+            call = Call(
+                actor.index, number, decoded.name, decoded.text, decoded.paths, decoded.flags, decoded.offset,
+                decoded.length, decoded.inode, result, data,
+            )  # fmt: skip
+        self._last = choice
+        self._execution.calls.append(call)
+        self._record(Event(choice, effect, since, self._clocks.get(actor.index, {})))
+
+    def _record(self, event: Event) -> None:
+        event.clock = join(self._execution.events, event, self._depends)
+        self._execution.events.append(event)
+
+    def _aftermath(self, effect: Effect) -> None:
+        """What the step lets happen without a choice: sleeps end, waits in the kernel end, restarts begin."""
+        for actor in self._started:
+            if actor.ended:
+                continue
+            if actor.index != effect.actor:
+                actor.others_moved()
+                if actor.is_waiting_in_kernel():
+                    actor.settle(0)
+            actor.wake()
+        self._start_due()
+        for actor in self._started:
+            for number, stopped in actor.stopped.items():
+                if stopped.since >= 0 and dependent(effect, Effect.of(actor.index, stopped.call)):
+                    actor.decode_again(number)
+        self._since_now()
+
+    def _start_due(self) -> None:
+        for actor in self._actors:
+            above = actor.actor.after
+            if actor not in self._started and (above is None or self._actors[above].ended):
+                if self._execution.events:
+                    self._clocks[actor.index] = dict(self._execution.events[-1].clock)
+                actor.start([one for one in self._started if not one.ended])
+                self._started.append(actor)
+        self._since_now()
+
+    # The end.
+
+    def _stalled(self) -> str | None:
+        """Nobody can continue. None if somebody can by now, else the reason."""
+        if not any(actor.stopped for actor in self._started):
+            deadline = time.monotonic() + STALL_SECONDS
+            while time.monotonic() < deadline:
+                for actor in self._started:
+                    if not actor.ended:
+                        actor.wake()
+                        actor.settle(20)
+                if any(actor.stopped for actor in self._started) or all(actor.ended for actor in self._actors):
+                    self._since_now()
+                    return None
+        return f"deadlock: {self._who_waits()}"
+
+    def _since_now(self) -> None:
+        for actor in self._started:
+            for stopped in actor.stopped.values():
+                stopped.since = len(self._execution.calls) if stopped.since < 0 else stopped.since
+
+    def _who_waits(self) -> str:
+        parts = []
+        for actor in self._started:
+            if not actor.ended:
+                calls = [stopped.call.text for stopped in actor.stopped.values()] + actor.calls_in_kernel()
+                parts.append(f"{actor.actor.name} waits in {' and '.join(calls) or 'memory'}")
+        return ", ".join(parts)
+
+    def _outcome(self, stuck: str | None) -> Outcome:
+        actors = self._actors
+        errors = tuple(None if actor.killed else actor.error for actor in actors)
+        results = tuple(None if actor.killed else actor.result for actor in actors)
+        return Outcome(self._root, results, errors, tuple(self._killed), tuple(self._execution.calls), stuck)
+
+    def close(self) -> None:
+        for actor in self._started:
+            if not actor.ended:
+                with contextlib.suppress(ProcessLookupError):
+                    actor.kill()

@@ -1,0 +1,164 @@
+"""Small programs for the explorer's tests, whose every order of calls can be run for comparison."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Hashable
+from pathlib import Path
+
+from harness.explore.model import Actor, Outcome, Program
+
+Steps = Callable[[Path], object]
+
+
+def contents(outcome: Outcome) -> Hashable:
+    """The results, and every name with the bytes of its file."""
+    root = outcome.root
+    files = sorted(
+        (path.relative_to(root).as_posix(), path.read_bytes() if path.is_file() else b"") for path in root.rglob("*")
+    )
+    return repr(outcome.results), repr(outcome.errors), outcome.killed, bool(outcome.stuck), tuple(files)
+
+
+def program(
+    *steps: Steps,
+    setup: Callable[[Path], object] = lambda root: None,
+    check: Callable[[Outcome], list[str]] = lambda outcome: [],
+) -> Program:
+    actors = tuple(Actor(f"{one.__name__}-{i}", lambda root: root, one) for i, one in enumerate(steps))
+    return Program("small", lambda root: setup(root) and None, actors, check, contents)
+
+
+def tries(*calls: Callable[[], object]) -> list[str]:
+    """Make the calls one after the other; each one's errno name, or what it returned."""
+    found = []
+    for call in calls:
+        try:
+            found.append(str(call()))
+        except OSError as error:
+            found.append(type(error).__name__)
+    return found
+
+
+def put(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    os.write(descriptor, data)
+    os.close(descriptor)
+
+
+def get(path: Path) -> str:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(descriptor, 100).decode()
+    finally:
+        os.close(descriptor)
+
+
+# Two names of one inode: a write under one is read under the other.
+
+
+def two_names(root: Path) -> None:
+    put(root / "a", b"old")
+    os.link(root / "a", root / "b")
+
+
+def writes_a(root: Path) -> object:
+    return tries(lambda: put(root / "a", b"new"))
+
+
+def reads_b(root: Path) -> object:
+    return tries(lambda: get(root / "b"))
+
+
+# Folders that appear and vanish.
+
+
+def makes_folder(root: Path) -> object:
+    return tries(lambda: os.mkdir(root / "d"), lambda: put(root / "d/x", b"1"))
+
+
+def removes_folder(root: Path) -> object:
+    return tries(lambda: os.unlink(root / "d/x"), lambda: os.rmdir(root / "d"))
+
+
+def moves_folder(root: Path) -> object:
+    return tries(lambda: os.rename(root / "d", root / "e"))
+
+
+def one_folder(root: Path) -> None:
+    os.mkdir(root / "d")
+    put(root / "d/x", b"0")
+
+
+def reads_in_folder(root: Path) -> object:
+    return tries(lambda: get(root / "d/x"), lambda: sorted(os.listdir(root)))
+
+
+# A rename over an open file.
+
+
+def a_file(root: Path) -> None:
+    put(root / "a", b"old")
+
+
+def replaces_a(root: Path) -> object:
+    return tries(lambda: put(root / "tmp", b"new"), lambda: os.rename(root / "tmp", root / "a"))
+
+
+def writes_through_descriptor(root: Path) -> object:
+    descriptor = os.open(root / "a", os.O_RDWR)
+    os.write(descriptor, b"fd!")
+    size = os.fstat(descriptor).st_nlink
+    os.close(descriptor)
+    return size
+
+
+# flock.
+
+
+def counts_under_lock(root: Path) -> object:
+    descriptor = os.open(root / "a", os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    text = os.pread(descriptor, 10, 0)
+    os.pwrite(descriptor, text + b"+", 0)
+    os.close(descriptor)
+    return len(text)
+
+
+def tries_lock(root: Path) -> object:
+    descriptor = os.open(root / "a", os.O_RDWR)
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.pwrite(descriptor, b"N", 0)
+        return "had it"
+    return "refused"
+
+
+def publishes_by_link(root: Path) -> object:
+    descriptor = os.open(root, os.O_TMPFILE | os.O_WRONLY, 0o600)
+    os.write(descriptor, str(os.getpid() * 0 + 7).encode())
+    return tries(lambda: os.link(f"/proc/self/fd/{descriptor}", root / "n", src_dir_fd=0, follow_symlinks=True))
+
+
+def lock_twice(first: str, second: str) -> Steps:
+    def steps(root: Path) -> object:
+        for name in (first, second):
+            descriptor = os.open(root / name, os.O_RDWR)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return "both"
+
+    return steps
+
+
+SOUND = {
+    "two names of one inode": program(writes_a, reads_b, setup=two_names),
+    "a folder appears and vanishes": program(makes_folder, removes_folder),
+    "a folder is moved": program(moves_folder, reads_in_folder, setup=one_folder),
+    "rename over an open file": program(replaces_a, writes_through_descriptor, setup=a_file),
+    "flock": program(counts_under_lock, counts_under_lock, setup=a_file),
+    "flock that does not wait": program(tries_lock, counts_under_lock, setup=a_file),
+    "unnamed file and link": program(publishes_by_link, publishes_by_link),
+    "three processes": program(writes_a, reads_b, replaces_a, setup=two_names),
+}
