@@ -35,11 +35,15 @@ class TierSetup:
     seed_policy: str = "fixed"
     tokens_per_block: int = 16
     model_name: str = "harness/model"
+    dtype: str = "bfloat16"
+    ranks: int = 1  # processes that each hold a part of every block (tensor parallel), and which of them this is
+    rank: int = 0
     process: int = 0
     incarnation: int = 0
     run_dir: str = ""
     max_bytes: int = 0  # what the blocks under root_dir may take, where the tier `keeps_limit`; 0: no limit
     serve_metrics: bool = False  # on 127.0.0.1, where the tier can
+    report_events: bool = False  # `events()` reports, where the tier can
     trace_every: int = 0  # every n-th request leaves spans, where the tier can; 0: none
     watch_windows: float = 0.0  # metrics and spans in every other window of so many seconds; 0: all the time
     options: dict[str, Any] = field(default_factory=dict)  # adapter's own keywords, passed through
@@ -51,6 +55,12 @@ class TierSetup:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    def identity(self, block: int | Sequence[int], group: int = 0, salt: str = "") -> bytes:
+        """What a block's content follows from (`core.content`): whose it is, and which one. `block` is a trace id, or
+        all tokens of the request up to the block's end; `salt` is the request's."""
+        whose = (self.model_name, self.dtype, self.ranks, self.rank, self.tokens_per_block, group, salt)
+        return repr((*whose, block if isinstance(block, int) else tuple(block))).encode()
 
 
 class Finished(NamedTuple):
@@ -102,6 +112,7 @@ class Adapter(ABC):
         False  # requests of `setup.trace_every` leave spans, where opentelemetry is installed
     )
     bookkeeping: ClassVar[tuple[str, ...]] = ("config.json",)  # globs: names of the tier's own files that are no blocks
+    separates: ClassVar[tuple[str, ...]] = ("model_name",)  # fields of the setup that decide whose blocks these are
     keeps_limit: ClassVar[bool] = False  # the tier keeps `setup.max_bytes` and reports `evictions()`
     hash_algorithms: ClassVar[tuple[str, ...]] = ("sha256", "sha256_cbor", "xxhash", "xxhash_cbor")
     seed_policies: ClassVar[tuple[str, ...]] = ("fixed", "env", "random")
@@ -143,6 +154,10 @@ class Adapter(ABC):
         """The key of the same block in another group of layers, which is stored apart; None if the tier has none."""
         return None
 
+    def salted_keys(self, tokens: Sequence[int], salt: str) -> list[bytes] | None:
+        """`keys` of a request with this cache salt, which shares no block with others; None if the tier has no salt."""
+        return None
+
     @abstractmethod
     def lookup(self, keys: Sequence[bytes], req_id: str) -> list[Verdict]:
         """One verdict for each key, without blocking; "retry": look it up again after `step`."""
@@ -167,6 +182,15 @@ class Adapter(ABC):
 
     def request_finished(self, req_id: str) -> None:
         """The request needs nothing more."""
+
+    def has_pending_work(self) -> bool | None:
+        """Whether the engine should keep stepping although no request is left; None if the tier does not say."""
+        return None
+
+    def events(self) -> list[tuple[bytes, bool]] | None:
+        """Blocks that this process has added to the root (False) or removed (True) since the last call, by key, with
+        `setup.report_events`; None if the tier does not say."""
+        return None
 
     def short_of_room(self, req_id: str) -> bool:
         """Whether a block of the unfinished request was found and no slot was free to load it into."""

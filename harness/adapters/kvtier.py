@@ -68,6 +68,7 @@ class KvtierAdapter(Adapter):
     exposes_files = True
     leaves_spans = True
     bookkeeping = ("config.json", "kvtier.json", "kvtier_r*.json", ".kvtier-evictor")
+    separates = ("model_name", "dtype", "ranks", "rank")
     keeps_limit = True
     own_options: ClassVar[tuple[str, ...]] = ()  # that are no keywords of `FsTierConfig`
 
@@ -92,6 +93,7 @@ class KvtierAdapter(Adapter):
                 "n_write_threads": setup.n_write_threads,
                 "hash_algorithm": setup.hash_algorithm,
                 "seed_policy": setup.seed_policy,
+                "enable_kv_events": setup.report_events,
                 **options,
             }
         )
@@ -158,6 +160,9 @@ class KvtierAdapter(Adapter):
     def other_group(self, key: bytes) -> bytes:
         return self._naming.other_group(key)
 
+    def salted_keys(self, tokens: Sequence[int], salt: str) -> list[bytes]:
+        return self._naming.keys(tokens, salt=salt)
+
     def instance_id(self) -> str:
         return self._tier.blockio.instance_id.hex()
 
@@ -219,6 +224,12 @@ class KvtierAdapter(Adapter):
 
     def _shut_down(self) -> None:
         self._tier.shutdown()
+
+    def has_pending_work(self) -> bool:
+        return self._tier.has_pending_work()
+
+    def events(self) -> list[tuple[bytes, bool]]:
+        return [(key, e.removed) for e in self._tier.take_events() if e.medium == "STORAGE" for key in e.keys]
 
     def gauges(self) -> Mapping[str, float]:
         return {**self._tier.gauges(), "none_references_lost": self._references.lost()}
@@ -354,9 +365,11 @@ class KvtierStackAdapter(KvtierAdapter):
         pinned = self._pinned[req_id]
         ok = [(key, slot) for key, slot in zip(keys, slots, strict=True) if key in pinned]
         for key, slot in ok:
-            _row(self._view, slot)[:] = _row(self._cached, pinned.pop(key))
-        self._manager.complete_load([OffloadKey(key) for key, _ in ok], self._request(req_id))
+            _row(self._view, slot)[:] = _row(self._cached, pinned[key])
         good = {key for key, _ in ok}
+        self._manager.complete_load([OffloadKey(key) for key in good], self._request(req_id))
+        for key in good:
+            del pinned[key]
         self._done.append(Finished(job_id, list(good), [key for key in keys if key not in good]))
 
     def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
@@ -404,6 +417,9 @@ class KvtierStackAdapter(KvtierAdapter):
 
     def _shut_down(self) -> None:
         self._manager.shutdown()
+
+    def has_pending_work(self) -> bool:
+        return self._manager.has_pending_work()
 
     def _sources(self) -> dict[str, Gauges]:
         return {**super()._sources(), "cpu": self._manager.gauges}

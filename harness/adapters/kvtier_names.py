@@ -25,7 +25,14 @@ from kvtier import (
 def run_config(setup: TierSetup) -> RunConfig:
     """Whose blocks these are, in kvtier's words."""
     group = KVCacheGroup(setup.tokens_per_block, ("harness.layer",))
-    return RunConfig(setup.model_name, tokens_per_hash=setup.tokens_per_block, kv_cache_groups=(group,))
+    return RunConfig(
+        setup.model_name,
+        tokens_per_hash=setup.tokens_per_block,
+        tp_size=setup.ranks,
+        rank=setup.rank,
+        dtype=setup.dtype,
+        kv_cache_groups=(group,),
+    )
 
 
 class KvtierNaming:
@@ -37,9 +44,10 @@ class KvtierNaming:
         self._mapper = FileMapper(setup.root_dir, run_config(setup))
         self._hash = hash_function(setup.hash_algorithm)
 
-    def keys(self, tokens: Sequence[int], parent: bytes | None = None) -> list[bytes]:
-        start = self._none if parent is None else get_offload_block_hash(OffloadKey(parent))
-        hashes = hash_tokens(tokens, self._tokens_per_block, self._hash, BlockHash(start))
+    def keys(self, tokens: Sequence[int], parent: bytes | None = None, salt: str = "") -> list[bytes]:
+        first = self._none if parent is None else get_offload_block_hash(OffloadKey(parent))
+        salted = (lambda start, end: None if start else (("cache_salt", salt),)) if salt else None
+        hashes = hash_tokens(tokens, self._tokens_per_block, self._hash, BlockHash(first), salted)
         return [make_offload_key(block_hash, 0) for block_hash in hashes]
 
     def other_group(self, key: bytes) -> bytes:

@@ -1,8 +1,9 @@
 """The reference tier, an oracle: the harness must pass it. It is simple on purpose, and slow.
 
 Several processes share it, so it is a folder instead of a dict. A block is a file named by its key and ends with a
-digest of key and bytes; it gets its name when it is whole. A process whose keys are chained from another seed than the
-folder's is refused. Every job runs inside `submit_*`, and the next `poll` reports it: no thread, no queue, no race.
+digest of key and bytes; it gets its name when it is whole. Each model, data type, rank and block size has a folder of
+its own. A process whose keys are chained from another seed than the folder's is refused. Every job runs inside
+`submit_*`, and the next `poll` reports it: no thread, no queue, no race.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class ReferenceAdapter(Adapter):
     name: ClassVar[str] = "reference"
     runs_in_submit: ClassVar[bool] = True
     exposes_files: ClassVar[bool] = True
+    separates: ClassVar[tuple[str, ...]] = ("model_name", "dtype", "ranks", "rank")
     hash_algorithms: ClassVar[tuple[str, ...]] = ("sha256",)
 
     @classmethod
@@ -43,14 +45,19 @@ class ReferenceAdapter(Adapter):
         self._memory = bytearray(setup.slots * setup.block_bytes)
         self._view = memoryview(self._memory).cast("B", (setup.slots, setup.block_bytes))
         self._finished: list[Finished] = []
-        self._folder = Path(setup.root_dir) / FOLDER
+        self._name = f"{FOLDER}-{_digest(setup)}"
+        self._folder = Path(setup.root_dir) / self._name
         self._folder.mkdir(exist_ok=True)
         self._none_hash = hashlib.sha256(_seed(setup.seed_policy)).digest()
         record, digest = self._folder / "config.json", self.none_hash_digest().encode()
-        if not record.is_file() or record.stat().st_size != len(digest):
+        if record.exists() and (not record.is_file() or record.stat().st_size != len(digest)):
             _publish(record, digest)
-        if (theirs := _content(record)) != digest:
-            raise ValueError(f"the root's seed has the digest {theirs.decode()}, this process's {digest.decode()}")
+        theirs = _publish_first(record, digest)
+        if theirs != digest:
+            raise ValueError(
+                f"the root's seed has the digest {theirs.decode(errors='replace')}, this process's {digest.decode()}; "
+                "set PYTHONHASHSEED as the processes that share the root do, or choose another root"
+            )
 
     @property
     def view(self) -> memoryview:
@@ -68,7 +75,13 @@ class ReferenceAdapter(Adapter):
         return hashlib.sha256(self._none_hash).hexdigest()[:16]
 
     def file_name(self, key: bytes) -> str | None:
-        return f"{FOLDER}/{key.hex()}.bin"
+        return f"{self._name}/{key.hex()}.bin"
+
+    def other_group(self, key: bytes) -> bytes | None:
+        return hashlib.sha256(b"group 1" + key).digest()
+
+    def salted_keys(self, tokens: Sequence[int], salt: str) -> list[bytes] | None:
+        return self.keys(tokens, hashlib.sha256(self._none_hash + b"salt" + salt.encode()).digest())
 
     def _read(self, key: bytes) -> bytes:
         """The block. Raises `OSError` unless it is there, of this key and whole."""
@@ -119,6 +132,9 @@ class ReferenceAdapter(Adapter):
         finished, self._finished = self._finished, []
         return finished
 
+    def has_pending_work(self) -> bool:
+        return bool(self._finished)
+
     def drain(self) -> None:
         return
 
@@ -142,6 +158,12 @@ def _seed(policy: str) -> bytes:
     return b"fixed" if policy == "fixed" else os.urandom(32)
 
 
+def _digest(setup: TierSetup) -> str:
+    """What every process that shares blocks with this one has in common."""
+    shared = (setup.model_name, setup.dtype, setup.ranks, setup.rank, setup.tokens_per_block, setup.block_bytes)
+    return hashlib.sha256(repr(shared).encode()).hexdigest()[:12]
+
+
 def _seal(key: bytes, block: bytes | memoryview) -> bytes:
     """The block with a digest that proves its key and that it is whole."""
     return bytes(block) + hashlib.sha256(key + block).digest()
@@ -160,6 +182,31 @@ def _holds(path: Path, content: bytes) -> bool:
         return _content(path) == content
     except OSError:
         return False
+
+
+def _publish_first(path: Path, content: bytes) -> bytes:
+    """Publish the file whole unless there is one; the content of the one that is there. Of processes that publish
+    different contents at the same time, all see the same one, where the file system has hard links."""
+    name = path.with_name(f"{os.urandom(16).hex()}.tmp")
+    try:
+        file = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY)
+    except OSError:  # a file system without unnamed files
+        name.write_bytes(content)
+        try:
+            os.link(name, path)
+        except FileExistsError:
+            name.unlink()
+        except OSError:
+            name.rename(path)
+        else:
+            name.unlink()
+        return _content(path)
+    with open(file, "wb") as unnamed:
+        unnamed.write(content)
+        unnamed.flush()
+        with contextlib.suppress(FileExistsError):
+            os.link(f"/proc/self/fd/{file}", path, src_dir_fd=file, follow_symlinks=True)
+    return _content(path)
 
 
 def _publish(path: Path, content: bytes) -> None:

@@ -115,6 +115,7 @@ class VllmAdapter(Adapter):
 
     name: ClassVar[str] = "vllm"
     exposes_files: ClassVar[bool] = True
+    separates: ClassVar[tuple[str, ...]] = ("model_name", "dtype", "ranks", "rank")
     seed_policies: ClassVar[tuple[str, ...]] = ("fixed",)
 
     @classmethod
@@ -156,7 +157,14 @@ class VllmAdapter(Adapter):
         if options["seed_random"] is not None:
             random.seed(options["seed_random"])
         self._tier = self._vllm.manager.FileSystemTierManager(
-            offloading_spec(self._vllm, setup.model_name, setup.tokens_per_block),
+            offloading_spec(
+                self._vllm,
+                setup.model_name,
+                setup.tokens_per_block,
+                dtype=setup.dtype,
+                tp_size=setup.ranks,
+                rank=setup.rank,
+            ),
             self._view,
             "fs",
             root_dir=setup.root_dir,
@@ -173,12 +181,23 @@ class VllmAdapter(Adapter):
         return self._view
 
     def keys(self, tokens: Sequence[int], parent: bytes | None = None) -> list[bytes]:
+        return self._chain(tokens, parent, ())
+
+    def salted_keys(self, tokens: Sequence[int], salt: str) -> list[bytes]:
+        return self._chain(tokens, None, (("cache_salt", salt),))
+
+    def other_group(self, key: bytes) -> bytes:
+        return self._vllm.base.make_offload_key(key[:-4], 1)  # type: ignore[no-any-return]
+
+    def _chain(self, tokens: Sequence[int], parent: bytes | None, extra: tuple[Any, ...]) -> list[bytes]:
+        """`extra` goes into the first block alone, as vLLM's cache salt does."""
         hash_block, make_key = self._vllm.kv_cache_utils.hash_block_tokens, self._vllm.base.make_offload_key
         block_hash = parent[:-4] if parent else None
         keys, size = [], self.setup.tokens_per_block
         for start in range(0, len(tokens) - size + 1, size):
             # Engines hash plain ints, and the pickle of a numpy int differs.
-            block_hash = hash_block(self._hash, block_hash, [int(token) for token in tokens[start : start + size]])
+            block = [int(token) for token in tokens[start : start + size]]
+            block_hash = hash_block(self._hash, block_hash, block, None if start or not extra else extra)
             keys.append(make_key(block_hash, 0))
         return keys
 

@@ -1,7 +1,11 @@
-"""Block contents as a fast function of the key. Workers fill slots with it before stores and verify loads by it.
+"""Block contents as a fast function of the block's identity. Workers fill slots before stores and verify loads by it.
 
-Word i (64 bits, little-endian) of a block is `seed_of(key) + i * STEP` modulo 2**64. So every word identifies its block
-and its place in it, and any process can verify any byte without shared state. No tier, no file, no clock.
+The identity says whose block it is (model, data type, rank, ...) and which one (its tokens, or the trace id that stands
+for them): `TierSetup.identity`. It never contains the tier's own key. So a tier that gives two blocks one key returns
+visibly wrong bytes.
+
+Word i (64 bits, little-endian) of a block is `seed_of(identity) + i * STEP` modulo 2**64. So every word identifies its
+block and its place in it, and any process can verify any byte without shared state. No tier, no file, no clock.
 """
 
 from __future__ import annotations
@@ -29,9 +33,9 @@ Words = NDArray[np.uint64]
 Octets = NDArray[np.uint8]
 
 
-def seed_of(key: bytes) -> int:
-    """The 64-bit seed of a key's block; never 0, so that no key's first word looks like a hole."""
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") or 1
+def seed_of(identity: bytes) -> int:
+    """The 64-bit seed of a block's content; never 0, so that no block's first word looks like a hole."""
+    return int.from_bytes(hashlib.blake2b(identity, digest_size=8).digest(), "little") or 1
 
 
 def _words(view: memoryview) -> Words:
@@ -39,9 +43,9 @@ def _words(view: memoryview) -> Words:
     return np.frombuffer(view, dtype="<u8")
 
 
-def fill(view: memoryview, key: bytes) -> None:
-    """Write the block of `key` into `view`: writable, C-contiguous, its size in bytes the block's, a multiple of 8."""
-    words, seed = _words(view), seed_of(key)
+def fill(view: memoryview, identity: bytes) -> None:
+    """Write that block into `view`: writable, C-contiguous, its size in bytes the block's, a multiple of 8."""
+    words, seed = _words(view), seed_of(identity)
     for start in range(0, words.size, _CHUNK_WORDS):
         part = words[start : start + _CHUNK_WORDS]
         np.add(_TABLE[: part.size], np.uint64((seed + start * STEP) & _MASK), out=part)
@@ -53,16 +57,16 @@ def poison(view: memoryview) -> None:
 
 
 def judge(
-    view: memoryview, key: bytes, *, previous: bytes | None = None, candidates: Mapping[int, object] | None = None
+    view: memoryview, identity: bytes, *, previous: bytes | None = None, candidates: Mapping[int, object] | None = None
 ) -> str | None:
-    """None when `view` holds exactly the block of `key`; else the difference, as text that a checker can quote.
+    """None when `view` holds exactly the block `identity`; else the difference, as text that a checker can quote.
 
     "short: ..." the tail is zero or untouched; "hole: ..." zero or untouched pages or bytes elsewhere; "stale: ..." the
-    block of `previous`, the key that the slot held before; "other key: ..." another key's words, named through
+    block `previous`, which the slot held before; "other key: ..." the words of another block, named through
     `candidates` (seed -> block) if it is among them; "shifted: ..." the right bytes in the wrong place; "garbage: ..."
     none of these.
     """
-    words, seed = _words(view), seed_of(key)
+    words, seed = _words(view), seed_of(identity)
     scratch = np.empty(min(words.size, _CHUNK_WORDS), dtype="<u8")
     for start in range(0, words.size, _CHUNK_WORDS):
         part = words[start : start + _CHUNK_WORDS]

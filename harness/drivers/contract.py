@@ -12,18 +12,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.core import notes
-from harness.drivers import contract_promises as contract
+from harness.drivers import promises as contract
 from harness.runtime.worker import Worker
 
 
-def drive(worker: Worker, skip: Sequence[str] = ()) -> None:
+def drive(worker: Worker, skip: Sequence[str] = (), only: Sequence[str] = ()) -> None:
     """Notes "promise": text is its name; detail: outcome "begun", then "kept" or "broken", its words, why, seconds."""
     if worker.parent.receive("go") is None:
         return
     kind = type(worker.adapter)
     for promise in contract.promises(kind):
         name = promise.__name__
-        if name in skip or worker.parent.stop.is_set():
+        if name in skip or (only and name not in only) or worker.parent.stop.is_set():
             continue
         worker.note(notes.Promise(outcome="begun", words=contract.title(promise)), name)
         worker.counts["promise"] = worker.counts.get("promise", 0) + 1

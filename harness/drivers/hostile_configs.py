@@ -29,7 +29,8 @@ def _round_trip(adapter: Adapter, block: int) -> str:
     flat = adapter.view.cast("B")
     slots = [flat[i * size : (i + 1) * size] for i in range(2)]
     (key,) = adapter.keys(tokens_of(block, adapter.setup.tokens_per_block))
-    content.fill(slots[0], key)
+    identity = adapter.setup.identity(block)
+    content.fill(slots[0], identity)
     content.poison(slots[1])
     req_id = f"opening-{block}"
     adapter.request_started(req_id)
@@ -47,7 +48,7 @@ def _round_trip(adapter: Adapter, block: int) -> str:
         if finished[0].failed:
             return f"{'load' if number else 'store'} failed"
     adapter.request_finished(req_id)
-    return content.judge(slots[1], key) or ""
+    return content.judge(slots[1], identity) or ""
 
 
 def _open(worker: Worker, root: Path, block: int) -> dict[str, str]:

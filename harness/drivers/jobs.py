@@ -53,7 +53,7 @@ class Jobs:
     def _derive(self, block: int) -> bytes:
         (key,) = self.adapter.keys(tokens_of(block, self.worker.setup.tokens_per_block))
         self._keys[block] = key
-        self._flights.know(block, key)
+        self._flights.know(block)
         if self._name and (name := self.adapter.file_name(key)) is not None:
             self.worker.write(Name(self.worker.process, block, name))
         return key

@@ -38,17 +38,18 @@ class Flights:
         self._worker, self._adapter, self._announce = worker, worker.adapter, announce
         self._results: dict[int, int] = {}  # by job id, of jobs that ended
         self._free = list(range(setup.slots))
-        self._held: list[bytes | None] = [None] * setup.slots
+        self._held: list[int | None] = [None] * setup.slots
         self._seeds: dict[int, int] = {}  # content seed -> block, so that a wrong block can be named
+        self._identity = setup.identity
         self._next = worker.instruction.incarnation << 32  # unique over restarts of one process
         flat, size = self._adapter.view.cast("B"), setup.block_bytes
         self._slots = [flat[i * size : (i + 1) * size] for i in range(setup.slots)]
         counts = ("stores", "loads", "failed", "wrong", "stored_bytes", "loaded_bytes")
         worker.counts.update(dict.fromkeys(counts, 0))
 
-    def know(self, block: int, key: bytes) -> None:
+    def know(self, block: int) -> None:
         """From now on its bytes are known where another block's should be."""
-        self._seeds[content.seed_of(key)] = block
+        self._seeds[content.seed_of(self._identity(block))] = block
 
     def room(self, blocks: int) -> bool:
         return len(self._free) >= blocks
@@ -56,10 +57,10 @@ class Flights:
     def submit(self, tag: int, direction: Direction, blocks: list[int], keys: Sequence[bytes], req_id: str) -> int:
         """Start a job; returns its id. There must be room."""
         slots = [self._free.pop() for _ in blocks]
-        for slot, key in zip(slots, keys, strict=True):
+        for slot, block in zip(slots, blocks, strict=True):
             if direction == "store":
-                content.fill(self._slots[slot], key)
-            elif self._held[slot] == key:
+                content.fill(self._slots[slot], self._identity(block))
+            elif self._held[slot] == block:
                 content.poison(self._slots[slot])  # else a load that does nothing would look right
         job_id = self._next
         self._next += 1
@@ -92,10 +93,10 @@ class Flights:
             if key in ok_keys:  # a block may be in both lists or in neither: `results` finds that
                 ok.append(block)
                 if flight.direction == "load":
-                    how = content.judge(self._slots[slot], key, previous=self._held[slot], candidates=self._seeds)
+                    how = self._judge(slot, block)
                     if how is not None:
                         wrong.append((block, how))
-            self._held[slot] = key
+            self._held[slot] = block
         self._free.extend(flight.slots)
         if strangers := len((ok_keys | failed_keys).difference(flight.keys)):
             self._worker.note(notes.Error(), f"job {result.job_id} reported {strangers} blocks that it was not given")
@@ -116,6 +117,11 @@ class Flights:
             in_memory=[b for b, key in zip(flight.blocks, flight.keys, strict=True) if key in memory_keys],
         )
         return flight, record
+
+    def _judge(self, slot: int, block: int) -> str | None:
+        held = self._held[slot]
+        before = None if held is None else self._identity(held)
+        return content.judge(self._slots[slot], self._identity(block), previous=before, candidates=self._seeds)
 
     def _unknown(self, job_id: int, flight: Flight, now: float) -> Job:
         """The record of a job of which nothing was heard until now."""

@@ -150,7 +150,7 @@ class Replay:
                 tokens = tokens_of(block, self.worker.setup.tokens_per_block)
                 (key,) = self.adapter.keys(tokens, keys[-1] if keys else None)
                 self.keys[block] = key
-                self.flights.know(block, key)
+                self.flights.know(block)
                 other = self.adapter.other_group(key)
                 for number, named in ((block, key), (-1 - block, other)):
                     if named is not None and (name := self.adapter.file_name(named)) is not None:

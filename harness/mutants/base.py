@@ -57,3 +57,8 @@ def detected_by(
         return mutant
 
     return enter
+
+
+def breaks(promise: str, finding: str) -> Callable[[AdapterClass], AdapterClass]:
+    """`detected_by` for a defect that breaks one promise of the contract."""
+    return detected_by("contract", rf"^{promise}: .*({finding})", "contract", promise=(promise,), block_bytes=4096)

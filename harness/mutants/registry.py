@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from harness.mutants import block_names, capacity, files, jobs, lookups, schedule
+from harness.mutants import (
+    block_names,
+    capacity,
+    contract_jobs,
+    contract_keys,
+    contract_tiers,
+    files,
+    jobs,
+    lookups,
+    schedule,
+)
 from harness.mutants.base import MUTANTS, Mutant
 
 __all__ = ["BASES", "MUTANTS", "Mutant"]
 
-for _module in (block_names, capacity, files, jobs, lookups, schedule):
+for _module in (capacity, contract_jobs, contract_keys, contract_tiers, files, jobs, lookups, schedule, block_names):
     assert any(m.tier.startswith(_module.__name__ + ":") for m in MUTANTS.values()), f"{_module} has no mutant"
 
 BASES = (

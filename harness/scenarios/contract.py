@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from harness.core import notes
 from harness.core.history import History
-from harness.drivers.contract_promises import PROMISES, SLOTS_MIN
+from harness.core.inputs import near
+from harness.drivers.promises import PROMISES, SLOTS_MIN
 from harness.runtime.supervisor import Child
-from harness.scenarios.base import CommonOptions, Context, Scenario, common_needs, option
+from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 
 PROMISE_SECONDS_MAX = 30.0
 """A promise that takes longer hangs: its process is killed, and the next one goes on behind it."""
@@ -27,6 +28,7 @@ class ContractOptions(CommonOptions):
     processes: int = option(1, "the contract is checked in one process", low=1)
     seconds: float = option(0.0, "no duration: the promises end by themselves", low=0)
     block_bytes: int = option(64 << 10, "size of a block", low=4096, multiple_of=4096)
+    promise: tuple[str, ...] = option((), "only this promise, by its name; may be repeated (default: all)")
     slots: int = option(64, "blocks that an instance holds in memory at once", low=SLOTS_MIN)
 
 
@@ -38,12 +40,16 @@ class Plan:
 
 
 def prepare(options: ContractOptions) -> Plan:
-    return Plan(f"{len(PROMISES)} promises, each on a root of its own")
+    names = [promise.__name__ for promise in PROMISES]
+    for name in options.promise:
+        if name not in names:
+            raise UsageError(f"--promise is {name!r}{near(name, names)}; valid choices: {', '.join(names)}")
+    return Plan(f"{len(options.promise) or len(names)} promises, each on a root of its own")
 
 
 def run(context: Context, plan: Plan) -> None:
     """Let the worker go through them; when it dies or hangs, its next incarnation goes on behind the culprit."""
-    child = context.start(0, "contract")
+    child = context.start(0, "contract", {"only": context.options.promise})
     context.workers.await_ready([child])
     go_seconds = context.workers.go([child])
     context.note(go_seconds, notes.Phase(), "promises")

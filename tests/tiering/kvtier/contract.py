@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from harness.adapters.base import Adapter, Finished, TierSetup, Verdict
-from harness.drivers.contract_promises import OF_ADAPTERS, PROMISES, Subject, promises
+from harness.drivers.promises import OF_ADAPTERS, PROMISES, Subject, promises
 from kvtier.base import (
     JobResult,
     LookupResult,

@@ -1,0 +1,92 @@
+"""The promises of any tier: correct tiers keep each, and for each there is a tier that breaks it."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.adapters import adapter_class
+from harness.adapters.base import TierSetup
+from harness.adapters.reference import ReferenceAdapter
+from harness.drivers import promises
+from harness.drivers.promises import PROMISES, Broken, Subject, blocks, calls, lifecycle
+from harness.mutants import contract_jobs
+from harness.mutants.registry import MUTANTS
+from harness.runner import run
+from harness.scenarios import contract as scenario
+from harness.scenarios.contract import ContractOptions
+
+
+def subject(tmp_path: Path, tier: type[Any], **more: float) -> Subject:
+    setup = TierSetup(str(tmp_path), 4096, 64, n_read_threads=2, n_write_threads=2, tokens_per_block=4)
+    return Subject(tier, setup, **more)
+
+
+@pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
+@pytest.mark.parametrize("tier", ["memory", "kvtier", "kvtier-stack"])
+def test_a_correct_tier_keeps_each_promise(tmp_path: Path, tier: str, promise: Callable[[Subject], None]) -> None:
+    one = subject(tmp_path, adapter_class(tier))
+    try:
+        promise(one)
+    finally:
+        one.close()
+
+
+BREAKS = {name: mutant for name, mutant in MUTANTS.items() if mutant.scenario == "contract"}
+
+
+def test_each_promise_has_a_tier_that_breaks_it() -> None:
+    broken = {promise for mutant in BREAKS.values() for promise in mutant.options["promise"]}
+    assert broken == {promise.__name__ for promise in PROMISES}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_broken_promise_is_detected(tmp_path: Path, name: str) -> None:
+    mutant = BREAKS[name]
+    (promise,) = (one for one in PROMISES if one.__name__ == mutant.options["promise"][0])
+    one = subject(tmp_path, adapter_class(mutant.tier), answer_seconds_max=0.5)
+    with pytest.raises(Exception, match=r".") as broken:
+        promise(one)
+    why = str(broken.value) if isinstance(broken.value, Broken) else f"raised {broken.typename}: {broken.value}"
+    assert re.search(mutant.finding, f"{promise.__name__}: {why}")
+    for event, fd in contract_jobs.LEFT:
+        event.set()
+        os.close(fd)
+    contract_jobs.LEFT.clear()
+
+
+class Mortal(ReferenceAdapter):
+    """A drain ends its process; a load of 64 blocks never returns."""
+
+    def drain(self) -> None:
+        os._exit(9)
+
+    def submit_load(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        super().submit_load(job_id, keys, slots, req_id)
+        if len(keys) == 64:
+            time.sleep(3600)  # its defect: it hangs until the harness ends it
+
+
+def test_after_an_exit_or_a_hang_in_one_promise_the_others_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scenario, "PROMISE_SECONDS_MAX", 3.0)
+    wanted = ("stored_blocks_load", "large_jobs_lose_nothing", "nothing_comes_without_a_job", "drain_waits_for_all")
+    options = ContractOptions(tier=f"{__name__}:Mortal", seed=1, block_bytes=4096, promise=wanted)
+    results = run(scenario.SCENARIO, options, tmp_path / "runs")
+    (verdict,) = results.verdicts
+    assert results.verdict == "false"
+    failed = {p["promise"]: p["why"] for p in verdict["data"]["promises"] if p["kept"] != "true"}
+    died = "its process died or hung in it"
+    assert failed == {
+        promises.title(blocks.large_jobs_lose_nothing): died,
+        promises.title(calls.nothing_comes_without_a_job): died,
+        promises.title(lifecycle.drain_waits_for_all): died,
+    }
+    assert len(verdict["data"]["promises"]) == len(wanted)
