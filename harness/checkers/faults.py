@@ -9,8 +9,8 @@ and what lookups said (notes "asked"):
   hurt, where that is known; a fault of stores hurts no load, and the other way round;
 - counted: if anything was hurt, the tier counts a failure, by a reason that the registry allows;
 - no block: what failed to be stored, or was seen to be gone, is not found, or found and right;
-- no litter: no file but blocks has come; not blocked: no submit took as long as half the hang, and the direction that
-  does not hang went on; repaired: stored again, found and right; told: see "opening" notes.
+- no leftovers: no file but blocks has come; not blocked: no submit took as long as half the hang, and the direction
+  that does not hang went on; repaired: stored again, found and right; explained: see "opening" notes.
 Where the tier shows too little (it counts nothing) that item is "not shown", and decides nothing. Whatever the registry
 says, after the lift all blocks and fresh ones are stored, found and right (liveness).
 
@@ -75,27 +75,28 @@ def check(history: History) -> Verdict:
     names = {n.name for n in history.names}
     for met in (n for n in history.notes if n.is_a(notes.Met)):
         fault = FAULTS[met.detail["fault"]]
-        owed, hurt = _judge(fault, _see(met, history, jobs, names))
-        wrong = {name: said for name, said in owed.items() if said not in ("", "not shown")}
+        behaviour, hurt = _judge(fault, _see(met, history, jobs, names))
+        wrong = {name: how for name, how in behaviour.items() if how not in ("", "not shown")}
         if wrong and (short := shortages.of_time(met.detail["began_seconds"], met.monotonic_seconds)):
             wrong = {"before": f"{'; '.join(wrong.values())} ({short})"} if "no wrong byte" not in wrong else wrong
         if "before" in wrong:
             findings.doubt(f"{fault.name}: {wrong['before']}")
         else:
-            for name, said in wrong.items():
+            for name, how in wrong.items():
                 known = {"seconds": met.detail["lifted_seconds"]}
                 known |= _known(name, _see(met, history, jobs, names))
-                findings.add(f"{fault.name} ({fault.what}): {name}: {said}", expected=name, **known)
+                findings.add(f"{fault.name} ({fault.what}): {name}: {how}", expected=name, **known)
         row = "unknown" if "before" in wrong else "false" if wrong else "true"
-        table[fault.name] = {"verdict": row, "owed": {n: s or "yes" for n, s in owed.items()}, "hurt": hurt}
+        table[fault.name] = {"verdict": row, "expected": {n: s or "yes" for n, s in behaviour.items()}, "hurt": hurt}
     for note in (n for n in history.notes if n.is_a(notes.Refused) and "fault" in n.detail):
-        told = bool(note.text.strip())
-        table[note.detail["fault"]] = {"verdict": "true" if told else "false", "owed": {"told": note.text}, "hurt": 0}
-        if not told:
-            findings.add(f"{note.detail['fault']}: told: it refused to start without a reason", **of_note(note))
+        has_reason = bool(note.text.strip())
+        row = "true" if has_reason else "false"
+        table[note.detail["fault"]] = {"verdict": row, "expected": {"explained": note.text}, "hurt": 0}
+        if not has_reason:
+            findings.add(f"{note.detail['fault']}: explained: it refused to start without a reason", **of_note(note))
     for note in (n for n in history.notes if n.is_a(notes.Unready)):
         findings.doubt(f"{note.text}; so this fault was not injected")
-        table[note.detail["fault"]] = {"verdict": "unknown", "owed": {}, "hurt": 0}
+        table[note.detail["fault"]] = {"verdict": "unknown", "expected": {}, "hurt": 0}
     _judge_openings(history, table, findings)
     under_faults = {label for n in history.notes if n.is_a(notes.Met) for label in n.detail["died"]}
     ends, outside = unexplained_ends(history)
@@ -105,10 +106,10 @@ def check(history: History) -> Verdict:
         findings.doubt(text)
     skipped = {n.detail["fault"]: n.text for n in history.notes if n.is_a(notes.Skipped) and "fault" in n.detail}
     for name, why in skipped.items():
-        table.setdefault(name, {"verdict": "skipped", "owed": {}, "hurt": 0, "why": why})
+        table.setdefault(name, {"verdict": "skipped", "expected": {}, "hurt": 0, "why": why})
     verdicts = [row["verdict"] for row in table.values()]
     value: Value = "false" if findings else "true" if "true" in verdicts and not findings.doubts else "unknown"
-    not_shown = sorted({n for row in table.values() for n, said in row["owed"].items() if said == "not shown"})
+    not_shown = sorted({n for row in table.values() for n, how in row["expected"].items() if how == "not shown"})
     figure = (
         f"{verdicts.count('true')} of {len(verdicts) - verdicts.count('skipped')} faults kept their guarantees"
         + (f", {verdicts.count('false')} did not" if "false" in verdicts else "")
@@ -159,7 +160,7 @@ def _see(met: Note, history: History, jobs: dict[int, list[Job]], names: set[str
 
 
 def _judge(fault: Fault, seen: _Seen) -> tuple[dict[str, str], int]:
-    """What the fault owes -> "" if it was kept, "not shown", or how it was broken; and how many blocks were hurt."""
+    """Guarantee -> "" if it was kept, "not shown", or how it was broken; and how many blocks were hurt."""
     detail = seen.met.detail
     killed = bool(detail["died"]) and not fault.liveness
     under = seen.jobs["under"]
@@ -168,36 +169,36 @@ def _judge(fault: Fault, seen: _Seen) -> tuple[dict[str, str], int]:
     missing = _missing(seen.asked["under"])
     hurt = len(failed["load"]) + len(failed["store"]) + len(missing)
     stored = {b for j in under if j.direction == "store" for b in j.ok}
-    said: dict[str, str] = {}
+    behaviour: dict[str, str] = {}
     if short := [b for j in seen.jobs["before"] for b in j.failed] or _lost(seen, "before", detail["old"]):
         return {"before": f"blocks {some(short)} were not stored although no fault was injected yet"}, 0
 
-    def owe(name: str, text: str) -> None:
-        if name in fault.owes:
-            said[name] = text
+    def expect(name: str, text: str) -> None:
+        if name in fault.guarantees:
+            behaviour[name] = text
 
     wrong = [f"block {b}: {how}" for j in all_jobs for b, how in j.wrong]
-    owe("no wrong byte", some(wrong, 3))
+    expect("no wrong byte", some(wrong, 3))
     lost = [j.job_id for j in all_jobs if j.results != 1 and not (killed and j.results == 0)]
-    owe("one result", f"job {some(lost)} did not get exactly one" if lost else "")
+    expect("one result", f"job {some(lost)} did not get exactly one" if lost else "")
     found = _right(seen, "look")
     unfound = sorted(stored - found)
-    owe("reported", f"blocks {some(unfound)} were reported stored and are not found" if unfound else "")
-    owe("others unharmed", _others(fault, seen, failed, missing, hurt))
-    owe("counted", _counted(fault, seen, hurt))
+    expect("reported", f"blocks {some(unfound)} were reported stored and are not found" if unfound else "")
+    expect("others unharmed", _others(fault, seen, failed, missing, hurt))
+    expect("counted", _counted(fault, seen, hurt))
     torn = sorted(_hit(seen.asked["look"]) - found - stored)
-    owe("no block", f"blocks {some(torn)} are said to be there and do not load" if torn else "")
-    litter = [name for name in detail["new_files"] if name not in seen.names and not is_bookkeeping(name, seen.own)]
-    owe("no litter", f"{some(litter)} came" if litter else "")
-    owe("not blocked", _blocked(fault, seen))
-    owe("told", "")
+    expect("no block", f"blocks {some(torn)} are said to be there and do not load" if torn else "")
+    leftovers = [name for name in detail["new_files"] if name not in seen.names and not is_bookkeeping(name, seen.own)]
+    expect("no leftovers", f"{some(leftovers)} came" if leftovers else "")
+    expect("not blocked", _blocked(fault, seen))
+    expect("explained", "")
     if detail["died"] and not killed:
-        said["lives"] = f"process {some(detail['died'])} ended under it"
+        behaviour["lives"] = f"process {some(detail['died'])} ended under it"
     alive = _liveness(seen)
-    if "repaired" in fault.owes:
-        said["repaired"] = alive or _shape(detail.get("shapes", ()))
-    said["works again"] = detail["failure"] or alive
-    return said, hurt
+    if "repaired" in fault.guarantees:
+        behaviour["repaired"] = alive or _shape(detail.get("shapes", ()))
+    behaviour["works again"] = detail["failure"] or alive
+    return behaviour, hurt
 
 
 def _shape(shapes: Sequence[str]) -> str:
@@ -315,9 +316,9 @@ def _judge_openings(history: History, table: dict[str, dict[str, Any]], findings
         if how:
             bad += 1
             findings.add(f"{where} {how}", **of_note(note, file=note.detail["file"] or None, seen=text or None))
-    said = (
+    figure = (
         f"{counts['refused']} refused with a reason, {counts['opened']} opened and used correctly"
         if not bad
         else f"{bad} bad"
     )
-    table["hostile_config"] = {"verdict": "false" if bad else "true", "owed": {"told": said}, "hurt": 0}
+    table["hostile_config"] = {"verdict": "false" if bad else "true", "expected": {"explained": figure}, "hurt": 0}

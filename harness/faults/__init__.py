@@ -16,12 +16,12 @@ from harness.faults.processes import (
     strace_inject,
 )
 from harness.faults.rules import FaultUnavailable, Rule
-from harness.faults.table import FAULTS, OWED, Fault, describe_faults
+from harness.faults.table import FAULTS, GUARANTEES, Fault, describe_faults
 
 __all__ = [
     "DAMAGES",
     "FAULTS",
-    "OWED",
+    "GUARANTEES",
     "PUBLISH_STEPS",
     "Damage",
     "Fault",

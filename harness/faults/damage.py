@@ -34,7 +34,7 @@ class Damage(NamedTuple):
     """A kind of damage to a block file, the tier's guarantee under it, and whether it needs another block's file."""
 
     what: str
-    owes: str
+    guarantee: str
     act: Callable[[Case], str]
     needs_other: bool = False
 

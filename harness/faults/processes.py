@@ -91,7 +91,7 @@ class PublishStep(NamedTuple):
     """A step in which a block becomes visible, and what must be true if the process ends just before it."""
 
     calls: str
-    owes: str
+    guarantee: str
 
 
 PUBLISH_STEPS: dict[str, PublishStep] = {

@@ -27,22 +27,22 @@ Mechanism = Literal[
 ]
 Stage = Literal["start", "lookup", "store", "load"]
 
-OWED: dict[str, str] = {
+GUARANTEES: dict[str, str] = {
     "no wrong byte": "a load reported ok holds exactly the bytes of its key",
     "one result": "every job gets exactly one result, in bounded time unless the device hangs",
     "reported": "a block that was not stored or loaded is reported failed, never ok",
     "others unharmed": "the other blocks of the same job, and other jobs, succeed",
     "counted": "the tier counts it, by a reason that names the cause",
     "no block": "nothing that is not the whole block gets its name",
-    "no litter": "no temp file, descriptor or slot is left behind by a process that lives",
+    "no leftovers": "no temp file, descriptor or slot is left behind by a process that lives",
     "not blocked": "calls of the tier return at once, and the other direction goes on",
     "repaired": "a later store of the same block makes it good",
-    "told": "the process refuses to start with a reason, or works correctly and reports the fault",
+    "explained": "the process refuses to start with a reason, or works correctly and reports the fault",
 }
 """All guarantees under faults, in full."""
 
 _LOAD = ("no wrong byte", "one result", "reported", "others unharmed", "counted")
-_STORE = ("no block", "one result", "reported", "others unharmed", "counted", "no litter")
+_STORE = ("no block", "one result", "reported", "others unharmed", "counted", "no leftovers")
 _BOTH = (*_STORE, "no wrong byte")
 _HALF = "*[02468ace].bin"
 """Half of the blocks, by their names: the kernel itself retries after ESTALE, which would hide each second request."""
@@ -58,7 +58,7 @@ class Fault(NamedTuple):
     mechanism: Mechanism
     what: str
     hits: tuple[Stage, ...]
-    owes: tuple[str, ...]
+    guarantees: tuple[str, ...]
     liveness: bool = True
     reasons: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
@@ -66,9 +66,9 @@ class Fault(NamedTuple):
     damage: str = ""
 
 
-def _rule(name: str, what: str, hits: Stage, owes: tuple[str, ...], *rules: Rule, reasons: str = "") -> Fault:
+def _rule(name: str, what: str, hits: Stage, guarantees: tuple[str, ...], *rules: Rule, reasons: str = "") -> Fault:
     errors = tuple(rule.action for rule in rules if rule.error)
-    return Fault(name, "rule", what, (hits,), owes, reasons=tuple(reasons.split()) or errors, rules=rules)
+    return Fault(name, "rule", what, (hits,), guarantees, reasons=tuple(reasons.split()) or errors, rules=rules)
 
 
 _OF_RULES = [
@@ -89,7 +89,7 @@ _OF_RULES = [
         "reply_lost",
         "renames and links are done and then reported failed, as when a network file system's reply is lost",
         "store",
-        ("no wrong byte", "one result", "others unharmed", "no litter"),
+        ("no wrong byte", "one result", "others unharmed", "no leftovers"),
         Rule("rename", "EIO", every=2, late=True),
         Rule("link", "EEXIST", every=2, late=True),
     ),
@@ -100,7 +100,7 @@ _OF_RULES = [
         "short_write",
         "each second write writes and reports 4096 bytes; going on after it is as right as failing",
         "store",
-        ("no block", "no wrong byte", "one result", "no litter"),
+        ("no block", "no wrong byte", "one result", "no leftovers"),
         Rule("write", "short", 4096, every=2),
     ),
     _rule("bit_flip_read", "each fourth read inverts a bit", "load", _LOAD, Rule("read", "bit_flip", -1, every=4)),
@@ -158,7 +158,7 @@ _OF_RULES = [
         "no_direct_io",
         "opening with O_DIRECT is refused, from the start",
         "start",
-        ("no wrong byte", "one result", "told"),
+        ("no wrong byte", "one result", "explained"),
         Rule("open create", "EINVAL", direct_only=True),
     ),
 ]
@@ -172,9 +172,9 @@ _LOST: dict[str, tuple[str, Stage, tuple[str, ...], Rule]] = {
     "all": ("every call fails", "load", _BOTH, Rule("*", "EIO")),
 }
 _OF_A_LOST_SERVER = [
-    _rule(f"{error.lower()}_{name}", f"{error}: {what}", hits, owes, replace(rule, action=error))
+    _rule(f"{error.lower()}_{name}", f"{error}: {what}", hits, guarantees, replace(rule, action=error))
     for error in ("ESTALE", "EREMOTEIO", "ENOTCONN", "ESHUTDOWN")
-    for name, (what, hits, owes, rule) in _LOST.items()
+    for name, (what, hits, guarantees, rule) in _LOST.items()
 ]
 """Errors of network file systems for an unreachable server, or for a file that another host has replaced."""
 
@@ -191,7 +191,7 @@ _OF_THE_SYSTEM = [
     Fault("stale_temps", "stale_temps", "temp files of dead writers are left", ("store", "lookup"),
           ("no wrong byte", "one result", "no block")),
     Fault("hostile_config", "hostile_config", "config.json holds anything at all", ("start",),
-          ("no wrong byte", "told")),
+          ("no wrong byte", "explained")),
     Fault("clock_stepped", "clock", "the wall clock jumps an hour forth and back", ("store", "load"),
           ("no wrong byte", "one result", "others unharmed", "not blocked")),
 ]  # fmt: skip
@@ -231,6 +231,6 @@ def describe_faults() -> str:
     rows = ["| fault | mechanism | what happens | guarantees | recovers after |", "|---|---|---|---|---|"]
     for fault in FAULTS.values():
         again = "lift" if fault.liveness else "restart"
-        rows.append(f"| {fault.name} | {fault.mechanism} | {fault.what} | {', '.join(fault.owes)} | {again} |")
-    owed = [f"- **{name}**: {meaning}." for name, meaning in OWED.items()]
-    return "\n".join([*rows, "", "## Guarantees", "", *owed, ""])
+        rows.append(f"| {fault.name} | {fault.mechanism} | {fault.what} | {', '.join(fault.guarantees)} | {again} |")
+    meanings = [f"- **{name}**: {meaning}." for name, meaning in GUARANTEES.items()]
+    return "\n".join([*rows, "", "## Guarantees", "", *meanings, ""])

@@ -14,10 +14,10 @@ from harness.checkers.base import some
 from harness.core import notes
 from harness.core.history import History
 from harness.faults import FAULTS
-from harness.faults.table import OWED
+from harness.faults.table import GUARANTEES
 from harness.report.figures import Section, Table, duration, new_figure
 
-EXPECTED = (*OWED, "works again")
+EXPECTED = (*GUARANTEES, "works again")
 ROW_PIXELS = 18
 _MARKS = {"met": "✓", "not shown": "?", "not met": "✗"}
 _LEVELS = {"met": 1, "not shown": 0, "not met": -1}
@@ -74,10 +74,10 @@ def outcomes(history: History, rows: Mapping[str, Mapping[str, Any]]) -> Section
 
 
 def _outcomes(fault: str, row: Mapping[str, Any]) -> Iterator[_Outcome]:
-    for name, said in row["owed"].items():
+    for name, figure in row.get("expected", row.get("owed", {})).items():  # "owed": in older runs
         if name in EXPECTED:  # anything else failed before the fault
-            is_met = said == "yes" or row["verdict"] == "true"
-            yield _Outcome(fault, name, said if said == "not shown" else "met" if is_met else "not met", said)
+            is_met = figure == "yes" or row["verdict"] == "true"
+            yield _Outcome(fault, name, figure if figure == "not shown" else "met" if is_met else "not met", figure)
 
 
 def _what(fault: str) -> str:

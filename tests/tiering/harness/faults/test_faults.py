@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from harness.faults import (
     DAMAGES,
     FAULTS,
-    OWED,
+    GUARANTEES,
     PUBLISH_STEPS,
     FaultFs,
     FaultUnavailable,
@@ -763,15 +763,15 @@ def test_hostile_configs_differ_from_the_valid_one() -> None:
 
 def test_the_table_is_whole() -> None:
     for fault in FAULTS.values():
-        assert fault.owes, fault.name
-        assert set(fault.owes) <= set(OWED), fault.name
+        assert fault.guarantees, fault.name
+        assert set(fault.guarantees) <= set(GUARANTEES), fault.name
         assert (fault.mechanism == "rule") == bool(fault.rules), fault.name
         assert (fault.mechanism == "injection") == bool(fault.injections), fault.name
         assert (fault.mechanism == "damage") == (fault.damage in DAMAGES), fault.name
         assert all(hasattr(errno, reason) for reason in fault.reasons), fault.name
         assert f"| {fault.name} |" in describe_faults()
     assert {fault.damage for fault in FAULTS.values()} == {"", *DAMAGES}
-    assert set(OWED) == {owed for fault in FAULTS.values() for owed in fault.owes}
+    assert set(GUARANTEES) == {name for fault in FAULTS.values() for name in fault.guarantees}
 
 
 def test_every_injection_of_the_table_is_understood_by_strace(tmp_path: Path) -> None:

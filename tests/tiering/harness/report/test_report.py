@@ -306,11 +306,11 @@ def test_a_tier_that_shows_no_schedule_gets_its_longest_job() -> None:
 
 def test_the_table_of_faults_has_each_expected_behaviour_once(tmp_path: Path) -> None:
     rows: dict[str, dict[str, Any]] = {
-        "eio_read": {"verdict": "false", "owed": {"no wrong byte": "yes", "counted": "by no reason"}, "hurt": 5},
-        "eio_write": {"verdict": "true", "owed": {"no block": "yes", "counted": "not shown"}, "hurt": 2},
-        "hostile_config": {"verdict": "true", "owed": {"told": "3 refused in words"}, "hurt": 0},
-        "disk_full": {"verdict": "skipped", "owed": {}, "hurt": 0, "why": "disk_full: no loop devices"},
-        "erofs": {"verdict": "unknown", "owed": {"before": "blocks 1 were not stored"}, "hurt": 0},
+        "eio_read": {"verdict": "false", "expected": {"no wrong byte": "yes", "counted": "by no reason"}, "hurt": 5},
+        "eio_write": {"verdict": "true", "expected": {"no block": "yes", "counted": "not shown"}, "hurt": 2},
+        "hostile_config": {"verdict": "true", "expected": {"explained": "3 refused in words"}, "hurt": 0},
+        "disk_full": {"verdict": "skipped", "expected": {}, "hurt": 0, "why": "disk_full: no loop devices"},
+        "erofs": {"verdict": "unknown", "expected": {"before": "blocks 1 were not stored"}, "hurt": 0},
     }
     met = note("met", 2.0, text="eio_read", fault="eio_read", began_seconds=1.0, lifted_seconds=1.5)
     section = faults.outcomes(History.of([met]), rows)
@@ -318,8 +318,8 @@ def test_the_table_of_faults_has_each_expected_behaviour_once(tmp_path: Path) ->
     (heat,) = section.figure.data
     marks = dict(zip(heat.y, (dict(zip(heat.x, row, strict=True)) for row in heat.text), strict=True))
     assert {mark for row in marks.values() for mark in row.values()} == {"✓", "✗", "?", ""}
-    assert marks["eio_read"] == {"no wrong byte": "✓", "counted": "✗", "no block": "", "told": ""}
-    assert (marks["eio_write"]["counted"], marks["hostile_config"]["told"]) == ("?", "✓")
+    assert marks["eio_read"] == {"no wrong byte": "✓", "counted": "✗", "no block": "", "explained": ""}
+    assert (marks["eio_write"]["counted"], marks["hostile_config"]["explained"]) == ("?", "✓")
     assert set(marks["disk_full"].values()) | set(marks["erofs"].values()) == {""}
     assert (
         "4 faults injected, 5 expected behaviours: 3 met; 1 not met: eio_read (counted); 1 not shown: eio_write"

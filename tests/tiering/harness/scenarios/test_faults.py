@@ -36,12 +36,12 @@ def test_one_fault_of_each_kind_is_there() -> None:
     assert {FAULTS[name].mechanism for name in ONE_OF_EACH_KIND} == {fault.mechanism for fault in FAULTS.values()}
 
 
-def test_kvtier_keeps_what_it_owes_under_one_fault_of_each_kind(tmp_path: Path) -> None:
+def test_kvtier_keeps_its_guarantees_under_one_fault_of_each_kind(tmp_path: Path) -> None:
     results, table, _ = meet(tmp_path, *ONE_OF_EACH_KIND, tier="kvtier")
     assert results.verdict == "true", str(results.verdicts)
     assert set(table) == set(ONE_OF_EACH_KIND)
     assert {row["verdict"] for row in table.values()} <= {"true", "skipped"}
-    assert table["damage_bit_flip"]["owed"]["counted"] == "yes", "kvtier counts by reason, and is seen to"
+    assert table["damage_bit_flip"]["expected"]["counted"] == "yes", "kvtier counts by reason, and is seen to"
     assert table["damage_bit_flip"]["hurt"], "a fault that hurts nothing shows nothing"
     assert all(row["why"] for row in table.values() if row["verdict"] == "skipped")
 
@@ -52,8 +52,8 @@ def test_a_stack_repairs_a_damaged_block_by_the_process_that_missed_it(tmp_path:
     results, table, _ = meet(tmp_path, *names, tier="kvtier-stack")
     assert results.verdict == "true", str(results.verdicts)
     assert {row["verdict"] for row in table.values()} == {"true"}
-    assert table["damage_bit_flip"]["owed"]["counted"] == "yes"
-    assert table["damage_truncate"]["owed"]["counted"] in ("yes", "not shown"), "a lookup may call it a miss"
+    assert table["damage_bit_flip"]["expected"]["counted"] == "yes"
+    assert table["damage_truncate"]["expected"]["counted"] in ("yes", "not shown"), "a lookup may call it a miss"
 
 
 def test_a_tier_without_checksums_returns_wrong_bytes_and_is_told(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_tier_without_checksums_returns_wrong_bytes_and_is_told(tmp_path: Path
     assert table["damage_bit_flip"]["verdict"] == "false"
     assert any(f.startswith("damage_bit_flip") and "no wrong byte" in f for f in findings)
     assert table["damage_truncate"]["verdict"] == "true", "a short file it refuses"
-    assert table["damage_truncate"]["owed"]["counted"] == "not shown"
+    assert table["damage_truncate"]["expected"]["counted"] == "not shown"
 
 
 def test_the_oracle_keeps_it_too(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_the_oracle_keeps_it_too(tmp_path: Path) -> None:
 def test_a_flawed_tier_is_told_which_debt_it_did_not_pay(tmp_path: Path, tier: str, item: str) -> None:
     results, table, findings = meet(tmp_path, "damage_truncate", tier=f"{FLAWED}:{tier}")
     assert results.verdict == "false"
-    assert table["damage_truncate"]["owed"][item] not in ("yes", "not shown")
+    assert table["damage_truncate"]["expected"][item] not in ("yes", "not shown")
     assert any(f"{item}: " in finding for finding in findings)
 
 
