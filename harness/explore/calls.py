@@ -266,7 +266,9 @@ class Decoder:
             place = self._path(name, a, follow=False)
         if place is None:
             return None
-        call = Decoded(name, f"{name}({place.shown})", (place,), set(place.reads))
+        mode = {"mkdir": a[1], "mkdirat": a[2]}.get(name)
+        shown = f", 0{mode & 0o7777:o}" if mode is not None else ""
+        call = Decoded(name, f"{name}({place.shown}{shown})", (place,), set(place.reads))
         if place.status is None and not place.lost:
             call.writes |= _entry(place)
         call.result = lambda: _made(place)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.explore.child import Child
 from harness.explore.dependence import Effect, Event, dependent
 from harness.explore.locks import held_by
 from harness.explore.model import Call, Diverged, Outcome, Program, Schedule
@@ -18,7 +18,7 @@ STEPS_MAX = 5000
 """A schedule of more steps ends as stuck: its actors poll without end."""
 YIELDS_MAX = 6
 """How often a thread may look again after a sleep while others could go on; then it waits for a step of theirs."""
-STALL_SECONDS = 2.0
+STALL_SECONDS = 5.0
 """If nobody can continue, timed waits may end by themselves for so long; then the schedule is stuck."""
 
 Dependence = Callable[[Effect, Effect], bool]
@@ -46,13 +46,14 @@ class Execution:
 
 
 class Runner:
-    """Runs schedules of a program on a root that its caller has made afresh."""
+    """Runs schedules of a program on a root that its caller has made afresh. Keeps processes that can be used again."""
 
     def __init__(self, program: Program, kills: int, depends: Dependence = dependent, keep_data: bool = False) -> None:
-        self._program = program
-        self._kills = kills
-        self._depends = depends
-        self._keep_data = keep_data
+        self.program = program
+        self.kills = kills
+        self.depends = depends
+        self.keep_data = keep_data
+        self._idle: dict[int, Child] = {}
 
     def run(
         self, root: Path, prefix: Schedule, sleep: frozenset[str] = frozenset(), reduction: bool = False
@@ -61,19 +62,37 @@ class Runner:
 
         With `reduction` the execution stops where it can only repeat others.
         """
-        one = _Run(self._program, root, self._kills, self._depends, self._keep_data)
+        one = _Run(self, root)
         try:
             return one.follow(prefix, sleep, reduction)
         finally:
             one.close()
 
+    def child(self, index: int, root: Path, running: list[Child]) -> Child:
+        """A process for an actor: one that has run before, else a new one."""
+        idle = self._idle.pop(index, None)
+        if idle is not None:
+            if idle.renew():
+                return idle
+            idle.kill()
+        return Child(self.program.actors[index], root, [*self._idle.values(), *running])
+
+    def keep(self, index: int, child: Child) -> None:
+        """A process that may run the next schedule."""
+        self._idle[index] = child
+
+    def forget(self) -> None:
+        """End all processes: the next schedule gets new ones."""
+        while self._idle:
+            self._idle.popitem()[1].kill()
+
 
 class _Run:
-    def __init__(self, program: Program, root: Path, kills: int, depends: Dependence, keep_data: bool) -> None:
-        self._program, self._root, self._kills, self._depends = program, root, kills, depends
-        self._keep_data = keep_data
+    def __init__(self, runner: Runner, root: Path) -> None:
+        self._runner, self._root = runner, root
+        self._program, self._kills, self._depends = runner.program, runner.kills, runner.depends
         self._execution = Execution()
-        self._actors = [ActorProcess(i, actor, root, self._execution.notes) for i, actor in enumerate(program.actors)]
+        self._actors = [ActorProcess(i, actor, self._execution.notes) for i, actor in enumerate(runner.program.actors)]
         self._started: list[ActorProcess] = []
         self._clocks: dict[int, dict[str, int]] = {}  # of each actor: what happened before its start
         self._killed: list[int] = []
@@ -173,7 +192,7 @@ class _Run:
             stopped = actor.stopped[number]
             since = stopped.since
             decoded = stopped.call
-            data = actor.data(decoded) if self._keep_data and decoded.buffers else None
+            data = actor.data(decoded) if self._runner.keep_data and decoded.buffers else None
             result = actor.let_run(number)
             call = Call(
                 actor.index, number, decoded.name, decoded.text, decoded.paths, decoded.flags, decoded.offset,
@@ -210,7 +229,8 @@ class _Run:
             if actor not in self._started and (above is None or self._actors[above].ended):
                 if self._execution.events:
                     self._clocks[actor.index] = dict(self._execution.events[-1].clock)
-                actor.start([one for one in self._started if not one.ended])
+                running = [one.child for one in self._started if one.child]
+                actor.start(self._runner.child(actor.index, self._root, running))
                 self._started.append(actor)
         self._since_now()
 
@@ -218,16 +238,15 @@ class _Run:
 
     def _stalled(self) -> str | None:
         """Nobody can continue. None if somebody can by now, else the reason."""
-        if not any(actor.stopped for actor in self._started):
-            deadline = time.monotonic() + STALL_SECONDS
-            while time.monotonic() < deadline:
-                for actor in self._started:
-                    if not actor.ended:
-                        actor.wake()
-                        actor.settle(20)
-                if any(actor.stopped for actor in self._started) or all(actor.ended for actor in self._actors):
-                    self._since_now()
-                    return None
+        deadline = time.monotonic() + STALL_SECONDS
+        while any(actor.may_wake() for actor in self._started) and time.monotonic() < deadline:
+            for actor in self._started:
+                if not actor.ended:
+                    actor.wake()
+                    actor.settle(20)
+            if self._enabled() or all(actor.ended for actor in self._actors):
+                self._since_now()
+                return None
         return f"deadlock: {self._who_waits()}"
 
     def _since_now(self) -> None:
@@ -252,5 +271,6 @@ class _Run:
     def close(self) -> None:
         for actor in self._started:
             if not actor.ended:
-                with contextlib.suppress(ProcessLookupError):
-                    actor.kill()
+                actor.kill()
+            elif actor.child:
+                self._runner.keep(actor.index, actor.child)

@@ -18,8 +18,9 @@ class Actor(NamedTuple):
     """One process of a program.
 
     `open(root)` runs before calls are stopped, and makes what `steps` works on: the adapter of a tier, or just the
-    root where the opening itself is explored. `steps(subject)` runs with every call under the root stopped, and returns
-    a JSON value, the actor's result. It calls the tier from one thread, as an engine does.
+    root where the opening itself is explored. It must not change the root if `after` is given. `steps(subject)` runs
+    with every call under the root stopped, and returns a JSON value, the actor's result. It calls the tier from one
+    thread, as an engine does.
     """
 
     name: str
@@ -29,6 +30,11 @@ class Actor(NamedTuple):
     """Starts once this other actor has ended or was killed; None: at the beginning."""
     mortal: bool = True
     """Whether kills may hit it."""
+    again: Callable[[Any], None] | None = None
+    """Makes the subject as new, so that its process runs the next schedule too: several times as fast. The root is
+    another by then, at the same path. What it does not reset (a cache, a generator of random numbers) makes schedules
+    depend on earlier ones; those whose calls differ are noticed and run again in new processes. None: a new process
+    for each schedule."""
 
 
 class Program(NamedTuple):

@@ -1,33 +1,22 @@
-"""One actor in a process of its own, each of whose calls below the root stops until it is let run."""
+"""One actor during one schedule: each of its calls below the root stops until it is let run."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import gc
 import json
-import os
 import select
-import signal
-import socket
 import struct
 import time
-import traceback
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from harness.explore import seccomp
-from harness.explore.calls import DECODERS, Decoded, Decoder
+from harness.explore.calls import DECODERS, Decoded
+from harness.explore.child import MESSAGE_BYTES_MAX, Child
 from harness.explore.locks import held_by
-from harness.explore.memory import Memory
 from harness.explore.model import Actor, CannotExplore
 from harness.explore.numbers import CLONE_VM, MAP_SHARED, NAMES
-from harness.explore.paths import Resolver
-from harness.explore.threads import Threads
 
-MESSAGE_BYTES_MAX = 1 << 17
-OPEN_SECONDS_MAX = 60.0
 BUSY_SECONDS_MAX = 20.0
 """A process that neither makes a call nor waits for so long ends the exploration."""
 POLL_MS = 2
@@ -56,18 +45,18 @@ class ActorProcess:
     here: `wake` ends it.
     """
 
-    def __init__(self, index: int, actor: Actor, root: Path, notes: set[str]) -> None:
+    def __init__(self, index: int, actor: Actor, notes: set[str]) -> None:
         self.index = index
         self.actor = actor
-        self.root = root
         self.notes = notes
         self.stopped: dict[int, Stopped] = {}
         self.sleeping: dict[int, seccomp.Notification] = {}
+        self.child: Child | None = None  # that can be used again once this has ended
         self.ended = False
         self.killed = False
         self.result: Any = None
         self.error: str | None = None
-        self.pid = 0
+        self._done = self._exiting = False  # the steps have returned; the process was told to exit
         self._numbers: dict[int, int] = {}  # thread id -> number
         self._yields: dict[int, int] = {}
         self._returning: tuple[int, Decoded] | None = None  # thread and call of the step that is being made
@@ -75,42 +64,15 @@ class ActorProcess:
         self._running: dict[int, str] = {}  # calls that may wait in the kernel
         self._locks_taken = False
 
-    def start(self, others: list[ActorProcess]) -> None:
-        """Open the subject ungated, and run its steps up to the first stop. Raises CannotExplore."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.pid = os.fork()
-        if self.pid == 0:
-            with contextlib.suppress(BaseException):
-                ours.close()
-                for other in others:
-                    other.forget()
-                _run(self.actor, self.root, theirs)
-            os._exit(1)
-        theirs.close()
-        self._socket = ours
-        ours.settimeout(OPEN_SECONDS_MAX)
-        message, descriptors, _, _ = socket.recv_fds(ours, MESSAGE_BYTES_MAX, 1)
-        if not descriptors:
-            self.kill()
-            why = message.decode() or "it ended"
-            raise CannotExplore(f"actor {self.actor.name} could not be started: {why}")
-        self._listener = descriptors[0]
-        seccomp.prepare(self._listener)
-        self._poll = select.poll()
-        self._poll.register(self._listener, select.POLLIN)
-        self._poll.register(ours, select.POLLIN)
-        self._memory = Memory(self.pid)
-        self._threads = Threads(self.pid)
-        self._resolver = Resolver(self.pid, self.root)
-        self._decoder = Decoder(self._resolver, self._memory)
-        ours.send(b"go")
+    def start(self, child: Child) -> None:
+        """Run the steps up to the first stop. Raises CannotExplore."""
+        self.child, self._process = child, child
+        child.go()
         self.settle()
 
-    def forget(self) -> None:
-        """In a child of the explorer: close what belongs to this actor."""
-        if not self.ended:
-            self._socket.close()
-            os.close(self._listener)
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def choice(self, number: int) -> str:
         return f"{self.index}.{number}"
@@ -120,12 +82,12 @@ class ActorProcess:
         stopped = self.stopped.pop(number)
         thread = stopped.notification.thread
         if stopped.call.may_block:
-            self._threads.blocked.add(thread)
+            self._process.threads.blocked.add(thread)
             self._running[number] = stopped.call.text
         if stopped.call.lock and stopped.call.lock.takes:
             self._locks_taken = True
         self._result, self._returning = "", (thread, stopped.call)
-        seccomp.let_run(self._listener, stopped.notification)
+        seccomp.let_run(self._process.listener, stopped.notification)
         self.settle(POLL_MS)
         if self._returning and not self.ended and not self.blocks(number):
             self._result = stopped.call.result()
@@ -137,7 +99,7 @@ class ActorProcess:
         sleeping, self.sleeping = self.sleeping, {}
         for number, notification in sleeping.items():
             self._yields[number] = self._yields.get(number, 0) + 1
-            seccomp.give(self._listener, notification, 0)
+            seccomp.give(self._process.listener, notification, 0)
         if sleeping:
             self.settle(POLL_MS)
         return bool(sleeping)
@@ -158,6 +120,11 @@ class ActorProcess:
         """Whether it may hold a lock: it has taken one."""
         return self._locks_taken
 
+    def may_wake(self) -> bool:
+        """Whether a thread may go on by itself, when a time is over."""
+        stopped = {one.notification.thread for one in self.stopped.values()}
+        return not self.ended and (bool(self.sleeping) or self._process.threads.timed(stopped))
+
     def blocks(self, number: int) -> bool:
         """Whether the thread waits inside the kernel, in the call that was let run last."""
         return number in self._in_kernel()
@@ -168,7 +135,9 @@ class ActorProcess:
 
     def _in_kernel(self) -> list[int]:
         return [
-            number for thread, number in self._numbers.items() if number in self._running and self._threads.sits(thread)
+            number
+            for thread, number in self._numbers.items()
+            if number in self._running and self._process.threads.sits(thread)
         ]
 
     def is_waiting_in_kernel(self) -> bool:
@@ -176,7 +145,7 @@ class ActorProcess:
 
     def data(self, call: Decoded) -> bytes:
         """What a stopped write is about to write."""
-        return b"".join(self._memory.read(address, length) for address, length in call.buffers)
+        return b"".join(self._process.memory.read(address, length) for address, length in call.buffers)
 
     def settle(self, wait_ms: int = POLL_MS) -> None:
         """Handle what the process does until it is at rest or has ended."""
@@ -189,8 +158,10 @@ class ActorProcess:
                     continue
             waiting = {one.notification.thread for one in self.stopped.values()}
             waiting |= {one.thread for one in self.sleeping.values()} | {one.thread for one, _ in arrived}
-            if self._threads.at_rest(waiting) and not self._poll.poll(0):
-                break
+            if self._process.threads.at_rest(waiting) and not self._process.poll.poll(0):
+                if not self._may_leave(bool(waiting)):
+                    break
+                continue
             wait_ms = 1
             deadline = deadline or time.monotonic() + BUSY_SECONDS_MAX
             if time.monotonic() > deadline:
@@ -199,26 +170,40 @@ class ActorProcess:
 
     def _handle(self, wait_ms: int, arrived: list[Arrived]) -> bool:
         """One round of events; whether there was any."""
-        events = self._poll.poll(wait_ms)
+        events = self._process.poll.poll(wait_ms)
         for descriptor, event in events:
-            if descriptor == self._listener:
+            if descriptor == self._process.listener:
                 if event & select.POLLIN:
-                    notification = seccomp.receive(self._listener)
+                    notification = seccomp.receive(self._process.listener)
                     if notification:
                         self._arrive(notification, arrived)
                 elif event & select.POLLHUP:
-                    self._poll.unregister(self._listener)
+                    self._process.poll.unregister(self._process.listener)
             else:
                 self._hear()
         return bool(events)
 
     def _hear(self) -> None:
-        message = self._socket.recv(MESSAGE_BYTES_MAX)
+        message = self._process.socket.recv(MESSAGE_BYTES_MAX)
         if message:
             value = json.loads(message)
-            self.result, self.error = value.get("result"), value.get("error")
+            self.result, self.error, self._done = value.get("result"), value.get("error"), True
         else:
             self._end()
+
+    def _may_leave(self, waiting: bool) -> bool:
+        """At rest. If the steps of a process that can be used again have returned: whether it is on its way out.
+
+        It ends here as it is. If a thread still waits, or it holds a lock, it must exit, which is a step of its own.
+        """
+        if not self._done or self.actor.again is None or self._exiting:
+            return False
+        if not waiting and not (self._locks_taken and held_by(self.pid)):
+            self.ended = True
+        else:
+            self._exiting = True
+            self._process.exit()
+        return True
 
     def _arrive(self, notification: seccomp.Notification, arrived: list[Arrived]) -> None:
         """Lets a call run at once unless it is one to schedule, or a sleep."""
@@ -235,31 +220,31 @@ class ActorProcess:
             return
         elif name in ("io_uring_setup", "io_setup"):
             self.notes.add(f"{self.actor.name} asked for asynchronous I/O ({name}), which was refused with ENOSYS")
-            seccomp.give(self._listener, notification, errno.ENOSYS)
+            seccomp.give(self._process.listener, notification, errno.ENOSYS)
             return
         elif name == "mmap":
-            place = self._resolver.descriptor(a[4] & 0xFFFFFFFF) if a[3] & MAP_SHARED else None
+            place = self._process.resolver.descriptor(a[4] & 0xFFFFFFFF) if a[3] & MAP_SHARED else None
             if place:
                 self.notes.add(f"{self.actor.name} maps {place.shown} shared: its accesses are not ordered")
         elif name in ("clone", "clone3", "fork", "vfork", "execve"):
-            self._threads.changed()
+            self._process.threads.changed()
             flags = a[0] if name == "clone" else 0
             if name == "clone3":
-                flags = struct.unpack("=Q", self._memory.read(a[0], 8))[0]
+                flags = struct.unpack("=Q", self._process.memory.read(a[0], 8))[0]
             if not flags & CLONE_VM:
                 self.notes.add(f"{self.actor.name} starts a child process ({name}): its calls are not ordered")
-        seccomp.let_run(self._listener, notification)
+        seccomp.let_run(self._process.listener, notification)
 
     def _decode(self, notification: seccomp.Notification) -> Decoded | None:
         name = NAMES[notification.number]
         try:
             if name in DECODERS:
-                return self._decoder.decode(name, notification.arguments)
+                return self._process.decoder.decode(name, notification.arguments)
         except OSError:  # an address that is not mapped: the kernel says EFAULT
             return None
         held = {one.inode for one in held_by(self.pid)}
         if name == "close":
-            place = self._resolver.descriptor(notification.arguments[0] & 0xFFFFFFFF)
+            place = self._process.resolver.descriptor(notification.arguments[0] & 0xFFFFFFFF)
             held &= {place.inode} if place else set()
             text = f"close({place.shown})" if place else ""
         else:
@@ -270,7 +255,7 @@ class ActorProcess:
         """Threads get numbers in the order in which they first stop; those of one moment in that of their calls."""
         for notification, call in sorted(arrived, key=lambda one: (one[1].text if one[1] else "", one[0].thread)):
             number = self._numbers.setdefault(notification.thread, len(self._numbers))
-            self._threads.blocked.discard(notification.thread)
+            self._process.threads.blocked.discard(notification.thread)
             self._running.pop(number, None)
             if call is None:
                 self.sleeping[number] = notification
@@ -279,42 +264,15 @@ class ActorProcess:
 
     def kill(self) -> None:
         """SIGKILL, now."""
-        os.kill(self.pid, signal.SIGKILL)
-        self.killed = True
-        self._end()
+        self._process.kill()
+        self.killed = self.ended = True
+        self.child = None
+        self.stopped, self.sleeping = {}, {}
 
     def _end(self) -> None:
-        _, status = os.waitpid(self.pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        if not self.killed and code and self.error is None:
+        code = self._process.end()
+        if code and self.error is None:
             self.error = f"the process ended with exit code {code}"
         self.ended = True
+        self.child = None
         self.stopped, self.sleeping = {}, {}
-        self._socket.close()
-        if hasattr(self, "_listener"):
-            os.close(self._listener)
-            self._memory.close()
-            self._threads.close()
-
-
-def _run(actor: Actor, root: Path, parent: socket.socket) -> None:
-    """The child: it does not return."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    seccomp.die_with_parent()
-    gc.disable()
-    try:
-        subject = actor.open(root)
-        listener = seccomp.install()
-    except BaseException as error:
-        parent.send(traceback.format_exception_only(error)[-1].strip().encode())
-        os._exit(1)
-    # From here on every call below the root stops; sendmsg and recvfrom do not.
-    socket.send_fds(parent, [b"listener"], [listener])
-    parent.recv(2)
-    os.close(listener)
-    try:
-        value: dict[str, Any] = {"result": actor.steps(subject)}
-    except BaseException as error:
-        value = {"error": traceback.format_exception_only(error)[-1].strip()}
-    parent.send(json.dumps(value).encode())
-    os._exit(0)

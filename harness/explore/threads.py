@@ -15,6 +15,8 @@ from harness.explore.numbers import NUMBERS
 _WAITS = {7, 23, 34, 43, 45, 47, 61, 128, 130, 202, 219, 232, 247, 270, 271, 281, 288, 441, 449}
 """poll, select, pause, accept, recvfrom, recvmsg, wait4, rt_sigtimedwait, rt_sigsuspend, futex, restart_syscall,
 epoll_wait, waitid, pselect6, ppoll, epoll_pwait, accept4, epoll_pwait2, futex_waitv: they wait, and change no file."""
+_FUTEX, _POLL = 202, 7
+_TIMED = {23, 128, 219, 232, 270, 271, 281, 441, 449}
 _PIPES = {NUMBERS[name] for name in ("read", "readv", "write", "writev")}
 
 
@@ -55,6 +57,21 @@ class Threads:
         """Whether a thread waits inside a call on a file that was let run."""
         text = self._read(thread, 0)
         return thread in self.blocked and text[:1].isdigit() and int(text.split(None, 1)[0]) not in _WAITS
+
+    def timed(self, stopped: set[int]) -> bool:
+        """Whether a thread that is not stopped may wake up by itself, after a time."""
+        for thread in self._files.keys() - stopped:
+            words = self._read(thread, 0).split()
+            if not words or not words[0].isdigit():
+                return True
+            number, arguments = int(words[0]), [int(word, 16) for word in words[1:7]]
+            if number == _FUTEX and arguments[3] == 0:
+                continue
+            if number == _POLL and arguments[2] >> 31:  # negative: for ever
+                continue
+            if number in (_FUTEX, _POLL) or number in _TIMED:
+                return True
+        return False
 
     def _asleep_in(self, thread: int) -> bytes | None:
         """What the thread waits in; None if it runs or will run by itself, empty if it has ended."""

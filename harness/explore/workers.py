@@ -93,6 +93,7 @@ class Bench:
                 return self._once(item, reduction)
             except Diverged as error:
                 last = str(error)
+                self._runner.forget()
             except CannotExplore as error:
                 return Ran(failed=str(error))
         return Ran(diverged=last)
@@ -112,6 +113,7 @@ class Bench:
         return Ran(one.states, choices, found, one.redundant, violation, state, frozenset(one.notes))
 
     def close(self) -> None:
+        self._runner.forget()
         self._snapshot.remove()
         with contextlib.suppress(OSError):
             self._folder.rmdir()
