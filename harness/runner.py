@@ -35,7 +35,7 @@ from harness.core.run_files import write_json
 from harness.core.run_root import run_root
 from harness.core.seeds import fresh_seed
 from harness.core.statistics import percentile
-from harness.entry_point import ExitCode, Terminated, errno_text
+from harness.entry_point import HARNESS, ExitCode, Terminated, errno_text
 from harness.recorded_run import check_run, read_results
 from harness.runtime.process import LAST_OUTPUT_LINES
 from harness.runtime.supervisor import Child, WorkerFailed, Workers
@@ -115,7 +115,7 @@ def run(
     prepared = chosen.prepare(options)
     check_machine(chosen, options, runs_dir, prepared)
     run_dir = _make_run_dir(runs_dir, f"{chosen.name}-{options.tier.replace(':', '.')}")
-    command = shlex.join(["python", "-m", "harness", "run", chosen.name, *_as_arguments(options)])
+    command = shlex.join([HARNESS.program, "run", chosen.name, *_as_arguments(options)])
     write_json(
         run_dir / "options.json",
         {

@@ -1,16 +1,16 @@
-"""The command-line options of a scenario, made from what its options class declares; `run` and `observe` use them."""
+"""The command-line options of a scenario, made from what its options class declares, for every command that runs it."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import click
 
 from harness.commands.click_types import PATH, SIZE
 from harness.commands.options_file import read_options
 from harness.scenarios import names
-from harness.scenarios.base import Scenario
+from harness.scenarios.base import CommonOptions, Scenario
 from harness.scenarios.option_declaration import Declared, declarations
 
 RUNS_DIR = Declared("runs_dir", str, False, "runs", "where the run's folder is made", is_path=True)
@@ -29,6 +29,12 @@ def scenario_params(chosen: Scenario) -> list[click.Parameter]:
             help="TOML file with options, at its top or in a table [NAME OF THE SCENARIO]; what is typed here wins",
         ),
     ]
+
+
+def parsed_options(chosen: Scenario, arguments: Sequence[str]) -> CommonOptions:
+    """The options of a scenario from what would be typed after `run NAME`. Raises `UsageError`."""
+    context = click.Command(chosen.name, params=scenario_params(chosen)).make_context(chosen.name, list(arguments))
+    return chosen.options(**{name: value for name, value in context.params.items() if name != RUNS_DIR.name})
 
 
 def _read_options(

@@ -6,11 +6,10 @@ Each case is one run for each tier, with its command. The page holds the runs' r
 
 from __future__ import annotations
 
-import json
 import os
 import platform
+import shlex
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,17 @@ import click
 from rich.console import Console
 
 from harness.adapters import tier_python
-from harness.commands.batch import worst
+from harness.commands.batch import Batch, worst
+from harness.commands.click_options import parsed_options
 from harness.commands.click_types import PATH, SEED
 from harness.core.inputs import UsageError, check_output
-from harness.core.installation import module_command, python_path
 from harness.core.seeds import fresh_seed
-from harness.recorded_run import with_findings
+from harness.entry_point import HARNESS
 from harness.report.verdict_text import VERDICT_WORDS
+from harness.scenarios import scenario
 
 TIERS = ("vllm", "kvtier")
 FINDINGS_SHOWN = 4
-CASE_SECONDS_MAX = 900.0
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ CASES = (
         "Two seeds on one root share nothing, without an error",
         "Which processes share, and which are refused, over seeds, hash algorithms, start methods and Python versions.",
         "determinism",
-        ("seed_settings", "openings"),
+        ("seed_settings",),
     ),
     Case(
         "On Python 3.11 the process aborts after some hundred thousand jobs",
@@ -134,23 +133,16 @@ the message.
 """
 
 
-def _run(case: Case, tier: str, seed: int, runs_dir: Path) -> dict[str, Any]:
-    """One run's results.json, or, where the tier refused to start, its sentence as the reason."""
+def _run(batch: Batch, case: Case, tier: str, seed: int) -> dict[str, Any]:
+    """One run's results, or, where the tier refuses its options, its sentence as the reason."""
     own = case.vllm_options if tier == "vllm" else ()
-    arguments = ["run", case.scenario, "--tier", tier, "--seed", str(seed), *case.options, *own]
-    child = subprocess.run(
-        [*module_command(sys.executable, "harness"), *arguments, "--json", "--runs-dir", str(runs_dir)],
-        env={**os.environ, "PYTHONPATH": python_path(sys.executable, runs_dir)},
-        capture_output=True,
-        text=True,
-        timeout=CASE_SECONDS_MAX,
-    )
-    command = "python -m harness " + " ".join(arguments)
+    arguments = ["--tier", tier, "--seed", str(seed), *case.options, *own]
+    chosen = scenario(case.scenario)
     try:
-        results = with_findings(json.loads(child.stdout))
-    except ValueError:
-        results = {"verdict": "unknown", "verdicts": [], "reason": (child.stderr or child.stdout).strip()[-500:]}
-    return {**results, "command": command}
+        results = vars(batch.run(chosen, parsed_options(chosen, arguments), f"{case.title}: {tier}"))
+    except (UsageError, click.UsageError) as error:
+        results = {"verdicts": [], "reason": str(error)}
+    return {**results, "command": shlex.join([HARNESS.program, "run", chosen.name, *arguments])}
 
 
 def _of(case: Case, results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -197,12 +189,13 @@ def findings(write: str | None, seed: int | None, runs_dir: str, wanted: tuple[s
     peer = tier_python("vllm")
     seed = fresh_seed() if seed is None else seed
     console = Console(highlight=False)
+    batch = Batch(Path(runs_dir), console)
     version = subprocess.run([peer, "-V"], capture_output=True, text=True).stdout.strip()
     rows, sections = [], []
     for case in CASES:
         if wanted and not case.title.startswith(wanted):
             continue
-        both = {tier: _run(case, tier, seed, Path(runs_dir)) for tier in TIERS}
+        both = {tier: _run(batch, case, tier, seed) for tier in TIERS}
         cells = [VERDICT_WORDS[_cell(case, results)] for results in both.values()]
         rows.append(f"| {case.title} | {' | '.join(cells)} |")
         sections += _section(case, both)

@@ -1,7 +1,7 @@
 """The command `e2e-vllm`: real vLLM engines on one root, pass by pass, with a comparison of every generation.
 
 Starts engines, compares token ids with those of a pass that computes everything, and reads the engines' own /metrics to
-see where cached tokens came from. Prints a table; exit code 0: all judged passes hold, 1: some do not, 2: no engine.
+see where cached tokens came from. Prints a table; exit code 0: all judged passes pass, 1: some fail, 2: no engine.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ PROMPT_TOKENS = TOKENS_PER_BLOCK * PROMPT_BLOCKS + 1  # the last token is always
 PROMPTS = 4
 LOAD_PROMPTS = 24
 NEW_TOKENS = 16
-NUDGE = [[5, 6, 7]]
+STEP_PROMPT = [[5, 6, 7]]
 """Less than a block, so never cached. It makes an engine step: deferred stores are submitted, finished jobs reaped."""
-NUDGES = 8
+IDLE_STEPS = 8
 """Steps after which an idle engine has stored a few blocks."""
-SETTLE_SECONDS_MAX = 60.0
+STORED_SECONDS_MAX = 60.0
 DAMAGED_BLOCK = 10
 KVTIER = {"type": "KvtierFileSystemTier", "module_path": "kvtier.vllm_plugin"}
 BUILT_IN = {"type": "fs"}
@@ -156,7 +156,7 @@ class Engines:
 
     def _newly_from_files(self, engine: EngineProcess) -> int:
         """Tokens that came from disk by the engine's metrics since the last call."""
-        self.nudge(engine)  # the process that serves /metrics receives a step's figures when the next one ends
+        self.run_step(engine)  # the process that serves /metrics receives a step's figures when the next one ends
         metrics: dict[str, float] = engine.request("metrics")
         disk = sum(v for k, v in metrics.items() if k.startswith(_BY_SOURCE) and "source=disk" in k)
         seen = self.trial.metrics.setdefault(engine.name, {})
@@ -165,24 +165,24 @@ class Engines:
         seen["tokens_from_files"] = disk
         return round(disk - before)
 
-    def nudge(self, engine: EngineProcess) -> None:
-        engine.request("generate", prompts=NUDGE, max_tokens=2)
+    def run_step(self, engine: EngineProcess) -> None:
+        engine.request("generate", prompts=STEP_PROMPT, max_tokens=2)
 
-    def settle(self, engines: Sequence[EngineProcess], blocks: int) -> None:
+    def await_stored(self, engines: Sequence[EngineProcess], blocks: int) -> None:
         """Run steps until `blocks` files exist."""
-        deadline = time.monotonic() + SETTLE_SECONDS_MAX
+        deadline = time.monotonic() + STORED_SECONDS_MAX
         while (there := len(self.files())) < blocks:
             if time.monotonic() > deadline:
-                raise EngineFailed(f"{there} of {blocks} blocks are stored after {SETTLE_SECONDS_MAX:.0f} s")
+                raise EngineFailed(f"{there} of {blocks} blocks are stored after {STORED_SECONDS_MAX:.0f} s")
             for engine in engines:
-                self.nudge(engine)
+                self.run_step(engine)
 
-    def forget(self, engine: EngineProcess, files_only: bool = True) -> None:
+    def reset_caches(self, engine: EngineProcess, files_only: bool = True) -> None:
         """Empty the engine's caches, except the files; without `files_only` also except the CPU tier."""
-        self.nudge(engine)
+        self.run_step(engine)
         if not engine.request("reset", cpu_tier=files_only):
             raise EngineFailed(f"engine {engine.name} does not reset its caches")
-        self.nudge(engine)
+        self.run_step(engine)
 
     def files(self) -> dict[str, Path]:
         """Block hash -> file."""
@@ -205,11 +205,11 @@ def run_passes(engines: Engines) -> None:
     # One engine: compute, then from its caches, then from files alone.
     engines.reference(a, "p", p)
     engines.run_pass("1 cold", a, "p", p, cached=0, from_files=0)
-    engines.settle([a], 2 * blocks)  # with those of the reference
+    engines.await_stored([a], 2 * blocks)  # with those of the reference
     engines.run_pass("2 from the GPU cache", a, "p", p, cached=full, from_files=0)
-    engines.forget(a, files_only=False)
+    engines.reset_caches(a, files_only=False)
     engines.run_pass("2 from the CPU tier", a, "p", p, cached=full, from_files=0)
-    engines.forget(a)
+    engines.reset_caches(a)
     engines.run_pass("3 from files, caches reset", a, "p", p, cached=full, from_files=full)
 
     # Other engines, started later.
@@ -221,7 +221,7 @@ def run_passes(engines: Engines) -> None:
     engines.run_pass("5 kvtier wrote, vLLM's tier reads", v, "p", p, cached=full, from_files=full)
     engines.reference(v, "q", q)
     engines.run_pass("6 cold, vLLM's tier writes", v, "q", q, cached=0, from_files=0)
-    engines.settle([v], 4 * blocks)
+    engines.await_stored([v], 4 * blocks)
     engines.run_pass("7 vLLM's tier wrote, kvtier reads", b, "q", q, cached=full, from_files=full)
 
     at_once(engines, a, b)
@@ -254,9 +254,9 @@ def at_once(engines: Engines, a: EngineProcess, b: EngineProcess) -> None:
         engine.send("generate", prompts=both, max_tokens=NEW_TOKENS)
     for engine in (a, b):
         engines.record("8 two at once, same prompts", engine, "both", engine.answer())
-    engines.settle([a, b], before + PROMPTS * PROMPT_BLOCKS)
+    engines.await_stored([a, b], before + PROMPTS * PROMPT_BLOCKS)
     for engine in (a, b):
-        engines.forget(engine)
+        engines.reset_caches(engine)
     for engine in (a, b):
         engine.send("generate", prompts=both, max_tokens=NEW_TOKENS)
     for engine in (a, b):
@@ -272,24 +272,24 @@ def damage(engines: Engines, engine: EngineProcess, name: str, prompts: Prompts,
     for index, kind in enumerate(("corrupt", "truncated", "deleted")):
         path = files[hashes[index][DAMAGED_BLOCK]]
         _damage(path, kind)
-        engines.forget(engine)
+        engines.reset_caches(engine)
         one, ask = f"{name} {index}", [prompts[index]]
         engines.right[one] = [engines.right[name][index]]
         # Blocks before the damaged one are found, the rest computed; a tier that does not detect it serves all of it.
         before = DAMAGED_BLOCK * TOKENS_PER_BLOCK if judged else None
         what = f"10 {kind} block {DAMAGED_BLOCK} of {PROMPT_BLOCKS}"
         row = engines.run_pass(what, engine, one, ask, cached=before, from_files=before, judged=judged)
-        row.note = "" if row.equal else "WRONG TOKENS"
+        row.note = "" if row.equal else "tokens differ"
         # What was recomputed is stored again, and then found.
         if judged:
-            engines.settle([engine], len(files))
+            engines.await_stored([engine], len(files))
         else:
-            for _ in range(NUDGES):
-                engines.nudge(engine)
-        engines.forget(engine)
+            for _ in range(IDLE_STEPS):
+                engines.run_step(engine)
+        engines.reset_caches(engine)
         after = whole if judged else None
         row = engines.run_pass(f"11 {kind}: once more", engine, one, ask, cached=after, from_files=after, judged=judged)
-        row.note = "" if row.equal else "WRONG TOKENS"
+        row.note = "" if row.equal else "tokens differ"
 
 
 def _damage(path: Path, kind: str) -> None:
@@ -311,7 +311,7 @@ def killed(engines: Engines, a: EngineProcess, b: EngineProcess, v: EngineProces
     before = set(engines.files())
     hashes = {block_hash for chain in b.request("block_hashes", prompts=load) for block_hash in chain}
     a.send("generate", prompts=load, max_tokens=NEW_TOKENS)
-    deadline = time.monotonic() + SETTLE_SECONDS_MAX
+    deadline = time.monotonic() + STORED_SECONDS_MAX
     while not (stored := hashes & (set(engines.files()) - before)):  # it dies in the middle of storing
         if time.monotonic() > deadline:
             raise EngineFailed("engine a stores nothing under load")
@@ -321,8 +321,8 @@ def killed(engines: Engines, a: EngineProcess, b: EngineProcess, v: EngineProces
     engines.trial.checks["the kill came in the middle: some blocks stored, some not"] = 0 < len(stored) < len(hashes)
     note = f"{len(stored)} of {len(hashes)} blocks were stored"
     engines.run_pass("12 the other engine, after SIGKILL", b, "load", load, note=note)
-    engines.settle([b], len(before | hashes))
-    engines.forget(b)
+    engines.await_stored([b], len(before | hashes))
+    engines.reset_caches(b)
     full = LOAD_PROMPTS * PROMPT_BLOCKS * TOKENS_PER_BLOCK
     engines.run_pass("13 and all of it from files", b, "load", load, cached=full, from_files=full)
 
@@ -386,7 +386,7 @@ def _table(trial: Trial) -> Table:
     for name in ("pass", "engine", "tokens cached", "from files", "seconds", "generations equal", ""):
         table.add_column(name, justify="right" if name in ("tokens cached", "from files", "seconds") else "left")
     for row in trial.passes:
-        verdict = "[green]ok[/]" if row.ok else "[red]WRONG[/]"
+        verdict = "[green]pass[/]" if row.ok else "[red]FAIL[/]"
         table.add_row(
             row.what,
             row.engine,
@@ -412,11 +412,11 @@ def _count(seen: int, expected: int | None) -> str:
 def main(
     python_path: str | None, versions: tuple[str, ...], seed: int | None, json_path: Path | None, folder: Path | None
 ) -> None:
-    """Passes of real vLLM engines over one root; exit code 0 all right, 1 something is wrong, 2 no engine to run."""
+    """Passes of real vLLM engines over one root; exit code 0 pass, 1 fail, 2 no engine to run."""
     console = Console(width=None if sys.stdout.isatty() else 150)
     python = Path(python_path or os.environ.get(PYTHON_VARIABLE) or REPOSITORY / ".venv-engine/bin/python").absolute()
     if not os.access(python, os.X_OK):
-        console.print(f"SKIPPED: no engine at {python}; make its venv with `make e2e-vllm`", style="bold yellow")
+        console.print(f"inconclusive: no engine at {python}; make its venv with `make e2e-vllm`", style="bold yellow")
         sys.exit(2)
     seed = seeds.fresh_seed() if seed is None else seed
     console.print(f"seed {seed}")
@@ -430,12 +430,12 @@ def main(
             trial = _run_version(version, python, place, seed)
             trials.append(trial)
             console.print(_table(trial))
-            for what, holds in trial.checks.items():
-                console.print(f"  {'[green]ok[/]   ' if holds else '[red]WRONG[/]'} {what}")
+            for what, passed in trial.checks.items():
+                console.print(f"  {'[green]pass[/]' if passed else '[red]FAIL[/]'} {what}")
             if trial.error:
                 console.print(f"[red]{trial.error}", markup=True)
     if json_path is not None:
-        result = {"seed": seed, "ok": all(s.ok for s in trials), "stories": [asdict(trial) for trial in trials]}
+        result = {"seed": seed, "ok": all(trial.ok for trial in trials), "trials": [asdict(trial) for trial in trials]}
         json_path.write_text(json.dumps(result, indent=2))
-    console.print("all passes hold" if all(trial.ok for trial in trials) else "[red]something is wrong")
+    console.print("[green]pass[/]" if all(trial.ok for trial in trials) else "[red]FAIL[/]")
     sys.exit(0 if all(trial.ok for trial in trials) else 1)

@@ -76,7 +76,7 @@ def test_a_failure_says_its_seed_its_command_and_the_last_words_of_the_dead(tmp_
     assert second.split()[0] == "sharing"
     assert "last output of process 0:\n" in wrong.stdout
     assert "  RuntimeError: the tier fell over\n" in wrong.stdout
-    assert f"seed 5; again: python -m harness run load --tier {broken} --processes 2 --seed 5" in wrong.stdout
+    assert f"seed 5; again: kvtier-harness run load --tier {broken} --processes 2 --seed 5" in wrong.stdout
     # What is not decided has an exit code of its own.
     (history,) = (tmp_path / "runs" / "latest").glob("history-0.jsonl")
     for path in history.parent.glob("history-*.jsonl"):
