@@ -76,7 +76,7 @@ def explore(
                         raise CannotExplore(ran.failed)
                     count.add(ran)
                     if ran.states:
-                        tree.add(item, ran.states, ran.choices, ran.races)
+                        tree.add(item, ran.states, ran.choices, ran.names, ran.races)
     finally:
         workers.close()
     return count.exploration(time.monotonic() - started)

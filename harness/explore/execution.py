@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,7 @@ STEPS_MAX = 5000
 """A schedule of more steps ends as stuck: its actors poll without end."""
 YIELDS_MAX = 6
 """How often a thread may look again after a sleep while others could go on; then it waits for a step of theirs."""
-STALL_SECONDS = 5.0
+STALL_SECONDS = 1.0
 """If nobody can continue, timed waits may end by themselves for so long; then the schedule is stuck."""
 
 Dependence = Callable[[Effect, Effect], bool]
@@ -56,15 +56,23 @@ class Runner:
         self._idle: dict[int, Child] = {}
 
     def run(
-        self, root: Path, prefix: Schedule, sleep: frozenset[str] = frozenset(), reduction: bool = False
+        self,
+        root: Path,
+        prefix: Schedule,
+        sleep: frozenset[str] = frozenset(),
+        reduction: bool = False,
+        names: Sequence[str] = (),
     ) -> Execution:
         """Follow `prefix`; `sleep` holds what need not be tried before its last choice. Raises Diverged, CannotExplore.
 
-        With `reduction` the execution stops where it can only repeat others.
+        With `reduction` the execution stops where it can only repeat others. `names` are the calls that the prefix made
+        the last time: other ones raise Diverged.
         """
         one = _Run(self, root)
         try:
-            return one.follow(prefix, sleep, reduction)
+            found = one.follow(prefix, sleep, reduction, names)
+            one.finish()
+            return found
         finally:
             one.close()
 
@@ -98,7 +106,7 @@ class _Run:
         self._killed: list[int] = []
         self._last = ""
 
-    def follow(self, prefix: Schedule, sleep: frozenset[str], reduction: bool) -> Execution:
+    def follow(self, prefix: Schedule, sleep: frozenset[str], reduction: bool, names: Sequence[str]) -> Execution:
         execution = self._execution
         self._start_due()
         asleep: frozenset[str] = frozenset()
@@ -138,6 +146,9 @@ class _Run:
             effect = self._effect(choice)
             asleep = frozenset(one for one in asleep if not self._depends(self._effect(one), effect))
             self._step(choice, effect, step)
+            made = execution.calls[-1].name
+            if step < len(names) and made != names[step]:
+                raise Diverged(f"step {step}: {choice} makes the call {made}, not {names[step]}")
             self._aftermath(effect)
         execution.outcome = self._outcome(stuck)
         return execution
@@ -215,7 +226,9 @@ class _Run:
                 actor.others_moved()
                 if actor.is_waiting_in_kernel():
                     actor.settle(0)
-            actor.wake()
+            # A sleeper that was woken after its own process's last step, and made no call, looks at memory only.
+            if actor.index == effect.actor or not actor.stopped:
+                actor.wake()
         self._start_due()
         for actor in self._started:
             for number, stopped in actor.stopped.items():
@@ -268,7 +281,22 @@ class _Run:
         results = tuple(None if actor.killed else actor.result for actor in actors)
         return Outcome(self._root, results, errors, tuple(self._killed), tuple(self._execution.calls), stuck)
 
+    def finish(self) -> None:
+        """Let the processes that can be used again run to their end, without a schedule."""
+        going = [actor for actor in self._started if not actor.ended]
+        moved = all(actor.actor.again for actor in going)
+        steps = 0
+        while moved and steps < STEPS_MAX:
+            moved = False
+            for actor in going:
+                for number in [n for n, one in actor.stopped.items() if not one.call.must_wait(actor.pid)]:
+                    if number in actor.stopped:
+                        actor.let_run(number)
+                        moved, steps = True, steps + 1
+                actor.wake()
+
     def close(self) -> None:
+        """End each process, or keep it for the next schedule."""
         for actor in self._started:
             if not actor.ended:
                 actor.kill()

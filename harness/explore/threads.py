@@ -2,7 +2,7 @@
 
 A thread that was asleep at two looks and has not been on a CPU between them slept all the time. If that holds for all
 threads, with every first look before every second one, then all slept at the moment between. Nobody but the explorer
-can wake them from there on.
+can wake them from there on. For a thread that has not been on a CPU since the last rest, that rest is the first look.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Threads:
         self._pid = pid
         self._files: dict[int, tuple[int, int]] = {}  # thread -> descriptors of its syscall and schedstat
         self._list_again = True
+        self._slept: dict[int, bytes] = {}  # turns on a CPU of threads that were asleep at the last rest
         self.blocked: set[int] = set()
 
     def changed(self) -> None:
@@ -35,23 +36,30 @@ class Threads:
 
     def at_rest(self, stopped: set[int]) -> bool:
         """`stopped` threads wait for an answer of the explorer, who knows so."""
-        if self._list_again:
-            self._list()
-        seen: list[tuple[int, bytes, bytes]] = []
-        for thread in list(self._files):
-            if thread in stopped:
+        while True:
+            if self._list_again:
+                self._list()
+            others = self._files.keys() - stopped
+            first: dict[int, bytes] = {}
+            for thread in others - self._slept.keys():
+                if self._asleep_in(thread) is None:
+                    return False
+                first[thread] = self._read(thread, 1)
+            woken = set()
+            for thread in others:
+                if self._read(thread, 1) != (first.get(thread) or self._slept.get(thread)):
+                    woken.add(thread)  # since the last rest, or between the looks
+                elif self._asleep_in(thread) is None:
+                    return False
+            if self._list_again:  # a thread has ended
                 continue
-            call = self._asleep_in(thread)
-            if call is None:
+            if woken & first.keys():
                 return False
-            if call:
-                seen.append((thread, call, self._read(thread, 1)))
-        for thread, call, turns in seen:
-            if self._read(thread, 1) != turns or self._read(thread, 0) != call:
-                return False
-        if self._list_again:  # a thread has ended
-            return self.at_rest(stopped)
-        return True
+            if not woken:
+                self._slept |= first
+                return True
+            for thread in woken:
+                del self._slept[thread]
 
     def sits(self, thread: int) -> bool:
         """Whether a thread waits inside a call on a file that was let run."""
@@ -112,6 +120,7 @@ class Threads:
 
     def _forget(self, thread: int) -> None:
         self.blocked.discard(thread)
+        self._slept.pop(thread, None)
         self._list_again = True
         for descriptor in self._files.pop(thread, ()):
             os.close(descriptor)

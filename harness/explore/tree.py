@@ -12,10 +12,11 @@ from harness.explore.races import Race
 
 
 class Item(NamedTuple):
-    """A schedule to run: a path in the tree, and what need not be tried before its last choice."""
+    """A schedule to run: a path in the tree, what need not be tried before its last choice, and the calls so far."""
 
     prefix: Schedule
-    sleep: frozenset[str]
+    sleep: frozenset[str] = frozenset()
+    names: tuple[str, ...] = ()
 
 
 @dataclass
@@ -23,6 +24,7 @@ class _Node:
     """A state of the program: what can continue, what is asleep, and which choices were issued, in their order."""
 
     state: State
+    names: tuple[str, ...]  # of the calls up to here
     issued: list[str] = field(default_factory=list)
     children: dict[str, _Node] = field(default_factory=dict)
 
@@ -34,7 +36,7 @@ class Tree:
         self._reduction = reduction and preemptions_max is None
         self._preemptions_max = preemptions_max
         self._root: _Node | None = None
-        self._stack: list[Item] = [Item((), frozenset())]
+        self._stack: list[Item] = [Item(())]
 
     def take(self, count: int) -> list[Item]:
         """The next schedules to run, `count` at most."""
@@ -43,9 +45,11 @@ class Tree:
     def __len__(self) -> int:
         return len(self._stack)
 
-    def add(self, item: Item, states: Sequence[State], choices: Sequence[str], races: Sequence[Race]) -> None:
-        """An execution of `item` took `choices` through `states`."""
-        nodes = self._path(states, choices)
+    def add(
+        self, item: Item, states: Sequence[State], choices: Sequence[str], names: Sequence[str], races: Sequence[Race]
+    ) -> None:
+        """An execution of `item` took `choices`, calls with these names, through `states`."""
+        nodes = self._path(states, choices, names)
         first = len(item.prefix)
         for step in range(first, len(choices)):
             node = nodes[step]
@@ -63,14 +67,14 @@ class Tree:
         for race in races:
             self._reverse(nodes[race.at], choices[: race.at], race)
 
-    def _path(self, states: Sequence[State], choices: Sequence[str]) -> list[_Node]:
+    def _path(self, states: Sequence[State], choices: Sequence[str], names: Sequence[str]) -> list[_Node]:
         if self._root is None:
-            self._root = _Node(states[0])
+            self._root = _Node(states[0], ())
         nodes = [self._root]
         for step in range(1, len(states)):
             above = nodes[-1]
             if choices[step - 1] not in above.children:
-                above.children[choices[step - 1]] = _Node(states[step])
+                above.children[choices[step - 1]] = _Node(states[step], tuple(names[:step]))
             nodes.append(above.children[choices[step - 1]])
         return nodes
 
@@ -79,7 +83,7 @@ class Tree:
             return
         sleep = node.state.asleep | set(node.issued) if self._reduction else frozenset()
         node.issued.append(choice)
-        self._stack.append(Item((*above, choice), frozenset(sleep)))
+        self._stack.append(Item((*above, choice), frozenset(sleep), node.names))
 
     def _kills_beside(self, node: _Node, above: Sequence[str], choice: str) -> None:
         """An actor's step may be replaced by its end."""

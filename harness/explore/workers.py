@@ -30,6 +30,7 @@ class Ran(NamedTuple):
 
     states: Sequence[State] = ()
     choices: Sequence[str] = ()
+    names: Sequence[str] = ()
     races: Sequence[Race] = ()
     redundant: bool = False
     violation: Violation | None = None
@@ -99,7 +100,7 @@ class Bench:
         return Ran(diverged=last)
 
     def _once(self, item: Item, reduction: bool) -> Ran:
-        one = self._runner.run(self._snapshot.restore(), item.prefix, item.sleep, reduction)
+        one = self._runner.run(self._snapshot.restore(), item.prefix, item.sleep, reduction, item.names)
         choices = [call.choice for call in one.calls]
         found: list[Race] = []
         if reduction:
@@ -110,7 +111,8 @@ class Bench:
             if texts := tuple(self.program.check(one.outcome)):
                 violation = Violation(one.outcome.schedule, one.outcome.trace, texts)
             state = final_state(self.program, one.outcome)
-        return Ran(one.states, choices, found, one.redundant, violation, state, frozenset(one.notes))
+        names = [call.name for call in one.calls]
+        return Ran(one.states, choices, names, found, one.redundant, violation, state, frozenset(one.notes))
 
     def close(self) -> None:
         self._runner.forget()

@@ -261,3 +261,21 @@ def test_the_order_does_not_depend_on_the_number_of_workers() -> None:
         two.final_states,
     )
     assert [violation.schedule for violation in one.violations] == [violation.schedule for violation in two.violations]
+
+
+def test_a_process_that_remembers_an_earlier_schedule_is_noticed_and_replaced() -> None:
+    class Remembers:
+        def __init__(self, root: Path) -> None:
+            self.root, self.known = root, False
+
+        def reads(self) -> object:
+            if not self.known:
+                self.known = os.path.exists(self.root / "a")
+            return get(self.root / "a")
+
+    reader = Actor("reader", Remembers, Remembers.reads, again=lambda subject: None)
+    writer = Actor("writer", lambda root: root, writes_a, again=lambda root: None)
+    found = explore(Program("p", a_file, (writer, reader), lambda outcome: [], contents))
+    fresh = Program("p", a_file, (writer, reader._replace(again=None)), lambda outcome: [], contents)
+    assert found.complete, found.incomplete
+    assert found.final_states.keys() == explore(fresh).final_states.keys()
