@@ -317,8 +317,8 @@ class FsTierConfig(_Config):
     threads; a lookup that has waited for so long is a miss.
 
     `io` "auto": stores go past the page cache where the file system can, so that no backlog of dirty pages delays
-    loads; loads go through it, so that what any process of this host has loaded lately comes from memory. "direct":
-    both past it, for hosts without memory to spare or blocks that are loaded once. "buffered": both through it.
+    loads. A block's first load on this host goes past it too, later ones go through it, so that what is loaded again
+    comes from memory. "direct": all past it, for hosts without memory to spare. "buffered": all through it.
     `compiled`: use the native extension (`fs/_native.c`) where there is one.
 
     `thread_nice`: the nice offset of the tier's threads above the process, so that the engine's own threads run first;

@@ -42,7 +42,7 @@ class Disk:
                 self._make()
                 return
             except Unavailable:  # a mount namespace made in between keeps a copy of the mount: the device is busy
-                _run("mount", "-o", "nodiscard,noatime", self._loop, str(self.path))
+                _run("mount", "-o", "nodiscard", self._loop, str(self.path))
         for entry in list(self.path.iterdir()):
             if entry.name in keep:
                 continue
@@ -52,7 +52,7 @@ class Disk:
         assert self._loop is not None
         # Without -K the old blocks are discarded, which punches holes into the file below and makes the next run slow.
         _run("mkfs.xfs", "-q", "-K", "-f", "-m", "reflink=0", self._loop)
-        _run("mount", "-o", "nodiscard,noatime", self._loop, str(self.path))
+        _run("mount", "-o", "nodiscard", self._loop, str(self.path))
 
     def free_bytes(self) -> int:
         status = os.statvfs(self.path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import mmap
 import os
 import resource
 import time
@@ -106,9 +105,8 @@ class Driver:
         return os.path.join(self.adapter.setup.root_dir, name)
 
     def cool(self, keys: Sequence[bytes]) -> None:
-        """Write out and drop these blocks' pages from the page cache, and have memory for them."""
+        """Write out and drop these blocks' pages from the page cache."""
         sync(self.adapter.setup.root_dir)
-        _have_memory(len(keys) * self.block_bytes)
         for key in keys:
             descriptor = os.open(self.path(key), os.O_RDONLY)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -123,16 +121,6 @@ def sync(path: str) -> None:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     finally:
         os.close(descriptor)
-
-
-def _have_memory(size_bytes: int) -> None:
-    """Touch `size_bytes` of free memory.
-
-    The host of a virtual machine may take free memory back. The first touch is then slow (seconds per GiB were
-    measured), which would count as the tier's time.
-    """
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-    mmap.mmap(-1, size_bytes, flags=flags).close()
 
 
 def cpu_seconds() -> float:

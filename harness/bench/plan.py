@@ -108,7 +108,7 @@ Section = Callable[[Bench], Iterator[Sample]]
 
 
 def throughput(bench: Bench) -> Iterator[Sample]:
-    """Jobs of 16 blocks, all submitted at once: store, cold load, warm load, and the CPU they take."""
+    """Jobs of 16 blocks, all submitted at once: store, cold load, second load, warm load, and the CPU they take."""
     for block_bytes in bench.size.block_sizes:
         row, blocks = f"{block_bytes // KIB} KiB", bench.blocks(block_bytes)
         for number in range(bench.size.rounds):

@@ -27,6 +27,9 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#define VERSION 2 /* of the functions' arguments: `native.py` uses no other, such as one built before an update */
+#define SYS_CACHESTAT 451 /* on every architecture; glibc has no function for it */
+#define UNMARKED 2
 #define NOT_DONE (-1)
 #define PUBLISHED 1
 #define THERE_ALREADY 2
@@ -57,6 +60,7 @@ typedef struct {
 typedef struct {
     size_t page_bytes;
     int flags, file_mode, dir_mode;
+    int by_use;          /* first loads go past the page cache; `UNMARKED`: no read sets the atime that shows them */
     const char *trailer; /* of one of the blocks: the others differ in key and checksums */
     Checksum checksum;   /* NULL: nothing is verified */
 } How;
@@ -88,7 +92,24 @@ static int open_no_links(const char *path, int flags) {
     return (int)syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
 }
 
-/* Reads block and trailer. The file's mtime in seconds, if it is a regular file of exactly that size and all is right. */
+/* Whether all bytes of the file are in the page cache (Linux 6.5, and only for a user who may write the file). */
+static int is_cached(int descriptor, ssize_t size) {
+    struct {
+        uint64_t offset, length;
+    } range = {0, (uint64_t)size};
+    struct {
+        uint64_t cached, dirty, writeback, evicted, recently_evicted;
+    } pages;
+    return syscall(SYS_CACHESTAT, descriptor, &range, &pages, 0) == 0 &&
+           pages.cached * (uint64_t)sysconf(_SC_PAGESIZE) >= (uint64_t)size;
+}
+
+static int is_after(const struct timespec *one, const struct timespec *other) {
+    return one->tv_sec != other->tv_sec ? one->tv_sec > other->tv_sec : one->tv_nsec > other->tv_nsec;
+}
+
+/* Reads block and trailer. The file's mtime in seconds, if it is a regular file of exactly that size and all is right;
+ * 0 for a first load that the file's times must be made to show. */
 static long long read_sealed(const Block *block, const How *how) {
     struct iovec parts[2] = {{block->view.buf, (size_t)block->view.len}, {block->page, how->page_bytes}};
     ssize_t total = block->view.len + (ssize_t)how->page_bytes;
@@ -97,9 +118,13 @@ static long long read_sealed(const Block *block, const How *how) {
     int descriptor = open_no_links(block->path, how->flags);
     if (descriptor < 0)
         return NOT_DONE;
-    if (fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode) && status.st_size == total &&
-        preadv(descriptor, parts, 2, 0) == total && (!how->checksum || is_right(block, how)))
-        result = (long long)status.st_mtime;
+    if (fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode) && status.st_size == total) {
+        int first = how->by_use && !is_after(&status.st_atim, &status.st_mtim);
+        if (first && !is_cached(descriptor, total))
+            fcntl(descriptor, F_SETFL, O_DIRECT); /* where it fails, the page cache serves */
+        if (preadv(descriptor, parts, 2, 0) == total && (!how->checksum || is_right(block, how)))
+            result = first && how->by_use == UNMARKED ? 0 : (long long)status.st_mtime;
+    }
     close(descriptor);
     return result;
 }
@@ -236,16 +261,19 @@ static PyObject *each(PyObject *paths, PyObject *keys, PyObject *views, Py_buffe
     return list;
 }
 
-/* Parses the arguments of the two calls that move bytes; what `format` does not name stays 0. */
+/* Parses the arguments of the two calls that move bytes: after the flags a read has `by_use`, a write its two modes. */
 static PyObject *move(PyObject *arguments, const char *format, int access, Course course) {
     PyObject *paths, *keys, *views, *result = NULL;
     Py_buffer pages, trailer;
     Py_ssize_t page_bytes;
     unsigned long long checksum;
+    int numbers[2] = {0};
     How how = {0};
     if (!PyArg_ParseTuple(arguments, format, &PyList_Type, &paths, &PyList_Type, &keys, &PyList_Type, &views, &pages,
-                          &page_bytes, &trailer, &checksum, &how.flags, &how.file_mode, &how.dir_mode))
+                          &page_bytes, &trailer, &checksum, &how.flags, &numbers[0], &numbers[1]))
         return NULL;
+    how.by_use = how.file_mode = numbers[0];
+    how.dir_mode = numbers[1];
     how.page_bytes = (size_t)page_bytes;
     how.trailer = trailer.buf;
     how.checksum = (Checksum)(uintptr_t)checksum;
@@ -259,7 +287,7 @@ static PyObject *move(PyObject *arguments, const char *format, int access, Cours
 }
 
 static PyObject *read_blocks(PyObject *module, PyObject *arguments) {
-    return move(arguments, "O!O!O!w*ny*Ki", PyBUF_WRITABLE, read_sealed);
+    return move(arguments, "O!O!O!w*ny*Kii", PyBUF_WRITABLE, read_sealed);
 }
 
 static PyObject *write_blocks(PyObject *module, PyObject *arguments) {
@@ -278,8 +306,9 @@ static PyObject *sizes(PyObject *module, PyObject *paths) {
 static PyMethodDef methods[] = {
     {"sizes", sizes, METH_O, "sizes(paths) -> bytes of each regular file, -1 for anything else."},
     {"read_blocks", read_blocks, METH_VARARGS,
-     "read_blocks(paths, keys, views, pages, page_bytes, trailer, checksum, flags) -> mtime of each in seconds, -1 where "
-     "not done. Without checksum (0) nothing is verified."},
+     "read_blocks(paths, keys, views, pages, page_bytes, trailer, checksum, flags, by_use) -> mtime of each in seconds, "
+     "-1 where not done. Without checksum (0) nothing is verified. by_use: 1, first loads go past the page cache; 2, they "
+     "return 0 as well."},
     {"write_blocks", write_blocks, METH_VARARGS,
      "write_blocks(paths, keys, views, pages, page_bytes, trailer, checksum, flags, file_mode, dir_mode) -> 1 published, "
      "2 there already, -1 not done."},
@@ -287,4 +316,9 @@ static PyMethodDef methods[] = {
 
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", NULL, 0, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__native(void) { return PyModule_Create(&definition); }
+PyMODINIT_FUNC PyInit__native(void) {
+    PyObject *module = PyModule_Create(&definition);
+    if (module && PyModule_AddIntConstant(module, "VERSION", VERSION) != 0)
+        Py_CLEAR(module);
+    return module;
+}

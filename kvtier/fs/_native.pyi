@@ -2,6 +2,8 @@ from collections.abc import Sequence
 
 from kvtier.hashing import OffloadKey
 
+VERSION: int
+
 def sizes(paths: list[str], /) -> Sequence[int]: ...
 def read_blocks(
     paths: list[str],
@@ -12,6 +14,7 @@ def read_blocks(
     trailer: bytes,
     checksum: int,
     flags: int,
+    by_use: int,
     /,
 ) -> Sequence[int]: ...
 def write_blocks(

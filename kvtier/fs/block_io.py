@@ -30,17 +30,6 @@ import xxhash
 from kvtier.config import PAGE_BYTES, FsTierConfig, RootError
 from kvtier.events import CorruptReason
 from kvtier.fs import native, posix
-from kvtier.fs.posix import (
-    O_DIRECT,
-    O_TMPFILE,
-    create_temp,
-    link_unnamed,
-    make_dir,
-    open_no_links,
-    opened_folder,
-    unlink_quietly,
-    unlock,
-)
 from kvtier.fs.trailer import Trailer, writer_of
 from kvtier.hashing import OffloadKey
 
@@ -101,6 +90,7 @@ class BlockIO:
         self._umask = 0o777  # until `probe` has seen it
         self._local = threading.local()
         self.direct = False
+        self._by_use = 0  # 1: first loads go past the page cache; 2: and set the atime, since reads do not
         self._misses_are_cached = False  # by the client of a network file system
         self._base_path = ""
         self.native_reads = self.native_writes = False  # may the native extension be used?
@@ -116,26 +106,28 @@ class BlockIO:
         """
         path, page = "", self._pages(1)[:PAGE_BYTES]
         try:
-            descriptor, path = create_temp(os.O_WRONLY, 0o777, directory=directory)
+            descriptor, path = posix.create_temp(os.O_WRONLY, 0o777, directory=directory)
             try:
                 self._umask = 0o777 & ~os.fstat(descriptor).st_mode
                 os.pwrite(descriptor, page, 0)
                 direct = aligned and self._config.io != "buffered" and posix.direct_io_works(path, page)
-                unlock(descriptor)
+                if direct and self._config.io == "auto":
+                    self._by_use = 1 if posix.reads_set_access_times(path, page) else 2
+                posix.unlock(descriptor)
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise RootError(f"cannot write to {directory}: {errno_name(error)} ({error.strerror})") from error
         finally:
-            unlink_quietly(path)
+            posix.unlink_quietly(path)
         if self._config.io == "direct" and not direct:
             reason = "the file system refuses O_DIRECT" if aligned else "the slots are not page-aligned in memory"
             raise RootError(f"io is 'direct', but {reason} at {directory}; use 'auto' or 'buffered'")
         self.direct = direct
         if direct:
-            self._write_flags |= O_DIRECT
+            self._write_flags |= posix.O_DIRECT
             if self._config.io == "direct":
-                self._read_flags |= O_DIRECT
+                self._read_flags |= posix.O_DIRECT
         self._tmpfile = posix.unnamed_files_work(directory, self._write_flags, self._config.file_mode)
         self._named_link = not self._tmpfile and posix.named_links_work(directory, self._config.file_mode)
         self.native_reads = self._config.compiled and native.CHECKSUM != 0 and directory.isascii()
@@ -230,13 +222,13 @@ class BlockIO:
                     if self._durable:
                         os.fdatasync(descriptor)
                     if temp is not None:
-                        unlock(descriptor)
+                        posix.unlock(descriptor)
                     return self._settled(path, self._publish(descriptor, temp, folder, path))
                 finally:
                     os.close(descriptor)  # may fail itself, where a quota is found out late
             finally:
                 if temp is not None:
-                    unlink_quietly(temp, folder)  # gone already when it was renamed; never another writer's
+                    posix.unlink_quietly(temp, folder)  # gone already when it was renamed; never another writer's
         finally:
             os.close(folder)
 
@@ -257,14 +249,14 @@ class BlockIO:
         """A block's folder, and whether it was made just now. Of missing folders two are made, never a root that is not
         mounted."""
         try:
-            return open_no_links(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), False
+            return posix.open_no_links(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), False
         except FileNotFoundError:
             if not levels:
                 raise
         above, name = os.path.split(directory)
         parent, _ = self._open_folder(above, levels - 1)
         try:
-            is_new = make_dir(name, self._config.dir_mode, self._umask, parent)
+            is_new = posix.make_dir(name, self._config.dir_mode, self._umask, parent)
             return os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent), is_new
         finally:
             os.close(parent)
@@ -273,15 +265,15 @@ class BlockIO:
         """An empty file to write into: unnamed where that works (a killed process leaves nothing), else a temp file,
         locked while it is written, as long as its writer lives."""
         if self._tmpfile:
-            return os.open(".", O_TMPFILE | self._write_flags, self._config.file_mode, dir_fd=folder), None
-        return create_temp(self._write_flags, self._config.file_mode, folder)
+            return os.open(".", posix.O_TMPFILE | self._write_flags, self._config.file_mode, dir_fd=folder), None
+        return posix.create_temp(self._write_flags, self._config.file_mode, folder)
 
     def _publish(self, descriptor: int, temp: str | None, folder: int, path: str) -> BlockOutcome:
         quarantined, name = None, os.path.basename(path)
         for _ in range(3):  # something in the way is moved; another repairer may race us, but not for ever
             try:
                 if temp is None:
-                    link_unnamed(descriptor, name, folder)
+                    posix.link_unnamed(descriptor, name, folder)
                 elif self._named_link:  # replaces nothing: to a reader of the replaced file it would be an ESTALE
                     os.link(temp, name, src_dir_fd=folder, dst_dir_fd=folder)
                 else:
@@ -307,16 +299,14 @@ class BlockIO:
         blocks = list(paths), list(keys), list(views), pages, PAGE_BYTES
         verify = self._config.integrity != "off"
         trailer, checksum = self._trailer(keys[0], 0).pack(), native.CHECKSUM if verify else 0
-        used = native.read_blocks(*blocks, trailer, checksum, self._read_flags)
+        used = native.read_blocks(*blocks, trailer, checksum, self._read_flags, self._by_use)
         outcomes = []
         for page, used_seconds, path, key, view in zip(_each_page(pages), used, paths, keys, views, strict=False):
             if used_seconds < 0:
                 outcome = self.read_block(path, key, view)
             else:
                 outcome = BlockOutcome(None, False, *writer_of(page)) if verify else self._verified(page, key, view)
-                if time.time() - used_seconds > self.recency_seconds:
-                    with contextlib.suppress(OSError):
-                        os.utime(path, follow_symlinks=False)
+                self._renew(path, used_seconds)
             outcomes.append(outcome)
         return outcomes
 
@@ -336,13 +326,12 @@ class BlockIO:
         """The outcome, and the file that was seen."""
         status: os.stat_result | None = None
         try:
-            descriptor = open_no_links(path, self._read_flags)
+            descriptor = posix.open_no_links(path, self._read_flags)
             try:
                 status = os.fstat(descriptor)
                 outcome = self._read_open(descriptor, status, key, view)
-                if outcome.ok and time.time() - status.st_mtime > self.recency_seconds:
-                    with contextlib.suppress(OSError):
-                        os.utime(descriptor)  # the mark of use that eviction goes by
+                if outcome.ok:
+                    self._renew(descriptor, 0 if self._by_use == 2 and not posix.was_read(status) else status.st_mtime)
                 return outcome, status
             finally:
                 os.close(descriptor)
@@ -351,15 +340,27 @@ class BlockIO:
             if isinstance(error, FileNotFoundError) or status is not None:
                 return outcome, status
         try:  # some kinds of file cannot even be opened
-            with opened_folder(os.path.dirname(path)) as folder:
+            with posix.opened_folder(os.path.dirname(path)) as folder:
                 status = os.stat(os.path.basename(path), dir_fd=folder, follow_symlinks=False)
         except OSError:
             return outcome, None
         return (outcome if stat.S_ISREG(status.st_mode) else BlockOutcome(reason="kind")), status
 
+    def _renew(self, file: int | str, used_seconds: float) -> None:
+        """Set a file's mtime, the mark of use that eviction goes by, if it is old. An atime after it means: loaded."""
+        if time.time() - used_seconds > self.recency_seconds:
+            now, follow = time.time_ns(), isinstance(file, int)
+            try:
+                os.utime(file, ns=(now, now - 1000), follow_symlinks=follow)
+            except OSError:  # another user's file: one who may write it may set both times to now
+                with contextlib.suppress(OSError):
+                    os.utime(file, follow_symlinks=follow)
+
     def _read_open(self, descriptor: int, status: os.stat_result, key: OffloadKey, view: memoryview) -> BlockOutcome:
         if not stat.S_ISREG(status.st_mode):
             return BlockOutcome(reason="kind")
+        if self._by_use and not posix.was_read(status) and not posix.is_cached(descriptor, status.st_size):
+            posix.pass_page_cache(descriptor)
         if status.st_size == self.block_bytes:
             if self._config.integrity == "require":
                 return BlockOutcome(reason="unverified")
@@ -390,7 +391,7 @@ class BlockIO:
         """Move a bad file to quarantine; "" when it cannot be moved, or is no longer the file that was `seen`."""
         name = os.path.basename(path)
         try:
-            with opened_folder(os.path.dirname(path)) as folder:
+            with posix.opened_folder(os.path.dirname(path)) as folder:
                 now = os.stat(name, dir_fd=folder, follow_symlinks=False)
                 if seen is not None and (now.st_ino, now.st_dev) != (seen.st_ino, seen.st_dev):
                     return ""  # another process has repaired it
@@ -440,7 +441,7 @@ def _transfer(move: Callable[..., int], descriptor: int, buffers: Sequence[memor
 
 
 def _sync(path: str) -> None:
-    descriptor = open_no_links(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = posix.open_no_links(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

@@ -61,10 +61,7 @@ def _fields(run: RunConfig) -> dict[str, Any]:
         "model_name": run.model_name,
         "tokens_per_hash": run.tokens_per_hash,
         "blocks_per_file": run.blocks_per_file,
-        "tp_size": size or run.tp_size,
-        "pp_size": size or run.pp_size,
-        "pcp_size": size or run.pcp_size,
-        "dcp_size": size or run.dcp_size,
+        **{name: size or getattr(run, name) for name in ("tp_size", "pp_size", "pcp_size", "dcp_size")},
         "dtype": str(run.dtype),
         "kv_cache_groups": [
             {"tokens_per_block": group.tokens_per_block, "layer_names": list(group.layer_names)}

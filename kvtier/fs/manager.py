@@ -58,6 +58,9 @@ processes' small tasks would leave little time to their stores."""
 _ANSWER = {True: LookupResult.HIT, False: LookupResult.MISS, None: LookupResult.RETRY}
 
 
+_Outcomes = Sequence[BlockOutcome]
+
+
 class _Submitted(NamedTuple):
     job: TransferJob
     tasks: list[tuple[OffloadKey, ...]]  # the keys of each
@@ -272,15 +275,9 @@ class FileSystemTierManager(SecondaryTierManager):
             len(ok) * self.config.block_bytes,
         )
 
-    def _emit(
-        self,
-        submitted: _Submitted,
-        completion: Completion,
-        outcomes: Sequence[BlockOutcome],
-        failures: Counter[str],
-    ) -> None:
+    def _emit(self, submitted: _Submitted, done: Completion, outcomes: _Outcomes, failures: Counter[str]) -> None:
         job, _, submitted_seconds, own_traceparent, _ = submitted
-        loading = completion.direction == "load"
+        loading = done.direction == "load"
         ok = [outcome for outcome in outcomes if outcome.reason is None]
         loaded, own = ok if loading else [], self.blockio.instance_id
         for outcome in outcomes:
@@ -291,8 +288,8 @@ class FileSystemTierManager(SecondaryTierManager):
         self._observer.on_event(
             JobFinished(
                 tier=self.tier_type,
-                direction=completion.direction,
-                job_id=completion.job_id,
+                direction=done.direction,
+                job_id=done.job_id,
                 req_id=job.req_context.req_id,
                 blocks_ok=len(ok),
                 blocks_skipped=len([outcome for outcome in ok if outcome.skipped]),
@@ -300,8 +297,8 @@ class FileSystemTierManager(SecondaryTierManager):
                 failures=tuple(failures.items()),
                 bytes_ok=len(ok) * self.config.block_bytes,
                 submitted_seconds=submitted_seconds,
-                finished_seconds=max((fact.finished_seconds for fact in completion.facts), default=submitted_seconds),
-                tasks=completion.facts,
+                finished_seconds=max((fact.finished_seconds for fact in done.facts), default=submitted_seconds),
+                tasks=done.facts,
                 traceparent=job.req_context.traceparent,
                 links=tuple(dict.fromkeys([o.traceparent for o in loaded if o.traceparent]))[:LINKS_MAX],
                 blocks_unverified=len([outcome for outcome in loaded if outcome.writer is None]),

@@ -1,7 +1,7 @@
 """The native extension of block I/O, and the checksum that it calls by address: those of this machine, or none of both.
 
-`CHECKSUM` is 0 where `_native` is not built, or where the xxhash package is not a library with XXH3 in it: block I/O
-then handles blocks one by one and calls none of the functions here.
+`CHECKSUM` is 0 where `_native` is not built or of another version, or where the xxhash package is not a library with
+XXH3 in it: block I/O then handles blocks one by one and calls none of the functions here.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def find_checksum() -> int:
 
 CHECKSUM = 0
 try:
-    from kvtier.fs._native import read_blocks, sizes, write_blocks
+    from kvtier.fs._native import VERSION, read_blocks, sizes, write_blocks
 
-    CHECKSUM = find_checksum()
+    CHECKSUM = find_checksum() if VERSION == 2 else 0
 except ImportError:
     pass

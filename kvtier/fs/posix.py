@@ -10,12 +10,16 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
+import mmap
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import ParamSpec
 
 O_DIRECT = getattr(os, "O_DIRECT", 0)
 O_TMPFILE = getattr(os, "O_TMPFILE", 0)
+_P = ParamSpec("_P")
 _CANNOT_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -133,55 +137,85 @@ def _fill(descriptor: int, content: bytes, mode: int) -> None:
     os.fsync(descriptor)  # unsynced, a power cut can leave a file of the right size and wrong bytes
 
 
+def _or_false(trial: Callable[_P, bool]) -> Callable[_P, bool]:
+    """A trial that returns False where it raises an OSError."""
+
+    @functools.wraps(trial)
+    def works(*arguments: _P.args, **keywords: _P.kwargs) -> bool:
+        try:
+            return trial(*arguments, **keywords)
+        except OSError:
+            return False
+
+    return works
+
+
+@_or_false
 def direct_io_works(path: str, page: memoryview) -> bool:
     """Whether a page-aligned `page` can be written to and read from an existing file past the page cache."""
-    if not O_DIRECT:
-        return False
     for flags, move in ((os.O_WRONLY, os.pwritev), (os.O_RDONLY, os.preadv)):
-        try:
-            descriptor = os.open(path, flags | O_DIRECT | os.O_CLOEXEC)
-        except OSError:
-            return False
+        descriptor = os.open(path, flags | O_DIRECT | os.O_CLOEXEC)
         try:
             move(descriptor, [page], 0)
-        except OSError:
-            return False
         finally:
             os.close(descriptor)
-    return True
+    return O_DIRECT != 0
 
 
+@_or_false
+def reads_set_access_times(path: str, page: memoryview) -> bool:
+    """Whether a read past the page cache moves an existing file's access time past its modification time."""
+    os.utime(path, (0, 0))
+    descriptor = os.open(path, os.O_RDONLY | O_DIRECT | os.O_CLOEXEC)
+    try:
+        os.preadv(descriptor, [page], 0)
+    finally:
+        os.close(descriptor)
+    return was_read(os.stat(path))
+
+
+@_or_false
 def unnamed_files_work(directory: str, flags: int, mode: int) -> bool:
     """Whether a file may be written without a name and be given one when it is whole."""
-    if not O_TMPFILE:
-        return False
     path = os.path.join(directory, temp_name())
-    try:
-        descriptor = os.open(directory, O_TMPFILE | flags, mode)
-    except OSError:
-        return False
+    descriptor = os.open(directory, O_TMPFILE | flags, mode)
     try:
         link_unnamed(descriptor, path)
-    except OSError:
-        return False
     finally:
         os.close(descriptor)
         unlink_quietly(path)
-    return True
+    return O_TMPFILE != 0
 
 
+@_or_false
 def named_links_work(directory: str, mode: int) -> bool:
     """Whether a file may get a second name, and never in another one's place."""
     path, other = os.path.join(directory, temp_name()), os.path.join(directory, temp_name())
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode))
         os.link(path, other)
-    except OSError:
-        return False
     finally:
         unlink_quietly(path)
         unlink_quietly(other)
     return True
+
+
+def was_read(status: os.stat_result) -> bool:
+    """Whether a file was read since it was written, as far as its times say."""
+    return status.st_atime_ns > status.st_mtime_ns
+
+
+def is_cached(descriptor: int, size: int) -> bool:
+    """Whether a file is wholly in the page cache (Linux 6.5, and only for a user who may write it)."""
+    extent, pages = (ctypes.c_uint64 * 2)(0, size), (ctypes.c_uint64 * 5)()
+    done = _libc.syscall(_SYS_CACHESTAT, descriptor, ctypes.byref(extent), ctypes.byref(pages), 0) == 0
+    return done and pages[0] * mmap.PAGESIZE >= size
+
+
+def pass_page_cache(descriptor: int) -> None:
+    """Let an open file be read past the page cache from now on, where that works."""
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, O_DIRECT)
 
 
 def type_at(path: str) -> str:
@@ -212,7 +246,7 @@ def unlink_quietly(name: str, folder: int | None = None) -> None:
         os.unlink(name, dir_fd=folder)
 
 
-_SYS_OPENAT2 = 437  # on every architecture
+_SYS_OPENAT2, _SYS_CACHESTAT = 437, 451  # on every architecture
 _AT_FDCWD = -100
 _RESOLVE_NO_SYMLINKS = 0x04
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -135,10 +135,7 @@ class DualQueueThreadPool:
         # for the lock, its holder for Python's own lock, and the caller of `submit` behind them.
         self._turnstile = threading.Lock()
         # A condition per group, so that a task wakes exactly the one thread that will take it.
-        self._wake: Mapping[Direction, threading.Condition] = {
-            "load": threading.Condition(self._lock),
-            "store": threading.Condition(self._lock),
-        }
+        self._wake = {direction: threading.Condition(self._lock) for direction in OTHER}
         self._all_done = threading.Condition(self._lock)
         self._jobs_in_flight = 0
         self._running: dict[int, tuple[Direction, Direction, float]] = {}  # by thread: group, task's direction, start
@@ -199,10 +196,7 @@ class DualQueueThreadPool:
 
     def get_finished(self) -> list[Completion]:
         """Completions since the last call, in the order in which jobs ended. Takes no lock: one caller, atomic pops."""
-        finished = []
-        while self._finished:
-            finished.append(self._finished.popleft())
-        return finished
+        return [self._finished.popleft() for _ in range(len(self._finished))]
 
     def _watch(self) -> None:
         while not self._ended.wait(self._hung_seconds / LOOKS):

@@ -34,7 +34,7 @@ def bench(tmp_path: Path, kvtier: Contestant) -> Iterator[Bench]:
 @pytest.mark.parametrize(
     ("section", "figures"),
     [
-        ("throughput", {"store", "cold", "warm", "store CPU", "cold CPU", "warm CPU"}),
+        ("throughput", {f"{phase}{cpu}" for phase in ("store", "cold", "second", "warm") for cpu in ("", " CPU")}),
         ("idle", {"p50", "p99"}),
         ("single", {"store", "cold"}),
         ("lookups", {"lookups", "CPU"}),

@@ -112,6 +112,87 @@ def test_what_is_written_comes_back(io: BlockIO, path: str) -> None:
     assert os.listdir(os.path.dirname(path)) == ["block.bin"], "no leftover beside it"
 
 
+def device_bytes(io: BlockIO, path: str) -> int:
+    """Bytes that a load of the block reads from the device."""
+
+    def read_bytes() -> int:
+        text = Path("/proc/thread-self/io").read_text()
+        return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("read_bytes"))
+
+    before = read_bytes()
+    assert load(io, path) == (None, DATA)
+    return read_bytes() - before
+
+
+@pytest.fixture(params=["native", "one by one"])
+def auto(request: pytest.FixtureRequest, tmp_path: Path) -> BlockIO:
+    """Block I/O that decides, file by file, whether a load goes through the page cache."""
+    io = make_io(tmp_path)
+    if not io.direct:
+        pytest.skip(f"no O_DIRECT at {tmp_path}")
+    if request.param == "native" and not io.native_reads:
+        pytest.skip("kvtier/fs/_native.c is not compiled here")
+    return io if request.param == "native" else one_by_one(io)
+
+
+def test_the_second_load_of_a_block_fills_the_page_cache(auto: BlockIO, path: str, tmp_path: Path) -> None:
+    put(auto, path, DATA)
+    size = BLOCK + PAGE
+    assert [device_bytes(io, path) for io in (auto, make_io(tmp_path))] == [size, size], "the other one sees the first"
+    assert device_bytes(auto, path) == 0
+
+
+def test_a_block_in_the_page_cache_is_loaded_from_there(auto: BlockIO, path: str, tmp_path: Path) -> None:
+    put(make_io(tmp_path, io="buffered"), path, DATA)
+    with open(path, "rb") as file:
+        if not file_system.is_cached(file.fileno(), BLOCK + PAGE):
+            pytest.skip("the kernel does not say what is in the page cache (Linux 6.5)")
+    os.utime(path, (1, 2))  # nobody has read it
+    assert device_bytes(auto, path) == 0
+
+
+def test_a_load_shows_in_the_times_where_reads_do_not_set_them(auto: BlockIO, path: str) -> None:
+    auto._by_use = 2
+    auto._read_flags |= os.O_NOATIME
+    put(auto, path, DATA)
+    size = BLOCK + PAGE
+    assert [device_bytes(auto, path) for _ in range(3)] == [size, size, 0]
+
+
+def test_a_renewed_block_still_counts_as_loaded(auto: BlockIO, path: str) -> None:
+    put(auto, path, DATA)
+    load(auto, path)
+    os.utime(path, (2, 1))
+    load(auto, path)
+    status = os.stat(path)
+    assert status.st_mtime > 1, "renewed"
+    assert file_system.was_read(status)
+
+
+def test_a_file_system_is_tried_for_access_times_that_reads_set(tmp_path: Path) -> None:
+    page, path = memoryview(mmap.mmap(-1, PAGE)), tmp_path / "file"
+    path.write_bytes(page)
+    if not file_system.direct_io_works(str(path), page):
+        pytest.skip(f"no O_DIRECT at {tmp_path}")
+    flags = os.statvfs(tmp_path).f_flag
+    assert file_system.reads_set_access_times(str(path), page) is not bool(flags & os.ST_NOATIME)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a mount takes root")
+def test_a_file_system_without_access_times_is_found_out(tmp_path: Path) -> None:
+    """`noatime`, in a mount namespace of its own."""
+    code = (
+        "import mmap, sys; from kvtier.fs import posix; page = memoryview(mmap.mmap(-1, 4096)); "
+        "open(sys.argv[1], 'wb').write(page); print(posix.reads_set_access_times(sys.argv[1], page))"
+    )
+    script = 'mount --bind "$0" "$0" && mount -o remount,bind,noatime "$0" && exec "$1" -c "$2" "$0/file"'
+    command = ["unshare", "-m", "sh", "-c", script, str(tmp_path), sys.executable, code]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no mount here: {done.stderr.strip()}")
+    assert done.stdout.strip() == "False"
+
+
 def test_outcome_names_the_writer_and_its_trace(io: BlockIO, path: str, tmp_path: Path) -> None:
     trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
     io.write_block(path, KEY, buffer(DATA), trace)
@@ -127,13 +208,14 @@ def test_a_native_extension_that_is_called_wrongly_raises(tmp_path: Path) -> Non
     for call in (
         lambda: extension.sizes(("a tuple",)),
         lambda: extension.sizes([1]),
-        lambda: extension.read_blocks(["/a", "/b"], [KEY, KEY], [page], *rest, os.O_RDONLY),
-        lambda: extension.read_blocks(["/a", "/b"], [KEY, KEY], [page, page], *rest, os.O_RDONLY),
-        lambda: extension.read_blocks(["/a", "/b"], [KEY], [page, page], *rest, os.O_RDONLY),
-        lambda: extension.read_blocks(["/a"], ["text"], [page], *rest, os.O_RDONLY),
-        lambda: extension.read_blocks(["/a"], [KEY], [b"read-only"], *rest, os.O_RDONLY),
-        lambda: extension.read_blocks(["/a"], [KEY], [page], page, PAGE, trailer[:-1], native.CHECKSUM, os.O_RDONLY),
-        lambda: extension.read_blocks(["/a"], [KEY], [page], page, 8, trailer, native.CHECKSUM, os.O_RDONLY),
+        lambda: extension.read_blocks(["/a", "/b"], [KEY, KEY], [page], *rest, os.O_RDONLY, 0),
+        lambda: extension.read_blocks(["/a", "/b"], [KEY, KEY], [page, page], *rest, os.O_RDONLY, 0),
+        lambda: extension.read_blocks(["/a", "/b"], [KEY], [page, page], *rest, os.O_RDONLY, 0),
+        lambda: extension.read_blocks(["/a"], ["text"], [page], *rest, os.O_RDONLY, 0),
+        lambda: extension.read_blocks(["/a"], [KEY], [b"read-only"], *rest, os.O_RDONLY, 0),
+        lambda: extension.read_blocks(["/a"], [KEY], [page], page, PAGE, trailer[:-1], native.CHECKSUM, os.O_RDONLY, 0),
+        lambda: extension.read_blocks(["/a"], [KEY], [page], page, 8, trailer, native.CHECKSUM, os.O_RDONLY, 0),
+        lambda: extension.read_blocks(["/a"], [KEY], [page], *rest, os.O_RDONLY),
         lambda: extension.write_blocks(["/a"], [KEY], [1], *rest, os.O_WRONLY, *modes),
     ):
         with pytest.raises((TypeError, ValueError, BufferError)):
