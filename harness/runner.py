@@ -37,6 +37,7 @@ from harness.core.seeds import fresh_seed
 from harness.core.statistics import percentile
 from harness.entry_point import HARNESS, ExitCode, Terminated, errno_text
 from harness.recorded_run import check_run, read_results
+from harness.runtime.accounting import Accounting
 from harness.runtime.process import LAST_OUTPUT_LINES
 from harness.runtime.supervisor import Child, WorkerFailed, Workers
 from harness.scenarios import scenario
@@ -149,6 +150,7 @@ def _run(
     ended: dict[str, Any] = {"interrupted": False, "reason": ""}
     room = RoomWatch({"root": root_dir, "runs": run_dir}, _low_bytes(options))
     workers = Workers(on_tick)
+    accounting = Accounting(run_dir, workers.watched)
     context = Context(options, run_dir, root_dir, workers, python)
     try:
         with workers:
@@ -164,6 +166,7 @@ def _run(
         ended = _interrupted(error, " twice; the workers were killed")
     seconds = time.monotonic() - started_seconds
     with _patience():
+        accounting.close()
         room.probe("root", options.block_bytes)
         reserve.release()  # what could not be written until now can be
         workers.complete()

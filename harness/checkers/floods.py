@@ -12,7 +12,14 @@ time, the next when the last has ended. Per phase:
    threads, and none at the end; the jobs end after the heal, and then both classes succeed, in the same process;
 3. a probe of the other class waits for blocks, not for whole jobs (head of line): behind jobs that are `size` times
    larger its mean wait may grow by the root of `size`, which is halfway, in factors, from not at all to in proportion.
-   Judged for sizes at least `SIZE_FACTOR_MIN` apart, both floods deeper than the threads.
+   Judged for sizes at least `SIZE_FACTOR_MIN` apart, both floods deeper than the threads, where the wait grows by more
+   than the longest life of a single block with nothing else in flight.
+4. a flood may slow a probe down as much as it slows itself down. Unloaded lives are measured before the floods. Behind
+   single blocks of the other class, of which `s` seconds of a thread are spent on each, a probe takes on average `s`
+   and its unloaded life times the slowdown of the flood's own blocks; `SERVICE_FACTOR` times that are allowed.
+A job is charged with the time until the last poll that did not return it. Each flood is repeated: rules 1, 3 and 4
+fail what is broken in each repetition, and leave undecided what is broken in most of them. Jobs that run inside their
+submit wait for no other: rules 3 and 4 do not apply.
 A probe of the flood's own class waits its turn behind it: that delay is reported, never judged.
 
 How long each class went without an end is reported too; `starvation` judges each wait.
@@ -26,11 +33,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from statistics import fmean, median
-from typing import Any
+from typing import Any, NamedTuple
 
-from harness.checkers.base import Findings, Value, Verdict, milliseconds
+from harness.checkers.base import Findings, Rule, Value, Verdict, milliseconds
+from harness.checkers.evidence import confirmed, least_life, most_life
 from harness.core import notes
 from harness.core.history import Direction, History, Job, Note
 
@@ -38,49 +47,71 @@ FLOOD_FACTOR = 4
 CLASSES: tuple[Direction, Direction] = ("load", "store")
 SIZE_FACTOR_MIN = 32
 """Sizes that are nearer to each other would be told apart by noise."""
+SERVICE_FACTOR = 8
+"""How much longer than expected a probe may take on average."""
+
+STARVED = Rule(
+    "floods/starved",
+    "Single blocks of one direction end during a flood of the other direction.",
+    f"a flood of which fewer than {FLOOD_FACTOR} jobs for each thread ended; a repetition that was not starved",
+)
+HANG = Rule(
+    "floods/hang",
+    "Jobs of both directions go on ending while one call of the device hangs.",
+    "as many jobs as there are threads, if none that was submitted during the hang ended",
+)
+CUT_OFF = Rule(
+    "floods/cut-off",
+    "A process whose host is cut off from its volume answers lookups, replaces hung threads and recovers.",
+    "the seconds that the option `hung_seconds_max` allows",
+)
+HEAD_OF_LINE = Rule(
+    "floods/head-of-line",
+    "A single block waits for blocks of the other direction, not for whole jobs.",
+    "growth by the root of the jobs' size, since larger jobs keep threads busier; growth by less than the longest life "
+    "of a single block with nothing else in flight; a repetition without it",
+)
+SERVICE = Rule(
+    "floods/loaded-service",
+    "A flood slows single blocks of the other direction down no more than its own blocks.",
+    f"{SERVICE_FACTOR} times as much on average, since threads share CPUs and the interpreter's lock; a repetition "
+    "without it",
+)
+RULES = (STARVED, HANG, CUT_OFF, HEAD_OF_LINE, SERVICE)
 
 
 def check(history: History) -> Verdict:
     """Judges `jobs` (tags 2 * number: the flood, 2 * number + 1: probes) and `notes` "flood", "hang", "lifted"."""
-    findings = Findings()
+    findings = Findings(RULES)
     by_tag: dict[tuple[int, int], list[Job]] = defaultdict(list)
     for job in history.jobs:
         by_tag[job.process, job.request].append(job)
     told = {s.process: s.detail for s in history.starts}
     in_submit = bool(told) and all(d.get("runs_in_submit") for d in told.values())
+    unloaded = {process: _unloaded(process, history, by_tag) for process in told}
     phases: list[dict[str, Any]] = []
-    doubts: list[str] = []
     for note in (n for n in history.notes if n.is_a(notes.Flood)):
         detail = told.get(note.process, {})
         threads = int(detail.get("read_threads") or 0) + int(detail.get("write_threads") or 0)
         number = note.detail["number"]
         phase = _measure(note, by_tag[note.process, 2 * number + 1], by_tag[note.process, 2 * number])
         split = f"{detail.get('read_threads')}+{detail.get('write_threads')}"
-        phase |= {"process": note.process, "split": split, "deep": in_submit or phase["jobs_ahead"] > threads}
-        phases.append(phase)
-        who = (
-            f"process {note.process} ({split} threads), {phase['probe']}s through a flood of {phase['flood']} jobs of "
-        )
-        who += f"{phase['flood_blocks']} blocks"
+        phase |= {"process": note.process, "split": split, "threads": threads}
+        phase |= {"deep": in_submit or phase["jobs_ahead"] > threads}
+        phases.append(phase | _expected(phase, unloaded.get(note.process, {})))
         if not phase["flood_ended"]:
-            doubts.append(f"{who}: nothing of the flood ended in {milliseconds(phase['seconds'])}")
-        if phase["probe"] == phase["flood"]:
-            continue
-        if not phase["probes_ended"] and phase["flood_ended"] >= FLOOD_FACTOR * threads:
-            findings.add(
-                f"{who}: none ended in {milliseconds(phase['seconds'])}, while {phase['flood_ended']} jobs of the "
-                "flood did: starved"
-            )
-        elif not phase["probes_ended"]:
-            doubts.append(f"{who}: none ended, and few of the flood ({phase['flood_ended']})")
-    _judge_head_of_line(phases, findings)
+            findings.doubt(f"{_called(phase)}: nothing of the flood ended in {milliseconds(phase['seconds'])}")
+    _judge_starved(phases, findings)
+    if not in_submit:  # a job that runs inside its submit waits for no other
+        _judge_head_of_line(phases, unloaded, findings)
+        _judge_service(phases, findings)
     hangs = [note for note in history.notes if note.is_a(notes.Hang)]
     cuts = [_judge_cut(note, history, findings) for note in hangs if note.detail.get("cut")]
     hung = [_judge_hang(note, history, findings) for note in hangs if not note.detail.get("cut")]
     cut_off = {(cut["process"], cut["number"]) for cut in cuts}
     crossed = [p for p in phases if p["probe"] != p["flood"]]
     skipped = [n.text for n in history.notes if n.is_a(notes.Skipped)]
-    value: Value = "false" if findings else "unknown" if doubts else "true"
+    value: Value = "false" if findings else "unknown" if findings.doubts else "true"
     why = ""
     if not findings and not crossed:
         value, why = "unknown", "no phase in which one class flooded the other; "
@@ -110,7 +141,33 @@ def check(history: History) -> Verdict:
         )
     parts += [f"skipped: {text}" for text in skipped]
     data = {"phases": phases, "own_class": lines, "hangs": hung, "cuts": cuts, "skipped": skipped}
-    return Verdict("floods", value, "; ".join(parts), [*findings.list(), *doubts], data)
+    return Verdict("floods", value, "; ".join(parts), findings.list(), data)
+
+
+def _called(phase: Mapping[str, Any]) -> str:
+    return (
+        f"process {phase['process']} ({phase['split']} threads), {phase['probe']}s through a flood of "
+        f"{phase['flood']} jobs of {phase['flood_blocks']} blocks"
+    )
+
+
+class _Unloaded(NamedTuple):
+    """Lives of single blocks with nothing else in flight, in seconds."""
+
+    mean: float
+    longest: float
+
+
+def _unloaded(process: int, history: History, by_tag: Mapping[tuple[int, int], list[Job]]) -> dict[str, _Unloaded]:
+    """By direction, of a process that measured it."""
+    found = {}
+    for note in history.notes:
+        if note.is_a(notes.Unloaded) and note.process == process:
+            jobs = [j for j in by_tag.get((process, note.detail["tag"]), ()) if j.results]
+            if jobs:
+                mean = fmean(map(least_life, jobs))
+                found[note.detail["direction"]] = _Unloaded(mean, max(map(most_life, jobs)))
+    return found
 
 
 def _measure(note: Note, probes: list[Job], flood: list[Job]) -> dict[str, Any]:
@@ -118,17 +175,97 @@ def _measure(note: Note, probes: list[Job], flood: list[Job]) -> dict[str, Any]:
     began, over = note.detail["began_seconds"], note.detail["over_seconds"]
     through = sorted(j.finished_seconds for j in probes if j.results and j.finished_seconds <= over)
     stamps = [began, *through, over]
-    waits = [j.finished_seconds - j.submitted_seconds for j in probes if j.results]
+    waits = [j for j in probes if j.results]
+    ended = [j for j in flood if j.results and j.finished_seconds <= over]
+    lives = {
+        "probe_mean_seconds": fmean(map(most_life, waits)) if waits else None,
+        "probe_least_seconds": fmean(map(least_life, waits)) if waits else None,
+        "probe_median_seconds": median(map(most_life, waits)) if waits else None,
+        "probe_longest_seconds": max(map(most_life, waits), default=None),
+    }
     return {
         **{name: note.detail[name] for name in ("number", "probe", "flood", "flood_blocks", "jobs_ahead")},
+        "repetition": note.detail.get("repetition"),
         "seconds": over - began,
+        "over_seconds": over,
         "probes_ended": len(through),
-        "flood_ended": sum(j.results > 0 and j.finished_seconds <= over for j in flood),
-        "probe_mean_seconds": fmean(waits) if waits else None,
-        "probe_median_seconds": median(waits) if waits else None,
-        "probe_longest_seconds": max(waits, default=None),
+        "flood_ended": len(ended),
+        "blocks_ended": sum(len(j.blocks) for j in ended),
+        **lives,
         "longest_gap_seconds": max(b - a for a, b in pairwise(stamps)),
     }
+
+
+def _expected(phase: Mapping[str, Any], unloaded: Mapping[str, _Unloaded]) -> dict[str, Any]:
+    """Rule 4: what a probe takes on average where the flood slows it down as much as it slows itself down."""
+    flood, probe = unloaded.get(phase["flood"]), unloaded.get(phase["probe"])
+    if flood is None or probe is None or not phase["blocks_ended"] or not flood.mean:
+        return {"expected_seconds": None}
+    # Little's law: at most all threads are busy with blocks of the flood.
+    service_seconds = phase["threads"] * phase["seconds"] / phase["blocks_ended"]
+    slower = max(1.0, service_seconds / flood.mean)
+    return {"expected_seconds": service_seconds + slower * probe.mean, "unloaded_longest_seconds": probe.longest}
+
+
+def _repetitions(phases: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The crossed floods, those of one kind in one process together."""
+    alike: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for phase in phases:
+        if phase["probe"] != phase["flood"]:
+            again = () if phase["repetition"] is not None else (phase["number"],)
+            kind = (phase["process"], phase["split"], phase["probe"], phase["flood"], phase["flood_blocks"], *again)
+            alike[kind].append(phase)
+    return list(alike.values())
+
+
+def _conclude(text: str, rule: Rule, phase: Mapping[str, Any], times: int, of: int, findings: Findings) -> None:
+    """A finding if it came again in each repetition, a doubt if in most of them."""
+    match confirmed(times, of):
+        case "yes":
+            said = f"{text} (in {times} of {of} repetitions)" if of > 1 else text
+            findings.add(said, rule=rule, seconds=phase["over_seconds"], process=phase["process"])
+        case "unsure":
+            findings.doubt(f"{text}, but only in {times} of {of} repetitions", rule=rule, process=phase["process"])
+
+
+def _judge_starved(phases: list[dict[str, Any]], findings: Findings) -> None:
+    """Rule 1."""
+    for repetitions in _repetitions(phases):
+        starved = [p for p in repetitions if not p["probes_ended"]]
+        certain = [p for p in starved if p["flood_ended"] >= FLOOD_FACTOR * p["threads"]]
+        if certain:
+            worst = max(certain, key=lambda p: float(p["seconds"]))
+            text = (
+                f"{_called(worst)}: none ended in {milliseconds(worst['seconds'])}, while {worst['flood_ended']} jobs "
+                "of the flood did: starved"
+            )
+            if len(certain) == len(repetitions):
+                _conclude(text, STARVED, worst, len(certain), len(repetitions), findings)
+            else:
+                findings.doubt(f"{text}, but only in {len(certain)} of {len(repetitions)} repetitions")
+        elif starved:
+            findings.doubt(f"{_called(starved[0])}: none ended, and few of the flood ({starved[0]['flood_ended']})")
+
+
+def _judge_service(phases: list[dict[str, Any]], findings: Findings) -> None:
+    """Rule 4, for floods of single blocks: larger jobs are rule 3's."""
+    for repetitions in _repetitions(
+        p for p in phases if p["flood_blocks"] == 1 and p["deep"] and p["repetition"] is not None
+    ):
+        judged = [p for p in repetitions if p["expected_seconds"] and p["probe_least_seconds"]]
+        slow = [
+            p
+            for p in judged
+            if p["probe_least_seconds"] > max(SERVICE_FACTOR * p["expected_seconds"], p["unloaded_longest_seconds"])
+        ]
+        if slow:
+            least = min(slow, key=lambda p: float(p["probe_least_seconds"] / p["expected_seconds"]))
+            text = (
+                f"{_called(least)}: one took {milliseconds(least['probe_least_seconds'])} (mean), which is "
+                f"{least['probe_least_seconds'] / least['expected_seconds']:.0f} times what the flood's own slowdown "
+                f"explains; {SERVICE_FACTOR} times are allowed"
+            )
+            _conclude(text, SERVICE, least, len(slow), len(judged), findings)
 
 
 def _judge_hang(note: Note, history: History, findings: Findings) -> dict[str, Any]:
@@ -145,7 +282,10 @@ def _judge_hang(note: Note, history: History, findings: Findings) -> dict[str, A
         if direction not in begun and count <= threads:
             findings.add(
                 f"process {process}: while {note.text}, no {direction} submitted during the hang ended in "
-                f"{milliseconds(seconds)}, and {count} of those before"
+                f"{milliseconds(seconds)}, and {count} of those before",
+                rule=HANG,
+                seconds=note.monotonic_seconds,
+                process=process,
             )
     return {"process": process, "what": note.text, "seconds": seconds, "ended": ended}
 
@@ -168,12 +308,16 @@ def _judge_cut(note: Note, history: History, findings: Findings) -> dict[str, An
     process, number, since = note.detail["process"], note.detail["number"], note.monotonic_seconds
     bound = float(history.options.get("hung_seconds_max", 15.0))
     until, who = _lifted(note, history), f"process {process}, while {note.text}"
+
+    def found(text: str, seconds: float = since) -> None:
+        findings.add(text, rule=CUT_OFF, seconds=seconds, process=process)
+
     phases = [n.detail for n in history.notes if n.process == process and n.is_a(notes.Flood)]
     phase = next((p for p in phases if p["number"] == number), {"answer_seconds": math.inf, "settled": False})
     if phase["answer_seconds"] > bound:
-        findings.add(f"{who}: a lookup had no answer for {milliseconds(phase['answer_seconds'])}")
+        found(f"{who}: a lookup had no answer for {milliseconds(phase['answer_seconds'])}")
     if not phase["settled"]:
-        findings.add(f"{who}: not all of its jobs had ended by the end of the phase")
+        found(f"{who}: not all of its jobs had ended by the end of the phase")
     threads = _threads(process, history)
     tasks = [t for t in history.tasks if t.process == process and t.finished_seconds > since]
     gauges = [g for g in history.gauges if g.process == process]
@@ -185,16 +329,14 @@ def _judge_cut(note: Note, history: History, findings: Findings) -> dict[str, An
                 t.direction == task.direction and t.started_seconds <= came + bound < t.finished_seconds for t in tasks
             )
             if hung < threads[task.direction]:
-                findings.add(
+                found(
                     f"{who}: a {task.direction} waited {milliseconds(min(task.started_seconds, until) - came)} for a "
                     f"thread, with {hung} hung {task.direction}s for {threads[task.direction]} threads of its class"
                 )
         if told and min(task.finished_seconds, until) - began > bound:
             name = f"{task.group}_threads_hung"
             if not any(began <= g.monotonic_seconds <= began + bound and g.values.get(name) for g in gauges):
-                findings.add(
-                    f"{who}: a {task.direction} hung, and its thread was not replaced in {milliseconds(bound)}"
-                )
+                found(f"{who}: a {task.direction} hung, and its thread was not replaced in {milliseconds(bound)}")
     lost = {c: [g.values.get(f"{c}_threads_hung", 0.0) for g in gauges] or [0.0] for c in CLASSES}
     again = {
         c: min(
@@ -209,13 +351,13 @@ def _judge_cut(note: Note, history: History, findings: Findings) -> dict[str, An
     }
     for direction in CLASSES:
         if max(lost[direction]) > threads[direction]:
-            findings.add(f"{who}: {max(lost[direction]):g} threads hung at a time, of {threads[direction]}")
+            found(f"{who}: {max(lost[direction]):g} threads hung at a time, of {threads[direction]}")
         if lost[direction][-1]:
-            findings.add(f"{who}: {lost[direction][-1]:g} threads of {direction}s had not come back at the end")
+            found(f"{who}: {lost[direction][-1]:g} threads of {direction}s had not come back at the end")
         if math.isinf(again[direction]):
-            findings.add(f"{who}: no {direction} of a job begun after the heal succeeded")
+            found(f"{who}: no {direction} of a job begun after the heal succeeded")
     if any(stop.process == process and stop.exit_code for stop in history.stops):
-        findings.add(f"{who}: its process ended")
+        found(f"{who}: its process ended")
     return {
         "process": process,
         "number": number,
@@ -227,28 +369,43 @@ def _judge_cut(note: Note, history: History, findings: Findings) -> dict[str, An
     }
 
 
-def _judge_head_of_line(phases: list[dict[str, Any]], findings: Findings) -> None:
+def _judge_head_of_line(
+    phases: list[dict[str, Any]],
+    unloaded: Mapping[int, Mapping[str, _Unloaded]],
+    findings: Findings,
+) -> None:
     """Rule 3: the largest flood of a class, against the largest that is `SIZE_FACTOR_MIN` times smaller."""
     alike: dict[tuple[int, str, str], list[dict[str, Any]]] = defaultdict(list)
     for phase in phases:
         if phase["probe"] != phase["flood"] and phase["deep"] and phase["probe_mean_seconds"]:
             alike[phase["process"], phase["split"], phase["flood"]].append(phase)
-    for (process, split, flood), sizes in alike.items():
-        large = max(sizes, key=lambda p: p["flood_blocks"])
-        smaller = [p for p in sizes if p["flood_blocks"] * SIZE_FACTOR_MIN <= large["flood_blocks"]]
+    for (process, split, flood), mine in alike.items():
+        large_blocks = max(p["flood_blocks"] for p in mine)
+        smaller = [p["flood_blocks"] for p in mine if p["flood_blocks"] * SIZE_FACTOR_MIN <= large_blocks]
         if not smaller:
             continue
-        small = max(smaller, key=lambda p: p["flood_blocks"])
-        size = large["flood_blocks"] / small["flood_blocks"]
-        grown = large["probe_mean_seconds"] / small["probe_mean_seconds"]
-        if grown > math.sqrt(size):
-            findings.add(
-                f"process {process} ({split} threads): a 1-block {large['probe']} takes "
-                f"{milliseconds(large['probe_mean_seconds'])} (mean; up to "
-                f"{milliseconds(large['probe_longest_seconds'])}) behind {flood} jobs of {large['flood_blocks']} "
-                f"blocks, and {milliseconds(small['probe_mean_seconds'])} behind {flood} jobs of "
-                f"{small['flood_blocks']}: {grown:.0f} times, more than the root of {size:.0f}; it waits for whole jobs"
+        large = [p for p in mine if p["flood_blocks"] == large_blocks]
+        small = {p["repetition"]: p for p in mine if p["flood_blocks"] == max(smaller)}
+        size = large_blocks / max(smaller)
+        broken = []
+        pairs = [(p, small[p["repetition"]]) for p in large if p["repetition"] in small]
+        for ahead, behind in pairs:
+            grown = ahead["probe_least_seconds"] / behind["probe_mean_seconds"]
+            more_seconds = ahead["probe_least_seconds"] - behind["probe_mean_seconds"]
+            spread = unloaded.get(process, {}).get(ahead["probe"])
+            if grown > math.sqrt(size) and more_seconds > (spread.longest if spread else 0.0):
+                broken.append((grown, ahead, behind))
+        if broken:
+            grown, ahead, behind = min(broken, key=lambda b: float(b[0]))
+            text = (
+                f"process {process} ({split} threads): a 1-block {ahead['probe']} takes "
+                f"{milliseconds(ahead['probe_least_seconds'])} (mean; up to "
+                f"{milliseconds(ahead['probe_longest_seconds'])}) behind {flood} jobs of {ahead['flood_blocks']} "
+                f"blocks, and {milliseconds(behind['probe_mean_seconds'])} behind {flood} jobs of "
+                f"{behind['flood_blocks']}: {grown:.0f} times, more than the root of {size:.0f}; it waits for whole "
+                "jobs"
             )
+            _conclude(text, HEAD_OF_LINE, ahead, len(broken), len(pairs), findings)
 
 
 def _own_class(phases: list[dict[str, Any]]) -> dict[str, str]:

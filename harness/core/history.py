@@ -66,6 +66,9 @@ class Job(NamedTuple):
     "stale", "garbage". `refused` counts the failed blocks that admission refused, and `reasons` names the errors of the
     others ("ENOSPC EIO"), where the tier reports them. `in_memory` lists the `ok` blocks of
     a store that wrote no file, because the tier already held them in memory.
+
+    The result came between `absent_seconds`, when the last poll that did not return it began, and `finished_seconds`,
+    when the poll that did return it came back; 0: not recorded.
     """
 
     process: int
@@ -86,6 +89,7 @@ class Job(NamedTuple):
     refused: int = 0
     reasons: str = ""
     in_memory: list[int] = []  # noqa: RUF012  # never changed
+    absent_seconds: float = 0.0
 
 
 class Task(NamedTuple):

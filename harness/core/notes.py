@@ -98,10 +98,35 @@ class Error(NamedTuple):
 
 
 class Canary(NamedTuple):
-    """How late a probe thread of the process woke up within one second: the latest and the median."""
+    """How late a probe thread of the process woke up within one second: the latest and the median.
+
+    `latest` has the wake-ups that were late by more than a millisecond: when the thread ran, how late that was, and how
+    much of it the thread was runnable without a CPU. The rest of it waited for the interpreter's lock.
+    """
 
     late_seconds: float
     typical_seconds: float | None = None
+    latest: Sequence[Sequence[float]] = ()
+
+
+class Delayed(NamedTuple):
+    """Between `from_seconds` and the note, a thread of the process was runnable for `seconds` and got no CPU. The
+    largest of its threads within one sample. `stopped`: no thread of the process ran in that time."""
+
+    from_seconds: float
+    seconds: float
+    stopped: bool = False
+
+
+class Pressure(NamedTuple):
+    """Seconds lost on the machine between `from_seconds` and the note: stolen by the hypervisor (added up over the
+    CPUs), and stalls of any thread for a CPU, I/O or memory (`/proc/pressure`, "some")."""
+
+    from_seconds: float
+    steal_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    io_seconds: float = 0.0
+    memory_seconds: float = 0.0
 
 
 class Counts(NamedTuple):
@@ -158,6 +183,17 @@ class Flood(NamedTuple):
     settled: bool
     jobs_ahead: int
     answer_seconds: float
+    repetition: int | None = None  # of the same flood in this process
+
+
+class Unloaded(NamedTuple):
+    """Single blocks of one direction were stored or loaded one by one, and nothing else was in flight. `tag` is that of
+    their jobs."""
+
+    tag: int
+    direction: str
+    began_seconds: float
+    over_seconds: float
 
 
 class Opening(NamedTuple):
@@ -271,9 +307,9 @@ class Room(NamedTuple):
 
 
 About: TypeAlias = (
-    Phase | Fault | Lifted | Hang | Skipped | Unfit | Unready | Refused | Met | Error | Canary | Counts | Submitted
-    | Asked | Stepped | Promise | Flood | Opening | Cell | Pair | Instance | Created | Removed | Missed | Evicted
-    | Sample | Soon | Power | Room
+    Phase | Fault | Lifted | Hang | Skipped | Unfit | Unready | Refused | Met | Error | Canary | Delayed | Pressure
+    | Counts | Submitted | Asked | Stepped | Promise | Flood | Unloaded | Opening | Cell | Pair | Instance | Created
+    | Removed | Missed | Evicted | Sample | Soon | Power | Room
 )  # fmt: skip
 
 KINDS: Mapping[str, type[Any]] = {kind.__name__.lower(): kind for kind in About.__args__}

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from harness.core import notes
-from harness.core.history import Direction
+from harness.core.history import DIRECTIONS, Direction
 from harness.drivers.jobs import IDLE_SECONDS_MIN, Jobs, Question
 from harness.runtime.worker import Worker
 
@@ -32,6 +32,9 @@ STRANGERS = 512
 """Blocks that nobody stores, looked up in turn where a device may hang: what a tier remembers asks no device."""
 STRANGER = -1  # their tag
 PROBES_MIN = 9
+UNLOADED_PROBES = 40
+UNLOADED_SECONDS_MAX = 1.0
+UNLOADED_TAGS: dict[Direction, int] = {"load": -2, "store": -3}
 ROUNDS_MAX = 8
 PATIENCE_SECONDS = 10.0
 """A flood goes on until so many probes have ended, or so many rounds of its own jobs; but not longer than this."""
@@ -61,6 +64,19 @@ class Flood:
         if not jobs.until(lambda: not jobs.flying, PREPARE_SECONDS_MAX):
             self.worker.note(notes.Phase(), "the blocks to be loaded were not stored in time")
 
+    def unloaded(self, probe: Direction, probes: int, seconds_max: float) -> None:
+        """So many probes of one direction one by one, with nothing else in flight: what a flood is compared with."""
+        tag = UNLOADED_TAGS[probe]
+        self._ended, began = {tag: 0}, time.monotonic()
+        until = began + seconds_max
+        while self._ended[tag] < probes and time.monotonic() < until and not self.worker.parent.stop.is_set():
+            if not self._under_way(tag):
+                self._begin(tag, probe, 1)
+            self._pass()
+        over = time.monotonic()
+        self.jobs.until(lambda: not self.jobs.flying, SETTLE_SECONDS_MAX)
+        self.worker.note(notes.Unloaded(tag, probe, began, over))
+
     def phase(
         self,
         number: int,
@@ -73,6 +89,7 @@ class Flood:
         rounds_min: int = 0,
         recovery_seconds_max: float | None = None,
         counts_when_told: bool = False,
+        repetition: int | None = None,
     ) -> None:
         """Flood for so long, and until so many probes and rounds of the flood have ended. Probes have the tag
         2 * number + 1, the flood's jobs 2 * number. With `counts_when_told` only those count that end after a "count"
@@ -116,7 +133,7 @@ class Flood:
         detail: dict[str, Any] = {"number": number, "probe": probe, "flood": flood, "flood_blocks": flood_blocks}
         detail |= {"began_seconds": began, "over_seconds": over, "settled": settled}
         detail |= {"jobs_ahead": sorted(depths)[len(depths) // 2] if depths else 0}
-        detail |= {"answer_seconds": self._answer_seconds}
+        detail |= {"answer_seconds": self._answer_seconds, "repetition": repetition}
         self.worker.note(notes.Flood(**detail))
 
     def _under_way(self, tag: int) -> int:
@@ -179,6 +196,8 @@ def drive(worker: Worker, stored_blocks: int) -> None:
         if worker.parent.receive("go") is None:
             return
         flood.prepare()
+        for probe in DIRECTIONS:
+            flood.unloaded(probe, UNLOADED_PROBES, UNLOADED_SECONDS_MAX)
         while (order := _next(worker)) is not None:
             flood.phase(**order)
             worker.counts["carried_out"] = order["number"]

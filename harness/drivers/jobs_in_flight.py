@@ -42,6 +42,7 @@ class Flights:
         self._seeds: dict[int, int] = {}  # content seed -> block, so that a wrong block can be named
         self._identity = setup.identity
         self._next = worker.instruction.incarnation << 32  # unique over restarts of one process
+        self._polled_seconds = 0.0  # when the last poll began
         flat, size = self._adapter.view.cast("B"), setup.block_bytes
         self._slots = [flat[i * size : (i + 1) * size] for i in range(setup.slots)]
         counts = ("stores", "loads", "failed", "wrong", "stored_bytes", "loaded_bytes")
@@ -73,13 +74,16 @@ class Flights:
         return job_id
 
     def collect(self) -> list[tuple[Flight, Job]]:
-        """Jobs that ended since the last call, judged and written down."""
-        ended = [pair for result in self._adapter.poll() if (pair := self._end(result))]
+        """Jobs that ended since the last call, judged and written down. All are stamped when they arrive: to judge one
+        takes time, which is not the next one's."""
+        absent_seconds, self._polled_seconds = self._polled_seconds, time.monotonic()
+        results = self._adapter.poll()
+        now = time.monotonic()
+        ended = [pair for result in results if (pair := self._end(result, absent_seconds, now))]
         self._worker.write(*(record for _, record in ended))
         return ended
 
-    def _end(self, result: Finished) -> tuple[Flight, Job] | None:
-        now = time.monotonic()
+    def _end(self, result: Finished, absent_seconds: float, now: float) -> tuple[Flight, Job] | None:
         count = self._results[result.job_id] = self._results.get(result.job_id, 0) + 1
         flight = self.flying.pop(result.job_id, None)
         if flight is None:
@@ -115,6 +119,8 @@ class Flights:
             refused=result.refused,
             reasons=result.reasons,
             in_memory=[b for b, key in zip(flight.blocks, flight.keys, strict=True) if key in memory_keys],
+            # A poll before the submit's return says nothing about the job.
+            absent_seconds=max(absent_seconds, flight.returned_seconds),
         )
         return flight, record
 

@@ -20,6 +20,7 @@ from typing import Any
 from harness.core import notes
 from harness.core.history import HistoryWriter, Job, Note, Stop, in_words, read_records
 from harness.core.installation import python_path
+from harness.runtime.accounting import Watched
 from harness.runtime.process import JsonProcess
 from harness.runtime.worker import Instruction
 
@@ -207,6 +208,10 @@ class Workers:
                     child.resume()
                     child.kill()
             self.wait(seconds=REAP_SECONDS_MAX)
+
+    def watched(self) -> list[Watched]:
+        """Workers that run here now."""
+        return [Watched(child.process, child.pid) for child in list(self.children) if child.alive]
 
     def start(
         self, instruction: Instruction, env: Mapping[str, str | None] | None = None, python: str = sys.executable

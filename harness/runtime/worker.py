@@ -44,6 +44,7 @@ SAMPLE_SECONDS = 0.02
 GAUGE_SECONDS = 0.2
 PROGRESS_SECONDS = 0.25
 CANARY_SLEEP_SECONDS = 0.01
+CANARY_LATE_SECONDS = 0.001
 FDS_COUNTED_MAX = 1 << 16
 ORPHAN_SECONDS_MAX = 10.0
 """A worker whose parent has ended is killed after this time."""
@@ -96,17 +97,21 @@ class Canary:
 
     def _run(self) -> None:
         late: list[float] = []
-        since = time.monotonic()
+        latest: list[tuple[float, float, float]] = []
+        since, delay = time.monotonic(), _run_delay()
         while True:
             before = time.monotonic()
             stopped = self._stop.wait(CANARY_SLEEP_SECONDS)
             now = time.monotonic()
             if not stopped:
                 late.append(max(0.0, now - before - CANARY_SLEEP_SECONDS))
+                if late[-1] > CANARY_LATE_SECONDS:
+                    before_delay, delay = delay, _run_delay()
+                    latest.append((now, round(late[-1], 6), round(min(late[-1], delay - before_delay), 6)))
             if stopped or now - since >= 1.0:
-                canary = notes.Canary(max(late, default=0.0), median(late) if late else 0.0)
+                canary = notes.Canary(max(late, default=0.0), median(late) if late else 0.0, latest)
                 self._notes.append(note_of(self._process, now, canary, "latest wake-up of this second"))
-                late, since = [], now
+                late, latest, since, delay = [], [], now, _run_delay()
                 _take_highest_nice_value()
             if stopped:
                 return
@@ -118,6 +123,13 @@ class Canary:
     def close(self) -> None:
         self._stop.set()
         self._thread.join()
+
+
+def _run_delay() -> float:
+    """Seconds that this thread has been runnable without a CPU; 0 where the kernel does not say."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/thread-self/schedstat").read_bytes().split()[1]) / 1e9
+    return 0.0
 
 
 def _take_highest_nice_value() -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ SLOTS_FACTOR = 4
 """A tier may refuse stores that take too large a share of the slots: a flood is to be queued, not refused."""
 PHASE_GRACE_SECONDS = 60.0
 """A phase that is not over so long after its time hangs: its process is stopped."""
+REPETITIONS = 3
+"""So often each flood is repeated in a process: a defect comes again, a pause of the machine does not."""
 HANG_SECONDS_MAX = 5.0
 DELAY_SECONDS = 0.005
 UNDER_FAULTS = 4  # floods on the fault file system: two slow ones, two with a hung call
@@ -151,8 +154,8 @@ def run(context: Context, plan: Plan) -> None:
     options: StarvationOptions = context.options
     for index, (split, phases) in enumerate(plan.floods.items()):
         children = _start(context, index * options.processes, split, phases, str(context.root_dir))
-        for number, phase in enumerate(phases, 1):
-            _order(children, number, plan.seconds, phase, split)
+        for number, (repetition, phase) in enumerate(itertools.product(range(REPETITIONS), phases), 1):
+            _order(children, number, plan.seconds / REPETITIONS, phase, split, repetition=repetition)
             _await(context, children, "carried_out", number, plan.seconds)
         _end(context, children)
     with _fault_fs(context, plan) as fs:

@@ -1,0 +1,105 @@
+"""What a rule of time may charge a tier with: the bounds of a job's life, and how long a process was hindered.
+
+A result arrives between two polls: the tier is charged with the time until the first of them. A thread that is
+runnable without a CPU, that waits for the interpreter's lock, or that is stopped is not idle: such time is measured by
+the kernel (`Delayed`, `Pressure`) and by the canary, and is never charged. A finding is confirmed: it counts when it
+comes again, since defects do and pauses do not.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterable
+from typing import Literal
+
+from harness.core import notes
+from harness.core.history import History, Job
+
+REPETITIONS = 3
+"""So often a situation is repeated by a scenario, and so often a rule of time must be broken for a finding."""
+
+Confirmed = Literal["yes", "unsure", "no"]
+
+
+def least_life(job: Job) -> float:
+    """Seconds from a job's submit to the last poll that did not return it: the tier's own for certain."""
+    return (job.absent_seconds or job.finished_seconds) - job.submitted_seconds
+
+
+def most_life(job: Job) -> float:
+    """Seconds from a job's submit to the poll that returned it, which may have come late."""
+    return job.finished_seconds - job.submitted_seconds
+
+
+def confirmed(times: int, repetitions: int) -> Confirmed:
+    """Whether a rule that was broken in so many of the repetitions of one situation is broken: in all of them yes, in
+    more than half of them unsure, else no."""
+    if times == repetitions and times:
+        return "yes"
+    return "unsure" if 2 * times > repetitions else "no"
+
+
+class Hindrance:
+    """Time in which threads of one process could not run, by the kernel's account and by the canary."""
+
+    def __init__(self, history: History, process: int) -> None:
+        self._delays = _Spans(_delays(history, process))
+        self._locks = _Spans((begin, end, late - delay) for begin, end, late, delay in late_wake_ups(history, process))
+        self._machine = _Spans(
+            (n.detail["from_seconds"], n.monotonic_seconds, _lost(n.detail))
+            for n in history.notes
+            if n.is_a(notes.Pressure)
+        )
+
+    def seconds(self, begin: float, end: float) -> float:
+        """The most that one thread of the process may have been hindered between these moments: without a CPU, then
+        without the interpreter's lock."""
+        own = self._delays.within(begin, end) + self._locks.within(begin, end)
+        return min(end - begin, own + self._machine.within(begin, end))
+
+    def free_seconds(self, begin: float, end: float) -> float:
+        """The part of the time between these moments in which nothing hindered the process: what a tier is charged
+        with."""
+        return end - begin - self.seconds(begin, end)
+
+
+def _delays(history: History, process: int) -> Iterable[tuple[float, float, float]]:
+    late = _Spans((begin, end, late) for begin, end, late, _ in late_wake_ups(history, process))
+    for note in history.notes:
+        if note.process == process and note.is_a(notes.Delayed):
+            begin, end = float(note.detail["from_seconds"]), note.monotonic_seconds
+            if not note.detail.get("stopped"):
+                yield begin, end, float(note.detail["seconds"])
+            elif late.within(begin, end) > 0:  # else the samples are of another process than the canary's
+                yield begin, end, end - begin
+
+
+def late_wake_ups(history: History, process: int) -> Iterable[tuple[float, float, float, float]]:
+    """Of each late wake-up of the canary: when it was due, when it came, how late, and its own run delay in that."""
+    for note in history.notes:
+        if note.process == process and note.is_a(notes.Canary):
+            for woke, late, delay in note.detail.get("latest", ()):
+                yield woke - late, woke, late, delay
+
+
+def _lost(detail: dict[str, float]) -> float:
+    return detail.get("steal_seconds", 0.0) + detail.get("memory_seconds", 0.0)
+
+
+class _Spans:
+    """Spans of time, in each of which some seconds were lost."""
+
+    def __init__(self, spans: Iterable[tuple[float, float, float]]) -> None:
+        self._spans = sorted(spans, key=lambda span: span[1])
+        self._ends = [end for _, end, _ in self._spans]
+        self._longest = max((end - begin for begin, end, _ in self._spans), default=0.0)
+
+    def within(self, begin: float, end: float) -> float:
+        """At most so many seconds were lost between these moments."""
+        lost, place = 0.0, bisect_left(self._ends, begin)
+        while place < len(self._spans) and self._spans[place][1] - self._longest <= end:
+            since, until, seconds = self._spans[place]
+            lost += max(0.0, min(seconds, min(until, end) - max(since, begin)))
+            place += 1
+        return min(lost, end - begin) if math.isfinite(end - begin) else lost

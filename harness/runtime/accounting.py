@@ -1,0 +1,186 @@
+"""The kernel's account of the workers: how long their threads were runnable and got no CPU, and when no thread ran.
+
+`Accounting` is a thread of the harness's own process. It samples `/proc/PID/task/TID/schedstat` (CPU time, run delay)
+of every worker of this machine, which neither stops a worker nor takes its interpreter's lock. A sample of a thread is
+one read of an open file, about 1 us. What is notable goes to `history-accounting.jsonl`: notes `Delayed` of single
+processes, and `Pressure` of the whole machine. Workers in another PID namespace have no such notes.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from harness.core import notes
+from harness.core.history import HistoryLost, HistoryWriter, Note, note_of
+
+SAMPLE_SECONDS = 0.01
+THREADS_SECONDS = 0.1
+"""Interval at which new threads of a worker are looked for."""
+PRESSURE_SECONDS = 0.25
+DELAY_SECONDS_MIN = 0.0005
+"""A shorter run delay within one sample is not written."""
+STOOD_SAMPLES = 3
+"""The canary of a worker runs every 10 ms. A process without CPU time in so many samples in a row was stopped, or none
+of its threads got a CPU."""
+
+
+class Watched(NamedTuple):
+    """A worker: its number and its process id."""
+
+    process: int
+    pid: int
+
+
+class _Threads:
+    """The threads of one process, by open files on their schedstat."""
+
+    def __init__(self, pid: int) -> None:
+        self._folder = f"/proc/{pid}/task"
+        self._files: dict[str, int] = {}
+        self._last: dict[str, tuple[int, int]] = {}
+        self._look_due = 0.0
+
+    def sample(self, now: float) -> tuple[float, float]:
+        """CPU seconds of all threads together and the largest run delay of one, since the last call.
+
+        Raises `OSError` when the process has ended."""
+        if now >= self._look_due:
+            self._look_due = now + THREADS_SECONDS
+            self._look()
+        cpu, delay = 0, 0
+        for thread, file in list(self._files.items()):
+            try:
+                ran, waited, _ = map(int, os.pread(file, 64, 0).split())
+            except (OSError, ValueError):  # it has ended
+                self._forget(thread)
+                continue
+            before = self._last.get(thread, (ran, waited))
+            cpu += ran - before[0]
+            delay = max(delay, waited - before[1])
+            self._last[thread] = ran, waited
+        return cpu / 1e9, delay / 1e9
+
+    def _look(self) -> None:
+        threads = os.listdir(self._folder)
+        for gone in self._files.keys() - set(threads):
+            self._forget(gone)
+        for thread in threads:
+            if thread not in self._files:
+                with suppress(OSError):
+                    self._files[thread] = os.open(f"{self._folder}/{thread}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+
+    def _forget(self, thread: str) -> None:
+        os.close(self._files.pop(thread))
+        self._last.pop(thread, None)
+
+    def close(self) -> None:
+        for thread in list(self._files):
+            self._forget(thread)
+
+
+class _Process:
+    """What was sampled of one worker, and since when it has not run."""
+
+    def __init__(self, watched: Watched, now: float) -> None:
+        self.watched = watched
+        self.threads = _Threads(watched.pid)
+        self._sampled_seconds = now
+        self._without_cpu: list[float] = []  # beginnings of samples in a row
+
+    def sample(self, now: float) -> list[Note]:
+        """Notes of the time since the last sample. Raises `OSError` when the process has ended."""
+        cpu_seconds, delay_seconds = self.threads.sample(now)
+        since, self._sampled_seconds = self._sampled_seconds, now
+        found = []
+        if delay_seconds >= DELAY_SECONDS_MIN:
+            # The kernel books a delay when it ends, and it may have begun before the last sample.
+            delayed = notes.Delayed(since - delay_seconds, round(delay_seconds, 6))
+            found.append(note_of(self.watched.process, now, delayed))
+        self._without_cpu = [] if cpu_seconds else [*self._without_cpu, since]
+        if len(self._without_cpu) >= STOOD_SAMPLES:
+            began = self._without_cpu[0]
+            found.append(note_of(self.watched.process, now, notes.Delayed(began, now - began, stopped=True)))
+            self._without_cpu = self._without_cpu[-STOOD_SAMPLES + 1 :]
+        return found
+
+
+class Accounting:
+    """Samples the workers that `workers()` names, from the call of the constructor until `close`."""
+
+    def __init__(self, run_dir: Path, workers: Callable[[], Iterable[Watched]]) -> None:
+        self._workers = workers
+        self._processes: dict[Watched, _Process] = {}
+        self._pressure = _Pressure()
+        self._stop = threading.Event()
+        self._path = run_dir / "history-accounting.jsonl"
+        self._thread = threading.Thread(target=self._run, name="accounting", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        pressure_due = time.monotonic() + PRESSURE_SECONDS
+        with suppress(HistoryLost):  # the evidence ends here; rules that need it become inconclusive
+            writer = HistoryWriter(self._path)
+            while not self._stop.wait(SAMPLE_SECONDS):
+                now = time.monotonic()
+                found = [note for watched in self._workers() for note in self._sample(watched, now)]
+                if now >= pressure_due:
+                    pressure_due = now + PRESSURE_SECONDS
+                    found += self._pressure.sample(now)
+                    writer.write(*found)
+                    writer.flush()
+                elif found:
+                    writer.write(*found)
+            writer.close()
+        for process in self._processes.values():
+            process.threads.close()
+
+    def _sample(self, watched: Watched, now: float) -> list[Note]:
+        process = self._processes.get(watched)
+        try:
+            if process is None:
+                process = self._processes[watched] = _Process(watched, now)
+                process.threads.sample(now)
+                return []
+            return process.sample(now)
+        except OSError:
+            return []
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+class _Pressure:
+    """Time lost on the whole machine: stolen by the hypervisor, and stalls by the kernel's pressure accounting."""
+
+    def __init__(self) -> None:
+        self._last = _lost()
+        self._seconds = time.monotonic()
+
+    def sample(self, now: float) -> list[Note]:
+        """One note of the time since the last call, if anything was lost."""
+        lost = _lost()
+        gone = {name: round(value - self._last.get(name, value), 6) for name, value in lost.items()}
+        since, self._last, self._seconds = self._seconds, lost, now
+        if not any(value > 0 for value in gone.values()):
+            return []
+        return [note_of(-1, now, notes.Pressure(since, **{name: max(0.0, value) for name, value in gone.items()}))]
+
+
+def _lost() -> dict[str, float]:
+    """Seconds since boot; without the names that this kernel does not know."""
+    values = {}
+    with suppress(OSError, ValueError, IndexError):
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+        values["steal_seconds"] = int(fields[8]) / os.sysconf("SC_CLK_TCK")
+    for name in ("cpu", "io", "memory"):
+        with suppress(OSError, ValueError, IndexError):
+            some = Path(f"/proc/pressure/{name}").read_text().split("\n", 1)[0]
+            values[f"{name}_seconds"] = int(some.rpartition("=")[2]) / 1e6
+    return values
