@@ -10,7 +10,7 @@ Where the tier says how it scheduled (`Task` records), per process and its incar
 5. overtakes: tasks of the other class that came later and started earlier; by own threads none (this is rule 1), in all
    at most (threads of the other group) * (ceil(wait / shortest service) + 1).
 6. stamps against the scheduler's own clock: a job's tasks come between its submit's call and return, and end before its
-   result; the result is there with the next poll, give or take a hand-over.
+   result; a poll that begins later than a hand-over after the last end returns the result.
 Within that, enqueue and start are stamped under the pool's lock and taken at their word; service and hand-over times
 are measured.
 Rules 3 to 5 are left out for a process that died, since what it ran last is not in the history, and for one that had a
@@ -18,13 +18,14 @@ call hang for ever, since then the longest service time says nothing; `floods` j
 "hang" on it, or its tier says that it replaces threads that hang (gauges "*_threads_hung") and more threads of a group
 ran than its options give it.
 
-Where the tier says nothing, only jobs are left, and a weaker comparison: while a class has jobs outstanding and none
-finishes, the other class may finish at most `JOB_FACTOR` * threads (`THREADS_LEAST` at least) * (blocks outstanding, or
-of its largest such job if that is more) blocks of jobs submitted later. That is far above what any fair schedule shows
-and finds a class that does not run at all, not one that is merely slow.
+Whatever the tier says, jobs are judged too (`job_waits`): no job, and no class as a whole, is held back while later
+jobs end, for longer than the device's own spread. Where the tier says nothing, this is all.
 
-Not covered: fairness between jobs or requests of one class, waiting inside the device, waits outside the tier (for
-slots).
+Rules of time are charged with what the tier did for certain: a job's life ends with the last poll that did not return
+it; time in which the process was hindered does not count; and what came fewer than `REPETITIONS` times is a doubt, not
+a finding.
+
+Not covered: waiting inside the device, waits outside the tier (for slots).
 
 unknown: no loads, or no stores, or the two never met (no task came while the other class had one waiting or running).
 """
@@ -32,71 +33,75 @@ unknown: no loads, or no stores, or the two never met (no task came while the ot
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from harness.checkers.base import FINDINGS_MAX, Findings, Life, Lives, Value, Verdict, milliseconds
-from harness.checkers.wake_up_delays import CLOCK_SECONDS, Noise, Waits
+from harness.checkers.base import FINDINGS_MAX, Findings, Life, Lives, Rule, Value, Verdict, milliseconds
+from harness.checkers.evidence import REPETITIONS, Hindrance, least_life, most_life
+from harness.checkers.intervals import Interval, inside, longest_overlap, union
+from harness.checkers.job_waits import CLASS_HELD, JOB_HELD, OTHER, JobWaits, gaps, threads_asked
+from harness.checkers.task_queue import TaskQueue
+from harness.checkers.wake_up_delays import CLOCK_SECONDS, NOISE_FACTOR, Noise, Waits
 from harness.core import notes
 from harness.core.history import Direction, History, Job, Task
 
-JOB_FACTOR = 4
-THREADS_DEFAULT = 32  # of tiers that do not say
-THREADS_LEAST = 8
-"""With two threads, one slow read lets as many small jobs by as would be starvation with many."""
 CLASSES: tuple[Direction, Direction] = ("load", "store")
-OTHER: Mapping[Direction, Direction] = {"load": "store", "store": "load"}
 
-Interval = tuple[float, float]
+OWN_FIRST = Rule(
+    "starvation/own-first", "No thread takes the other direction while its own direction has a task waiting."
+)
+FIFO = Rule("starvation/fifo", "Tasks of one direction start in the order in which they came.")
+IDLE = Rule(
+    "starvation/idle-thread",
+    "No thread is free while a task waits.",
+    f"a hand-over: the longest service time then, {NOISE_FACTOR:g} times the canary's lateness then, or one switch "
+    "interval for each thread; time in which the kernel or the interpreter's lock kept a thread from running; what did "
+    f"not come again {REPETITIONS} times",
+)
+WAIT_BOUND = Rule(
+    "starvation/wait-bound",
+    "No task waits longer than the tasks ahead of it, the longest service and the longest hand-over explain.",
+    "1 microsecond, for the rounding of stamps; processes that died or whose calls hung",
+)
+OVERTAKES = Rule(
+    "starvation/overtakes",
+    "No task is overtaken by more tasks of the other direction than the threads of the other group can run.",
+    "processes that died or whose calls hung",
+)
+STAMPS = Rule(
+    "starvation/stamps",
+    "The stamps of the schedule agree with each other and with the scheduler's clock.",
+    "1 microsecond; a hand-over between a task's end and a poll that returns its job",
+)
+RULES = (OWN_FIRST, FIFO, IDLE, WAIT_BOUND, OVERTAKES, STAMPS, JOB_HELD, CLASS_HELD)
 
 
 def check(history: History) -> Verdict:
     """Judges `tasks` where there are any, else `jobs`; `notes` of kind "canary"; options `read_threads`,
     `write_threads`."""
+    findings = Findings(RULES)
+    waits = JobWaits(history)
+    waits.judge(findings)
     if history.tasks:
-        return _check_tasks(history)
-    return _check_jobs(history)
+        return _check_tasks(history, waits, findings)
+    return _check_jobs(history, waits, findings)
 
 
-@dataclass
-class _Class:
-    """Tasks of one class in one process, first in first out, with the sorted stamps that counting needs."""
+class _Idle(NamedTuple):
+    """A stretch in which a thread was free and a task waited, and how long it may last."""
 
-    tasks: list[Task]
-    enqueued: list[float] = field(init=False)
-    started: list[float] = field(init=False)
+    task: Task
+    thread: str
+    since: float
+    until: float
+    allowed_seconds: float
 
-    def __post_init__(self) -> None:
-        self.tasks.sort(key=lambda t: (t.enqueued_seconds, t.depth, t.started_seconds))
-        self.enqueued = [t.enqueued_seconds for t in self.tasks]
-        self.started = sorted(t.started_seconds for t in self.tasks)
-
-    def waiting_at(self, seconds: float) -> int:
-        """Tasks that had come before this moment and started after it; a tie counts as started."""
-        return max(0, bisect_left(self.enqueued, seconds) - bisect_right(self.started, seconds))
-
-    def longest_waiting_at(self, seconds: float) -> Task | None:
-        """The one of them that had come first; for a finding."""
-        came = self.tasks[: bisect_left(self.enqueued, seconds)]
-        return next((t for t in came if t.started_seconds > seconds), None)
-
-    def ahead_of(self, position: int) -> int:
-        """Tasks ahead of the one at `position` when it came, counted, not as the tier said."""
-        return max(0, position - bisect_right(self.started, self.enqueued[position]))
-
-    def overtakes_of(self, task: Task) -> int:
-        """Tasks of this class that came after `task`, which is of the other, and started before it."""
-        return max(
-            0, bisect_left(self.started, task.started_seconds) - bisect_right(self.enqueued, task.enqueued_seconds)
-        )
-
-    def waiting_intervals(self) -> list[Interval]:
-        """When at least one task of this class waited: disjoint, in order."""
-        return _union((t.enqueued_seconds, t.started_seconds) for t in self.tasks)
+    @property
+    def seconds(self) -> float:
+        return self.until - self.since
 
 
 class _Handover(NamedTuple):
@@ -124,8 +129,7 @@ class _Extremes:
         }
 
 
-def _check_tasks(history: History) -> Verdict:
-    findings = Findings()
+def _check_tasks(history: History, waits: JobWaits, findings: Findings) -> Verdict:
     lives = Lives(history)
     by_life: dict[Life, list[Task]] = defaultdict(list)
     for task in history.tasks:
@@ -135,21 +139,18 @@ def _check_tasks(history: History) -> Verdict:
     for job in history.jobs:
         if job.results:
             jobs[lives.at(job.process, job.submitted_seconds)][job.job_id] = job
-    passes: dict[Life, list[float]] = defaultdict(list)
-    for gauge in history.gauges:
-        passes[lives.at(gauge.process, gauge.monotonic_seconds)].append(gauge.values.get("longest_pass_seconds", 0.0))
     met, judged_whole, compared, handover = 0, 0, 0, _Handover()
     for life, tasks in sorted(by_life.items(), key=lambda item: item[0][:2]):
-        process = _Process(history, lives, life, tasks, findings)
+        process = _Process(history, lives, life, tasks, findings, waits.hindrance(life.process))
         process.judge_order()
-        compared += process.judge_clock(jobs[life], max(passes[life], default=0.0))
+        compared += process.judge_clock(jobs[life])
         met += process.met()
         hung = any(n.is_a(notes.Hang) and n.detail.get("process") == life.process for n in history.notes)
         if life.ended_well and not hung and not process.replaced:
             judged_whole += 1
             handover = max(handover, process.judge_times(extremes))
     counts = {c: sum(t.direction == c for t in history.tasks) for c in CLASSES}
-    value: Value = "false" if findings else "true"
+    value: Value = "false" if findings else "unknown" if findings.doubts else "true"
     why = ""
     if not findings:
         if missing := [c for c in CLASSES if not counts[c]]:
@@ -180,17 +181,26 @@ def _check_tasks(history: History) -> Verdict:
 class _Process:
     """One process's schedule."""
 
-    def __init__(self, history: History, lives: Lives, life: Life, tasks: list[Task], findings: Findings) -> None:
+    def __init__(
+        self,
+        history: History,
+        lives: Lives,
+        life: Life,
+        tasks: list[Task],
+        findings: Findings,
+        hindrance: Hindrance,
+    ) -> None:
         self.life = life
+        self.hindrance = hindrance
         self.who = f"process {life.process}" + (f" (start {life.incarnation})" if life.incarnation else "")
         self.tasks = tasks
         self.findings = findings
-        self.classes = {c: _Class([t for t in tasks if t.direction == c]) for c in CLASSES}
+        self.classes = {c: TaskQueue([t for t in tasks if t.direction == c]) for c in CLASSES}
         self.threads: dict[Direction, dict[int, list[Task]]] = {"load": defaultdict(list), "store": defaultdict(list)}
         for task in sorted(tasks, key=lambda t: t.started_seconds):
             self.threads[task.group][task.thread].append(task)
         # Threads that never ran anything are threads all the same.
-        asked = _threads_asked(history, life.process)
+        asked = threads_asked(history, life.process)
         self.thread_count: dict[Direction, int] = {c: max(len(self.threads[c]), asked[c]) for c in CLASSES}
         self.canary = [
             n for n in history.notes if n.is_a(notes.Canary) and lives.at(n.process, n.monotonic_seconds) == life
@@ -210,14 +220,14 @@ class _Process:
 
     def met(self) -> int:
         """Tasks that came while the other class had one waiting or running."""
-        busy = {c: _union((t.enqueued_seconds, t.finished_seconds) for t in self.classes[c].tasks) for c in CLASSES}
-        return sum(_inside(t.enqueued_seconds, busy[OTHER[t.direction]]) for t in self.tasks)
+        busy = {c: union((t.enqueued_seconds, t.finished_seconds) for t in self.classes[c].tasks) for c in CLASSES}
+        return sum(inside(t.enqueued_seconds, busy[OTHER[t.direction]]) for t in self.tasks)
 
     def judge_order(self) -> None:
         """Rules 1 and 2, and that the stamps can be true at all."""
         for task in self.tasks:
             if not task.enqueued_seconds <= task.started_seconds <= task.finished_seconds:
-                self._find(task, "is not enqueued, started and finished in this order")
+                self._find(task, STAMPS, "is not enqueued, started and finished in this order")
             if task.direction == task.group:
                 continue
             own = self.classes[task.group]
@@ -228,6 +238,7 @@ class _Process:
                 since = f", the oldest for {_ms(task.started_seconds - oldest.enqueued_seconds)}" if oldest else ""
                 self._find(
                     task,
+                    OWN_FIRST,
                     f"was taken by a thread of the {task.group} group while {waiting} {task.group} tasks waited{since}",
                 )
         for direction in CLASSES:
@@ -237,6 +248,7 @@ class _Process:
                     early = latest.started_seconds - task.started_seconds
                     self._find(
                         task,
+                        FIFO,
                         f"started {_ms(early)} before that of job {latest.job_id}, which had come earlier: not FIFO",
                     )
                 else:
@@ -245,38 +257,69 @@ class _Process:
             for mine in threads.values():
                 for before, after in pairwise(mine):
                     if after.started_seconds < before.finished_seconds - CLOCK_SECONDS:
-                        self._find(after, f"ran on a thread that was still busy with job {before.job_id}")
+                        self._find(after, STAMPS, f"ran on a thread that was still busy with job {before.job_id}")
 
     def judge_times(self, extremes: Mapping[Direction, _Extremes]) -> _Handover:
         """Rules 3 to 5."""
         noise = Noise(self.canary, self.tasks)
         handover = {c: self._longest_handover(c) for c in CLASSES}
+        idle: list[_Idle] = []
         for direction in CLASSES:
             waits = Waits([*self.classes[direction].tasks, *self._waiting[direction]], noise.least_seconds)
             for group in CLASSES:
                 for thread, free in self._free(group):
-                    self._judge_idleness(f"{thread} of the {group} group", free, waits, noise)
+                    idle += self._idleness(f"{thread} of the {group} group", free, waits, noise)
             self._judge_waits(direction, handover[direction], extremes[direction])
+        self._judge_idleness(idle)
         return _Handover(max(handover.values()), noise.most_seconds)
 
-    def _judge_idleness(self, thread: str, free: list[Interval], waits: Waits, noise: Noise) -> None:
-        """Rule 3 for one thread: the task that waited longest while it was free, if that was too long."""
-        worst, allowed, patient = noise.least_seconds, 0.0, None
+    def _idleness(self, thread: str, free: list[Interval], waits: Waits, noise: Noise) -> list[_Idle]:
+        """Rule 3 for one thread: stretches, disjoint, in which it was free and a task waited for too long. The first
+        few are enough."""
+        found: list[_Idle] = []
         for begin, end in free:
-            if end - begin <= worst:
+            if end - begin <= noise.least_seconds:
                 continue
+            counted = len(found)
             for task in waits.during(begin, end):
-                both = max(begin, task.enqueued_seconds), min(end, task.started_seconds)
-                if both[1] - both[0] > worst and both[1] - both[0] > (tolerance := noise.allowed_seconds(*both)):
-                    worst, allowed, patient = both[1] - both[0], tolerance, task
-        if patient:
-            text = f"waited while {thread} was free for {_ms(worst)}; a hand-over may take {_ms(allowed)}"
-            self._find(patient, text)
+                since, until = max(begin, task.enqueued_seconds), min(end, task.started_seconds)
+                again = len(found) == counted or since >= found[-1].until
+                if until - since <= (noise.least_seconds if again else found[-1].seconds):
+                    continue
+                if until - since > (allowed := noise.allowed_seconds(since, until)):
+                    if not again:
+                        found.pop()
+                    found.append(_Idle(task, thread, since, until, allowed))
+            if len(found) > FINDINGS_MAX:
+                break
+        return found
 
-    def judge_clock(self, jobs: Mapping[int, Job], pass_seconds: float) -> int:
-        """Rule 6; returns how many tasks could be compared. `pass_seconds`: the longest pass of the loop, which
-        polls once in each."""
-        poll_seconds = 2 * pass_seconds
+    def _judge_idleness(self, idle: list[_Idle]) -> None:
+        """Rule 3. A thread that was hindered was not idle. One pause of the machine is no finding: each time that the
+        hand-over took longer than allowed counts, and how many times longer."""
+        times = 0
+        worst: dict[str, tuple[float, _Idle]] = {}
+        counted_until = -math.inf
+        for one in sorted(idle, key=lambda i: i.since):
+            seconds = self.hindrance.free_seconds(one.since, one.until)
+            if one.since >= counted_until and seconds > one.allowed_seconds:
+                times += int(seconds / one.allowed_seconds)
+                counted_until = one.until
+            if one.thread not in worst or seconds > worst[one.thread][0]:
+                worst[one.thread] = seconds, one
+        for seconds, one in worst.values():
+            text = (
+                f"waited while {one.thread} was free for {_ms(one.seconds)}; a hand-over may take "
+                f"{_ms(one.allowed_seconds)}"
+            )
+            if times >= REPETITIONS and seconds > one.allowed_seconds:
+                self._find(one.task, IDLE, f"{text} (that and more {times} times in this process)")
+            elif times < REPETITIONS:
+                hindered = f", for up to {_ms(one.seconds - seconds)} of it the process was hindered"
+                self._doubt(one.task, IDLE, text + (hindered if one.seconds > seconds else ", once"))
+
+    def judge_clock(self, jobs: Mapping[int, Job]) -> int:
+        """Rule 6; returns how many tasks could be compared."""
         compared = 0
         ends: dict[int, float] = {}
         for task in self.tasks:
@@ -285,28 +328,43 @@ class _Process:
             compared += 1
             if task.enqueued_seconds < job.submitted_seconds - CLOCK_SECONDS:
                 early = job.submitted_seconds - task.enqueued_seconds
-                self._find(task, f"claims to have come {_ms(early)} before the job was submitted")
+                self._find(task, STAMPS, f"claims to have come {_ms(early)} before the job was submitted")
             elif task.enqueued_seconds > job.submit_returned_seconds + CLOCK_SECONDS:
                 late = task.enqueued_seconds - job.submit_returned_seconds
-                self._find(task, f"claims to have come {_ms(late)} after the job's submit had returned")
+                self._find(task, STAMPS, f"claims to have come {_ms(late)} after the job's submit had returned")
             if task.finished_seconds > job.finished_seconds + CLOCK_SECONDS:
                 late = task.finished_seconds - job.finished_seconds
-                self._find(task, f"claims to have ended {_ms(late)} after the job's result was there")
+                self._find(task, STAMPS, f"claims to have ended {_ms(late)} after the job's result was there")
             ends[task.job_id] = max(task.finished_seconds, ends.get(task.job_id, -math.inf))
         noise = Noise(self.canary, self.tasks)
-        for job_id, end in ends.items() if self.life.ended_well else ():  # else its last pass is not known
-            allowed = poll_seconds + noise.allowed_seconds(end, jobs[job_id].finished_seconds)
-            if (gap := jobs[job_id].finished_seconds - end) > allowed:
-                self.findings.add(
-                    f"{self.who}: the tasks of job {job_id} claim to have ended {_ms(gap)} before its result; between "
-                    f"two polls there were {_ms(poll_seconds)} at most"
-                )
+        late_results = []
+        for job_id, end in ends.items() if self.life.ended_well else ():  # else its last poll is not known
+            polled = jobs[job_id].submitted_seconds + least_life(jobs[job_id])
+            if polled - end > (allowed := noise.allowed_seconds(end, polled)):
+                times = int(self.hindrance.free_seconds(end, polled) / allowed)
+                late_results.append((times, polled - end, job_id, allowed))
+        certain = sum(late[0] for late in late_results)
+        for times, gap, job_id, allowed in sorted(late_results, reverse=True):
+            text = (
+                f"{self.who}: the tasks of job {job_id} claim to have ended {_ms(gap)} before a poll that did not "
+                f"return its result; {_ms(allowed)} are allowed"
+            )
+            known: dict[str, Any] = {
+                "seconds": jobs[job_id].finished_seconds,
+                "process": self.life.process,
+                "job": job_id,
+            }
+            if certain < REPETITIONS:
+                self.findings.doubt(f"{text}, which did not come again often enough", STAMPS, **known)
+                break
+            if times:
+                self.findings.add(text, STAMPS, **known)
         return compared
 
     def _longest_handover(self, group: Direction) -> float:
         """The longest that one thread was free while a task of its own class waited: what rule 4 adds to a turn."""
         waiting = self.classes[group].waiting_intervals()
-        overlaps = (_longest_overlap(free, waiting) for _, free in self._free(group))
+        overlaps = (longest_overlap(free, waiting) for _, free in self._free(group))
         return max((end - start for start, end in overlaps), default=0.0)
 
     def _judge_waits(self, direction: Direction, handover_seconds: float, extreme: _Extremes) -> None:
@@ -318,7 +376,8 @@ class _Process:
         shortest = min((t.finished_seconds - t.started_seconds for t in by_others), default=0.0)
         threads = self.thread_count[direction]
         if mine.tasks and not threads:
-            self.findings.add(f"{self.who}: no thread belongs to {direction}s, so nothing bounds their wait")
+            text = f"{self.who}: no thread belongs to {direction}s, so nothing bounds their wait"
+            self.findings.add(text, rule=WAIT_BOUND, process=self.life.process)
             return
         turn_seconds = service_seconds + handover_seconds
         for position, task in enumerate(mine.tasks):
@@ -327,14 +386,18 @@ class _Process:
             bound = turns * turn_seconds
             if wait > bound + CLOCK_SECONDS:
                 self._find(
-                    task, f"waited {_ms(wait)} behind {mine.ahead_of(position)} others; the bound is {_ms(bound)}"
+                    task,
+                    WAIT_BOUND,
+                    f"waited {_ms(wait)} behind {mine.ahead_of(position)} others; the bound is {_ms(bound)}",
                 )
             if wait >= extreme.wait_seconds:
                 extreme.wait_seconds, extreme.wait_bound_seconds = wait, bound
             overtakes = others.overtakes_of(task)
             most = self.thread_count[OTHER[direction]] * (math.ceil(wait / shortest) + 1) if shortest > 0 else math.inf
             if overtakes > most:
-                self._find(task, f"was overtaken by {overtakes} {OTHER[direction]} tasks; the bound is {most}")
+                self._find(
+                    task, OVERTAKES, f"was overtaken by {overtakes} {OTHER[direction]} tasks; the bound is {most}"
+                )
             if overtakes >= extreme.overtakes:
                 extreme.overtakes, extreme.overtakes_bound = overtakes, most
 
@@ -349,103 +412,54 @@ class _Process:
         if self.thread_count[group] > len(self.threads[group]):
             yield "a thread that never ran anything", [(-math.inf, math.inf)]
 
-    def _find(self, task: Task, text: str) -> None:
+    def _find(self, task: Task, rule: Rule, text: str) -> None:
+        self.findings.add(f"{self._named(task)} {text}", rule=rule, **self._about(task))
+
+    def _doubt(self, task: Task, rule: Rule, text: str) -> None:
+        self.findings.doubt(f"{self._named(task)} {text}", rule=rule, **self._about(task))
+
+    def _named(self, task: Task) -> str:
         known = f"a {task.direction} task of job {task.job_id}"
         what = known if task.thread >= 0 else f"the oldest {task.direction} task in the queue, as its gauges say,"
-        self.findings.add(f"{self.who}: {what} {text}")
+        return f"{self.who}: {what}"
 
-
-def _threads_asked(history: History, process: int) -> dict[Direction, int]:
-    """Threads of each group by the options of this process's tier; 0 if they are not recorded."""
-    own = next((s.detail for s in history.starts if s.process == process and "read_threads" in s.detail), {})
-    told = {**history.options, **own}
-    return {"load": int(told.get("read_threads") or 0), "store": int(told.get("write_threads") or 0)}
+    def _about(self, task: Task) -> dict[str, Any]:
+        about: dict[str, Any] = {"seconds": task.started_seconds, "process": self.life.process}
+        about["incarnation"] = self.life.incarnation
+        if task.thread >= 0:
+            about |= {"job": task.job_id, "thread": f"{task.group} {task.thread}"}
+        return about
 
 
 def _ms(seconds: float) -> str:
     return milliseconds(seconds)
 
 
-def _union(intervals: Iterable[Interval]) -> list[Interval]:
-    """Disjoint intervals covering the same; the input is sorted by its starts."""
-    merged: list[Interval] = []
-    for start, end in intervals:
-        if merged and start <= merged[-1][1]:
-            if end > merged[-1][1]:
-                merged[-1] = (merged[-1][0], end)
-        elif end > start:
-            merged.append((start, end))
-    return merged
-
-
-def _inside(seconds: float, intervals: list[Interval]) -> bool:
-    place = bisect_right(intervals, (seconds, math.inf)) - 1
-    return place >= 0 and intervals[place][0] < seconds < intervals[place][1]
-
-
-def _longest_overlap(left: list[Interval], right: list[Interval]) -> Interval:
-    """The longest stretch that lies in one interval of each; both are disjoint and in order. (0, 0) if there is
-    none."""
-    best = (0.0, 0.0)
-    place = 0
-    for start, end in left:
-        while place < len(right) and right[place][1] <= start:
-            place += 1
-        at = place
-        while at < len(right) and right[at][0] < end:
-            stretch = (max(start, right[at][0]), min(end, right[at][1]))
-            if stretch[1] - stretch[0] > best[1] - best[0]:
-                best = stretch
-            at += 1
-        place = max(place, at - 1)
-    return best
-
-
-def _check_jobs(history: History) -> Verdict:
-    findings = Findings()
+def _check_jobs(history: History, waits: JobWaits, findings: Findings) -> Verdict:
     counts = {c: sum(j.direction == c for j in history.jobs) for c in CLASSES}
     longest_wait = dict.fromkeys(CLASSES, 0.0)
     longest_gap = dict.fromkeys(CLASSES, 0.0)
-    most_overtaking = dict.fromkeys(CLASSES, 0)
     met = 0
-    for process in sorted({j.process for j in history.jobs}):
-        mine = [j for j in history.jobs if j.process == process]
-        threads = max(THREADS_LEAST, sum(_threads_asked(history, process).values()) or THREADS_DEFAULT)
+    for process in sorted({j.process for j in history.jobs} - waits.in_submit):
         for direction in CLASSES:
-            jobs = [j for j in mine if j.direction == direction]
-            others = sorted(
-                (j for j in mine if j.direction != direction and j.results), key=lambda j: j.submitted_seconds
+            jobs = waits.jobs(process, direction)
+            busy = union(
+                sorted((j.submitted_seconds, j.finished_seconds) for j in waits.jobs(process, OTHER[direction]))
             )
-            starts = [j.submitted_seconds for j in others]
-            met += sum(j.submitted_seconds < o.finished_seconds for j in jobs for o in _before(others, starts, j))
-            for job in jobs:
-                if job.results:
-                    longest_wait[direction] = max(longest_wait[direction], job.finished_seconds - job.submitted_seconds)
-            for start, end, blocks in _gaps(jobs):
-                later = others[bisect_right(starts, start) : bisect_left(starts, end)]
-                overtaking = sum(len(o.blocks) for o in later if o.finished_seconds < end)
-                longest_gap[direction] = max(longest_gap[direction], end - start)
-                most_overtaking[direction] = max(most_overtaking[direction], overtaking)
-                # A thread may be at one job of the other class, however large, before it can turn to this one.
-                largest = max((len(o.blocks) for o in later), default=0)
-                if overtaking > JOB_FACTOR * threads * max(blocks, largest):
-                    findings.add(
-                        f"process {process}: from {start:.3f} on no {direction} finished for {_ms(end - start)} with "
-                        f"{blocks} blocks outstanding, while {overtaking} blocks of {OTHER[direction]} jobs submitted "
-                        "later finished"
-                    )
-    value: Value = "false" if findings else "true"
+            met += sum(inside(j.submitted_seconds, busy) for j in jobs)
+            longest_wait[direction] = max([longest_wait[direction], *(most_life(j) for j in jobs if j.results)])
+            longest_gap[direction] = max([longest_gap[direction], *(end - start for start, end, _ in gaps(jobs))])
+    value: Value = "false" if findings else "unknown" if findings.doubts else "true"
     why = ""
     if not findings and not all(counts.values()):
         value, why = "unknown", f"{counts['load']} loads and {counts['store']} stores in the history; "
     elif not findings and not met:
-        if history.starts and all(s.detail.get("runs_in_submit") for s in history.starts):
+        if history.starts and waits.in_submit >= {s.process for s in history.starts}:
             why = "jobs run inside their submit: none waits for another; "
         else:
             value, why = "unknown", "loads and stores never met in one process; "
     parts = [
-        f"{c}s: longest from submit to result {_ms(longest_wait[c])}, longest without progress {_ms(longest_gap[c])}, "
-        f"overtaken by {most_overtaking[c]} blocks in that time"
+        f"{c}s: longest from submit to result {_ms(longest_wait[c])}, longest without progress {_ms(longest_gap[c])}"
         for c in CLASSES
     ]
     figure = f"{why}{'; '.join(parts)} (jobs only: the tier does not say how it schedules)"
@@ -455,30 +469,5 @@ def _check_jobs(history: History) -> Verdict:
         "met": met,
         "longest_seconds": longest_wait,
         "longest_gap_seconds": longest_gap,
-        "most_overtaking_blocks": most_overtaking,
     }
     return Verdict("starvation", value, figure, findings.list(), data)
-
-
-def _before(others: list[Job], starts: list[float], job: Job) -> list[Job]:
-    """The last few of the other class that were submitted before `job`: enough to know whether one was outstanding."""
-    place = bisect_right(starts, job.submitted_seconds)
-    return others[max(0, place - 8) : place]
-
-
-def _gaps(jobs: list[Job]) -> Iterator[tuple[float, float, int]]:
-    """Stretches in which jobs of one class were outstanding and none finished: start, end, blocks outstanding at start.
-
-    A job without a result is outstanding until its process died or the run ended, which its record's end says.
-    """
-    events = sorted(
-        [(j.submitted_seconds, 1, len(j.blocks)) for j in jobs]
-        + [(j.finished_seconds, 0, -len(j.blocks)) for j in jobs]
-    )
-    blocks, since, at_start = 0, 0.0, 0
-    for seconds, submitted, change in events:
-        if blocks and not submitted:
-            yield since, seconds, at_start
-        if not submitted or not blocks:
-            since, at_start = seconds, blocks + change
-        blocks += change

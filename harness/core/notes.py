@@ -129,6 +129,16 @@ class Pressure(NamedTuple):
     memory_seconds: float = 0.0
 
 
+class Device(NamedTuple):
+    """The harness itself stored, read and removed a block beside the root, again and again since `from_seconds`: the
+    longest and the median of its calls, and what kind of call was the longest."""
+
+    from_seconds: float
+    longest_seconds: float
+    median_seconds: float
+    call: str
+
+
 class Counts(NamedTuple):
     """What the tier counted until its end."""
 
@@ -308,8 +318,8 @@ class Room(NamedTuple):
 
 About: TypeAlias = (
     Phase | Fault | Lifted | Hang | Skipped | Unfit | Unready | Refused | Met | Error | Canary | Delayed | Pressure
-    | Counts | Submitted | Asked | Stepped | Promise | Flood | Unloaded | Opening | Cell | Pair | Instance | Created
-    | Removed | Missed | Evicted | Sample | Soon | Power | Room
+    | Device | Counts | Submitted | Asked | Stepped | Promise | Flood | Unloaded | Opening | Cell | Pair | Instance
+    | Created | Removed | Missed | Evicted | Sample | Soon | Power | Room
 )  # fmt: skip
 
 KINDS: Mapping[str, type[Any]] = {kind.__name__.lower(): kind for kind in About.__args__}

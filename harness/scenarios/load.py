@@ -16,6 +16,7 @@ from typing import Any
 from harness.core import notes
 from harness.core.limits import Needs
 from harness.core.traffic import PlannedRequest, TraceError, TraceRequest, plan, read_trace, synthetic_trace
+from harness.runtime.device_probe import device_probe
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 
 SYNTHETIC_REQUESTS_PER_SECOND = 20
@@ -117,7 +118,8 @@ def run(context: Context, traffic: Traffic) -> None:
     context.workers.await_ready(children)
     go_seconds = context.workers.go(children)
     context.note(go_seconds, notes.Phase(source=traffic.source), "traffic starts")
-    context.workers.wait(children)
+    with device_probe(context.root_dir.parent, options.block_bytes, context.note):
+        context.workers.wait(children)
     context.note(time.monotonic(), notes.Phase(), "traffic ended")
 
 

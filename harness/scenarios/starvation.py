@@ -34,6 +34,7 @@ from harness.core import notes
 from harness.core.history import Direction
 from harness.core.limits import Needs
 from harness.faults import FaultFs, FaultUnavailable, Rule
+from harness.runtime.device_probe import device_probe
 from harness.runtime.supervisor import Child
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 from harness.scenarios.on_hosts import OnHosts
@@ -152,17 +153,24 @@ def needs(options: StarvationOptions, plan: Plan | None) -> Needs:
 def run(context: Context, plan: Plan) -> None:
     """Each split in turn, then one split on the fault file system."""
     options: StarvationOptions = context.options
+    with device_probe(context.root_dir.parent, options.block_bytes, context.note):
+        _floods(context, plan)
+    with _fault_fs(context, plan) as fs:
+        if fs is not None:
+            _under_faults(context, plan, fs, len(plan.floods) * options.processes)
+    if isinstance(context, OnHosts) and not adapter_class(options.tier).runs_in_submit:
+        _cut_off(context, plan, (len(plan.floods) + 1) * options.processes)
+
+
+def _floods(context: Context, plan: Plan) -> None:
+    """Each flood in each split, `REPETITIONS` times."""
+    options: StarvationOptions = context.options
     for index, (split, phases) in enumerate(plan.floods.items()):
         children = _start(context, index * options.processes, split, phases, str(context.root_dir))
         for number, (repetition, phase) in enumerate(itertools.product(range(REPETITIONS), phases), 1):
             _order(children, number, plan.seconds / REPETITIONS, phase, split, repetition=repetition)
             _await(context, children, "carried_out", number, plan.seconds)
         _end(context, children)
-    with _fault_fs(context, plan) as fs:
-        if fs is not None:
-            _under_faults(context, plan, fs, len(plan.floods) * options.processes)
-    if isinstance(context, OnHosts) and not adapter_class(options.tier).runs_in_submit:
-        _cut_off(context, plan, (len(plan.floods) + 1) * options.processes)
 
 
 def _start(

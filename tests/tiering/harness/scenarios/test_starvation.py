@@ -3,6 +3,8 @@ checker of floods says of histories made by hand."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,26 @@ def test_a_probe_that_ends_only_with_the_flood_is_starved() -> None:
     assert early.data["phases"][0]["longest_gap_seconds"] == 9.5
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no memory file system")
+def test_the_time_that_the_harness_takes_to_verify_blocks_is_not_the_tiers(tmp_path: Path) -> None:
+    """Without a device's own time, the judging of 512 blocks was most of a probe's life: 4 of 4 runs failed."""
+    shared = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    try:
+        results = starve(tmp_path, tier="reference", root_dir=str(shared), job_blocks="16,512")
+    finally:
+        shutil.rmtree(shared)
+    assert results.verdict == "true", str(results.verdicts)
+
+
+@pytest.mark.slow
+def test_a_right_tier_that_hides_its_schedule_passes(tmp_path: Path) -> None:
+    """Jobs that overtake within milliseconds show nothing: 3 of 6 runs failed."""
+    tier = "tests.tiering.harness.broken.hidden:HidesItsSchedule"
+    results = starve(tmp_path, tier=tier, read_threads=1, write_threads=1, seconds=2.0)
+    assert results.verdict == "true", str(results.verdicts)
+
+
 def test_no_flood_no_verdict() -> None:
     assert floods.check(History.of([])).value == "unknown"
     assert floods.check(history([job(1000, 3, "store", 0.5, 9.5)], [])).value == "unknown", "nothing of the flood ended"
@@ -190,3 +212,35 @@ def test_a_host_that_is_cut_off_holds_no_class_longer_than_told(changes: dict[st
     bad = cut_off(**changes)
     assert bad.value == "false"
     assert finding in bad.findings[0]
+
+
+def phases(*lives: tuple[int, float, float], unloaded: float = 0.25) -> Verdict:
+    """Floods of so many blocks a job, in each of which a probe was not there after the first and there after the second
+    time: single blocks, then 64 blocks, three times. The unloaded probe took `unloaded` seconds."""
+    made = history([], [])
+    made.notes[:] = [
+        Note(0, 0.0, "unloaded", "", {"tag": -3, "direction": "store", "began_seconds": 0, "over_seconds": 1})
+    ]
+    made.jobs.append(job(9000, -3, "store", 0.0, unloaded))
+    for number, (blocks, least, most) in enumerate(lives, 1):
+        at = 10.0 * number
+        made.jobs += [
+            job(j.job_id + 100 * number, 2 * number, "load", at + j.submitted_seconds / 2, at + 5) for j in FLOOD
+        ]
+        probe = job(8000 + number, 2 * number + 1, "store", at, at + most)
+        made.jobs.append(probe._replace(absent_seconds=at + least))
+        detail = {"number": number, "probe": "store", "flood": "load", "flood_blocks": blocks, "jobs_ahead": 6}
+        detail |= {"began_seconds": at, "over_seconds": at + 10, "settled": True, "repetition": (number - 1) // 2}
+        made.notes.append(Note(0, at + 10, "flood", "", detail))
+    return floods.check(made)
+
+
+def test_a_wait_for_whole_jobs_comes_again_and_is_the_tiers_own() -> None:
+    bad, good = (64, 8.5, 9.0), (64, 0.5, 9.0)
+    small = (1, 0.75, 1.0)
+    assert phases(small, bad, small, bad, small, bad).value == "false"
+    assert "in 3 of 3 repetitions" in phases(small, bad, small, bad, small, bad).findings[0]
+    assert phases(small, good, small, good, small, good).value == "true", "the harness was late to ask"
+    assert phases(small, bad, small, bad, small, good).value == "unknown"
+    assert phases(small, bad, small, good, small, good).value == "true", "once, and it did not come again"
+    assert phases(small, bad, small, bad, small, bad, unloaded=8.0).value == "true", "the device takes so long"

@@ -1,0 +1,78 @@
+"""The kernel's account of a worker's threads: a busy process is delayed, a stopped one does not run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.core.history import Note, read_records
+from harness.runtime.accounting import Accounting, Watched
+
+BUSY = "print(flush=True)\nwhile True: pass"
+
+
+@pytest.fixture
+def busy() -> Iterator[subprocess.Popen[bytes]]:
+    child = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE)
+    assert child.stdout
+    child.stdout.readline()
+    os.sched_setaffinity(child.pid, {min(os.sched_getaffinity(0))})
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+
+def account(
+    tmp_path: Path, process: int, pid: int, until: Callable[[list[Note]], bool], act: Callable[[], None]
+) -> None:
+    """Sample one process until the notes are as they should be."""
+    accounting = Accounting(tmp_path, lambda: [Watched(process, pid)])
+    try:
+        act()
+        deadline = time.monotonic() + 20
+        while not until(written(tmp_path)):
+            assert time.monotonic() < deadline, written(tmp_path)
+            time.sleep(0.02)
+    finally:
+        accounting.close()
+
+
+def written(tmp_path: Path) -> list[Note]:
+    path = tmp_path / "history-accounting.jsonl"
+    return [record for record in read_records(path) if isinstance(record, Note)] if path.exists() else []
+
+
+def test_a_thread_that_shares_its_cpu_was_delayed(tmp_path: Path, busy: subprocess.Popen[bytes]) -> None:
+    other = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.DEVNULL)
+    try:
+        os.sched_setaffinity(other.pid, os.sched_getaffinity(busy.pid))
+        account(tmp_path, 3, busy.pid, lambda notes: any(n.kind == "delayed" for n in notes), lambda: None)
+    finally:
+        other.kill()
+        other.wait()
+    delayed = next(n for n in written(tmp_path) if n.kind == "delayed")
+    assert delayed.process == 3
+    assert 0 < delayed.detail["seconds"] <= delayed.monotonic_seconds - delayed.detail["from_seconds"]
+
+
+def test_a_stopped_process_did_not_run(tmp_path: Path, busy: subprocess.Popen[bytes]) -> None:
+    def stopped(notes: list[Note]) -> bool:
+        return any(n.detail.get("stopped") for n in notes)
+
+    account(tmp_path, 0, busy.pid, stopped, lambda: os.kill(busy.pid, signal.SIGSTOP))
+
+
+def test_a_process_that_has_ended_is_no_error(tmp_path: Path, busy: subprocess.Popen[bytes]) -> None:
+    busy.kill()
+    busy.wait()
+    account(tmp_path, 0, busy.pid, lambda notes: (tmp_path / "history-accounting.jsonl").exists(), lambda: None)
