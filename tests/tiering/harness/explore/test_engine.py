@@ -14,6 +14,8 @@ import pytest
 
 from harness.explore.engine import explore, minimise, replay, unavailable
 from harness.explore.model import Actor, CannotExplore, Diverged, Outcome, Program
+from harness.explore.tree import Item
+from harness.explore.workers import Bench
 from tests.tiering.harness.explore.small import (
     a_file,
     contents,
@@ -279,3 +281,14 @@ def test_a_process_that_remembers_an_earlier_schedule_is_noticed_and_replaced() 
     fresh = Program("p", a_file, (writer, reader._replace(again=None)), lambda outcome: [], contents)
     assert found.complete, found.incomplete
     assert found.final_states.keys() == explore(fresh).final_states.keys()
+
+
+def test_a_known_path_must_make_the_calls_that_it_made_before(tmp_path: Path) -> None:
+    bench = Bench(program(writes_a, reads_b, setup=two_names), 0, tmp_path)
+    try:
+        assert not bench.run(Item(("0.0",), frozenset(), ("openat",)), True).diverged
+        other = bench.run(Item(("0.0",), frozenset(), ("mkdir",)), True)
+    finally:
+        bench.close()
+    assert other.diverged == "step 0: 0.0 makes the call openat, not mkdir"
+    assert not list(tmp_path.iterdir())
