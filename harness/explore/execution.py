@@ -71,7 +71,8 @@ class Runner:
         one = _Run(self, root)
         try:
             found = one.follow(prefix, sleep, reduction, names)
-            one.finish()
+            if found.redundant:  # its root is of no further use
+                one.finish()
             return found
         finally:
             one.close()
