@@ -123,8 +123,8 @@ findings: $(RUN)/.installed .venv-vllm/.installed ## the verdict of every scenar
 mutants: $(RUN)/.installed ## tiers with one defect each, which must be detected; writes docs/mutants.md (SEED=)
 	@$(RUN)/bin/python -m harness mutants --write docs/mutants.md $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-false-alarms: $(RUN)/.installed ## correct tiers in short seeded runs, also beside a busy process: each must pass (RUNS=10 SEED=)
-	@$(RUN)/bin/python -m harness false-alarms $(if $(RUNS),--runs $(RUNS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+false-alarms: $(RUN)/.installed ## correct tiers in short seeded runs under hostile conditions: each must pass (DURATION= RUNS= SEED=)
+	@$(RUN)/bin/python -m harness false-alarms $(if $(RUNS),--runs $(RUNS)) $(if $(DURATION),--duration $(DURATION)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 BENCH_OPTIONS = $(if $(SIZE),--size $(SIZE)) $(if $(DIR),--dir "$(DIR)") $(if $(SAVE),--save --small runs/bench-small.json)
 SMALL = tests/tiering/benchmarks/test_small.py --benchmark-enable --benchmark-columns=median,iqr,ops,rounds --benchmark-sort=name

@@ -28,7 +28,7 @@ COMMANDS = {
     "install-peer": member("harness.commands.install_peer:install_peer", "Install a peer's tier in a folder."),
     "findings": member("harness.commands.findings:findings", "Compare vLLM's tier with kvtier, case by case."),
     "mutants": member("harness.commands.mutants:mutants", "Run tiers with a known defect: each must be detected."),
-    "false-alarms": member("harness.commands.mutants:false_alarms", "Run correct tiers: each run must pass."),
+    "false-alarms": member("harness.commands.false_alarms:false_alarms", "Run correct tiers: each run must pass."),
     "shared-volume": member(
         "harness.commands.shared_volume:shared_volume", "Run scenarios on two hosts that share a network file system."
     ),

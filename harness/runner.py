@@ -116,7 +116,7 @@ def run(
     prepared = chosen.prepare(options)
     check_machine(chosen, options, runs_dir, prepared)
     run_dir = _make_run_dir(runs_dir, f"{chosen.name}-{options.tier.replace(':', '.')}")
-    command = shlex.join([HARNESS.program, "run", chosen.name, *_as_arguments(options)])
+    command = shlex.join([HARNESS.program, "run", chosen.name, *as_arguments(options)])
     write_json(
         run_dir / "options.json",
         {
@@ -376,7 +376,8 @@ def _remove(root_dir: Path, files: Sequence[str]) -> None:
     shutil.rmtree(root_dir, ignore_errors=True)
 
 
-def _as_arguments(options: CommonOptions) -> Iterator[str]:
+def as_arguments(options: CommonOptions) -> Iterator[str]:
+    """The options as the command line takes them, those that are not the default."""
     for item in dataclasses.fields(options):
         value = getattr(options, item.name)
         if value == item.default:

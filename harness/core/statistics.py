@@ -68,3 +68,18 @@ def relative_spread(values: Sequence[float]) -> float:
         return 0.0
     middle = median(values)
     return MAD_TO_SIGMA * median(abs(v - middle) for v in values) / abs(middle)
+
+
+def upper_bound(events: int, trials: int, confidence: float = CONFIDENCE) -> float:
+    """The one-sided upper bound of a probability after `events` in `trials` (Clopper and Pearson); 1 without trials.
+
+    Without events it is about 3 / trials, the rule of three.
+    """
+    if events >= trials:
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        at_most = sum(math.comb(trials, k) * middle**k * (1 - middle) ** (trials - k) for k in range(events + 1))
+        low, high = (low, middle) if at_most < 1 - confidence else (middle, high)
+    return high

@@ -217,15 +217,16 @@ class SmallDisk:
 
 
 @contextlib.contextmanager
-def small_disk(size_bytes: int, kind: Literal["tmpfs", "ext4"] = "tmpfs") -> Iterator[SmallDisk]:
+def small_disk(size_bytes: int, kind: Literal["tmpfs", "ext4", "xfs"] = "tmpfs") -> Iterator[SmallDisk]:
     """A disk with room for about `size_bytes` (ext4 keeps some for itself, 4 MiB at least), gone after the block.
 
-    ext4 lies in a sparse file behind a loop device, and behaves as disks do; tmpfs takes O_DIRECT only since Linux 6.6.
+    ext4 and XFS (300 MiB at least) lie in a sparse file behind a loop device, and behave as disks do; tmpfs takes
+    O_DIRECT only since Linux 6.6.
     Raises `FaultUnavailable`.
     """
     require_root(f"a small {kind}")
-    if kind == "ext4" and not os.path.exists("/dev/loop-control"):
-        raise FaultUnavailable("a small ext4 takes loop devices, and there is no /dev/loop-control here")
+    if kind != "tmpfs" and not os.path.exists("/dev/loop-control"):
+        raise FaultUnavailable(f"a small {kind} takes loop devices, and there is no /dev/loop-control here")
     folder = Path(tempfile.mkdtemp(prefix="small-disk-"))
     mount, image = folder / "mount", folder / "image"
     mount.mkdir()
@@ -238,8 +239,9 @@ def small_disk(size_bytes: int, kind: Literal["tmpfs", "ext4"] = "tmpfs") -> Ite
         else:
             with open(image, "wb") as file:
                 file.truncate(size_bytes)
-            run_command("a small ext4", "mkfs.ext4", "-q", "-F", "-m", "0", str(image))
-            run_command("a small ext4", "mount", "-o", "loop", str(image), str(mount))
+            options = {"ext4": ["-F", "-m", "0"], "xfs": []}[kind]
+            run_command(f"a small {kind}", f"mkfs.{kind}", "-q", *options, str(image))
+            run_command(f"a small {kind}", "mount", "-o", "loop", str(image), str(mount))
         yield SmallDisk(mount)
 
 

@@ -5,13 +5,9 @@ Each trial is a short run of one scenario with real processes. Only the checkers
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,18 +86,6 @@ def try_control(tier: str, name: str, seed: int, runs_dir: Path, busy: bool = Fa
         against = (v for v in results.verdicts if v["value"] == results.verdict)
         why = next((f"{v['name']}: {[*v['findings'], v['figure']][0]}" for v in against), results.reason)
     return ControlRun(tier, name, seed, busy, results.verdict, why, results.command, time.monotonic() - started)
-
-
-@contextlib.contextmanager
-def busy_neighbour() -> Iterator[None]:
-    """Processes that keep every core busy, for as long as the block lasts."""
-    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
-    try:
-        yield
-    finally:
-        for burner in burners:
-            burner.kill()
-            burner.wait()
 
 
 PAGE_HEAD = """\
