@@ -114,7 +114,7 @@ class Exploration(NamedTuple):
     `schedules` ran to their end and were checked; `redundant` ones were cut off, because they could only repeat
     others. `complete`: every schedule, up to the order of independent calls, was run; otherwise `incomplete` says why
     not. `violations` holds the shortest of each kind, shortest first; `violating` counts all. `notes` names what the
-    engine refused (io_uring) or could not order (shared mappings, child processes), a sentence each.
+    engine refused (io_uring) or could not order (mapped files, child processes), a sentence each.
     """
 
     schedules: int

@@ -15,7 +15,7 @@ from harness.explore.calls import DECODERS, Decoded
 from harness.explore.child import MESSAGE_BYTES_MAX, Child
 from harness.explore.locks import held_by
 from harness.explore.model import Actor, CannotExplore
-from harness.explore.numbers import CLONE_VM, MAP_SHARED, NAMES
+from harness.explore.numbers import CLONE_THREAD, NAMES
 
 BUSY_SECONDS_MAX = 20.0
 """A process that neither makes a call nor waits for so long ends the exploration."""
@@ -208,6 +208,9 @@ class ActorProcess:
     def _arrive(self, notification: seccomp.Notification, arrived: list[Arrived]) -> None:
         """Lets a call run at once unless it is one to schedule, or a sleep."""
         name, a = NAMES[notification.number], notification.arguments
+        if not self._process.threads.has(notification.thread):  # of a child process
+            seccomp.let_run(self._process.listener, notification)
+            return
         if self._returning and self._returning[0] == notification.thread:  # so that call has returned
             self._result, self._returning = self._returning[1].result(), None
         if name in DECODERS or (self._locks_taken and name in RELEASING):
@@ -223,15 +226,14 @@ class ActorProcess:
             seccomp.give(self._process.listener, notification, errno.ENOSYS)
             return
         elif name == "mmap":
-            place = self._process.resolver.descriptor(a[4] & 0xFFFFFFFF) if a[3] & MAP_SHARED else None
-            if place:
-                self.notes.add(f"{self.actor.name} maps {place.shown} shared: its accesses are not ordered")
+            if place := self._process.resolver.descriptor(a[4] & 0xFFFFFFFF):
+                self.notes.add(f"{self.actor.name} maps {place.shown} into memory: its accesses are not ordered")
         elif name in ("clone", "clone3", "fork", "vfork", "execve"):
             self._process.threads.changed()
             flags = a[0] if name == "clone" else 0
             if name == "clone3":
                 flags = struct.unpack("=Q", self._process.memory.read(a[0], 8))[0]
-            if not flags & CLONE_VM:
+            if not flags & CLONE_THREAD:
                 self.notes.add(f"{self.actor.name} starts a child process ({name}): its calls are not ordered")
         seccomp.let_run(self._process.listener, notification)
 

@@ -34,6 +34,12 @@ class Threads:
         """A thread was started or ended."""
         self._list_again = True
 
+    def has(self, thread: int) -> bool:
+        """Whether it is a thread of this process."""
+        if thread not in self._files:
+            self._list()
+        return thread in self._files
+
     def at_rest(self, stopped: set[int]) -> bool:
         """`stopped` threads wait for an answer of the explorer, who knows so."""
         while True:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
+import random
+import threading
 from collections.abc import Callable, Hashable
 from pathlib import Path
 
@@ -152,6 +155,22 @@ def lock_twice(first: str, second: str) -> Steps:
     return steps
 
 
+# Threads of one process.
+
+
+def two_threads(root: Path) -> object:
+    threads = [threading.Thread(target=put, args=(root / "x", data)) for data in (b"first", b"second")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return "done"
+
+
+def reads_x(root: Path) -> object:
+    return tries(lambda: get(root / "x"))
+
+
 SOUND = {
     "two names of one inode": program(writes_a, reads_b, setup=two_names),
     "a folder appears and vanishes": program(makes_folder, removes_folder),
@@ -160,5 +179,72 @@ SOUND = {
     "flock": program(counts_under_lock, counts_under_lock, setup=a_file),
     "flock that does not wait": program(tries_lock, counts_under_lock, setup=a_file),
     "unnamed file and link": program(publishes_by_link, publishes_by_link),
+    "two threads and a reader": program(two_threads, reads_x),
     "three processes": program(writes_a, reads_b, replaces_a, setup=two_names),
 }
+
+
+# Random programs: a few calls for each of two actors, over few names, so that most of them meet.
+
+
+def _append(root: Path, name: str, data: bytes) -> None:
+    descriptor = os.open(root / name, os.O_WRONLY | os.O_APPEND)
+    os.write(descriptor, data)
+    os.close(descriptor)
+
+
+def _with_lock(root: Path, name: str, how: int) -> int:
+    descriptor = os.open(root / name, os.O_RDWR)
+    fcntl.flock(descriptor, how)  # held to the end of the process
+    return os.fstat(descriptor).st_size
+
+
+def _exclusive(root: Path, name: str) -> None:
+    os.close(os.open(root / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+
+NAMES = ("a", "b", "d/a", "d/b", "e/a")
+OPERATIONS: tuple[Callable[[Path, str, str, bytes], object], ...] = (
+    lambda root, one, two, data: put(root / one, data),
+    lambda root, one, two, data: _append(root, one, data),
+    lambda root, one, two, data: get(root / one),
+    lambda root, one, two, data: os.link(root / one, root / two),
+    lambda root, one, two, data: os.rename(root / one, root / two),
+    lambda root, one, two, data: os.unlink(root / one),
+    lambda root, one, two, data: os.mkdir(root / one[0]),
+    lambda root, one, two, data: os.rmdir(root / "d"),
+    lambda root, one, two, data: os.rename(root / "d", root / "e"),
+    lambda root, one, two, data: sorted(os.listdir(root / os.path.dirname(one))),
+    lambda root, one, two, data: os.stat(root / one).st_nlink,
+    lambda root, one, two, data: os.truncate(root / one, 1),
+    lambda root, one, two, data: _exclusive(root, one),
+    lambda root, one, two, data: _with_lock(root, one, fcntl.LOCK_EX),
+    lambda root, one, two, data: _with_lock(root, one, fcntl.LOCK_SH | fcntl.LOCK_NB),
+    lambda root, one, two, data: _with_lock(root, one, fcntl.LOCK_UN),
+)
+
+
+def some_files(root: Path) -> None:
+    os.mkdir(root / "d")
+    put(root / "a", b"a")
+    put(root / "d/a", b"d")
+    os.link(root / "a", root / "d/b")
+
+
+def random_program(chance: random.Random, calls: int = 2) -> Program:
+    """Two actors with `calls` operations each."""
+
+    def actor(number: int) -> Actor:
+        made = [
+            functools.partial(chance.choice(OPERATIONS), one=chance.choice(NAMES), two=chance.choice(NAMES))
+            for _ in range(calls)
+        ]
+
+        def steps(root: Path) -> object:
+            return tries(
+                *(functools.partial(one, root, data=bytes([48 + 2 * number + i])) for i, one in enumerate(made))
+            )
+
+        return Actor(str(number), lambda root: root, steps, again=lambda root: None)
+
+    return Program("random", some_files, (actor(0), actor(1)), lambda outcome: [], contents)

@@ -6,7 +6,7 @@ import ctypes
 import fcntl
 import os
 import re
-import threading
+import subprocess
 import time
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from harness.explore.model import Actor, CannotExplore, Diverged, Outcome, Progr
 from harness.explore.tree import Item
 from harness.explore.workers import Bench
 from tests.tiering.harness.explore.small import (
+    SOUND,
     a_file,
     contents,
     counts_under_lock,
@@ -86,15 +87,7 @@ def test_a_fifo_without_a_writer_blocks_its_reader() -> None:
 
 
 def test_threads_of_one_process_are_scheduled_one_by_one() -> None:
-    def two_threads(root: Path) -> object:
-        threads = [threading.Thread(target=put, args=(root / "x", data)) for data in (b"first", b"second")]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return "done"
-
-    reduced = explore(program(two_threads, lambda root: tries(lambda: get(root / "x"))))
+    reduced = explore(SOUND["two threads and a reader"])
     assert reduced.complete, reduced.incomplete
     files = {state[-1] for state in reduced.final_states}  # type: ignore[index]
     assert files == {(("x", b"second"),), (("x", b"firstd"),)}
@@ -229,7 +222,7 @@ def test_io_uring_is_refused_and_noted() -> None:
     assert found.complete
 
 
-def test_a_shared_mapping_makes_the_exploration_incomplete() -> None:
+def test_a_mapped_file_makes_the_exploration_incomplete() -> None:
     def maps(root: Path) -> object:
         import mmap
 
@@ -239,7 +232,7 @@ def test_a_shared_mapping_makes_the_exploration_incomplete() -> None:
 
     found = explore(program(maps, setup=a_file))
     assert not found.complete
-    assert found.incomplete == "maps-0 maps a shared: its accesses are not ordered"
+    assert found.incomplete == "maps-0 maps a into memory: its accesses are not ordered"
 
 
 def test_a_process_that_is_used_again_reaches_the_same_states() -> None:
@@ -292,3 +285,12 @@ def test_a_known_path_must_make_the_calls_that_it_made_before(tmp_path: Path) ->
         bench.close()
     assert other.diverged == "step 0: 0.0 makes the call openat, not mkdir"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_child_process_makes_the_exploration_incomplete() -> None:
+    def starts(root: Path) -> object:
+        return subprocess.run(["cat", str(root / "a")], capture_output=True, text=True, check=True).stdout
+
+    found = explore(program(starts, writes_a, setup=a_file))
+    assert not found.complete
+    assert "starts-0 starts a child process" in found.incomplete

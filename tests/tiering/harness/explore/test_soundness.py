@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from harness.explore.dependence import Effect, dependent
 from harness.explore.engine import explore, unavailable
 from harness.explore.model import Exploration
-from tests.tiering.harness.explore.small import SOUND
+from tests.tiering.harness.explore.small import SOUND, random_program
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+
+
+LONG = ("three processes", "two threads and a reader")
 
 
 def missed(reduced: Exploration, brute: Exploration) -> list[object]:
@@ -20,10 +25,10 @@ def missed(reduced: Exploration, brute: Exploration) -> list[object]:
 @pytest.mark.parametrize(
     ("name", "kills"),
     [
-        pytest.param(name, kills, marks=[pytest.mark.slow] if kills or name == "three processes" else [])
+        pytest.param(name, kills, marks=[pytest.mark.slow] if kills or name in LONG else [])
         for name in SOUND
         for kills in (0, 1)
-        if (name, kills) != ("three processes", 1)  # some thousands by brute force
+        if not (kills and name == "three processes")  # some thousands by brute force
     ],
 )
 def test_reduction_and_brute_force_reach_the_same_final_states(name: str, kills: int) -> None:
@@ -52,3 +57,15 @@ def test_a_relation_in_which_only_the_same_process_depends_misses_a_vanished_fol
     alone = explore(SOUND[name], depends=lambda a, b: a.actor == b.actor)
     assert missed(alone, explore(SOUND[name], reduction=False))
     assert not missed(explore(SOUND[name], depends=dependent), explore(SOUND[name], reduction=False))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kills", "programs"), [(0, 15), (1, 5)])
+def test_random_programs_reach_the_same_final_states_by_reduction_and_brute_force(kills: int, programs: int) -> None:
+    states = 0
+    for seed in range(100 * kills, 100 * kills + programs):
+        one = random_program(random.Random(seed))
+        reduced, brute = explore(one, kills=kills), explore(one, kills=kills, reduction=False)
+        assert set(reduced.final_states) == set(brute.final_states), (f"seed {seed}", missed(reduced, brute))
+        states += len(brute.final_states)
+    assert states > 2 * programs, "their order matters"
