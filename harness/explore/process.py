@@ -56,7 +56,7 @@ class ActorProcess:
         self.killed = False
         self.result: Any = None
         self.error: str | None = None
-        self._done = self._exiting = False  # the steps have returned; the process was told to exit
+        self._done = self._exiting = False  # the steps have returned; the process is on its way out
         self._numbers: dict[int, int] = {}  # thread id -> number
         self._yields: dict[int, int] = {}
         self._returning: tuple[int, Decoded] | None = None  # thread and call of the step that is being made
