@@ -165,6 +165,21 @@ def single_job(adapter: Adapter, go: Go, label: str, blocks: int) -> dict[str, A
     return {phase: results[phase]["seconds"] for phase in ("store", "cold")}
 
 
+def burst(adapter: Adapter, go: Go, label: str, blocks: int) -> dict[str, Any]:
+    """One-block stores from `blocks` slots, all submitted at once: the share of them that is stored."""
+    driver, keys = Driver(adapter), keys_of(label, blocks)
+    driver.fill(keys)
+    go()
+    pending, failed = {driver.submit("store", [key], [slot]) for slot, key in enumerate(keys)}, 0
+    while pending:
+        for result in adapter.poll():
+            pending.remove(result.job_id)
+            failed += len(result.failed)
+        adapter.step()
+        time.sleep(FLOOD_POLL_SECONDS)
+    return {"kept": 1 - failed / blocks}
+
+
 def lookups(adapter: Adapter, go: Go, label: str, planted: int, batches: Sequence[int]) -> dict[str, Any]:
     """Keys a second, by kind and batch size: "hit" and "miss" are first questions of this process, "known" repeats the
     hits in another request. A step is one batch; the next begins when it is answered. Planted keys must be there."""

@@ -64,18 +64,19 @@ class Size:
     process_counts: tuple[int, ...]
     scale_seconds: float
     stalled_samples: int
+    burst_slots: int
     disk_bytes: int
 
 
 FULL = Size(
     *(5, 3, (64 * KIB, 256 * KIB, MIB, 4 * MIB), 512 * MIB, 2048, 5.0, 40, 300),
-    *(12_288, 1_000_000, (16, 128, 1024), (1, 2, 4, 8, 16), 2.0, 200, 18 << 30),
+    *(12_288, 1_000_000, (1, 16, 128, 1024), (1, 2, 4, 8, 16), 2.0, 200, 1024, 18 << 30),
 )
 QUICK = Size(
     *(3, 1, (64 * KIB, 256 * KIB, MIB), 256 * MIB, 1024, 2.5, 40, 150),
-    *(6_144, 100_000, (16, 128, 1024), (1, 4, 16), 1.0, 100, 9 << 30),
+    *(6_144, 100_000, (1, 16, 128, 1024), (1, 4, 16), 1.0, 100, 512, 9 << 30),
 )
-SMOKE = Size(*(1, 1, (64 * KIB,), 4 * MIB, 64, 0.3, 2, 8, 96, 192, (16,), (1, 2), 0.2, 8, 1 << 30))
+SMOKE = Size(*(1, 1, (64 * KIB,), 4 * MIB, 64, 0.3, 2, 8, 96, 192, (16,), (1, 2), 0.2, 8, 32, 1 << 30))
 """Proves only that everything runs; its figures mean nothing."""
 
 
@@ -219,6 +220,20 @@ def single_job(bench: Bench) -> Iterator[Sample]:
                     yield Sample("single", f"{blocks}-block job, 256 KiB", phase, "ms", who.name, number, value * 1e3)
 
 
+def bursts(bench: Bench) -> Iterator[Sample]:
+    """One-block stores from a quarter, half and all of the slots at once: the share of the blocks that is stored."""
+    slots, block_bytes = bench.size.burst_slots, min(MIB, bench.size.block_sizes[-1])
+    for number in range(bench.size.flood_rounds):
+        for percent in (25, 50, 100):
+            for who in bench.turns(number, "kvtier", "vllm"):
+                arguments = {"label": f"burst {number}", "blocks": slots * percent // 100}
+                for result in who.measure(
+                    "burst", bench.root(), arguments=arguments, block_bytes=block_bytes, slots=slots
+                ):
+                    row = f"burst from {percent} % of {slots:,} slots"
+                    yield Sample("bursts", row, "stored", "of the blocks", who.name, number, result["kept"])
+
+
 def lookups(bench: Bench) -> Iterator[Sample]:
     """Keys a second of batched lookups: hits, misses, and hits in this process's presence cache."""
     size = bench.size
@@ -346,6 +361,7 @@ SECTIONS: dict[str, Section] = {
     "idle": idle,
     "single": single_job,
     "floods": floods,
+    "bursts": bursts,
     "lookups": lookups,
     "stalled": stalled,
     "scale": scale,

@@ -69,8 +69,10 @@ def targets(samples: Sequence[Sample]) -> list[Target]:
                 against(3, line, "<=", 0.6)
             case "throughput":
                 _throughput_targets(against, line, values)
-            case "lookups" if metric == "lookups" and not row.startswith("known") and _batch(row) >= 128:
-                against(6, line, ">=", 1.5)
+            case "lookups" if metric == "lookups" and not row.startswith("known"):
+                against(6, line, ">=", 1.5 if _batch(row) >= 128 else 1.0)
+            case "bursts":
+                against(10, line, ">=", 1.0)
             case "stalled" if metric == "p99" and row.startswith("submit"):
                 against(7, line, "<=", 1.0)
     _scale_targets(values, add)
@@ -95,16 +97,20 @@ def _flood_targets(against: Callable[..., None], line: tuple[str, str, str]) -> 
 def _throughput_targets(against: Callable[..., None], line: tuple[str, str, str], values: Values) -> None:
     _, row, metric = line
     kib = int(row.split()[0])
-    if metric in ("store", "cold"):
+    if metric == "store":
         if kib >= LARGE_KIB:
             ceiling = "device, fio" if "device, fio" in values[line] else "device, 16 threads"
             against(4, line, ">=", 0.95, ceiling)
         elif kib in SMALL_KIB:
             against(4, line, ">=", 1.3)
+    elif metric == "cold":
+        against(4, line, ">=", 0.97)
     elif metric == "warm":
         for us in ("kvtier", "kvtier-buffered"):
             if us in values[line]:
-                against(5, line, ">=", 2.0, us=us)
+                against(5, line, ">=", 2.0 if kib in SMALL_KIB[:1] else 3.0, us=us)
+    elif metric == "cold CPU":
+        against(8, line, "<=", 1.5)
     elif metric.endswith("CPU"):
         against(8, line, "<=", 1.0)
 

@@ -224,7 +224,7 @@ class AsyncLookupManager:
     def oldest_seconds(self) -> float:
         """How long the oldest batch has been without an answer; 0 when there is none."""
         try:
-            return time.monotonic() - self._sent_seconds[0]
+            return time.monotonic() - self._sent_seconds[0] if self._sent_seconds else 0.0
         except IndexError:  # a scrape came just as the last one was answered
             return 0.0
 

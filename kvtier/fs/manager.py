@@ -101,7 +101,7 @@ class FileSystemTierManager(SecondaryTierManager):
         self._background = background
         self._observer = observer or NullObserver()
         self._submitted: dict[JobId, _Submitted] = {}
-        self._answers: Counter[bool | None] = Counter()  # of this step
+        self._answers: dict[bool | None, int] = dict.fromkeys(_ANSWER, 0)  # of this step
         self._blocks_requested = 0  # by the loads of this step
         self._evicted: dict[OffloadKey, None] = {}  # by this process, the latest
         self._missed_evicted = 0
@@ -137,18 +137,17 @@ class FileSystemTierManager(SecondaryTierManager):
         self._lookup.flush()
         for fact in self._lookup.take_facts():
             self._observer.on_event(LookupBatch(self.tier_type, *fact))
-        for evicted in self._quota.take_facts() if self._quota else ():
-            self._on_evicted(evicted)
         if self._quota:
+            for evicted in self._quota.take_facts():
+                self._on_evicted(evicted)
             self.blockio.recency_seconds = self._quota.recency_seconds
-        hits, misses, retries = (self._answers[present] for present in _ANSWER)
-        if hits > self._blocks_requested:  # a hit that no load followed found no slot: queued stores give some back
+        hits, misses, retries = self._answers.values()
+        if hits > self._blocks_requested:  # a hit that no load followed found no slot: stores give some back
             self._pool.cancel_newest("store", self._admission.backlog_bytes, Refusal.BACKLOG)
         self._blocks_requested = 0
-        if hits or misses:  # a waiting request repeats its lookup in every step; that alone is no news
+        if hits or misses:  # a waiting request repeats its lookup in every step; that is no news
             self._observer.on_event(TierAnswers(self.tier_type, hits, misses, retries, self._missed_evicted))
-            self._answers.clear()
-            self._missed_evicted = 0
+            self._answers, self._missed_evicted = dict.fromkeys(_ANSWER, 0), 0
         self._need()
 
     # --- jobs ---

@@ -215,8 +215,9 @@ def _short(value: object) -> str:
 
 def _unusable(root_dir: str, error: OSError) -> RootError:
     remedy = {
-        errno.EACCES: f"give user {os.geteuid()} access to it, or choose another root_dir",
-        errno.EPERM: f"give user {os.geteuid()} access to it, or choose another root_dir",
+        **dict.fromkeys(
+            (errno.EACCES, errno.EPERM), f"give user {os.geteuid()} access to it, or choose another root_dir"
+        ),
         errno.EROFS: "mount it read-write, or choose another root_dir",
         errno.ENOSPC: "free some space, or choose another root_dir",
         errno.EDQUOT: "raise the quota, or choose another root_dir",

@@ -36,6 +36,7 @@ def bench(tmp_path: Path, kvtier: Contestant) -> Iterator[Bench]:
     [
         ("throughput", {f"{phase}{cpu}" for phase in ("store", "cold", "second", "warm") for cpu in ("", " CPU")}),
         ("idle", {"p50", "p99"}),
+        ("bursts", {"stored"}),
         ("single", {"store", "cold"}),
         ("lookups", {"lookups", "CPU"}),
         ("scale", {"total", *(f"{which}{d}" for which in ("", "least ", "longest ") for d in ("store", "load"))}),
@@ -46,6 +47,7 @@ def test_a_section_yields_its_figures(bench: Bench, section: str, figures: set[s
     samples = list(SECTIONS[section](bench))
     assert bench.contestants["kvtier"].gaps == []
     assert {sample.metric for sample in samples if sample.contestant == "kvtier"} == figures
+    assert section != "bursts" or {sample.value for sample in samples} == {1.0}, "a burst that fits is stored"
     # In so short a time a process may get nothing.
     assert all(sample.value > 0 or sample.metric.startswith("least") for sample in samples)
     assert {target.outcome for target in targets(samples)} <= {"met", "missed", "unclear", "unmeasured"}
