@@ -250,7 +250,7 @@ def ensure_results(run_dir: Path) -> Path:
 
 def _judged(history: History, ended: dict[str, Any], run_dir: Path) -> Results:
     options = history.options
-    whereabouts = Whereabouts(history, run_dir.name)
+    whereabouts = Whereabouts(history, run_dir.name if any(run_dir.glob("spans-*.jsonl")) else "")
     verdicts = [_check(name, history, whereabouts) for name in scenario(options["scenario"]).checkers]
     values = {v["value"] for v in verdicts}
     reason = ended.get("reason", "the run did not come to its end")

@@ -15,11 +15,11 @@ from harness.core.run_files import trace_ids
 
 
 class Whereabouts:
-    """The records of a history, by what findings name. `run_name` is the name of the run's folder."""
+    """The records of a history, by what findings name. `run_name` is the name of the run's folder, from which
+    trace ids derive; empty if no spans were recorded."""
 
     def __init__(self, history: History, run_name: str = "") -> None:
         self._lives, self._run_name = Lives(history), run_name
-        self._traced = bool(history.options.get("trace_every"))
         self._replayed = {(r.process, r.request) for r in history.requests}
         self._jobs: dict[tuple[int, int], list[Job]] = defaultdict(list)
         self._stores: dict[int, list[Job]] = defaultdict(list)
@@ -48,7 +48,7 @@ class Whereabouts:
             about = self._by_block(about, about.block)
         if about.incarnation is None and about.process is not None and about.process >= 0 and about.seconds is not None:
             about = about._replace(incarnation=self._lives.at(about.process, about.seconds).incarnation)
-        if about.trace_id is None and self._traced and (about.process, about.request) in self._replayed:
+        if about.trace_id is None and self._run_name and (about.process, about.request) in self._replayed:
             trace_id, _ = trace_ids(self._run_name, f"{about.process}-{about.request}")
             about = about._replace(trace_id=trace_id)
         return Finding(finding, about, finding.kind)
@@ -57,7 +57,9 @@ class Whereabouts:
         if len(jobs) != 1:  # none, or several under one number
             return about
         (job,) = jobs
+        slots = dict(zip(job.blocks, job.slots, strict=False))  # an earlier version recorded no slots
         return about._replace(
+            slot=slots.get(about.block) if about.slot is None and about.block is not None else about.slot,
             request=job.request if about.request is None else about.request,
             seconds=job.finished_seconds if about.seconds is None else about.seconds,
         )

@@ -6,6 +6,8 @@ inconclusive; else 0.
 
 from __future__ import annotations
 
+import itertools
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +26,7 @@ from harness.core.seeds import fresh_seed
 from harness.report.verdict_text import VERDICT_WORDS
 
 if TYPE_CHECKING:
-    from harness.mutants.series import Row
+    from harness.mutants.series import Cell, Row
 
 QUIET_INCONCLUSIVE_MAX = 0.05
 _COLOUR_OF = {word: COLOURS[value] for value, word in VERDICT_WORDS.items()}
@@ -33,6 +35,9 @@ _COLOUR_OF = {word: COLOURS[value] for value, word in VERDICT_WORDS.items()}
 @click.command(name="false-alarms")
 @click.option("--duration", type=SECONDS, help="begin no run later than so many seconds from now")
 @click.option("--runs", type=Number(int, 1, 1_000_000), help="so many runs (default: each combination once)")
+@click.option(
+    "--jobs", type=Number(int, 1, 64), default=1, help="so many runs at a time, which then disturb each other"
+)
 @click.option("--conditions", help="comma-separated names, as docs/error-rates.md has them (default: all)")
 @click.option("--tiers", help="comma-separated names of correct tiers (default: all)")
 @click.option("--scenarios", "names", help="comma-separated names (default: all that need one machine)")
@@ -47,6 +52,7 @@ _COLOUR_OF = {word: COLOURS[value] for value, word in VERDICT_WORDS.items()}
 def false_alarms(
     duration: float | None,
     runs: int | None,
+    jobs: int,
     conditions: str | None,
     tiers: str | None,
     names: str | None,
@@ -59,7 +65,7 @@ def false_alarms(
 ) -> None:
     """Control runs: correct tiers in short runs of every scenario, on a quiet machine and under hostile conditions."""
     from harness.mutants.conditions import CONDITIONS
-    from harness.mutants.control_run import run_cell, unavailable
+    from harness.mutants.control_run import run_cell, run_cells, unavailable
     from harness.mutants.correct import CONTROLS
     from harness.mutants.error_rates import page
     from harness.mutants.registry import MUTANTS
@@ -97,19 +103,21 @@ def false_alarms(
 
     cells = plan(log.seed, chosen_conditions, chosen_tiers, chosen_names, mutants if with_mutants else ())
     done = {row.cell for row in log.rows}
-    until = None if duration is None else time.monotonic() + duration
+    until = math.inf if duration is None else time.monotonic() + duration
+    once = runs is None and duration is None
+    wanted = itertools.takewhile(lambda cell: not (once and cell.repetition), (c for c in cells if c not in done))
+
+    def make(cell: Cell) -> Row:
+        return run_cell(cell, log.seed, folder, MUTANTS[cell.tier] if with_mutants else None)
+
     made: list[Row] = []
-    for cell in cells:
-        if cell.repetition and runs is None and duration is None:
-            break
-        if (runs is not None and len(made) >= runs) or (until is not None and time.monotonic() >= until):
-            break
-        if cell in done:
-            continue
-        row = run_cell(cell, log.seed, folder, MUTANTS[cell.tier] if with_mutants else None)
+
+    def say(row: Row) -> None:
         log.add(row)
         made.append(row)
         _say(row, len(made), console)
+
+    run_cells(itertools.islice(wanted, runs), jobs, until, make, say)
     if write:
         Path(write).write_text(page([log.seed], log.rows), encoding="utf-8")
     sys.exit(_conclude(made, console))

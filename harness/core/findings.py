@@ -33,9 +33,9 @@ class About(NamedTuple):
     """The record of a finding; None is what its checker does not know.
 
     `seconds` is the moment, by the host's monotonic clock. `process` and `incarnation` name a worker; process -1 is the
-    harness. `job` and `request` are numbers within the process, `block` a trace id, `file` a path below the root,
-    `thread` a group and a number ("load 3"). `writer` is the process that stored the block, "3" or "3.1". `trace_id`
-    is W3C's, as hex.
+    harness. `job` and `request` are numbers within the process, `block` a trace id, `slot` where the process kept it,
+    `file` a path below the root, `thread` a group and a number ("load 3"). `writer` is the process that stored the
+    block, "3" or "3.1". `trace_id` is W3C's, as hex.
     """
 
     rule: str = ""
@@ -45,6 +45,7 @@ class About(NamedTuple):
     request: int | None = None
     job: int | None = None
     block: int | None = None
+    slot: int | None = None
     file: str | None = None
     thread: str | None = None
     writer: str | None = None
@@ -98,7 +99,7 @@ class Finding(str):
         return cls(value["text"], About(**fields), kind)
 
 
-_NUMBERS = ("process", "incarnation", "request", "job", "block")
+_NUMBERS = ("process", "incarnation", "request", "job", "block", "slot")
 _TYPES: Mapping[str, type | tuple[type, ...]] = {
     name: int if name in _NUMBERS else (int, float) if name == "seconds" else str for name in About._fields
 }

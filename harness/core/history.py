@@ -68,7 +68,8 @@ class Job(NamedTuple):
     a store that wrote no file, because the tier already held them in memory.
 
     The result came between `absent_seconds`, when the last poll that did not return it began, and `finished_seconds`,
-    when the poll that did return it came back; 0: not recorded.
+    when the poll that did return it came back; 0: not recorded. `slots` are those of `blocks`, in order; empty: not
+    recorded.
     """
 
     process: int
@@ -90,6 +91,7 @@ class Job(NamedTuple):
     reasons: str = ""
     in_memory: list[int] = []  # noqa: RUF012  # never changed
     absent_seconds: float = 0.0
+    slots: list[int] = []  # noqa: RUF012  # never changed
 
 
 class Task(NamedTuple):

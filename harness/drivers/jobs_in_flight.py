@@ -133,7 +133,7 @@ class Flights:
         """The record of a job of which nothing was heard until now."""
         what = (self._worker.process, job_id, flight.tag, flight.direction, flight.blocks)
         times = (flight.submitted_seconds, flight.returned_seconds, now, time.time())
-        return Job(*what, *times, outcome="info", ok=[], failed=[], results=0, wrong=[], bytes_ok=0)
+        return Job(*what, *times, outcome="info", ok=[], failed=[], results=0, wrong=[], bytes_ok=0, slots=flight.slots)
 
     def end(self) -> None:
         """Account for what never came. Nothing can be submitted or collected after it."""

@@ -123,7 +123,7 @@ def _memory_cgroup(limit_bytes: int) -> Iterator[tuple[str, ...]]:
     paths = {kinds: path for _, kinds, path in (line.split(":", 2) for line in lines)}
     first = Path("/sys/fs/cgroup/memory") if "memory" in paths else Path("/sys/fs/cgroup")
     parent = first / paths.get("memory", paths.get("", "/")).lstrip("/")
-    group = (parent if parent.is_dir() else first) / f"kvtier-harness-{os.getpid()}"
+    group = (parent if parent.is_dir() else first) / f"kvtier-harness-{os.getpid()}-{os.urandom(4).hex()}"
     limit = "memory.limit_in_bytes" if "memory" in paths else "memory.max"
     try:
         group.mkdir()

@@ -8,8 +8,10 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,35 @@ def unavailable(condition: str, folder: Path) -> str:
             return ""
     except FaultUnavailable as error:
         return str(error)
+
+
+def run_cells(
+    cells: Iterator[Cell], jobs: int, until: float, make: Callable[[Cell], Row], say: Callable[[Row], None]
+) -> None:
+    """Make the runs, `jobs` at a time, none begun after `until` (monotonic). `say` gets each row, one after the other.
+
+    An interrupt ends it when the runs under way have ended.
+    """
+    lock, stopped = threading.Lock(), threading.Event()
+
+    def work() -> None:
+        while True:
+            with lock:
+                cell = next(cells, None) if time.monotonic() < until and not stopped.is_set() else None
+            if cell is None:
+                return
+            row = make(cell)
+            with lock:
+                say(row)
+
+    if jobs == 1:
+        return work()
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for worker in [pool.submit(work) for _ in range(jobs)]:
+                worker.result()
+        finally:
+            stopped.set()
 
 
 def run_cell(cell: Cell, series: int, runs_dir: Path, mutant: Mutant | None = None) -> Row:

@@ -22,6 +22,7 @@ from plotly.offline import get_plotlyjs
 
 from harness.core.run_files import write_text
 from harness.report.figures import PROCESS_COLOURS, Section
+from harness.report.sections.moments import Moment
 from harness.report.tables import grid
 from harness.report.verdict_text import VERDICT_WORDS, summary
 
@@ -42,14 +43,21 @@ def _plotly() -> str:
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 6, mtime=0)).decode()
 
 
-def write_page(path: Path, template: str, sections: Sequence[Section] = (), **values: Any) -> Path:
-    """Fill a template with `values` and the plots of `sections`, and replace `path` in one step. Raises OSError."""
+def write_page(
+    path: Path, template: str, sections: Sequence[Section] = (), moments: Sequence[Moment] = (), **values: Any
+) -> Path:
+    """Fill a template with `values` and the plots of `sections` and `moments`, and replace `path` in one step.
+
+    Raises OSError.
+    """
     plots: dict[str, Any] = {}
-    if figures := {f"plot-{n}": _figure(section.figure) for n, section in enumerate(sections) if section.is_drawn}:
+    drawn = {f"plot-{n}": section for n, section in enumerate(sections)}
+    drawn |= {f"moment-plot-{moment.number}": moment.section for moment in moments if moment.section}
+    if figures := {name: _figure(section.figure) for name, section in drawn.items() if section.is_drawn}:
         plots = {"light": _theme("light"), "dark": _theme("dark"), "figures": figures}
     page = _templates().get_template(template)
     code = _plotly() if plots else ""
-    write_text(path, page.render(values, sections=sections, plots=plots, plotly=code) + "\n")
+    write_text(path, page.render(values, sections=sections, moments=moments, plots=plots, plotly=code) + "\n")
     return path
 
 

@@ -11,9 +11,9 @@ from harness.checkers import CHECKERS
 from harness.core.history import History
 from harness.core.inputs import read_json
 from harness.recorded_run import read_results
-from harness.report.figures import CLASSES, Section, duration
+from harness.report.figures import CLASSES, Section, duration, end_seconds, origin_seconds
 from harness.report.rendering import write_page
-from harness.report.sections import faults, machine, transfers, waiting
+from harness.report.sections import faults, machine, moments, transfers, waiting
 from harness.report.tables import flat, from_data
 from harness.report.verdict_text import summary, text
 from harness.scenarios import scenarios
@@ -38,10 +38,14 @@ def write_report(run_dir: Path) -> Path:
     shown_options = {**history.options, "seed": str(results["seed"])}  # to copy: without commas
     options = [[name, shown] for name, value in shown_options.items() if (shown := text(value))]
     machine_rows = [*flat(read_environment(run_dir)), *flat({"device": results.get("device") or {}})]
+    plots, found = sections(history, results), moments.moments(history, results)
+    for section in plots:
+        moments.mark(section, found, origin_seconds(history), end_seconds(history))
     return write_page(
         run_dir / "report.html",
         "report.html",
-        sections(history, results),
+        plots,
+        found,
         results=results,
         summary=summary(results),
         verdicts=[_verdict(verdict) for verdict in results["verdicts"]],

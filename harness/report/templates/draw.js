@@ -10,11 +10,21 @@ async function loadPlotly() {
   document.head.append(script);
 }
 
-function draw() {
+// A plot inside a closed <details> has no width: it is drawn when it is opened.
+function draw(within) {
   for (const [id, plot] of Object.entries(plots.figures)) {
+    const element = document.getElementById(id);
+    if (!within.contains(element) || !element.checkVisibility()) continue;
     const layout = {...plot.layout, template: dark.matches ? plots.dark : plots.light};
-    Plotly.react(id, plot.data, layout, {displaylogo: false, responsive: true, displayModeBar: false});
+    Plotly.react(element, plot.data, layout, {displaylogo: false, responsive: true, displayModeBar: false});
   }
+}
+
+// A link to #moment-3, or #plot-2, opens what holds it.
+function openTarget() {
+  const target = location.hash && document.getElementById(location.hash.slice(1));
+  for (let part = target; part; part = part.parentElement) if (part.tagName === 'DETAILS') part.open = true;
+  if (target) target.scrollIntoView();
 }
 
 function explain() {
@@ -23,4 +33,10 @@ function explain() {
   }
 }
 
-loadPlotly().then(() => { draw(); dark.addEventListener('change', draw); }, explain);
+openTarget();
+addEventListener('hashchange', openTarget);
+loadPlotly().then(() => {
+  draw(document);
+  dark.addEventListener('change', () => draw(document));
+  document.addEventListener('toggle', event => { if (event.target.open) draw(event.target); }, true);
+}, explain);

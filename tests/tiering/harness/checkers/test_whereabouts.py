@@ -11,8 +11,8 @@ from harness.core.run_files import trace_ids
 from tests.tiering.harness.checkers.records import good_history, job, name_of, request, start, stop
 
 
-def completed(history: History, **known: Any) -> About:
-    (finding,) = Whereabouts(history, "run-7").completed([Finding("wrong", About(**known))])
+def completed(history: History, run_name: str = "", **known: Any) -> About:
+    (finding,) = Whereabouts(history, run_name).completed([Finding("wrong", About(**known))])
     assert finding == "wrong"
     return finding.about
 
@@ -51,10 +51,10 @@ def test_the_name_of_a_block_in_another_group_is_no_block() -> None:
 
 
 def test_a_replayed_request_has_its_trace_id_where_spans_are_recorded() -> None:
-    history = History.of([start(0), request(0, 3, [1], 0, 1.0)], options={"trace_every": 20})
-    assert completed(history, process=0, request=3).trace_id == trace_ids("run-7", "0-3")[0]
-    assert completed(history, process=0, request=4).trace_id is None, "no request of the traffic"
-    assert completed(good_history(), process=0, request=0).trace_id is None, "no spans are recorded"
+    history = History.of([start(0), request(0, 3, [1], 0, 1.0)])
+    assert completed(history, "run-7", process=0, request=3).trace_id == trace_ids("run-7", "0-3")[0]
+    assert completed(history, "run-7", process=0, request=4).trace_id is None, "no request of the traffic"
+    assert completed(history, process=0, request=3).trace_id is None, "no spans are recorded"
 
 
 def test_a_plain_sentence_is_a_doubt() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
+import threading
+import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -13,6 +16,7 @@ from click.testing import CliRunner
 from harness.cli import cli
 from harness.core.inputs import DamagedFile
 from harness.core.statistics import upper_bound
+from harness.mutants.control_run import run_cells
 from harness.mutants.correct import CONTROLS
 from harness.mutants.error_rates import page
 from harness.mutants.registry import MUTANTS
@@ -114,3 +118,19 @@ def test_the_command_makes_runs_and_resumes(tmp_path: Path) -> None:
 def test_a_name_that_is_none_is_refused(words: list[str], says: str) -> None:
     done = CliRunner().invoke(cli, ["false-alarms", *words])
     assert says.split(";")[0] in str(done.exception)
+
+
+def test_several_runs_at_a_time_are_each_made_once_and_end_in_time() -> None:
+    cells = [Cell("quiet", "kvtier", "load", number) for number in range(20)]
+    met = threading.Barrier(4, timeout=30)
+    rows: list[Row] = []
+
+    def make(cell: Cell) -> Row:
+        if cell.repetition < 4:
+            met.wait()  # four are under way
+        return replace(ROW, repetition=cell.repetition)
+
+    run_cells(iter(cells), 4, math.inf, make, rows.append)
+    assert sorted(row.cell for row in rows) == cells
+    run_cells(iter(cells), 2, time.monotonic(), make, rows.append)
+    assert len(rows) == len(cells), "none begins when the time is over"
