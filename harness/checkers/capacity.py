@@ -20,8 +20,21 @@ import bisect
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from pathlib import PurePosixPath
 
-from harness.checkers.base import Findings, Lives, Value, Verdict, canary_seconds, milliseconds, of_job, of_note
+from harness.checkers.base import (
+    Findings,
+    Lives,
+    Rule,
+    Value,
+    Verdict,
+    bookkeeping,
+    canary_seconds,
+    is_bookkeeping,
+    milliseconds,
+    of_job,
+    of_note,
+)
 from harness.checkers.shortages import Shortages
 from harness.core import notes
 from harness.core.history import History, Job, Note
@@ -29,12 +42,40 @@ from harness.core.history import History, Job, Note
 GAP_SECONDS_MAX = 5.0
 FULL = 0.5
 RELOADS_MIN = 3
+
+LIMIT = Rule(
+    "capacity/limit",
+    "The files under the root never take more bytes than the limit.",
+    "the share of the option `slack`, and what was stored while a sample was taken: a sample takes time",
+)
+ONE_EVICTOR = Rule("capacity/one-evictor", "No two processes evict at the same time.")
+REPORTED_ONCE = Rule(
+    "capacity/evictions-reported-once", "Each eviction is reported once: no more than blocks that can have gone."
+)
+REFUSED_ONLY = Rule(
+    "capacity/refused-only",
+    "At the limit stores are refused, never failed, and a load fails only because its block is gone.",
+    "failures that the machine explains",
+)
+GOES_ON = Rule(
+    "capacity/goes-on",
+    "Each writer goes on storing: evictions make room.",
+    f"gaps of {GAP_SECONDS_MAX:g} s, and ten times the latest wake-up of a thread",
+)
+RECENCY = Rule(
+    "capacity/recency",
+    "A block is evicted only if blocks of half the limit were used since its own last use.",
+    "the other half: marks of use are renewed only now and then, and victims are chosen from samples",
+)
+RULES = (LIMIT, ONE_EVICTOR, REPORTED_ONCE, REFUSED_ONLY, GOES_ON, RECENCY)
+
+
 _REASONS = frozenset({"failed ENOENT", "failed full", "failed refused", "failed backlog"})
 
 
 def check(history: History) -> Verdict:
     """Judges `jobs`, the option values, and `notes` "sample", "evicted", "missed", "counts", "canary", "unfit"."""
-    findings = Findings()
+    findings = Findings(RULES)
     for note in (n for n in history.notes if n.is_a(notes.Unfit)):
         findings.doubt(note.text)
     limit = float(history.options.get("max_bytes") or 0)
@@ -52,9 +93,10 @@ def check(history: History) -> Verdict:
         if least > allowed:
             text = f"{least:,.0f} bytes under the root, {least / limit - 1:.1%} above the limit of {limit:,.0f}"
             seen, expected = f"{least:,.0f} bytes", f"{allowed:,.0f} bytes at most"
-            findings.add(text, seconds=sample["to_seconds"], expected=expected, seen=seen)
+            findings.add(text, rule=LIMIT, seconds=sample["to_seconds"], expected=expected, seen=seen)
     evictions = sorted((n for n in history.notes if n.is_a(notes.Evicted)), key=lambda n: n.detail["started_seconds"])
     _judge_overlaps(evictions, findings)
+    _judge_evictions(history, evictions, findings)
     _judge_failures(history, findings)
     gap = _judge_gaps(history, findings)
     reloads = _judge_recency(history, limit, findings)
@@ -121,9 +163,25 @@ def _judge_overlaps(evictions: list[Note], findings: Findings) -> None:
             if both > 0:
                 pair = f"processes {latest.process} and {one.process}"
                 text = f"{pair} evicted at the same time for {milliseconds(both)}"
-                findings.add(text, seconds=one.detail["started_seconds"], process=one.process)
+                findings.add(text, rule=ONE_EVICTOR, seconds=one.detail["started_seconds"], process=one.process)
         if latest is None or one.detail["finished_seconds"] > latest.detail["finished_seconds"]:
             latest = one
+
+
+def _judge_evictions(history: History, evictions: list[Note], findings: Findings) -> None:
+    """No more blocks are reported evicted than can have gone: each store reported ok wrote one file at most."""
+    own = bookkeeping(history)
+    suffixes = {PurePosixPath(name.name).suffix for name in history.names}
+    there = sum(PurePosixPath(f).suffix in suffixes and not is_bookkeeping(f, own) for f in history.files)
+    written = sum(len(job.ok) for job in history.jobs if job.direction == "store")
+    told = sum(note.detail["blocks"] for note in evictions)
+    if history.files and suffixes and told > written - there:
+        findings.add(
+            f"{told} blocks are reported evicted; {written} were stored and {there} are there at the end",
+            rule=REPORTED_ONCE,
+            expected=f"{written - there} at most",
+            seen=f"{told}",
+        )
 
 
 def _judge_failures(history: History, findings: Findings) -> None:
@@ -137,6 +195,7 @@ def _judge_failures(history: History, findings: Findings) -> None:
             findings.add(
                 f"job {job.job_id} of process {job.process} (store): {len(job.failed)} blocks failed, "
                 f"{job.refused} of them refused",
+                rule=REFUSED_ONLY,
                 **of_job(job, block=job.failed[0], seen=job.reasons or None),
             )
     for note in history.notes:
@@ -145,7 +204,9 @@ def _judge_failures(history: History, findings: Findings) -> None:
                 explained = any(why.startswith(f"{name.removeprefix('failed ')}:") for why in doubts)
                 if name.startswith("failed ") and name not in _REASONS and not explained:
                     findings.add(
-                        f"process {note.process}: {count} blocks {name}, where they may only be gone", **of_note(note)
+                        f"process {note.process}: {count} blocks {name}, where they may only be gone",
+                        rule=REFUSED_ONLY,
+                        **of_note(note),
                     )
     for why in doubts:
         findings.doubt(why)
@@ -164,7 +225,7 @@ def _judge_gaps(history: History, findings: Findings) -> float:
         if not mine:
             ends = [life.ended_well for life in lives.all() if life.process == process]
             (findings.add if ends and all(ends) else findings.doubt)(
-                f"process {process} stored nothing", process=process
+                f"process {process} stored nothing", rule=GOES_ON, process=process
             )
             continue
         times = [min(job.submitted_seconds for job in mine), *sorted(job.finished_seconds for job in mine if job.ok)]
@@ -178,7 +239,7 @@ def _judge_gaps(history: History, findings: Findings) -> float:
                 findings.doubt(f"{text} ({why})", seconds=until, process=process)
             else:
                 expected, seen = f"{milliseconds(bound)} at most", milliseconds(gap)
-                findings.add(text, seconds=until, process=process, expected=expected, seen=seen)
+                findings.add(text, rule=GOES_ON, seconds=until, process=process, expected=expected, seen=seen)
     return longest
 
 
@@ -209,6 +270,7 @@ def _judge_recency(history: History, limit: float, findings: Findings) -> Counte
             if since < keeps * limit:
                 findings.add(
                     f"block {block} was lost, though only {since / limit:.0%} of the limit was used since its last use",
+                    rule=RECENCY,
                     seconds=at,
                     block=block,
                     expected=f"{keeps:.0%} of the limit used since, or more",

@@ -17,37 +17,62 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import PurePosixPath
 
-from harness.checkers.base import Findings, Lives, Value, Verdict, bookkeeping, is_bookkeeping, is_quarantined, some
+from harness.checkers.base import (
+    Findings,
+    Lives,
+    Rule,
+    Value,
+    Verdict,
+    bookkeeping,
+    is_bookkeeping,
+    is_quarantined,
+    some,
+)
 from harness.core.history import History
+
+ONE_NAME = Rule("determinism/one-name", "A block has the same name in all processes and incarnations.")
+OWN_NAME = Rule("determinism/own-name", "Different blocks, also of different groups of layers, have different names.")
+ONE_SEED = Rule("determinism/one-seed", "All processes that share a root chain their keys from the same seed.")
+ON_DISK = Rule(
+    "determinism/on-disk",
+    "A block whose store was reported ok has its file, under its name.",
+    "files in quarantine; blocks that a tier with memory above the files reports as held there",
+)
+NO_OTHERS = Rule(
+    "determinism/no-other-files",
+    "Every block file is that of a block that was stored.",
+    "stores that failed, and those of processes that died: their files may be there or not",
+)
+RULES = (ONE_NAME, OWN_NAME, ONE_SEED, ON_DISK, NO_OTHERS)
 
 
 def check(history: History) -> Verdict:
     """Judges `names`, `starts`, `jobs` and `files`."""
-    findings = Findings()
+    findings = Findings(RULES)
     by_block: dict[int, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
     by_name: dict[str, set[int]] = defaultdict(set)
     for name in history.names:
         by_block[name.block][name.name].add(name.process)
         by_name[name.name].add(name.block)
+    digests: dict[str, list[int]] = defaultdict(list)
+    for start in history.starts:
+        digests[start.none_hash_digest].append(start.process)
+    if len(digests) > 1:
+        texts = [f"{digest} (process {some(sorted(set(p)), 3)})" for digest, p in digests.items()]
+        findings.add(f"{len(digests)} different seeds of the chain: {some(texts)}", rule=ONE_SEED)
     compared = sum(len(set().union(*names.values())) - 1 for names in by_block.values())
     for block, names in by_block.items():
         if len(names) > 1:
             texts = [f"{n} (process {some(sorted(p), 3)})" for n, p in names.items()]
             findings.add(
                 f"block {block} has {len(names)} names: {some(texts, 3)}",
+                rule=ONE_NAME,
                 block=max(block, -1 - block),
                 file=next(iter(names)),
             )
     for text, blocks in by_name.items():
         if len(blocks) > 1:
-            findings.add(f"{some(map(_called, sorted(blocks)))} share the name {text}", file=text)
-    digests: dict[str, list[int]] = defaultdict(list)
-    for start in history.starts:
-        digests[start.none_hash_digest].append(start.process)
-    if len(digests) > 1:
-        texts = [f"{digest} (process {some(sorted(set(p)), 3)})" for digest, p in digests.items()]
-        findings.add(f"{len(digests)} different seeds of the chain: {some(texts)}")
-
+            findings.add(f"{some(map(_called, sorted(blocks)))} share the name {text}", rule=OWN_NAME, file=text)
     on_disk: set[str] = set()
     expected: set[str] = set()
     if history.files and by_name:
@@ -99,13 +124,14 @@ def _compare_files(
             blocks = some(sorted(by_name[name]))
             findings.add(
                 f"{name} is missing on disk, though a store of block {blocks} was reported ok",
+                rule=ON_DISK,
                 file=name,
                 block=min(by_name[name]),
             )
     for name in sorted(on_disk - expected - possible):
         blocks = some(sorted(by_name[name])) if name in by_name else ""
         what = f"is block {blocks}, which nobody stored" if blocks else "is no name that any process derived"
-        findings.add(f"{name} is on disk, but {what}", file=name)
+        findings.add(f"{name} is on disk, but {what}", rule=NO_OTHERS, file=name)
     return on_disk, expected
 
 

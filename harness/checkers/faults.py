@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 from harness.checkers.base import (
     Findings,
+    Rule,
     Value,
     Verdict,
     bookkeeping,
@@ -50,6 +51,30 @@ DEPTHS = (
 """Exceptions that a refusal with a reason never is: they come from an internal error."""
 
 
+_DEMANDED = {
+    "no wrong byte": ("No block of a load reported ok has a wrong byte.", ""),
+    "one result": ("Each job has exactly one result.", "jobs of processes that the fault killed"),
+    "reported": ("A block reported stored under the fault is found afterwards, and right.", ""),
+    "others unharmed": (
+        "No more blocks are hurt than the fault can hurt, and none in the direction that it leaves alone.",
+        "twice as many for damaged files: a lookup and a load may both meet one",
+    ),
+    "counted": ("A failure is counted, under a reason that the fault allows.", "tiers that count nothing"),
+    "no block": ("A block that failed to be stored, or was seen to be gone, is not found.", ""),
+    "no leftovers": ("No file but blocks comes.", "the tier's declared own files"),
+    "not blocked": ("No submit waits for a device that hangs, nor does the direction that does not hang.", ""),
+    "explained": ("Whatever the tier's own files hold, the tier opens and works, or refuses with a reason.", ""),
+    "lives": ("No process ends under a fault that does not kill it.", ""),
+    "repaired": ("A damaged block can be stored again, and is found and right.", ""),
+    "works again": ("After the fault all blocks and fresh ones are stored, found and right.", ""),
+}
+RULES = tuple(Rule(f"faults/{name.replace(' ', '-')}", *said) for name, said in _DEMANDED.items())
+
+
+def _rule(name: str) -> str:
+    return f"faults/{name.replace(' ', '-')}"
+
+
 class _Seen(NamedTuple):
     """What one fault left in the history."""
 
@@ -67,7 +92,7 @@ class _Seen(NamedTuple):
 def check(history: History) -> Verdict:
     """Judges `jobs`, `names`, `starts`, and `notes` "met", "asked", "stepped", "refused", "unready", "opening",
     "skipped"."""
-    findings, shortages = Findings(), Shortages(history)
+    findings, shortages = Findings(RULES), Shortages(history)
     table: dict[str, dict[str, Any]] = {}
     jobs: dict[int, list[Job]] = defaultdict(list)
     for job in history.jobs:
@@ -85,7 +110,8 @@ def check(history: History) -> Verdict:
             for name, how in wrong.items():
                 known = {"seconds": met.detail["lifted_seconds"]}
                 known |= _known(name, _see(met, history, jobs, names))
-                findings.add(f"{fault.name} ({fault.what}): {name}: {how}", expected=name, **known)
+                sentence = f"{fault.name} ({fault.what}): {name}: {how}"
+                findings.add(sentence, rule=_rule(name), expected=name, **known)
         row = "unknown" if "before" in wrong else "false" if wrong else "true"
         table[fault.name] = {"verdict": row, "expected": {n: s or "yes" for n, s in behaviour.items()}, "hurt": hurt}
     for note in (n for n in history.notes if n.is_a(notes.Refused) and "fault" in n.detail):
@@ -93,7 +119,8 @@ def check(history: History) -> Verdict:
         row = "true" if has_reason else "false"
         table[note.detail["fault"]] = {"verdict": row, "expected": {"explained": note.text}, "hurt": 0}
         if not has_reason:
-            findings.add(f"{note.detail['fault']}: explained: it refused to start without a reason", **of_note(note))
+            sentence = f"{note.detail['fault']}: explained: it refused to start without a reason"
+            findings.add(sentence, rule=_rule("explained"), **of_note(note))
     for note in (n for n in history.notes if n.is_a(notes.Unready)):
         findings.doubt(f"{note.text}; so this fault was not injected")
         table[note.detail["fault"]] = {"verdict": "unknown", "expected": {}, "hurt": 0}
@@ -101,7 +128,7 @@ def check(history: History) -> Verdict:
     under_faults = {label for n in history.notes if n.is_a(notes.Met) for label in n.detail["died"]}
     ends, outside = unexplained_ends(history)
     for text in grouped((who, how) for who, how in ends if who not in under_faults):
-        findings.add(text)
+        findings.add(text, rule=_rule("lives"))
     for text in grouped(outside, colon=True):
         findings.doubt(text)
     skipped = {n.detail["fault"]: n.text for n in history.notes if n.is_a(notes.Skipped) and "fault" in n.detail}
@@ -315,7 +342,8 @@ def _judge_openings(history: History, table: dict[str, dict[str, Any]], findings
             how = f"was opened, and then: {text}"
         if how:
             bad += 1
-            findings.add(f"{where} {how}", **of_note(note, file=note.detail["file"] or None, seen=text or None))
+            known = of_note(note, file=note.detail["file"] or None, seen=text or None)
+            findings.add(f"{where} {how}", rule=_rule("explained"), **known)
     figure = (
         f"{counts['refused']} refused with a reason, {counts['opened']} opened and used correctly"
         if not bad

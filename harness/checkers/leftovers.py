@@ -20,6 +20,7 @@ from pathlib import PurePosixPath
 
 from harness.checkers.base import (
     Findings,
+    Rule,
     Value,
     Verdict,
     bookkeeping,
@@ -34,12 +35,24 @@ from harness.checkers.base import (
 from harness.core import notes
 from harness.core.history import History
 
+FILES = Rule(
+    "leftovers/files",
+    "At the end the root holds block files, the tier's declared own files, and files in quarantine, nothing else.",
+    "temp files of killed processes, where the file system has no unnamed files: as many as the fault can leave",
+)
+SLOTS = Rule("leftovers/slots", "A process that ends well has no slot pinned by a job.")
+DESCRIPTORS = Rule("leftovers/descriptors", "A process closes every descriptor that its tier opened.")
+OWN_CHECKS = Rule("leftovers/own-checks", "The tier's own checks find nothing wrong at the end.")
+ENDS = Rule("leftovers/ends", "No process ends by itself with an error or a signal.")
+RULES = (FILES, SLOTS, DESCRIPTORS, OWN_CHECKS, ENDS)
+
+
 _TEMP = re.compile(r"tmp|temp|\.part", re.IGNORECASE)
 
 
 def check(history: History) -> Verdict:
     """Judges `files`, `stops`, `starts` and `names`."""
-    findings = Findings()
+    findings = Findings(RULES)
     suffixes = {PurePosixPath(name.name).suffix for name in history.names}
     names = {name.name for name in history.names}
     # A process that was killed where files cannot be without a name may leave its temp files: so many at most.
@@ -57,7 +70,7 @@ def check(history: History) -> Verdict:
             temp_files += 1
             if temp_files > temp_files_allowed:
                 # A process that something outside ended could not remove its own.
-                (findings.doubt if outside else findings.add)(f"{path} was left under the root", file=path)
+                (findings.doubt if outside else findings.add)(f"{path} was left under the root", rule=FILES, file=path)
     pinned = leaked = excused = 0
     for stop in history.stops:
         who = f"process {called(stop.process, stop.incarnation)}"
@@ -65,16 +78,16 @@ def check(history: History) -> Verdict:
             excused += 1
             continue
         if stop.pinned_slots:
-            findings.add(f"{who} ended with {stop.pinned_slots} slots still pinned", **of_stop(stop))
+            findings.add(f"{who} ended with {stop.pinned_slots} slots still pinned", rule=SLOTS, **of_stop(stop))
         if stop.leaked_fds:
             text = f"{who} ended with {stop.leaked_fds} more descriptors than it began with"
-            findings.add(text, **of_stop(stop))
+            findings.add(text, rule=DESCRIPTORS, **of_stop(stop))
         for text in stop.findings:
-            findings.add(f"{who}: {text}", **of_stop(stop))
+            findings.add(f"{who}: {text}", rule=OWN_CHECKS, **of_stop(stop))
         pinned += stop.pinned_slots
         leaked += stop.leaked_fds
     for end in grouped(ends):
-        findings.add(end)
+        findings.add(end, rule=ENDS)
     judged = len(history.stops) - excused
     value: Value = "false" if findings else "unknown" if findings.doubts or not judged else "true"
     figure = (

@@ -22,7 +22,19 @@ import math
 from collections import Counter, defaultdict
 from typing import Any, NamedTuple
 
-from harness.checkers.base import Findings, Life, Lives, Value, Verdict, milliseconds, of_job, of_note, of_stop, some
+from harness.checkers.base import (
+    Findings,
+    Life,
+    Lives,
+    Rule,
+    Value,
+    Verdict,
+    milliseconds,
+    of_job,
+    of_note,
+    of_stop,
+    some,
+)
 from harness.core import notes
 from harness.core.history import History, Job, Note
 
@@ -30,6 +42,27 @@ HUNG_SECONDS_MIN = 2.0
 HUNG_SHARE_MIN = 0.5
 POWER_LOSS_WINDOW_SECONDS = 60.0
 """What a host reported stored so long before it lost power has long been written back."""
+
+UNHARMED = Rule(
+    "outage/unharmed",
+    "A block fails only on a process that was hit, in a job in flight between the fault and its recovery.",
+    "the time `recovery_seconds_max` after the end of the outage",
+)
+LIVES = Rule("outage/lives", "A process that keeps its power does not end.")
+RECOVERS = Rule("outage/recovers", "Each process that lives stores again.", "the time `recovery_seconds_max`")
+SHOWN = Rule(
+    "outage/shown",
+    "A call that hangs shows in the gauges.",
+    f"{HUNG_SECONDS_MIN:g} s, and {HUNG_SHARE_MIN:.0%} of its age",
+)
+THREADS = Rule("outage/threads", "Threads replaced because their calls hung are none any more at the end.")
+FOUND = Rule(
+    "outage/stored-is-found",
+    "A block reported stored is found by the first lookup of each process that is well.",
+    f"blocks that a host reported in the {POWER_LOSS_WINDOW_SECONDS:g} s before it lost its power",
+)
+SOON = Rule("outage/soon", "A stored block is visible to the other host in time.", "the time `visible_seconds_max`")
+RULES = (UNHARMED, LIVES, RECOVERS, SHOWN, THREADS, FOUND, SOON)
 
 
 class _Away(NamedTuple):
@@ -45,7 +78,7 @@ class _Away(NamedTuple):
 def check(history: History) -> Verdict:
     """Judges `jobs`, `stops` and notes "fault", "lifted", "asked", "soon"."""
     recovery_max = float(history.options.get("recovery_seconds_max", 30.0))
-    findings, counts = Findings(), Counter[str]()
+    findings, counts = Findings(RULES), Counter[str]()
     outages = _outages(history)
     by_process: dict[int, list[_Away]] = defaultdict(list)
     for outage in outages:
@@ -66,12 +99,13 @@ def check(history: History) -> Verdict:
             findings.add(
                 f"process {job.process} was not hit, and failed to {job.direction} block {some(job.failed)} "
                 f"(job {job.job_id})",
+                rule=UNHARMED,
                 **of_job(job, block=job.failed[0], seen=job.reasons or None),
             )
     for stop in history.stops:
         if stop.exit_code and not any(o.what == "power" for o in by_process[stop.process]):
             text = f"process {stop.process} ended with exit code {stop.exit_code} although it kept its power"
-            findings.add(text, **of_stop(stop))
+            findings.add(text, rule=LIVES, **of_stop(stop))
     _questions(history, by_process, recovery_max, findings, counts)
     waited = _others_waited(history, outages)
     hung = _hung(history, outages, findings)
@@ -145,7 +179,13 @@ def _recoveries(history: History, outages: list[_Away], recovery_max: float, fin
         if first > recovery_max:
             when = "never" if math.isinf(first) else f"only after {first:.1f} s"
             text = f"process {outage.process} stored {when} after the end of: {outage.text}"
-            findings.add(text, seconds=outage.until, process=outage.process, expected=f"{recovery_max:g} s at most")
+            findings.add(
+                text,
+                rule=RECOVERS,
+                seconds=outage.until,
+                process=outage.process,
+                expected=f"{recovery_max:g} s at most",
+            )
     return longest
 
 
@@ -189,6 +229,7 @@ def _hung(history: History, outages: list[_Away], findings: Findings) -> dict[st
                 findings.add(
                     f"a {task.direction} of process {outage.process} hung for {until - since:.1f} s in: {outage.text}; "
                     f"its gauges told of {max(shown, default=0.0):.1f} s at most",
+                    rule=SHOWN,
                     seconds=until,
                     process=task.process,
                     job=task.job_id,
@@ -208,7 +249,9 @@ def _threads_hung(history: History, findings: Findings) -> float:
     for life, lost in last.items():
         if lost and life.ended_well:
             text = f"process {life.process} ended with {lost:g} threads that had not come back from a hung call"
-            findings.add(text, seconds=life.end_seconds, process=life.process, incarnation=life.incarnation)
+            findings.add(
+                text, rule=THREADS, seconds=life.end_seconds, process=life.process, incarnation=life.incarnation
+            )
     return most
 
 
@@ -247,6 +290,7 @@ def _questions(
                 findings.add(
                     f"process {note.process} asked for block {block} {at - store.finished_seconds:.3f} s after process "
                     f"{store.process} had reported it stored, and {how}",
+                    rule=FOUND,
                     **of_note(note, seconds=at, block=block, expected="a hit", seen=how),
                 )
     counts["lost with the power"] = len(lost)
@@ -286,6 +330,7 @@ def _visibility(history: History, findings: Findings) -> dict[str, float]:
                 when = "never" if math.isinf(seconds) else f"only {seconds:.2f} s after it was stored"
                 findings.add(
                     f"block {block}, {note.text}, was visible to the other host {when}; the bound is {bound:g} s",
+                    rule=SOON,
                     **of_job(job, block=block, expected=f"{bound:g} s at most", seen=when),
                 )
     return longest

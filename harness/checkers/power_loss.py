@@ -11,14 +11,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.checkers.base import Findings, Value, Verdict, of_note
+from harness.checkers.base import Findings, Rule, Value, Verdict, of_note
 from harness.core import notes
 from harness.core.history import History
+
+BYTES = Rule("power_loss/bytes", "After a power loss no block loads with a wrong byte.")
+DURABLE = Rule("power_loss/durable", "A block whose store waited for the device is there after a power loss.")
+RULES = (BYTES, DURABLE)
 
 
 def check(history: History) -> Verdict:
     """Judges notes "power" and `jobs`."""
-    findings = Findings()
+    findings = Findings(RULES)
     for note in (n for n in history.notes if n.is_a(notes.Skipped)):
         findings.doubt(note.text)
     rows: list[dict[str, Any]] = []
@@ -45,10 +49,11 @@ def check(history: History) -> Verdict:
         rows.append(row)
         if wrong:
             text = f"{note.text}: {len(wrong)} blocks were served with wrong bytes"
-            findings.add(text, **of_note(note, process=case["reader"], block=min(wrong)))
+            findings.add(text, rule=BYTES, **of_note(note, process=case["reader"], block=min(wrong)))
         if case["durable"] and len(reported & right) < len(reported):
             findings.add(
                 f"{note.text}: {len(reported) - len(reported & right)} of {len(reported)} durable blocks are lost",
+                rule=DURABLE,
                 **of_note(note, process=case["writer"], block=min(reported - right)),
             )
         if not reported:

@@ -14,15 +14,24 @@ from __future__ import annotations
 
 from collections import Counter
 
-from harness.checkers.base import Findings, Life, Lives, Value, Verdict, of_job, of_note, some
+from harness.checkers.base import Findings, Life, Lives, Rule, Value, Verdict, of_job, of_note, some
 from harness.checkers.shortages import Shortages
 from harness.core import notes
 from harness.core.history import History, Job
 
+OWN_JOBS = Rule(
+    "recovery/own-jobs",
+    "The death or pause of a process fails no job that has a result, in whatever process, nor the first after a"
+    " restart.",
+    "failures of stores that the machine explains",
+)
+RESTARTS = Rule("recovery/restarts", "A killed process opens its tier again on the same root.")
+RULES = (OWN_JOBS, RESTARTS)
+
 
 def check(history: History) -> Verdict:
     """Judges `jobs`, `starts`, `stops`, and notes of kind "fault", "skipped", "error" and "asked"."""
-    findings = Findings()
+    findings = Findings(RULES)
     lives, shortages = Lives(history), Shortages(history)
     short: dict[str, None] = {}  # why stores failed that the machine explains
     counts: Counter[str] = Counter()
@@ -41,12 +50,14 @@ def check(history: History) -> Verdict:
         if job.failed and (why := shortages.of_job(job)):
             short.setdefault(why)
         elif job.failed:
-            findings.add(_failure(job, life, first), **of_job(job, block=job.failed[0], seen=job.reasons or None))
+            findings.add(
+                _failure(job, life, first), rule=OWN_JOBS, **of_job(job, block=job.failed[0], seen=job.reasons or None)
+            )
         elif first and life.incarnation:
             counts["stores after a restart"] += 1
     for note in history.notes:
         if note.is_a(notes.Error) and "restart" in note.text:
-            findings.add(note.text, **of_note(note, process=note.detail.get("process", note.process)))
+            findings.add(note.text, rule=RESTARTS, **of_note(note, process=note.detail.get("process", note.process)))
         elif note.is_a(notes.Asked):
             asked_seconds = float(note.detail["asked_seconds"])
             asked = zip(note.detail["blocks"], note.detail["verdicts"], strict=True)

@@ -25,6 +25,7 @@ from harness.checkers.base import (
     Finding,
     Findings,
     Lives,
+    Rule,
     Value,
     Verdict,
     called,
@@ -39,12 +40,26 @@ from harness.core import notes
 from harness.core.history import History, Job
 from harness.core.limits import amount
 
+ONE_RESULT = Rule(
+    "results/one-result", "Each submitted job has exactly one result.", "jobs in flight when their process was killed"
+)
+ACCOUNTS = Rule("results/accounts", "A result names each block of its job once, as stored or loaded or as failed.")
+NO_FAILURE = Rule(
+    "results/no-failure",
+    "Without a fault no block fails: a load follows a hit, and a store has a healthy device.",
+    "stores that the tier says it refused, at a bound that it states; failures that the machine explains: the file "
+    "system full, a limit of the process too small",
+)
+NO_ERROR = Rule("results/no-error", "No call of the tier raises, and no job in flight stops moving.")
+RULES = (ONE_RESULT, ACCOUNTS, NO_FAILURE, NO_ERROR)
+
+
 _Key = tuple[int, int, int]  # process, incarnation, job id
 
 
 def check(history: History) -> Verdict:
     """Judges `jobs`, and `notes` of kind "submitted", "error" and "fault"."""
-    findings = Findings()
+    findings = Findings(RULES)
     lives = Lives(history)
     fault_seconds = first_fault_seconds(history)
     records: Counter[_Key] = Counter()
@@ -60,11 +75,11 @@ def check(history: History) -> Verdict:
             continue
         if job.results != 1:
             text = f"{who} got {job.results} results; each job gets exactly one"
-            findings.add(text, **of_job(job, expected="1 result", seen=f"{job.results} results"))
+            findings.add(text, rule=ONE_RESULT, **of_job(job, expected="1 result", seen=f"{job.results} results"))
             continue
         counts["results"] += 1
         for text in _accounts(job):
-            findings.add(f"{who} {text}", **of_job(job))
+            findings.add(f"{who} {text}", rule=ACCOUNTS, **of_job(job))
         if not job.failed:
             continue
         counts[f"failed {job.direction}s"] += 1
@@ -79,17 +94,18 @@ def check(history: History) -> Verdict:
             room = _room(job, shortages)
             findings.add(
                 f"{who} failed for block {some(job.failed)}{but}{said} although no fault was injected{room}",
+                rule=NO_FAILURE,
                 **of_job(job, block=job.failed[0], seen=job.reasons or None),
             )
     for (process, incarnation, job_id), count in records.items():
         if count > 1:
             text = f"job {job_id} of process {process} is recorded {count} times"
-            findings.add(text, process=process, incarnation=incarnation, job=job_id)
+            findings.add(text, rule=ONE_RESULT, process=process, incarnation=incarnation, job=job_id)
     errors = [n for n in history.notes if n.is_a(notes.Error)]
     why_of = {id(n): shortages.of_error(n) for n in errors}
     of_tier = [n for n in errors if n.process >= 0 and not why_of[id(n)]]
     for text in grouped(((called(n.process), Finding(n.text, About(**of_note(n)))) for n in of_tier), True):
-        findings.add(text)
+        findings.add(text, rule=NO_ERROR)
     explained.update(why for why in why_of.values() if why)
     for text, note in {n.text: n for n in reversed(errors) if n.process < 0}.items():
         findings.add(f"the harness: {text}", **of_note(note))
@@ -99,7 +115,8 @@ def check(history: History) -> Verdict:
             if not records[note.process, life.incarnation, note.detail["job_id"]]:
                 if life.ended_well:
                     text = f"job {note.detail['job_id']} of process {note.process} was submitted and is lost"
-                    findings.add(text, **of_note(note, request=note.detail["request"], incarnation=life.incarnation))
+                    known = of_note(note, request=note.detail["request"], incarnation=life.incarnation)
+                    findings.add(text, rule=ONE_RESULT, **known)
                 else:
                     counts["info"] += 1
     for why, count in explained.items():

@@ -4,9 +4,10 @@ Covers three kinds of notes of the determinism scenario. "cell": what one proces
 blocks, with the family that the rules put it in: processes of one family have equal names and equal seed digests, of
 two families (a private one is a family of its own) no name and no digest in common; "refused" must be refused, by a
 text that names PYTHONHASHSEED. In each process different blocks have different names. "pair": a process opened a root
-that another had filled; if the rules say that they share, it is accepted without a warning, else it is refused or warns
-on stderr, and never derives the other's names. "created": temp files that a process made while the application seeded
-every generator alike; no name twice. "instance": what an instance calls itself; no id twice.
+that another had filled; if the rules say that they share, it is accepted without a warning, else it is refused or
+warns on stderr, and never derives the other's names. "race": processes of different seeds opened one root at one
+moment, and again: one seed is accepted. "created": temp files that a process made while the application seeded every
+generator alike; no name twice. "instance": what an instance calls itself; no id twice.
 
 Not covered: settings that were skipped (listed), names of blocks that nobody asked for.
 
@@ -18,10 +19,40 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
-from harness.checkers.base import Findings, Value, Verdict, bookkeeping, is_bookkeeping, some
+from harness.checkers.base import Findings, Rule, Value, Verdict, bookkeeping, is_bookkeeping, some
 from harness.core import notes
 from harness.core.findings import Finding, omitted
 from harness.core.history import History
+
+SHARES = Rule(
+    "seed_settings/shares",
+    "Processes that the rules let share derive equal keys, names and seed digests, whatever surrounds them: "
+    "Python, start method, working directory, locale, time zone, host "
+    "name, order of imports.",
+)
+SEPARATE = Rule(
+    "seed_settings/separate", "Processes that the rules separate have no name and no seed digest in common."
+)
+REFUSAL = Rule(
+    "seed_settings/refusal", "A setting under which nobody could know with whom it shares is refused, by name."
+)
+OWN_NAMES = Rule("seed_settings/own-names", "In each process one block has one name, and two blocks have two.")
+REFUSED_ROOTS = Rule(
+    "seed_settings/refused",
+    "Each process that would share nothing with those on its root is refused or warned when it opens it.",
+)
+ONE_OWNER = Rule(
+    "seed_settings/one-owner",
+    "Of processes of different seeds that open a root at one moment, those of one seed are accepted, then and later.",
+    "tiers that warn instead of refusing: a warning does not say which root it is about",
+)
+ADMITTED = Rule("seed_settings/admitted", "A process that shares with those on its root is accepted without a warning.")
+UNIQUE_NAMES = Rule(
+    "seed_settings/unique-temp-names", "No two processes make temp files of the same name, however they seed."
+)
+UNIQUE_IDS = Rule("seed_settings/unique-ids", "No two instances have the same id, however their processes seed.")
+RULES = (SHARES, SEPARATE, REFUSAL, OWN_NAMES, REFUSED_ROOTS, ONE_OWNER, ADMITTED, UNIQUE_NAMES, UNIQUE_IDS)
+
 
 OF_A_KIND_MAX = 3
 REFUSED, PRIVATE = "refused", "private"
@@ -37,14 +68,16 @@ def check(history: History) -> Verdict:
     missing = Counter(str(c["why"]) for c in cells if c["status"] == "missing")
     pairs = [n.detail for n in history.notes if n.is_a(notes.Pair)]
     # Each kind of finding is heard, however many there are of another.
-    uniqueness, pairing, refusing, sharing, parting = (Findings() for _ in range(5))
+    uniqueness, pairing, refusing, sharing, parting = (Findings(RULES) for _ in range(5))
     instances = Counter(str(n.detail["id"]) for n in history.notes if n.is_a(notes.Instance))
     for name, count in instances.items():
         if count > 1:
-            uniqueness.add(f"{count} instances call themselves {name} in what they write", seen=name)
+            uniqueness.add(f"{count} instances call themselves {name} in what they write", rule=UNIQUE_IDS, seen=name)
     created = _created(history, uniqueness)
     for pair in pairs:
         _pair(pair, pairing)
+    races = [n.detail for n in history.notes if n.is_a(notes.Race)]
+    _races(races, pairing)
     refused = sum(_refusal(c, refusing) for c in cells if c["expected"] == REFUSED and c["status"] != "missing")
     compared = _compare(cells, sharing, parting)
     kinds = (uniqueness, pairing, refusing, sharing, parting)
@@ -55,7 +88,8 @@ def check(history: History) -> Verdict:
     figure = (
         f"{len(cells) - sum(missing.values())} cells on Python {some(pythons)}, {compared} of them compared within "
         f"their family, {refused} refused as they must be, {sum(missing.values())} skipped; {len(pairs)} pairs on "
-        f"one root; {created} temp names and {len(instances)} instance ids, all told apart; {total} findings"
+        f"one root, {len(races)} races; {created} temp names and {len(instances)} instance ids, all told apart; "
+        f"{total} findings"
     )
     data = {
         "cells": len(cells),
@@ -82,9 +116,9 @@ def _where(cell: dict[str, Any]) -> str:
 
 def _refusal(cell: dict[str, Any], findings: Findings) -> bool:
     if cell["status"] != "refused":
-        findings.add(f"{_where(cell)}: accepted, though nobody could know with whom it shares")
+        findings.add(f"{_where(cell)}: accepted, though nobody could know with whom it shares", rule=REFUSAL)
     elif "PYTHONHASHSEED" not in cell["why"]:
-        findings.add(f"{_where(cell)}: refused without naming PYTHONHASHSEED: {cell['why']}")
+        findings.add(f"{_where(cell)}: refused without naming PYTHONHASHSEED: {cell['why']}", rule=REFUSAL)
     else:
         return True
     return False
@@ -98,7 +132,7 @@ def _compare(cells: list[dict[str, Any]], sharing: Findings, parting: Findings) 
             continue
         if cell["status"] != "names":
             what = "raised" if cell["status"] == "raised" else "refused, though the rules allow it"
-            sharing.add(f"{_where(cell)}: {what}: {cell['why']}")
+            sharing.add(f"{_where(cell)}: {what}: {cell['why']}", rule=SHARES)
             continue
         own = f"{PRIVATE} {number}" if cell["expected"] == PRIVATE else cell["expected"]
         families[cell["algorithm"], own].append(cell)
@@ -108,7 +142,7 @@ def _compare(cells: list[dict[str, Any]], sharing: Findings, parting: Findings) 
         first = members[0]
         for cell in members[1:]:
             if cell["names"] != first["names"] or cell["digest"] != first["digest"]:
-                sharing.add(f"no sharing, though the rules say so: [{_where(first)}] and [{_where(cell)}]")
+                sharing.add(f"no sharing, though the rules say so: [{_where(first)}] and [{_where(cell)}]", rule=SHARES)
         for cell in members:
             marks = {("seed", str(cell["digest"]))} | {("name", str(name)) for _, _, name in cell["names"]}
             for mark in marks:
@@ -116,7 +150,7 @@ def _compare(cells: list[dict[str, Any]], sharing: Findings, parting: Findings) 
                 if theirs != family:
                     what = "the seed's digest" if mark[0] == "seed" else f"the name {mark[1]}"
                     text = f"{what} is common to [{_where(other)}] and [{_where(cell)}], which must not share"
-                    parting.add(text, file=mark[1] if mark[0] == "name" else None)
+                    parting.add(text, rule=SEPARATE, file=mark[1] if mark[0] == "name" else None)
                     break
     return sum(len(members) for members in families.values() if len(members) > 1)
 
@@ -127,22 +161,42 @@ def _tell_apart(cell: dict[str, Any], findings: Findings) -> None:
     for block, _, name in cell["names"]:
         names[block].add(name)
     if any(len(mine) > 1 for mine in names.values()):
-        findings.add(f"{_where(cell)}: the same tokens have two names in one process")
+        findings.add(f"{_where(cell)}: the same tokens have two names in one process", rule=OWN_NAMES)
     if len(set().union(*names.values())) < len(names):
-        findings.add(f"{_where(cell)}: different tokens have the same name")
+        findings.add(f"{_where(cell)}: different tokens have the same name", rule=OWN_NAMES)
 
 
 def _pair(pair: dict[str, Any], findings: Findings) -> None:
     what = f"a root of [{pair['first']}], opened with [{pair['second']}]"
     told = pair["status"] == "refused" or bool(pair["said"])
     if pair["shares"] and pair["status"] != "names":
-        findings.add(f"{what}: refused, though they share: {pair['why']}")
+        findings.add(f"{what}: refused, though they share: {pair['why']}", rule=ADMITTED)
     elif pair["shares"] and pair["said"]:
-        findings.add(f"{what}: they share, yet it complains: {pair['said']}")
+        findings.add(f"{what}: they share, yet it complains: {pair['said']}", rule=ADMITTED)
     elif not pair["shares"] and not told:
-        findings.add(f"{what}: accepted without an error, though they share nothing")
+        findings.add(f"{what}: accepted without an error, though they share nothing", rule=REFUSED_ROOTS)
     if pair["status"] == "names" and pair["same_names"] != pair["shares"]:
-        findings.add(f"{what}: names are {'the same' if pair['same_names'] else 'different'}")
+        findings.add(f"{what}: names are {'the same' if pair['same_names'] else 'different'}", rule=SHARES)
+
+
+def _races(races: list[dict[str, Any]], findings: Findings) -> None:
+    """One seed owns a root: the same for all who open it at one moment and afterwards, and none is left without."""
+    owners: dict[int, dict[str, str]] = defaultdict(dict)  # root -> digest -> a setting that was accepted with it
+    for race in races:
+        accepted = {a["digest"]: a["setting"] for a in race["answers"] if a["status"] == "names"}
+        others = [a["setting"] for a in race["answers"] if a["digest"] not in accepted]
+        when = "again" if race["again"] else "at one moment"
+        if not accepted and race["answers"] and not race["again"]:
+            findings.add(f"{some(others)} opened a fresh root {when}, and all were refused", rule=ADMITTED)
+        owners[race["root"]] |= accepted
+        if len(owners[race["root"]]) > 1 and not race["warned"]:
+            both = " and ".join(f"[{setting}]" for setting in sorted(owners[race["root"]].values())[:2])
+            findings.add(
+                f"a root opened {when}: {both} were accepted, though they share nothing",
+                rule=ONE_OWNER,
+                expected="one seed",
+                seen=f"{len(owners[race['root']])} seeds",
+            )
 
 
 def _created(history: History, findings: Findings) -> int:
@@ -159,6 +213,7 @@ def _created(history: History, findings: Findings) -> int:
             findings.add(
                 f"processes {some(sorted(processes))} all made the temp file {name}: its name follows from the "
                 "generators that the application seeds, or from the block alone",
+                rule=UNIQUE_NAMES,
                 process=min(processes),
                 file=name,
             )

@@ -7,13 +7,15 @@ and did not is *lost*, and is put down to the first missing block of its request
 - not stored: no store of it ever succeeded (refused, failed, or the process died);
 - load failed: a load of it in this request failed, so it was recomputed;
 - no room: the tier says that it had blocks of this request and no memory to bring them to;
+- given up: the run ended before the request did;
+- evicted: since its store the tier has reported evictions of blocks, each of which explains one lost block;
 - unexplained: it was there, and was not found.
 
-true: hits that only another process can have made possible, no more hits than the shared oracle has, and the
-unexplained losses are less than half of what sharing could add to private caches.
-false: more hits than the shared oracle; or at least that half lost without explanation.
-unknown: nothing to share in this traffic, no second process, nothing stored, at least that half lost for want of room,
-or no hit although every loss is explained.
+true: hits that only another process can have made possible, no more hits than the shared oracle has, and no loss is
+unexplained, however few there are.
+false: more hits than the shared oracle, or an unexplained loss.
+unknown: nothing to share in this traffic, no second process, nothing stored, at least half of what sharing could add
+to private caches lost for want of room, or no hit although every loss is explained.
 
 Not covered: whether hit blocks held the right bytes (integrity), how fast sharing is, a root that was filled before the
 run (state `warm_root` in the run's options, and the upper bound is not judged), tiers that evict.
@@ -24,11 +26,20 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 
-from harness.checkers.base import About, Finding, Findings, Value, Verdict, percent, some
+from harness.checkers.base import About, Finding, Findings, Rule, Value, Verdict, percent, some
+from harness.checkers.evictions import Evictions
 from harness.core.history import History, Request
 from harness.core.traffic import oracle_hit_ratio
 
-REASONS = ("in flight", "not stored", "load failed", "no room", "unexplained")
+REASONS = ("in flight", "not stored", "load failed", "no room", "given up", "evicted", "unexplained")
+
+FOUND = Rule(
+    "sharing/stored-is-found",
+    "A block whose store was reported ok before a request started is a hit for it, in whatever process.",
+    "losses with a name: a load that failed, no slot to load into, a request that the end of the run cut off, a block "
+    "evicted; a volume with caches of names needs the scenario `sharing` and its option `lookups`",
+)
+RULES = (FOUND,)
 
 
 def check(history: History) -> Verdict:
@@ -42,12 +53,12 @@ def check(history: History) -> Verdict:
     lost, examples = _losses(history, requests)
     processes = {r.process for r in requests}
     foreign = _cross_process_hits(requests)
-    findings = Findings()
+    findings = Findings(RULES)
     digests = {s.none_hash_digest for s in history.starts}
     if len(digests) > 1:
         findings.add(f"processes chain their block names from {len(digests)} different seeds ({some(sorted(digests))})")
     for text in examples:
-        findings.add(text)  # with its record
+        findings.add(text, rule=FOUND)  # with its record
 
     value: Value
     why = ""
@@ -56,20 +67,20 @@ def check(history: History) -> Verdict:
     elif hits > shared.hit_blocks and not history.options.get("warm_root"):
         value, why = "false", "more hits than one shared endless cache could have; "
         findings.add(
-            f"{hits} blocks are said to have hit, but only {shared.hit_blocks} references had been seen before"
+            f"{hits} blocks are said to have hit, but only {shared.hit_blocks} references had been seen before",
         )
     elif any(r.hit_blocks > len(r.blocks) or r.hit_blocks < 0 for r in requests):
         value, why = "false", "a request hit more blocks than it has; "
         impossible = some(r.request for r in requests if not 0 <= r.hit_blocks <= len(r.blocks))
         findings.add(f"request {impossible} is said to have hit more blocks than it has")
+    elif lost["unexplained"]:
+        value, why = "false", f"{lost['unexplained']} references missed blocks that had been stored before; "
     elif len(processes) < 2:
         value, why = "unknown", "one process has nobody to share with; "
     elif not stored:
         value, why = "unknown", "no store succeeded; "
     elif not gain:
         value, why = "unknown", "no process was dealt a block that another had; "
-    elif lost["unexplained"] * 2 >= gain:
-        value, why = "false", f"{lost['unexplained']} references missed blocks that had been stored before; "
     elif lost["no room"] * 2 >= gain:
         value, why = "unknown", f"the tier had no room for {lost['no room']} references to blocks that were there; "
     elif not foreign:
@@ -111,6 +122,7 @@ def _losses(history: History, requests: list[Request]) -> tuple[Counter[str], li
                 stored_at[block] = min(job.finished_seconds, stored_at.get(block, math.inf))
         else:
             failed_loads.update((job.process, job.request, block) for block in job.failed)
+    evictions = Evictions(history)
     lost: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
     examples: list[Finding] = []
     seen: set[int] = set()
@@ -129,6 +141,10 @@ def _losses(history: History, requests: list[Request]) -> tuple[Counter[str], li
             reason = "in flight"
         elif request.short_of_room:
             reason = "no room"
+        elif request.outcome == "info":
+            reason = "given up"
+        elif evictions.explain(first, stored_at[first], request.finished_seconds):
+            reason = "evicted"
         else:
             reason = "unexplained"
             text = (

@@ -24,7 +24,7 @@ from itertools import combinations, pairwise
 from statistics import median
 from typing import Any
 
-from harness.checkers.base import Findings, Lives, Value, Verdict, is_quarantined, some
+from harness.checkers.base import Findings, Lives, Rule, Value, Verdict, is_quarantined, some
 from harness.core import notes
 from harness.core.history import History
 
@@ -44,10 +44,22 @@ LEAST: dict[str, tuple[float, float]] = {
 BROUGHT_BY_SOME = frozenset({"none_references_lost"})
 """Gauges that only adapters of tiers with compiled code bring."""
 
+GROWTH = Rule(
+    "soak/growth",
+    "Memory, descriptors, threads and queues of a process do not grow while the traffic stays the same.",
+    "rises below the stated least of each quantity, and those that chance explains",
+)
+FILES = Rule("soak/files", "At the end the block files are those of the blocks that were stored and not removed.")
+COUNTS = Rule("soak/counts", "The blocks that a tier counts as stored, loaded and failed are those of its results.")
+LOADS = Rule(
+    "soak/loads", "A load fails only for a block whose file was removed, as often as it can have been in flight."
+)
+RULES = (GROWTH, FILES, COUNTS, LOADS)
+
 
 def check(history: History) -> Verdict:
     """Judges `gauges`, `jobs`, `names`, `files`, `stops`, `notes` "removed" and "counts", and the option `window`."""
-    findings = Findings()
+    findings = Findings(RULES)
     growth: dict[str, dict[str, Any]] = {}
     for life in Lives(history).all():
         if not life.ended_well:
@@ -69,6 +81,7 @@ def check(history: History) -> Verdict:
                 findings.add(
                     f"process {life.process}: {name} rises by {rise:,.0f} in {seconds:.0f} s (median {level:,.0f}; as "
                     f"steadily as chance does not, {sigmas:.1f} standard deviations)",
+                    rule=GROWTH,
                     seconds=points[-1][0],
                     process=life.process,
                     expected=f"{max(least, share * level):,.0f} at most",
@@ -135,12 +148,14 @@ def _agreement(history: History, findings: Findings) -> dict[str, Any]:
         ]
         if gone:
             text = f"blocks {some(sorted(gone))} were stored, never removed since, and are no files at the end"
-            findings.add(text, seconds=stored[min(gone)], block=min(gone), file=name_of[min(gone)])
+            findings.add(text, rule=FILES, seconds=stored[min(gone)], block=min(gone), file=name_of[min(gone)])
         unasked = [n for n in files & block_of.keys() if block_of[n] not in tried]
         if unasked:
-            findings.add(f"{some(sorted(unasked))} are block files that nobody stored", file=min(unasked))
+            findings.add(f"{some(sorted(unasked))} are block files that nobody stored", rule=FILES, file=min(unasked))
     if quarantined := sorted(filter(is_quarantined, files)):
-        findings.add(f"{some(quarantined)} were quarantined, and nothing had damaged them", file=quarantined[0])
+        findings.add(
+            f"{some(quarantined)} were quarantined, and nothing had damaged them", rule=FILES, file=quarantined[0]
+        )
     return {
         "jobs": len(history.jobs),
         "removed": sum(map(len, removed.values())),
@@ -164,6 +179,7 @@ def _counters(history: History, findings: Findings) -> str:
             if tier[name] != sums[name]:
                 findings.add(
                     f"process {process}: the tier counted {tier[name]} blocks {name}, its jobs say {sums[name]}",
+                    rule=COUNTS,
                     process=process,
                     expected=f"{sums[name]}",
                     seen=f"{tier[name]}",
@@ -184,6 +200,7 @@ def _judge_failures(history: History, removed: dict[int, list[float]], findings:
             findings.add(
                 f"process {process}: {count} loads of block {block} failed, which was removed {len(removed[block])} "
                 "times",
+                rule=LOADS,
                 process=process,
                 block=block,
             )

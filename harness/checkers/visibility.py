@@ -2,7 +2,9 @@
 
 Covers the answers that processes wrote down (notes "asked"): a question put after a store of the block was reported
 ok by any process, must be answered "hit" by the `lookups`-th time that a process asks (option, default 1); no
-question may stay without an answer. A process that got a hit once and then a miss counts from one again.
+question may stay without an answer. A process that got a hit once and then a miss counts from one again. A miss is
+explained, and no finding, where the tier says that it had no slot to load a block into, or that it evicted blocks since
+the store: each evicted block explains one lost block.
 
 Not covered: whether the bytes are right (integrity), loads that fail after a hit (results, recovery), how long an
 answer takes.
@@ -14,16 +16,26 @@ from __future__ import annotations
 
 from collections import Counter
 
-from harness.checkers.base import Findings, Lives, Value, Verdict, of_note
+from harness.checkers.base import Findings, Lives, Rule, Value, Verdict, of_note
+from harness.checkers.evictions import Evictions
 from harness.core import notes
 from harness.core.history import History
+
+FOUND = Rule(
+    "visibility/stored-is-found",
+    "A block that any process reported stored is found by every process that asks afterwards, each time.",
+    "as many misses in a row as the option `lookups` allows, less one (default 1: none), for volumes with "
+    "caches of names",
+)
+ANSWERED = Rule("visibility/answered", "Each lookup is answered with hit or miss in the end.")
+RULES = (FOUND, ANSWERED)
 
 
 def check(history: History) -> Verdict:
     """Judges notes "asked" and `jobs`; reads the option `lookups`."""
     lookups_max = int(history.options.get("lookups", 1))
     lives = Lives(history)
-    findings = Findings()
+    findings = Findings(RULES)
     stored: dict[int, tuple[float, int]] = {}  # block -> when first reported stored, by whom
     storers: dict[int, set[int]] = {}
     for job in history.jobs:
@@ -34,7 +46,8 @@ def check(history: History) -> Verdict:
                 )
                 storers.setdefault(block, set()).add(job.process)
     misses: Counter[tuple[int, int, int]] = Counter()
-    due = found = foreign = worst = unanswered = 0
+    due = found = foreign = worst = unanswered = no_room = evicted = 0
+    evictions = Evictions(history)
     asks = [n for n in history.notes if n.is_a(notes.Asked)]
     for note in sorted(asks, key=lambda n: float(n.detail["asked_seconds"])):
         asked_seconds = float(note.detail["asked_seconds"])
@@ -44,7 +57,9 @@ def check(history: History) -> Verdict:
         for block, verdict in zip(note.detail["blocks"], note.detail["verdicts"], strict=True):
             if verdict == "r":
                 unanswered += 1
-                findings.add(f"{who} asked for block {block} and never got an answer", **known, block=block)
+                findings.add(
+                    f"{who} asked for block {block} and never got an answer", rule=ANSWERED, **known, block=block
+                )
             if block not in stored or stored[block][0] > asked_seconds:
                 continue
             since, by = stored[block]
@@ -54,6 +69,10 @@ def check(history: History) -> Verdict:
                 found += 1
                 foreign += note.process not in storers[block]
                 worst = max(worst, misses.pop(where, 0) + 1)
+            elif verdict == "m" and note.detail.get("no_room"):
+                no_room += 1
+            elif verdict == "m" and evictions.explain(block, since, asked_seconds):
+                evicted += 1
             elif verdict == "m":
                 misses[where] += 1
                 if misses[where] == lookups_max:
@@ -61,6 +80,7 @@ def check(history: History) -> Verdict:
                     findings.add(
                         f"{who} got a miss {times}{' ' if times else ''}for block {block}, "
                         f"{asked_seconds - since:.3f} s after process {by} had reported it stored",
+                        rule=FOUND,
                         **known,
                         block=block,
                         expected="a hit",
@@ -69,7 +89,8 @@ def check(history: History) -> Verdict:
     value: Value = "false" if findings else "true" if foreign else "unknown"
     figure = (
         f"{found} of {due} questions after a reported store were answered with a hit, {foreign} of them about blocks "
-        f"that only others had stored; {worst} lookups at most, {lookups_max} allowed; {unanswered} unanswered"
+        f"that only others had stored; {worst} lookups at most, {lookups_max} allowed; {unanswered} unanswered; "
+        f"explained: {no_room} no room, {evicted} evicted"
     )
     data = {
         "questions": due,
@@ -77,5 +98,7 @@ def check(history: History) -> Verdict:
         "hits_of_others": foreign,
         "lookups_needed": worst,
         "unanswered": unanswered,
+        "no_room": no_room,
+        "evicted": evicted,
     }
     return Verdict("visibility", value, figure, findings.list(), data)

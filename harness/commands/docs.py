@@ -31,6 +31,7 @@ a test case. A rule with findings is a failure. A rule that could not be judged 
 MEMBERS = {
     "faults": member("harness.commands.docs:faults", "Write docs/faults.md from the declared faults."),
     "results": member("harness.commands.docs:results", "Write docs/results.md from the schema of results.json."),
+    "guarantees": member("harness.commands.docs:guarantees", "Write docs/guarantees.md from the declared rules."),
     "filesystems": member("harness.report.volume_page:main", "Print the tables of docs/filesystems.md."),
 }
 
@@ -80,3 +81,16 @@ def _fields(schema: Mapping[str, Any], part: Mapping[str, Any]) -> Iterator[tupl
         needed = "" if name in part["required"] else "optional; "
         text = declared["description"]
         yield name, kind, f"{needed}{text[0].lower()}{text[1:]}" if needed else text
+
+
+@click.command()
+@click.option(
+    "--output", type=PATH, default=str(PAGES / "guarantees.md"), help="the page's file (default: docs/guarantees.md)"
+)
+def guarantees(output: str) -> None:
+    """Write docs/guarantees.md from the declared promises, rules, scenarios and mutants."""
+    from harness.report.guarantees_page import page  # here: the other pages do without
+
+    check_output("--output", Path(output))
+    Path(output).write_text(page(), encoding="utf-8")
+    click.echo(output)

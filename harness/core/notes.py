@@ -162,6 +162,7 @@ class Asked(NamedTuple):
     asked_seconds: float | None = None
     request: int | None = None
     step: int | None = None
+    no_room: bool | None = None  # the tier says that it found a block and had no slot to load it into
 
 
 class Stepped(NamedTuple):
@@ -242,6 +243,18 @@ class Pair(NamedTuple):
     same_names: bool
 
 
+class Race(NamedTuple):
+    """Processes of different seeds opened one root at one moment, or `again` afterwards: what became of each.
+
+    `warned`: a process wrote a warning, so that one that was accepted may have been told.
+    """
+
+    root: int
+    again: bool
+    answers: Sequence[Mapping[str, str]]
+    warned: bool
+
+
 class Instance(NamedTuple):
     """The id by which an instance of the tier calls itself."""
 
@@ -318,8 +331,8 @@ class Room(NamedTuple):
 
 About: TypeAlias = (
     Phase | Fault | Lifted | Hang | Skipped | Unfit | Unready | Refused | Met | Error | Canary | Delayed | Pressure
-    | Device | Counts | Submitted | Asked | Stepped | Promise | Flood | Unloaded | Opening | Cell | Pair | Instance
-    | Created | Removed | Missed | Evicted | Sample | Soon | Power | Room
+    | Device | Counts | Submitted | Asked | Stepped | Promise | Flood | Unloaded | Opening | Cell | Pair | Race
+    | Instance | Created | Removed | Missed | Evicted | Sample | Soon | Power | Room
 )  # fmt: skip
 
 KINDS: Mapping[str, type[Any]] = {kind.__name__.lower(): kind for kind in About.__args__}

@@ -14,6 +14,7 @@ import multiprocessing
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -31,11 +32,18 @@ CHAINS = (
 START_SECONDS_MAX = 200.0
 
 
-def derive(tier: str, whole: bool, fresh_roots: bool, setups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def derive(
+    tier: str, whole: bool, fresh_roots: bool, setups: Sequence[dict[str, Any]], moments: Sequence[float] = ()
+) -> list[dict[str, Any]]:
     """What this process calls the blocks of `CHAINS` under each setup: {"status": "names", "digest", "names": [[block,
     key, file name], ...]}, or "refused" with what its constructor said, or "raised" with what came later, or "missing"
-    with what this interpreter lacks."""
-    return [_derive(tier, whole, fresh_roots, TierSetup(**values)) for values in setups]
+    with what this interpreter lacks. Each at its moment by `time.monotonic()`, if there are moments."""
+    answers = []
+    for number, values in enumerate(setups):
+        if moments:
+            time.sleep(max(0.0, moments[number] - time.monotonic()))
+        answers.append(_derive(tier, whole, fresh_roots, TierSetup(**values)))
+    return answers
 
 
 def _derive(tier: str, whole: bool, fresh_roots: bool, setup: TierSetup) -> dict[str, Any]:
@@ -99,6 +107,14 @@ def in_child(method: str, job: dict[str, Any]) -> list[dict[str, Any]]:
 def main() -> None:
     order = json.loads(sys.stdin.readline())
     methods = order.pop("start_methods")
+    for module in order.pop("preload"):
+        with contextlib.suppress(ImportError):
+            import_module(module)
+    if order.pop("rendezvous"):
+        with contextlib.suppress(Exception):
+            adapter_class(order["tier"])  # its imports would part those that are to open at one moment
+        print(json.dumps({"ready": True}), flush=True)
+        order["moments"] = json.loads(sys.stdin.readline())
     answers = {"fresh": derive(**order)}
     answers |= {method: in_child(method, order) for method in methods}
     print("\n" + json.dumps({"python": sys.version.split()[0], "answers": answers}), flush=True)

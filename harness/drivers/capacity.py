@@ -124,11 +124,6 @@ class _Evictor(_Role):
 _ROLES: dict[str, type[_Role]] = {"write": _Writer, "read": _Reader, "evict": _Evictor}
 
 
-def _note_evictions(worker: Worker) -> None:
-    for eviction in worker.adapter.evictions():
-        worker.note(notes.Evicted(**eviction._asdict()))
-
-
 def drive(worker: Worker, role: str, blocks: int, job_blocks: int, seconds: float, seed: int) -> None:
     """One role for `seconds`."""
     jobs = Jobs(worker, announce=False, name=role == "read")
@@ -143,11 +138,11 @@ def drive(worker: Worker, role: str, blocks: int, job_blocks: int, seconds: floa
             for _, record in jobs.collect():
                 actor.ended(record)
             jobs.adapter.tasks()  # the schedule is not judged here, and would fill the disk
-            _note_evictions(worker)
+            worker.note_evictions()
             worker.tick()
             stop.wait(IDLE_SECONDS_MAX)
         actor.give_up()
     finally:
         jobs.end()
         worker.adapter.step()
-        _note_evictions(worker)
+        worker.note_evictions()

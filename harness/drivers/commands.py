@@ -115,13 +115,13 @@ class CommandDriver(Replay):
                 self._begin_store(stores.pop(), now)
             waiting = self._ask(waiting, now)
             moved = self._look_up()
-            self._write_answers()
             moved |= self._submit(now + PASS_SECONDS_MAX)
             if self.jobs and not begun:
                 begun = True
                 self.worker.counts["begun"] = number
                 self.worker.parent.send("progress", counts=self.worker.counts, gauges={})
             self.adapter.step()
+            self._write_answers()  # after the step, in which a tier may tell why a block was a miss
             moved |= self._collect()
             for active in self.active:
                 if isinstance(active, Find):
@@ -177,6 +177,7 @@ class CommandDriver(Replay):
                     verdicts="".join(_LETTERS[active.verdicts[i]] for i in asked),
                     asked_seconds=active.asked_seconds,
                     request=active.plan.request,
+                    no_room=self.adapter.short_of_room(active.req_id) or None,
                 )
                 self.worker.note(about)
 

@@ -61,4 +61,5 @@ def detected_by(
 
 def breaks(promise: str, finding: str) -> Callable[[AdapterClass], AdapterClass]:
     """`detected_by` for a defect that breaks one promise of the contract."""
-    return detected_by("contract", rf"^{promise}: .*({finding})", "contract", promise=(promise,), block_bytes=4096)
+    rule = f"contract/{promise.replace('_', '-')}"
+    return detected_by(rule, rf"^{promise}: .*({finding})", "contract", promise=(promise,), block_bytes=4096)

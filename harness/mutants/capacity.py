@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
+from harness.adapters.base import Eviction, Finished
 from harness.adapters.kvtier import KvtierAdapter
 from harness.mutants.base import detected_by
 from kvtier.ops.catalog import BlockFile
@@ -33,7 +34,9 @@ class _LatestFirst(Victims):
         yield from sorted(excess.sample.blocks, key=lambda block: block.used_seconds, reverse=True)
 
 
-@detected_by("capacity", r"block \d+ was lost, though only \d+% of the limit was used since", scenario="capacity")
+@detected_by(
+    "capacity/recency", r"block \d+ was lost, though only \d+% of the limit was used since", scenario="capacity"
+)
 class EvictsTheLatestUsed(_OtherEvictor):
     """The most recently used blocks are evicted first."""
 
@@ -46,7 +49,7 @@ class _Unlimited(Evictor):
         return blocks
 
 
-@detected_by("capacity", r"above the limit of", scenario="capacity", max_bytes=2 << 20, slack=0.0, kept=8)
+@detected_by("capacity/limit", r"above the limit of", scenario="capacity", max_bytes=2 << 20, slack=0.0, kept=8)
 class StoresWhateverComes(_OtherEvictor):
     """Stores are never refused, however far the root exceeds its limit."""
 
@@ -70,7 +73,7 @@ class _NoLock(EvictorLease):
         return None
 
 
-@detected_by("capacity", r"evicted at the same time for", scenario="capacity")
+@detected_by("capacity/one-evictor", r"evicted at the same time for", scenario="capacity")
 class IgnoresTheLease(_OtherEvictor):
     """Each process evicts when it wants to, although another one is evicting."""
 
@@ -82,8 +85,26 @@ class _Idle(Evictor):
         time.sleep(0.01)
 
 
-@detected_by("capacity", r"process \d+ stored nothing for", scenario="capacity", seconds=12.0)
+@detected_by("capacity/goes-on", r"process \d+ stored nothing for", scenario="capacity", seconds=12.0)
 class NeverEvicts(_OtherEvictor):
     """The limit is kept by refusing stores alone, for ever."""
 
     evictor = _Idle
+
+
+@detected_by(
+    "capacity/evictions-reported-once", r"\d+ blocks are reported evicted; \d+ were stored", scenario="capacity"
+)
+class ReportsEvictionsAgain(KvtierAdapter):
+    """Each call reports all evictions again."""
+
+    def evictions(self) -> list[Eviction]:
+        return list(self._evictions)
+
+
+@detected_by("capacity/refused-only", r"blocks failed, 0 of them refused", scenario="capacity", max_bytes=2 << 20)
+class FailsAtTheLimit(KvtierAdapter):
+    """Stores that exceed the limit fail without being reported as refused."""
+
+    def poll(self) -> list[Finished]:
+        return [result._replace(refused=0) for result in super().poll()]

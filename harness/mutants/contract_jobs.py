@@ -268,8 +268,8 @@ class EndOfARequestFailsOtherJobs(MemoryAdapter):
         ]
 
 
-@breaks("pending_work_is_told", r"no work is pending, though")
-class TellsOfNoPendingWork(MemoryAdapter):
+@breaks("pending_work_is_reported", r"no work is pending, though")
+class ReportsNoPendingWork(MemoryAdapter):
     """No work is ever said to be pending, so that an idle engine stops stepping with jobs in flight."""
 
     def has_pending_work(self) -> bool:

@@ -110,9 +110,9 @@ class CountsJobsTwice(KvtierAdapter):
             self._counts["stored" if event.direction == "store" else "loaded"] += event.blocks_ok
 
 
-@breaks("events_are_told_once", r"a block is reported twice")
-class TellsEventsTwice(KvtierAdapter):
-    """Events are told again by the next call."""
+@breaks("events_are_reported_once", r"a block is reported twice")
+class ReportsEventsTwice(KvtierAdapter):
+    """Events are reported again by the next call."""
 
     _told: ClassVar[list[tuple[bytes, bool]]] = []
 

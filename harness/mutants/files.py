@@ -23,7 +23,7 @@ PAUSE_SECONDS = 0.002
 """Between two writes of one file, as on a slow device."""
 
 
-class _OverBlockIO(KvtierAdapter):
+class OverBlockIO(KvtierAdapter):
     """kvtier with another `BlockIO`."""
 
     blockio: ClassVar[type[BlockIO]]
@@ -32,7 +32,7 @@ class _OverBlockIO(KvtierAdapter):
         return {"block_io": self.blockio}
 
 
-class _Plain(BlockIO):
+class Plain(BlockIO):
     """Correct, and common among tiers: temp file, then rename, no trailer; on a slow device."""
 
     def probe(self, directory: str, aligned: bool = True) -> None:
@@ -69,26 +69,26 @@ def _in_pieces(file: BinaryIO, view: memoryview) -> None:
         file.flush()
 
 
-class PlainFiles(_OverBlockIO):
+class PlainFiles(OverBlockIO):
     """The correct base of the mutants below."""
 
-    blockio = _Plain
+    blockio = Plain
 
 
-class _InPlace(_Plain):
+class _InPlace(Plain):
     def _put(self, path: str, view: memoryview) -> None:
         with open(path, "wb") as file:
             _in_pieces(file, view)
 
 
 @detected_by("integrity/bytes", r"process \d+ in job \d+: (hole|short)", scenario="sharing")
-class PublishesInPlace(_OverBlockIO):
+class PublishesInPlace(OverBlockIO):
     """Blocks are written under their final name, so readers find incomplete blocks."""
 
     blockio = _InPlace
 
 
-class _RenamesEarly(_Plain):
+class _RenamesEarly(Plain):
     def _put(self, path: str, view: memoryview) -> None:
         temp = self._temp_for(path)
         with open(temp, "wb") as file:
@@ -98,39 +98,41 @@ class _RenamesEarly(_Plain):
 
 
 @detected_by("integrity/bytes", r"process \d+ in job \d+: (hole|short)", scenario="sharing")
-class RenamesBeforeTheWriteEnds(_OverBlockIO):
+class RenamesBeforeTheWriteEnds(OverBlockIO):
     """The temp file gets its final name before all of its bytes are written."""
 
     blockio = _RenamesEarly
 
 
-class _OneTempName(_Plain):
+class _OneTempName(Plain):
     def _temp_for(self, path: str) -> str:
         return path.removesuffix(".bin") + ".tmp"
 
 
-@detected_by("results", r"failed for block .* although no fault was", scenario="sharing")
-class SharesTempNames(_OverBlockIO):
+@detected_by("results/no-failure", r"failed for block .* although no fault was", scenario="sharing")
+class SharesTempNames(OverBlockIO):
     """The temp file of a block has the same name in every process."""
 
     blockio = _OneTempName
 
 
-class _RandomTempName(_Plain):
+class _RandomTempName(Plain):
     def _temp_for(self, path: str) -> str:
         return f"{path.removesuffix('.bin')}.{random.getrandbits(64):016x}.tmp"
 
 
 @detected_by(
-    "seed_settings", r"all made the temp file .* generators that the application seeds", scenario="determinism"
+    "seed_settings/unique-temp-names",
+    r"all made the temp file .* generators that the application seeds",
+    scenario="determinism",
 )
-class TakesTempNamesFromRandom(_OverBlockIO):
+class TakesTempNamesFromRandom(OverBlockIO):
     """Temp names come from `random`, which an application may seed equally in every process."""
 
     blockio = _RandomTempName
 
 
-class _Sweeps(_Plain):
+class _Sweeps(Plain):
     def _put(self, path: str, view: memoryview) -> None:
         for stale in Path(path).parent.glob(".*.tmp"):
             with contextlib.suppress(OSError):
@@ -138,14 +140,14 @@ class _Sweeps(_Plain):
         super()._put(path, view)
 
 
-@detected_by("results", r"failed for block .* although no fault was", scenario="sharing")
-class DeletesOthersTempFiles(_OverBlockIO):
+@detected_by("results/no-failure", r"failed for block .* although no fault was", scenario="sharing")
+class DeletesOthersTempFiles(OverBlockIO):
     """Before each write, all temp files in the folder are removed, including those of other writers."""
 
     blockio = _Sweeps
 
 
-class _ReadsWhatIsThere(_Plain):
+class _ReadsWhatIsThere(Plain):
     def exists(self, path: str) -> bool:
         return os.path.exists(path)
 
@@ -159,13 +161,13 @@ class _ReadsWhatIsThere(_Plain):
 
 
 @detected_by("integrity/bytes", r"process \d+ in job \d+: short", scenario="faults", fault=("damage_truncate",))
-class AcceptsShortReads(_OverBlockIO):
+class AcceptsShortReads(OverBlockIO):
     """A file that is too short counts as its block; the rest of the slot keeps its old bytes."""
 
     blockio = _ReadsWhatIsThere
 
 
-class _TakesOverlong(_Plain):
+class _TakesOverlong(Plain):
     def exists(self, path: str) -> bool:
         return os.path.exists(path) and os.path.getsize(path) >= self.block_bytes
 
@@ -178,12 +180,12 @@ class _TakesOverlong(_Plain):
 
 
 @detected_by(
-    "faults",
+    "faults/repaired",
     r"damage_extend .*: repaired: the block was a regular file of \d+ bytes, and is",
     scenario="faults",
     fault=("damage_extend",),
 )
-class AcceptsOverlongFiles(_OverBlockIO):
+class AcceptsOverlongFiles(OverBlockIO):
     """A file that is longer than a block counts as its block."""
 
     blockio = _TakesOverlong

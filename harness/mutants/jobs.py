@@ -14,7 +14,7 @@ MANY_JOBS = 1000
 LONG: dict[str, Any] = {"requests": 700, "seconds": 0.0, "processes": 1, "window": 8, "block_bytes": 4096}
 
 
-@detected_by("results", r"job \d+ reported 2 results")
+@detected_by("results/one-result", r"job \d+ reported 2 results")
 class ReportsTwice(MemoryAdapter):
     """Each result is reported twice."""
 
@@ -22,7 +22,7 @@ class ReportsTwice(MemoryAdapter):
         return [result for result in super().poll() for _ in range(2)]
 
 
-@detected_by("results", r"got 0 results; each job gets exactly one", stall_seconds=1.0)
+@detected_by("results/one-result", r"got 0 results; each job gets exactly one", stall_seconds=1.0)
 class NeverReports(MemoryAdapter):
     """Every fifth job is accepted and never reported."""
 
@@ -30,7 +30,7 @@ class NeverReports(MemoryAdapter):
         return [result for result in super().poll() if result.job_id % 5 != 4]
 
 
-@detected_by("results", r"does not account for its blocks: no outcome for \d+")
+@detected_by("results/accounts", r"does not account for its blocks: no outcome for \d+")
 class ForgetsTheLastBlock(MemoryAdapter):
     """The result of a job omits its last block."""
 
@@ -38,7 +38,7 @@ class ForgetsTheLastBlock(MemoryAdapter):
         return [result._replace(ok=result.ok[:-1]) for result in super().poll()]
 
 
-@detected_by("determinism", r"is missing on disk, though a store of block \d+ was reported ok")
+@detected_by("determinism/on-disk", r"is missing on disk, though a store of block \d+ was reported ok")
 class LosesTheLastBlock(MemoryAdapter):
     """The last block of a batch is reported as stored and is not stored."""
 
@@ -105,7 +105,7 @@ class CallsFailureSuccess(MemoryAdapter):
         return [Finished(r.job_id, [*r.ok, *r.failed], ()) for r in super().poll()]
 
 
-@detected_by("results", r"failed for block .* although no fault was", **LONG)
+@detected_by("results/no-failure", r"failed for block .* although no fault was", **LONG)
 class FailsAfterAThousandJobs(MemoryAdapter):
     """All jobs fail from the thousandth on."""
 
@@ -113,7 +113,7 @@ class FailsAfterAThousandJobs(MemoryAdapter):
         return [r if r.job_id < MANY_JOBS else Finished(r.job_id, (), [*r.ok, *r.failed]) for r in super().poll()]
 
 
-@detected_by("leftovers", r"more descriptors than it began with")
+@detected_by("leftovers/descriptors", r"more descriptors than it began with")
 class LeaksDescriptors(MemoryAdapter):
     """Each load leaves one descriptor open."""
 
@@ -122,7 +122,7 @@ class LeaksDescriptors(MemoryAdapter):
         os.open(self._path(keys[0]), os.O_RDONLY)
 
 
-@detected_by("leftovers", r"tmp was left under the root")
+@detected_by("leftovers/files", r"tmp was left under the root")
 class LeaksTempFiles(MemoryAdapter):
     """Each store leaves its temp files."""
 
@@ -132,7 +132,7 @@ class LeaksTempFiles(MemoryAdapter):
         super().submit_store(job_id, keys, slots, req_id)
 
 
-@detected_by("sharing", r"process \d+ missed block \d+, stored .* s before")
+@detected_by("sharing/stored-is-found", r"process \d+ missed block \d+, stored .* s before")
 class SeesItsOwnStoresOnly(MemoryAdapter):
     """A block is a hit only in the process that stored it."""
 
@@ -148,7 +148,7 @@ class SeesItsOwnStoresOnly(MemoryAdapter):
         return ["hit" if key in self._mine else "miss" for key in keys]
 
 
-@detected_by("sharing", r"process \d+ missed block \d+, stored .* s before")
+@detected_by("sharing/stored-is-found", r"process \d+ missed block \d+, stored .* s before")
 class CachesMissesForEver(MemoryAdapter):
     """A block that was once a miss stays a miss in this process."""
 

@@ -4,6 +4,8 @@ stack; workers load them.
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Sequence
 
 from harness.adapters.base import TierSetup, Verdict
@@ -20,7 +22,7 @@ SMALL_CPU_TIER = ("cpu_chunks=32",)
 
 
 @detected_by(
-    "faults",
+    "faults/no-block",
     r"damage_remove .*: no block: blocks \d+ are said to be there and do not load",
     scenario="faults",
     fault=("damage_remove",),
@@ -79,8 +81,85 @@ class _NeverUnpins(CPUOffloadingManager):
         return
 
 
-@detected_by("leftovers", r"slots of the CPU tier are pinned although no request is left")
+@detected_by("leftovers/own-checks", r"slots of the CPU tier are pinned although no request is left")
 class LeaksSlots(_OverCpuTier):
     """A slot stays pinned after its read."""
 
     cpu_tier = _NeverUnpins
+
+
+@detected_by("visibility/answered", r"asked for block \d+ and never got an answer", scenario="sharing")
+class NeverAnswersSome(MemoryAdapter):
+    """The lookup of each seventh key says retry for ever."""
+
+    def lookup(self, keys: Sequence[bytes], req_id: str) -> list[Verdict]:
+        answers = zip(keys, super().lookup(keys, req_id), strict=True)
+        return ["retry" if key[0] % 7 == 0 else verdict for key, verdict in answers]
+
+
+@detected_by("visibility/stored-is-found", r"got a miss for block \d+", scenario="retention", seconds=4.0)
+class ForgetsAfterTwoSeconds(MemoryAdapter):
+    """An instance finds a block that it has stored for two seconds only."""
+
+    def __init__(self, setup: TierSetup) -> None:
+        super().__init__(setup)
+        self._stored: dict[bytes, float] = {}
+
+    def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        super().submit_store(job_id, keys, slots, req_id)
+        self._stored.update(dict.fromkeys(keys, time.monotonic()))
+
+    def _found(self, key: bytes) -> bool:
+        return time.monotonic() - self._stored.get(key, time.monotonic()) < 2.0 and super()._found(key)
+
+
+@detected_by("visibility/stored-is-found", r"got a miss for block \d+", scenario="retention")
+class ExpiresOldFiles(MemoryAdapter):
+    """Blocks whose files are older than a month are not found."""
+
+    def _found(self, key: bytes) -> bool:
+        with contextlib.suppress(OSError):
+            return time.time() - self._path(key).stat().st_mtime < 30 * 86400 and super()._found(key)
+        return False
+
+
+@detected_by("visibility/stored-is-found", r"got a miss for block \d+", scenario="retention")
+class IndexOfFiveHundredBlocks(MemoryAdapter):
+    """The index of an instance holds the last 500 blocks that it has stored or loaded; others are found on no disk."""
+
+    def __init__(self, setup: TierSetup) -> None:
+        super().__init__(setup)
+        found = sorted(self._folder.glob("*.bin"), key=lambda path: path.stat().st_mtime)
+        self._index = dict.fromkeys(path.name for path in found[-500:])
+
+    def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        super().submit_store(job_id, keys, slots, req_id)
+        self._index |= dict.fromkeys(self._path(key).name for key in keys)
+        for name in list(self._index)[:-500]:
+            del self._index[name]
+
+    def _found(self, key: bytes) -> bool:
+        known = self._path(key).name in self._index or len(self._index) < 500
+        return known and super()._found(key)
+
+
+@detected_by("visibility/stored-is-found", r"process \d+ \(start \d+\) got a miss", scenario="retention")
+class ForgetsAtEachStart(MemoryAdapter):
+    """An instance that starts again finds only what came into the root within the last half second before its start."""
+
+    def __init__(self, setup: TierSetup) -> None:
+        super().__init__(setup)
+        self._since = time.time() - 0.5 if setup.incarnation else 0.0
+
+    def _found(self, key: bytes) -> bool:
+        with contextlib.suppress(OSError):
+            return self._path(key).stat().st_mtime >= self._since and super()._found(key)
+        return False
+
+
+@detected_by("sharing/stored-is-found", r"missed block \d+, stored .* s before", requests=400)
+class LosesOneInAHundred(MemoryAdapter):
+    """One block in a hundred is never found, though it is there."""
+
+    def _found(self, key: bytes) -> bool:
+        return int.from_bytes(key[:2], "big") % 100 != 0 and super()._found(key)

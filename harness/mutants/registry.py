@@ -9,6 +9,7 @@ from harness.mutants import (
     contract_keys,
     contract_tiers,
     files,
+    hurt,
     jobs,
     lookups,
     schedule,
@@ -17,7 +18,18 @@ from harness.mutants.base import MUTANTS, Mutant
 
 __all__ = ["BASES", "MUTANTS", "Mutant"]
 
-for _module in (capacity, contract_jobs, contract_keys, contract_tiers, files, jobs, lookups, schedule, block_names):
+for _module in (
+    capacity,
+    contract_jobs,
+    contract_keys,
+    contract_tiers,
+    files,
+    hurt,
+    jobs,
+    lookups,
+    schedule,
+    block_names,
+):
     assert any(m.tier.startswith(_module.__name__ + ":") for m in MUTANTS.values()), f"{_module} has no mutant"
 
 BASES = (

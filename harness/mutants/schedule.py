@@ -152,7 +152,7 @@ class _Hoarding(DualQueue):
         return None
 
 
-@detected_by("soak", r"(load|store)_queue", scenario="soak", processes=1)
+@detected_by("soak/growth", r"(load|store)_queue", scenario="soak", processes=1)
 class NeverShrinksItsQueue(_OverQueue):
     """Tasks stay in the queue behind a cursor after they are taken, so the queue grows without bound."""
 

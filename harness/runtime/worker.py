@@ -236,6 +236,7 @@ class Worker:
         self.write(*self.adapter.tasks())
         if now < self._sample_due:
             return
+        self.note_evictions()
         self._sample_due = now + SAMPLE_SECONDS
         gauges = {name: float(value) for name, value in self.adapter.gauges().items()}
         self._peaks = {name: max(value, self._peaks.get(name, value)) for name, value in gauges.items()}
@@ -248,6 +249,11 @@ class Worker:
             self._progress_due = now + PROGRESS_SECONDS
             self.parent.send("progress", counts=self.counts, gauges=self._peaks)
             self._peaks = {}
+
+    def note_evictions(self) -> None:
+        """Record what the tier has evicted since the last call; a lost block may be explained by it."""
+        for eviction in self.adapter.evictions():
+            self.note(notes.Evicted(**eviction._asdict()))
 
     def _open_fds(self) -> int:
         try:

@@ -1,9 +1,12 @@
 """Which processes share follows from the rules alone, on every Python here; temp names and instance ids are unique.
 
-Cells: PYTHONHASHSEED unset, "", "0", "1", "random"; each hash algorithm; each seed policy; a fresh interpreter, spawn
-and forkserver; the tier's Python, where the whole tier is opened, and one of each other version found, where only its
-names are derived. Same names for same tokens, in all processes that the rules let share, and in no other. Pairs: a
-process opens a root that a process of another seed or algorithm has filled. Last, processes whose application seeds
+Cells: PYTHONHASHSEED unset, "", "0", "1", "random"; each hash algorithm; each seed policy; a fresh interpreter, spawn,
+forkserver and fork; another working directory, time zone, home, locale, host name and order of imports; the tier's
+Python, where the whole tier is opened, and one of each other version found, where only its names are derived. Same
+names for same tokens, in all processes that the rules let share, and in no other. Pairs: a process opens a root that a
+process of another seed or algorithm has filled. Visits: processes of two seeds open one root in turn, again and again;
+each of the second seed is refused, each of the first accepted. Races: processes of different seeds open a fresh root at
+one moment; one seed is accepted, and the same one afterwards. Last, processes whose application seeds
 every generator alike store the same blocks at one moment, and nothing that has to be unique comes twice.
 
 Proves for the cells that could run here (skipped ones are listed): shared or not shared exactly as the rules say,
@@ -37,12 +40,19 @@ from harness.faults import FaultUnavailable
 from harness.faults.strace_attach import Attached
 from harness.runtime.supervisor import WorkerFailed
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
+from harness.scenarios.surroundings import USUAL, Surroundings, folder, surroundings
 from harness.scenarios.worker_group import WorkerGroup
 
 SEEDS = (None, "", "0", "1", "random")
-START_METHODS = ("spawn", "forkserver")  # besides a fresh interpreter
+START_METHODS = ("spawn", "forkserver", "fork")  # besides a fresh interpreter
 PROBE_SECONDS_MAX = 600.0
 APPLICATION_SEED = 0
+VISITS = (1, 1, 0, 1, 0)
+"""After a process of the first seed has opened the root: which of two seeds the next ones have."""
+SEEDS_OF_RACES = ("0", "1", "", "random")
+RACES = 24
+RACE_SECONDS = 0.03
+"""Between two roots of a race: an open takes less, or the next one waits for it."""
 ROUNDS_MIN = 3
 ROUND_BLOCKS = 8
 CREATED_MAX = 1000
@@ -148,7 +158,10 @@ def _candidates() -> Iterator[str]:
 def run(context: Context, plan: Plan) -> None:
     """Cells, then pairs, then the seeded processes."""
     _cells(context, plan)
+    _surroundings(context, plan)
     _pairs(context, plan)
+    _visits(context, plan)
+    _races(context, plan)
     _unique(context)
 
 
@@ -177,6 +190,21 @@ def _probe_cells(context: Context, plan: Plan, path: str, whole: bool, seed: str
     }
 
 
+def _surroundings(context: Context, plan: Plan) -> None:
+    """Cells of the most usual setting under which processes share, in other surroundings."""
+    shared = [s for s in plan.settings if s.policy == "fixed" and s.family != PRIVATE and s.seed in (None, "0")]
+    chosen = sorted(shared, key=lambda setting: setting.seed is not None)[:1]
+    jobs = [(setting, one) for setting in chosen for one in surroundings()]
+    with _pool() as pool:
+        probes = pool.map(lambda job: _probe(context, context.python, True, job[0].seed, [job[0]], one=job[1]), jobs)
+        for (setting, one), (answer, said) in zip(jobs, probes, strict=True):
+            died: dict[str, Any] = {"status": "refused", "why": f"the probe died: {said[-300:]}"}
+            result = answer["answers"]["fresh"][0] if answer else died
+            python = answer["python"] if answer else context.python
+            where = {"python": python, "start": one.text, "expected": setting.family}
+            context.note(time.monotonic(), notes.Cell(**setting._asdict(), **where, **result), context.python)
+
+
 def _probe(
     context: Context,
     path: str,
@@ -185,36 +213,48 @@ def _probe(
     settings: Sequence[Setting],
     start_methods: Sequence[str] = (),
     root: Path | None = None,
+    one: Surroundings = USUAL,
 ) -> tuple[dict[str, Any] | None, str]:
     """Run `harness.drivers.block_names`: its answer (None: it died), and what it said on stderr. Without `root` each
     setting gets a fresh one."""
-    setups = [
-        context.setup(
-            0,
-            root_dir=str(root or context.root_dir),
-            slots=2,
-            n_read_threads=1,
-            n_write_threads=1,
-            hash_algorithm=setting.algorithm,
-            seed_policy=setting.policy,
-        ).to_json()
-        for setting in settings
-    ]
-    order = {"tier": context.options.tier, "whole": whole, "fresh_roots": root is None, "setups": setups}
-    environment = {**os.environ, "PYTHONPATH": python_path(path, context.run_dir)}
-    environment.pop("PYTHONHASHSEED", None)
-    if seed is not None:
-        environment["PYTHONHASHSEED"] = seed
-    command = module_command(path, "harness.drivers.block_names")
-    text = json.dumps({**order, "start_methods": start_methods}) + "\n"
+    setups = [_setup(context, setting, root or context.root_dir) for setting in settings]
+    order = _order(context, whole, root is None, setups) | {"start_methods": start_methods, "preload": one.preload}
+    environment = {**_environment(context, path, seed), **one.env}
+    command = [*one.prefix, *module_command(path, "harness.drivers.block_names")]
+    cwd = folder(one, context.run_dir)
+    if cwd is not None:
+        environment["PYTHONPATH"] = os.pathsep.join([environment["PYTHONPATH"], os.getcwd()])
     try:
         done = subprocess.run(
-            command, input=text, env=environment, capture_output=True, text=True, timeout=PROBE_SECONDS_MAX
+            command,
+            input=json.dumps(order) + "\n",
+            env=environment,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=PROBE_SECONDS_MAX,
         )
     except subprocess.TimeoutExpired as error:
         raise WorkerFailed(f"a process that derives names said nothing for {PROBE_SECONDS_MAX:g} s", True) from error
     lines = done.stdout.strip().splitlines()
     return (json.loads(lines[-1]) if lines and not done.returncode else None), done.stderr
+
+
+def _order(context: Context, whole: bool, fresh_roots: bool, setups: list[dict[str, Any]]) -> dict[str, Any]:
+    order = {"tier": context.options.tier, "whole": whole, "fresh_roots": fresh_roots, "setups": setups}
+    return {**order, "start_methods": (), "preload": (), "rendezvous": False}
+
+
+def _setup(context: Context, setting: Setting, root: Path) -> dict[str, Any]:
+    small = {"slots": 2, "n_read_threads": 1, "n_write_threads": 1}
+    setup = context.setup(0, root_dir=str(root), hash_algorithm=setting.algorithm, seed_policy=setting.policy, **small)
+    return setup.to_json()
+
+
+def _environment(context: Context, path: str, seed: str | None) -> dict[str, str]:
+    environment = {**os.environ, "PYTHONPATH": python_path(path, context.run_dir)}
+    environment.pop("PYTHONHASHSEED", None)
+    return environment if seed is None else {**environment, "PYTHONHASHSEED": seed}
 
 
 # --- pairs: a second process opens the root of a first one ---
@@ -229,19 +269,99 @@ def _pairs(context: Context, plan: Plan) -> None:
 
 def _try(context: Context, number: int, pair: tuple[Setting, Setting]) -> dict[str, Any]:
     """One process after the other on one root: what became of the second, as the checker wants it."""
-    first, second = pair
     root = context.root_dir / f"pair-{number}"
     root.mkdir()
-    (one, said_first), (two, said) = [_probe(context, context.python, True, s.seed, [s], root=root) for s in pair]
+    one, two = (_probe(context, context.python, True, s.seed, [s], root=root) for s in pair)
     shutil.rmtree(root)
-    results = [answer["answers"]["fresh"][0] if answer else {"status": "refused", "why": ""} for answer in (one, two)]
+    return _detail(pair, one, two)
+
+
+def _detail(
+    pair: tuple[Setting, Setting], one: tuple[dict[str, Any] | None, str], two: tuple[dict[str, Any] | None, str]
+) -> dict[str, Any]:
+    """What became of the second process of a pair, from the answers of both."""
+    (first, second), (_, said_first), (answer, said) = pair, one, two
+    results = [one["answers"]["fresh"][0] if one else {"status": "refused", "why": ""} for one, _ in (one, two)]
     return {
         "shares": first.family == second.family != PRIVATE and first.algorithm == second.algorithm,
         "status": results[1]["status"],
-        "why": results[1]["why"] or ("" if two else f"it died: {said[-300:]}"),
+        "why": results[1]["why"] or ("" if answer else f"it died: {said[-300:]}"),
         "said": " ".join(line for line in said.splitlines() if _TELLS.search(line) and line not in said_first),
         "same_names": "names" in results[0] and results[0]["names"] == results[1].get("names"),
     }
+
+
+def _seeded(plan: Plan, seeds: Sequence[str]) -> list[Setting]:
+    """Settings that differ in their seed alone; none where the tier refuses seeds."""
+    here = set(plan.settings)
+    return [found for seed in seeds if (found := Setting(seed, plan.settings[0].algorithm, "fixed")) in here]
+
+
+def _visits(context: Context, plan: Plan) -> None:
+    """Processes of two seeds open one root in turn: what became of each is noted as of a pair with the first."""
+    settings = _seeded(plan, ("0", "1"))
+    if len(settings) < 2:
+        return
+    root = context.root_dir / "visits"
+    root.mkdir()
+    first = _probe(context, context.python, True, settings[0].seed, [settings[0]], root=root)
+    for number, which in enumerate(VISITS, 2):
+        pair = (settings[0], settings[which])
+        visit = _probe(context, context.python, True, pair[1].seed, [pair[1]], root=root)
+        about = notes.Pair(first=str(pair[0]), second=f"{pair[1]}, visit {number}", **_detail(pair, first, visit))
+        context.note(time.monotonic(), about)
+    shutil.rmtree(root)
+
+
+def _races(context: Context, plan: Plan) -> None:
+    """Processes of different seeds open fresh roots together, one root after the other; then each opens each again."""
+    settings = _seeded(plan, SEEDS_OF_RACES)
+    roots = [context.root_dir / f"race-{number}" for number in range(RACES)]
+    if len(settings) < 2:
+        return
+    for root in roots:
+        root.mkdir()
+    with ExitStack() as stack:
+        processes = [_racer(context, setting, [*roots, *roots]) for setting in settings]
+        for process in processes:
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        if not all(process.stdout and process.stdout.readline() for process in processes):  # each says when it is ready
+            context.note(time.monotonic(), notes.Skipped(), "no race for a root: a process that derives names died")
+            return
+        began = time.monotonic() + RACE_SECONDS
+        moments = json.dumps([began + number * RACE_SECONDS for number in range(2 * RACES)]) + "\n"
+        with ThreadPoolExecutor(len(processes)) as pool:  # all hear the moments before the first
+            ended = list(pool.map(lambda process: process.communicate(moments, PROBE_SECONDS_MAX), processes))
+    said = [[line for line in err.splitlines() if _TELLS.search(line)] for _, err in ended]
+    answers = [json.loads(out.strip().splitlines()[-1])["answers"]["fresh"] if out.strip() else [] for out, _ in ended]
+    for number in range(2 * RACES):
+        them = [
+            {"setting": str(setting), "status": mine[number]["status"], "digest": mine[number].get("digest", "")}
+            for setting, mine in zip(settings, answers, strict=True)
+            if len(mine) > number
+        ]
+        about = notes.Race(root=number % RACES, again=number >= RACES, answers=them, warned=any(said))
+        context.note(time.monotonic(), about)
+    for root in roots:
+        shutil.rmtree(root)
+
+
+def _racer(context: Context, setting: Setting, roots: Sequence[Path]) -> subprocess.Popen[str]:
+    """A process that will open these roots, each at its moment, once it is given the moments."""
+    setups = [_setup(context, setting, root) for root in roots]
+    process = subprocess.Popen(
+        module_command(context.python, "harness.drivers.block_names"),
+        env=_environment(context, context.python, setting.seed),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps({**_order(context, True, False, setups), "rendezvous": True}) + "\n")
+    process.stdin.flush()
+    return process
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Scenarios of several rounds use it. It records what goes wrong with a process as
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.core import notes
@@ -71,6 +71,12 @@ class WorkerGroup:
         first = self._blocks
         self._blocks += blocks
         return list(range(first, first + blocks))
+
+    def find(self, wanted: Mapping[int, Sequence[Chain]], at_once: int, asks: int = 1) -> None:
+        """Each process looks for its chains, `at_once` of them at a time: more may not fit into its slots."""
+        for first in range(0, max(map(len, wanted.values()), default=0), at_once):
+            parts = {p: list(chains[first : first + at_once]) for p, chains in wanted.items()}
+            self.do({p: {"find": part, "asks": asks} for p, part in parts.items() if part})
 
     def order(self, orders: Mapping[int, Mapping[str, Any]], together: bool = False) -> int:
         """Tell each process its part; `together`: all begin at one moment. Returns the order's number."""

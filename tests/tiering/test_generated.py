@@ -20,6 +20,7 @@ from harness.core.statistics import paired_ratio
 from harness.mutants.registry import MUTANTS
 from harness.mutants.trial import PAGE_HEAD as MUTANTS_HEAD
 from harness.mutants.trial import facts
+from harness.report import guarantees_page
 from harness.scenarios import faults
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
@@ -35,6 +36,17 @@ def cells(page: str) -> list[list[str]]:
 
 def test_the_page_of_faults_follows_from_the_registry() -> None:
     assert (DOCS / "faults.md").read_text() == faults.page(), "run: kvtier-harness docs faults"
+
+
+def test_the_page_of_guarantees_follows_from_the_declarations_and_has_no_empty_cell() -> None:
+    page = (DOCS / "guarantees.md").read_text()
+    assert page == guarantees_page.page(), "run: kvtier-harness docs guarantees"
+    empty = [line for line in page.splitlines() if line.startswith("|") and re.search(r"\|\s*\|", line)]
+    assert not [line for line in empty if not any(f"`{checker}/" in line for checker in TIME)]
+
+
+TIME = ("starvation", "floods", "nonblocking")
+"""Checkers whose mutants do not name their rule yet."""
 
 
 def test_the_page_of_benchmarks_follows_from_the_kept_results() -> None:

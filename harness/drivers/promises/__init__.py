@@ -12,7 +12,7 @@ from harness.adapters.base import Adapter
 from harness.drivers.promises import accounts, blocks, calls, keys, lifecycle
 from harness.drivers.promises.subject import SLOTS_MIN, Broken, Subject
 
-__all__ = ["NEEDS_FILES", "OF_ADAPTERS", "PROMISES", "SLOTS_MIN", "Broken", "Subject", "promises", "title"]
+__all__ = ["NEEDS_FILES", "OF_ADAPTERS", "OF_LIFE", "PROMISES", "SLOTS_MIN", "Broken", "Subject", "promises", "title"]
 
 Promise = Callable[[Subject], None]
 
@@ -45,7 +45,7 @@ PROMISES: tuple[Promise, ...] = (
     calls.lookups_answer_each_key,
     calls.requests_may_end_before_their_jobs,
     calls.requests_do_not_disturb_each_other,
-    calls.pending_work_is_told,
+    calls.pending_work_is_reported,
     calls.slots_of_failed_loads_are_given_back,
     lifecycle.drain_waits_for_all,
     lifecycle.close_answers_for_all,
@@ -56,10 +56,18 @@ PROMISES: tuple[Promise, ...] = (
     blocks.a_failed_load_becomes_a_miss,
     accounts.accounts_are_in_order,
     accounts.counts_are_of_what_happened,
-    accounts.events_are_told_once,
+    accounts.events_are_reported_once,
     accounts.instances_have_their_own_ids,
     lifecycle.close_gives_everything_back,
 )
+OF_LIFE: tuple[Promise, ...] = (
+    lifecycle.others_come_and_go,
+    lifecycle.drain_waits_for_all,
+    lifecycle.close_answers_for_all,
+    lifecycle.a_reopened_root_has_everything,
+    lifecycle.calls_after_close_are_harmless,
+)
+"""Promises about opening, draining and closing, which also hold on a root that other processes use."""
 NEEDS_FILES = (blocks.a_vanished_block_is_no_data, blocks.a_failed_load_becomes_a_miss)
 OF_ADAPTERS = (
     blocks.slots_are_memory,
@@ -72,7 +80,7 @@ OF_ADAPTERS = (
     keys.groups_are_separate,
     keys.salts_are_separate,
     accounts.counts_are_of_what_happened,
-    accounts.events_are_told_once,
+    accounts.events_are_reported_once,
     accounts.instances_have_their_own_ids,
 )
 """Promises about slots, keys, and what an adapter says of its tier. A tier that is given all of it, as kvtier's

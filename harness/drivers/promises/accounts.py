@@ -51,7 +51,7 @@ def counts_are_of_what_happened(subject: Subject) -> None:
         subject.close(adapter)
 
 
-def events_are_told_once(subject: Subject) -> None:
+def events_are_reported_once(subject: Subject) -> None:
     """Each block that an instance stored is reported once as having appeared, and none that was not stored."""
     adapter = subject.open(report_events=True)
     if adapter.events() is None:

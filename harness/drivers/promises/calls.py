@@ -159,7 +159,7 @@ def requests_do_not_disturb_each_other(subject: Subject) -> None:
     require(not result.failed, "a load failed when another request ended")
 
 
-def pending_work_is_told(subject: Subject) -> None:
+def pending_work_is_reported(subject: Subject) -> None:
     """Work is pending while a job has no result, and none is once all results were taken."""
     adapter = subject.open()
     if adapter.has_pending_work() is None:

@@ -104,7 +104,7 @@ def calls_after_close_are_harmless(subject: Subject) -> None:
 
 
 def others_come_and_go(subject: Subject) -> None:
-    """Instances that open, store, load and close take nothing from one that stores and loads meanwhile."""
+    """Instances that open, store, load and close take nothing from one that stores and loads at the same time."""
     adapter = subject.open()
     for round_ in range(4):
         name = f"contract-staying-{round_}"

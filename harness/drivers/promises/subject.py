@@ -46,17 +46,25 @@ def keys_of(blocks: Iterable[Block]) -> list[bytes]:
 
 
 class Subject:
-    """Instances of one tier on one root, driven as by an engine: calls belong to a request, jobs share no slot."""
+    """Instances of one tier on one root, driven as by an engine: calls belong to a request, jobs share no slot.
+
+    Subjects of one root have numbers of their own, from `first` on: requests and blocks are named by them.
+    """
 
     def __init__(
-        self, adapter: type[Adapter], setup: TierSetup, answer_seconds_max: float = ANSWER_SECONDS_MAX
+        self,
+        adapter: type[Adapter],
+        setup: TierSetup,
+        answer_seconds_max: float = ANSWER_SECONDS_MAX,
+        first: int = 0,
     ) -> None:
         assert setup.slots >= SLOTS_MIN, f"{setup.slots} slots; the promises need {SLOTS_MIN}"
         self.setup = setup
         self.kind = adapter
         self.answer_seconds_max = answer_seconds_max
         self._open: list[Adapter] = []
-        self._numbers = itertools.count()
+        self._numbers = itertools.count(first)
+        self._tokens_per_number = setup.slots * setup.tokens_per_block
         self._jobs = itertools.count(1)
 
     def open(self, **changes: object) -> Adapter:
@@ -73,7 +81,7 @@ class Subject:
 
     def tokens(self, blocks: int) -> list[int]:
         """Tokens of so many blocks; no earlier call returned any of them."""
-        first = next(self._numbers) << 16
+        first = next(self._numbers) * self._tokens_per_number
         return list(range(first, first + blocks * self.setup.tokens_per_block))
 
     def blocks(self, adapter: Adapter, blocks: int) -> list[Block]:
