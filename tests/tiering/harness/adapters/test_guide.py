@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -14,33 +15,53 @@ PAGE = (ROOT / "docs/adapter.md").read_text()
 EXAMPLE = PAGE.split("```python\n")[1].split("```")[0]
 
 
-def conform(folder: Path, source: str, *options: str) -> subprocess.CompletedProcess[str]:
-    (folder / "folder_tier.py").write_text(source)
-    command = [sys.executable, "-m", "harness", "conform", "folder_tier:FolderAdapter", "--quiet", *options]
-    path = os.pathsep.join([str(folder), str(ROOT)])
-    return subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+MISTAKES = {
+    "flat view": (
+        "return self._view",
+        'return self._view.cast("B")',
+        "the slots have the shape (4194304,), not (64, 65536)",
+    ),
+    "sub-view": ("self._slots[slot])", "self._view[slot])", "multi-dimensional sub-views are not implemented"),
+    "no parent": ("(parent or FIRST)", "FIRST", "a block's key does not depend on the tokens before it"),
+    "failed blocks left out": (
+        "(job_id, ok, failed)",
+        "(job_id, ok, [])",
+        "a job of 5 blocks ended with 4 ok and 0 failed, 0 of them not",
+    ),
+}
 
 
-def test_the_example_passes_the_contract_and_a_load(tmp_path: Path) -> None:
-    done = conform(tmp_path, EXAMPLE, "--scenario", "contract", "--scenario", "load", "--seconds", "2", "--seed", "7")
-    assert done.returncode == 0, done.stdout + done.stderr
+class Conformed(NamedTuple):
+    exit_code: int
+    output: str
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong", "finding"),
-    [
-        ("return self._view", 'return self._view.cast("B")', "the slots have the shape (4194304,), not (64, 65536)"),
-        ("self._slots[slot])", "self._view[slot])", "multi-dimensional sub-views are not implemented"),
-        ("(parent or FIRST)", "FIRST", "a block's key does not depend on the tokens before it"),
-        ("(job_id, ok, failed)", "(job_id, ok, [])", "a job of 5 blocks ended with 4 ok and 0 failed, 0 of them not"),
-    ],
-    ids=["flat view", "sub-view", "no parent", "failed blocks left out"],
-)
-def test_a_mistake_gets_the_finding_that_the_page_explains(
-    tmp_path: Path, right: str, wrong: str, finding: str
-) -> None:
+@pytest.fixture(scope="module")
+def conformed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Conformed]:
+    """ "" and each mistake -> how `conform` on the example ends. The runs are made at the same time."""
+    sources = {"": EXAMPLE, **{name: EXAMPLE.replace(right, wrong) for name, (right, wrong, _) in MISTAKES.items()}}
+    started = {}
+    for name, source in sources.items():
+        folder = tmp_path_factory.mktemp("example")
+        (folder / "folder_tier.py").write_text(source)
+        command = [sys.executable, "-m", "harness", "conform", "folder_tier:FolderAdapter", "--quiet"]
+        command += ["--scenario", "contract"]
+        command += [] if name else ["--scenario", "load", "--seconds", "2", "--seed", "7"]
+        env = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+        output = subprocess.PIPE
+        started[name] = subprocess.Popen(command, cwd=folder, env=env, stdout=output, stderr=output, text=True)
+    ended = {name: (process.communicate(), process.returncode) for name, process in started.items()}
+    return {name: Conformed(code, "".join(output)) for name, (output, code) in ended.items()}
+
+
+def test_the_example_passes_the_contract_and_a_load(conformed: dict[str, Conformed]) -> None:
+    assert conformed[""].exit_code == 0, conformed[""].output
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_gets_the_finding_that_the_page_explains(conformed: dict[str, Conformed], name: str) -> None:
+    right, _, finding = MISTAKES[name]
     assert finding in PAGE
     assert EXAMPLE.count(right) == 1
-    done = conform(tmp_path, EXAMPLE.replace(right, wrong), "--scenario", "contract")
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert finding in " ".join(done.stdout.split())
+    assert conformed[name].exit_code == 1, conformed[name].output
+    assert finding in " ".join(conformed[name].output.split())

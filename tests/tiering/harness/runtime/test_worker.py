@@ -51,10 +51,9 @@ def test_hits_are_the_leading_blocks_that_were_stored_before(tmp_path: Path) -> 
         ("load", [0, 1, 2]),
     ]
     assert all(j.results == 1 and not j.wrong and not j.failed for j in history.jobs)
-    assert sorted(n.block for n in history.names) == [0, 1, 2, 3, 4]
-    assert {n.name for n in history.names} == {
-        str(p.relative_to(tmp_path / "root")) for p in (tmp_path / "root").rglob("*.bin")
-    }
+    names = {n.block: n.name for n in history.names if n.block >= 0}  # the others are those of a second group
+    assert sorted(names) == [0, 1, 2, 3, 4]
+    assert set(names.values()) == {str(p.relative_to(tmp_path / "root")) for p in (tmp_path / "root").rglob("*.bin")}
     (start,), (stop,) = history.starts, history.stops
     assert start.pid == child.pid
     assert (stop.exit_code, stop.pinned_slots, stop.leaked_fds, stop.findings) == (0, 0, 0, [])

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+from tests.tiering.harness.together import run_together
 
 from harness.faults import FAULTS
-from harness.runner import Results, run
-from harness.scenarios import scenario
+from harness.runner import Results
 from harness.scenarios.base import UsageError
 from harness.scenarios.faults import FaultsOptions, prepare
 
-SCENARIO = scenario("faults")
 FLAWED = "tests.tiering.harness.broken.flawed"
-ROOT = Path(__file__).parents[4]
 ONE_OF_EACH_KIND = (
     *("damage_bit_flip", "damage_directory", "damage_swap", "stale_temps", "fd_limit", "file_size_limit"),
     *("enospc_third_write", "killed_at_link", "disk_full", "read_only", "clock_stepped", "hostile_config"),
@@ -25,19 +22,48 @@ ONE_OF_EACH_KIND = (
 SHORT: dict[str, Any] = {"seed": 4, "block_bytes": 16 << 10, "slots": 64, "config_every": 24}
 
 
-def meet(tmp_path: Path, *names: str, **changes: Any) -> tuple[Results, dict[str, Any], list[str]]:
-    """Results, the rows of the table of faults, and the findings of its checker."""
-    results = run(SCENARIO, FaultsOptions(**{**SHORT, "fault": names, **changes}), tmp_path / "runs")
-    (verdict,) = [v for v in results.verdicts if v["name"] == "faults"]
-    return results, verdict["data"]["faults"], verdict["findings"]
+ONE_OF_EACH_MECHANISM = tuple({FAULTS[name].mechanism: name for name in reversed(ONE_OF_EACH_KIND)}.values())
+NO_CHECKSUMS, FLAWS = (
+    f"{FLAWED}:KeepsNoChecksums",
+    {
+        "AllOrNothing": "others unharmed",
+        "NeverForgives": "works again",
+        "CountsNothingFailed": "counted",
+    },
+)
+MET: dict[str, tuple[str, ...]] = {
+    "kvtier": ONE_OF_EACH_KIND,
+    "memory": ("damage_bit_flip", *ONE_OF_EACH_MECHANISM),
+    "kvtier-stack": ("damage_bit_flip", "damage_truncate", "stale_temps"),
+    NO_CHECKSUMS: ("damage_bit_flip", "damage_truncate"),
+    **{f"{FLAWED}:{tier}": ("damage_truncate",) for tier in FLAWS},
+}
+"""Tier -> the faults that it meets."""
+
+
+class Met(NamedTuple):
+    """A run, the rows of the table of faults, and the findings of its checker."""
+
+    results: Results
+    table: dict[str, Any]
+    findings: list[str]
+
+
+@pytest.fixture(scope="module")
+def met(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Met]:
+    """Tier -> its run. Two at once: that of kvtier lasts as long as the others together."""
+    options = {tier: FaultsOptions(**SHORT, tier=tier, fault=names) for tier, names in MET.items()}
+    runs = run_together("faults", options, tmp_path_factory.mktemp("runs"), at_once=2)
+    of = {tier: next(v for v in results.verdicts if v["name"] == "faults") for tier, results in runs.items()}
+    return {tier: Met(runs[tier], of[tier]["data"]["faults"], of[tier]["findings"]) for tier in runs}
 
 
 def test_one_fault_of_each_kind_is_there() -> None:
     assert {FAULTS[name].mechanism for name in ONE_OF_EACH_KIND} == {fault.mechanism for fault in FAULTS.values()}
 
 
-def test_kvtier_keeps_its_guarantees_under_one_fault_of_each_kind(tmp_path: Path) -> None:
-    results, table, _ = meet(tmp_path, *ONE_OF_EACH_KIND, tier="kvtier")
+def test_kvtier_keeps_its_guarantees_under_one_fault_of_each_kind(met: dict[str, Met]) -> None:
+    results, table, _ = met["kvtier"]
     assert results.verdict == "true", str(results.verdicts)
     assert set(table) == set(ONE_OF_EACH_KIND)
     assert {row["verdict"] for row in table.values()} <= {"true", "skipped"}
@@ -46,18 +72,17 @@ def test_kvtier_keeps_its_guarantees_under_one_fault_of_each_kind(tmp_path: Path
     assert all(row["why"] for row in table.values() if row["verdict"] == "skipped")
 
 
-def test_a_stack_repairs_a_damaged_block_by_the_process_that_missed_it(tmp_path: Path) -> None:
+def test_a_stack_repairs_a_damaged_block_by_the_process_that_missed_it(met: dict[str, Met]) -> None:
     """The process that stored it holds it in memory, and writes it no second time."""
-    names = ("damage_bit_flip", "damage_truncate", "stale_temps")
-    results, table, _ = meet(tmp_path, *names, tier="kvtier-stack")
+    results, table, _ = met["kvtier-stack"]
     assert results.verdict == "true", str(results.verdicts)
     assert {row["verdict"] for row in table.values()} == {"true"}
     assert table["damage_bit_flip"]["expected"]["counted"] == "yes"
     assert table["damage_truncate"]["expected"]["counted"] in ("yes", "not shown"), "a lookup may call it a miss"
 
 
-def test_a_tier_without_checksums_returns_wrong_bytes_and_is_told(tmp_path: Path) -> None:
-    results, table, findings = meet(tmp_path, "damage_bit_flip", "damage_truncate", tier=f"{FLAWED}:KeepsNoChecksums")
+def test_wrong_bytes_of_a_tier_without_checksums_are_found(met: dict[str, Met]) -> None:
+    results, table, findings = met[NO_CHECKSUMS]
     assert results.verdict == "false"
     assert table["damage_bit_flip"]["verdict"] == "false"
     assert any(f.startswith("damage_bit_flip") and "no wrong byte" in f for f in findings)
@@ -65,19 +90,15 @@ def test_a_tier_without_checksums_returns_wrong_bytes_and_is_told(tmp_path: Path
     assert table["damage_truncate"]["expected"]["counted"] == "not shown"
 
 
-def test_the_oracle_keeps_it_too(tmp_path: Path) -> None:
-    faults = [name for name in ONE_OF_EACH_KIND if name != "hung_read"]  # it waits in its submits, and is not asked to
-    results, table, _ = meet(tmp_path, *faults, tier="memory")
+def test_the_reference_tier_keeps_them_under_one_fault_of_each_mechanism(met: dict[str, Met]) -> None:
+    results, table, _ = met["memory"]
     assert results.verdict == "true", str(results.verdicts)
     assert table["damage_bit_flip"]["hurt"], "a fault that hurts nothing shows nothing"
 
 
-@pytest.mark.parametrize(
-    ("tier", "item"),
-    [("AllOrNothing", "others unharmed"), ("NeverForgives", "works again"), ("CountsNothingFailed", "counted")],
-)
-def test_a_flawed_tier_is_told_which_debt_it_did_not_pay(tmp_path: Path, tier: str, item: str) -> None:
-    results, table, findings = meet(tmp_path, "damage_truncate", tier=f"{FLAWED}:{tier}")
+@pytest.mark.parametrize(("tier", "item"), FLAWS.items())
+def test_a_finding_names_the_guarantee_that_a_flawed_tier_breaks(met: dict[str, Met], tier: str, item: str) -> None:
+    results, table, findings = met[f"{FLAWED}:{tier}"]
     assert results.verdict == "false"
     assert table["damage_truncate"]["expected"][item] not in ("yes", "not shown")
     assert any(f"{item}: " in finding for finding in findings)
