@@ -49,7 +49,10 @@ class ReferenceAdapter(Adapter):
         self._folder = Path(setup.root_dir) / self._name
         self._folder.mkdir(exist_ok=True)
         self._none_hash = hashlib.sha256(_seed(setup.seed_policy)).digest()
-        record, digest = self._folder / "config.json", self.none_hash_digest().encode()
+        self._agree(self._folder / "config.json", self.none_hash_digest().encode())
+
+    def _agree(self, record: Path, digest: bytes) -> None:
+        """Publish the digest of the seed, unless a process was first. Raises ValueError where that has another."""
         if record.exists() and (not record.is_file() or record.stat().st_size != len(digest)):
             _publish(record, digest)
         theirs = _publish_first(record, digest)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import mmap
 import os
@@ -161,6 +162,9 @@ class BlockIO:
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
         except OSError:
             return False
+        return self._fits(status)
+
+    def _fits(self, status: os.stat_result) -> bool:
         return stat.S_ISREG(status.st_mode) and status.st_size in self._sizes
 
     def revalidate(self, path: str) -> bool:
@@ -388,12 +392,13 @@ class BlockIO:
     # --- helpers ---
 
     def _quarantine(self, path: str, reason: str, seen: os.stat_result | None) -> str:
-        """Move a bad file to quarantine; "" when it cannot be moved, or is no longer the file that was `seen`."""
+        """Move a bad file to quarantine; "" when it cannot be moved, or is no longer the file that was `seen` (None: is
+        a block)."""
         name = os.path.basename(path)
         try:
-            with posix.opened_folder(os.path.dirname(path)) as folder:
+            with posix.opened_folder(os.path.dirname(path)) as folder, _locked(name, folder):
                 now = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                if seen is not None and (now.st_ino, now.st_dev) != (seen.st_ino, seen.st_dev):
+                if self._fits(now) if seen is None else (now.st_ino, now.st_dev) != (seen.st_ino, seen.st_dev):
                     return ""  # another process has repaired it
                 if not stat.S_ISREG(now.st_mode):
                     reason = "kind"
@@ -438,6 +443,19 @@ def _transfer(move: Callable[..., int], descriptor: int, buffers: Sequence[memor
         if resume + moved <= done:
             raise OSError(errno.EIO, f"short transfer: {done} of {total} bytes")
         done = resume + moved
+
+
+@contextlib.contextmanager
+def _locked(name: str, folder: int) -> Iterator[None]:
+    """Hold the lock of a bad file while it is moved: between the check and the move no other process moves it, and so
+    no good file gets its name. Without a lock where there is none (NFS refuses one on a file that is read)."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            stack.callback(posix.unlock, descriptor)
+        yield
 
 
 def _sync(path: str) -> None:

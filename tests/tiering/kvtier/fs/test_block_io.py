@@ -449,6 +449,30 @@ def test_a_store_repairs_what_is_no_block_at_sight(io: BlockIO, path: str, damag
     assert load(io, path) == (None, DATA)
 
 
+@pytest.mark.parametrize("repair", ["load", "store"])
+def test_what_another_process_has_repaired_meanwhile_is_not_quarantined(
+    tmp_path: Path, path: str, repair: str
+) -> None:
+    """A load, or a store, checks that the bad file is still there, and moves it. In between another process must not
+    publish a good one: each holds the bad file's lock while it moves it."""
+    io, other = one_by_one(make_io(tmp_path)), one_by_one(make_io(tmp_path))
+    put(io, path, DATA)
+    os.truncate(path, BLOCK + 1)
+    with open(path, "rb") as bad:
+        fcntl.flock(bad, fcntl.LOCK_EX)  # another process is about to move it
+        waiting = f"-> FLOCK .*:{os.fstat(bad.fileno()).st_ino} "
+        work = threading.Thread(target=put if repair == "store" else load, args=(io, path, DATA)[: 3 if repair == "store" else 2])
+        work.start()
+        while work.is_alive() and not re.search(waiting, Path("/proc/locks").read_text()):
+            work.join(0.001)
+        assert work.is_alive(), "the bad file was moved although another process was about to move it"
+        os.rename(path, tmp_path / "moved")
+        put(other, path, DATA)
+    work.join()
+    assert load(io, path) == (None, DATA)
+    assert list((tmp_path / "quarantine").glob("*")) == []
+
+
 def test_a_block_planted_under_another_key_is_refused(io: BlockIO, path: str) -> None:
     put(io, path, DATA, OTHER_KEY)
     assert load(io, path)[0] == "key"
