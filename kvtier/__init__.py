@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     )
     from kvtier.manager import TieringOffloadingManager
     from kvtier.ops.catalog import BlockFile, Folder, folders
+    from kvtier.ops.evictor import Evictor
     from kvtier.telemetry.otel import setup_tracing
     from kvtier.telemetry.prometheus import Gauges, MetricsObserver, Patient, serve_metrics
 
@@ -76,6 +77,7 @@ _MODULE_OF = {
         "manager": "TieringOffloadingManager",
         "telemetry.prometheus": "Gauges MetricsObserver Patient serve_metrics",
         "ops.catalog": "BlockFile Folder folders",
+        "ops.evictor": "Evictor",
         "telemetry.otel": "setup_tracing",
         "fs.trailer": "read_trailer",
     }.items()
@@ -94,6 +96,7 @@ __all__ = [
     "CpuTierConfig",
     "DualQueue",
     "Event",
+    "Evictor",
     "FanOut",
     "FileMapper",
     "FileSystemTierManager",

@@ -71,8 +71,7 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def errno_text(error: OSError) -> str:
     """The error's name and text: "ENOSPC (No space left on device)"."""
-    name = errno.errorcode.get(error.errno or 0, type(error).__name__)
-    return f"{name} ({error.strerror or error})"
+    return f"{errno.errorcode.get(error.errno or 0, type(error).__name__)} ({error.strerror or error})"
 
 
 def missing_extra(error: BaseException, own: str) -> str | None:

@@ -116,6 +116,8 @@ class Adapter(ABC):
     keeps_limit: ClassVar[bool] = False  # the tier keeps `setup.max_bytes` and reports `evictions()`
     hash_algorithms: ClassVar[tuple[str, ...]] = ("sha256", "sha256_cbor", "xxhash", "xxhash_cbor")
     seed_policies: ClassVar[tuple[str, ...]] = ("fixed", "env", "random")
+    forgets: ClassVar[bool] = False  # stores and loads depend on the files alone, not on what the instance did before
+    operations: ClassVar[tuple[str, ...]] = ()  # what `operate` does, if anything: "evict", "collect"
 
     @classmethod
     def python(cls) -> str:
@@ -218,6 +220,11 @@ class Adapter(ABC):
     def evictions(self) -> list[Eviction]:
         """Evictions since the last call, where `keeps_limit`."""
         return []
+
+    def operate(self, operation: str, blocks: int = 0) -> None:
+        """One round of maintenance of the root, done in this call, as one of `operations`: "evict" the oldest blocks
+        until `blocks` are left, or "collect" what killed writers left. Another process may be in its own round."""
+        raise NotImplementedError(operation)
 
     def counts(self) -> Mapping[str, float]:
         """Blocks that the tier itself has counted: "stored", "loaded", "failed EIO" (any reason), "quarantined".

@@ -18,9 +18,11 @@ from harness.core.history import DIRECTIONS, Direction, Task
 from kvtier import (
     REFUSAL_REASONS,
     BlockQuarantined,
+    CapacityConfig,
     CPUOffloadingManager,
     CpuTierConfig,
     Event,
+    Evictor,
     FanOut,
     FilesEvicted,
     FileSystemTierManager,
@@ -56,6 +58,10 @@ HARNESS_OPTIONS = {
 """What the harness chooses for the tier and must know: option of the tier -> option of the harness."""
 
 
+TRAILER_PAGE_BYTES = 4096
+GC_SECONDS = 60.0
+"""How long `operate("collect")` may take."""
+
 # `bench-compare` may drive a package up to d765911, which has no `open_fs_tier`: there the class itself opens the root.
 _open_fs_tier: Callable[..., FileSystemTierManager] = getattr(kvtier, "open_fs_tier", kvtier.FileSystemTierManager)
 
@@ -70,6 +76,8 @@ class KvtierAdapter(Adapter):
     bookkeeping = ("config.json", "kvtier.json", "kvtier_r*.json", ".kvtier-evictor")
     separates = ("model_name", "dtype", "ranks", "rank")
     keeps_limit = True
+    forgets = True
+    operations = ("evict", "collect")
     own_options: ClassVar[tuple[str, ...]] = ()  # that are no keywords of `FsTierConfig`
 
     @classmethod
@@ -242,6 +250,16 @@ class KvtierAdapter(Adapter):
         evictions, self._evictions = self._evictions, []
         return evictions
 
+    def operate(self, operation: str, blocks: int = 0) -> None:
+        file_bytes = self.setup.block_bytes + TRAILER_PAGE_BYTES
+        limit = max(file_bytes, -(-blocks * file_bytes * 10 // 9))  # its low water mark is at 90 %
+        evictor = Evictor(self.setup.root_dir, CapacityConfig(max_bytes=limit))
+        evictor.pacing = "urgent"  # without pauses
+        if operation == "evict":
+            evictor.step()
+        else:
+            evictor.gc.collect_for(GC_SECONDS)
+
     def counts(self) -> Mapping[str, float]:
         return dict(self._counts)
 
@@ -306,6 +324,7 @@ class KvtierStackAdapter(KvtierAdapter):
 
     name = "kvtier-stack"
     keeps_in_memory = True
+    forgets = False
     keeps_limit = False  # the root does; but blocks that stay in memory are not used in the root
     own_options = ("cpu_chunks",)
 

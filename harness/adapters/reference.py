@@ -32,6 +32,7 @@ class ReferenceAdapter(Adapter):
     name: ClassVar[str] = "reference"
     runs_in_submit: ClassVar[bool] = True
     exposes_files: ClassVar[bool] = True
+    forgets: ClassVar[bool] = True
     separates: ClassVar[tuple[str, ...]] = ("model_name", "dtype", "ranks", "rank")
     hash_algorithms: ClassVar[tuple[str, ...]] = ("sha256",)
 

@@ -329,10 +329,43 @@ class Room(NamedTuple):
     until_seconds: float | None = None
 
 
+class Explored(NamedTuple):
+    """The schedules of one program were run. `complete`: all, or all with at most `preemptions_max`; else `incomplete`
+    says why not. `excused`: schedules after which something is so by design."""
+
+    program: str
+    processes: int
+    kills: int
+    preemptions_max: int | None
+    schedules: int
+    redundant: int
+    calls: int
+    states: int
+    complete: bool
+    incomplete: str
+    violating: int
+    first_violating: int
+    seconds: float
+    excused: Mapping[str, int]
+
+
+class Counterexample(NamedTuple):
+    """The shortest schedule that was found of one kind of violation. `trace`: (actor, call, result) of each step;
+    `step` is the one at which it goes wrong, from 0. `file`, in the run's folder, replays it."""
+
+    program: str
+    actors: Sequence[str]
+    texts: Sequence[str]
+    trace: Sequence[Sequence[Any]]
+    step: int
+    file: str
+
+
 About: TypeAlias = (
     Phase | Fault | Lifted | Hang | Skipped | Unfit | Unready | Refused | Met | Error | Canary | Delayed | Pressure
     | Device | Counts | Submitted | Asked | Stepped | Promise | Flood | Unloaded | Opening | Cell | Pair | Race
-    | Instance | Created | Removed | Missed | Evicted | Sample | Soon | Power | Room
+    | Instance | Created | Removed | Missed | Evicted | Sample | Soon | Power | Room | Explored
+    | Counterexample
 )  # fmt: skip
 
 KINDS: Mapping[str, type[Any]] = {kind.__name__.lower(): kind for kind in About.__args__}

@@ -89,6 +89,7 @@ class _Count:
         self.schedules = 0
         self.stopped = ""
         self._redundant = self._calls = self._violating = self._diverged = 0
+        self._first_violating = 0
         self._last_divergence = ""
         self._violations: dict[tuple[str, ...], Violation] = {}
         self._final_states: Counter[Hashable] = Counter()
@@ -108,6 +109,7 @@ class _Count:
         self._final_states[ran.final_state] += 1
         if violation := ran.violation:
             self._violating += 1
+            self._first_violating = self._first_violating or self.schedules
             kind = kind_of(violation)
             known = self._violations.get(kind)
             if len(violation.trace) < (len(known.trace) if known else 1 << 30) and (
@@ -132,6 +134,7 @@ class _Count:
             seconds,
             dict(self._final_states),
             tuple(sorted(self._notes)),
+            self._first_violating,
         )
 
 

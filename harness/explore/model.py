@@ -127,6 +127,8 @@ class Exploration(NamedTuple):
     seconds: float
     final_states: Mapping[Hashable, int]
     notes: tuple[str, ...] = ()
+    first_violating: int = 0
+    """By which schedule the first violation was found, counted from 1; 0: none was."""
 
 
 class CannotExplore(Exception):

@@ -12,6 +12,7 @@ from harness.mutants import (
     hurt,
     jobs,
     lookups,
+    protocols,
     schedule,
 )
 from harness.mutants.base import MUTANTS, Mutant
@@ -27,6 +28,7 @@ for _module in (
     hurt,
     jobs,
     lookups,
+    protocols,
     schedule,
     block_names,
 ):
@@ -38,5 +40,6 @@ BASES = (
     "harness.mutants.files:PlainFiles",
     "harness.mutants.schedule:SameQueue",
     "harness.mutants.lookups:SameCpuTier",
+    "harness.mutants.protocols:SoundProtocol",
 )
 """Correct tiers that the mutants derive from: the control runs. They must pass the same short runs."""

@@ -13,7 +13,7 @@ from harness.core.inputs import read_json
 from harness.recorded_run import read_results
 from harness.report.figures import CLASSES, Section, duration, end_seconds, origin_seconds
 from harness.report.rendering import write_page
-from harness.report.sections import faults, machine, moments, transfers, waiting
+from harness.report.sections import faults, interleavings, machine, moments, transfers, waiting
 from harness.report.tables import flat, from_data
 from harness.report.verdict_text import summary, text
 from harness.scenarios import scenarios
@@ -62,6 +62,7 @@ def sections(history: History, results: Mapping[str, Any]) -> list[Section]:
     """All plots for which this history has data, in the order of the page."""
     data = {verdict["name"]: verdict["data"] for verdict in results["verdicts"]}
     made = (
+        *interleavings.counterexamples(history),
         faults.outcomes(history, (data.get("faults") or {}).get("faults") or {}),
         transfers.hit_ratio(history),
         transfers.writers_by_reader(history),

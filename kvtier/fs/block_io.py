@@ -23,7 +23,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, get_args
 
 import xxhash
@@ -162,9 +162,6 @@ class BlockIO:
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
         except OSError:
             return False
-        return self._fits(status)
-
-    def _fits(self, status: os.stat_result) -> bool:
         return stat.S_ISREG(status.st_mode) and status.st_size in self._sizes
 
     def revalidate(self, path: str) -> bool:
@@ -305,7 +302,8 @@ class BlockIO:
         trailer, checksum = self._trailer(keys[0], 0).pack(), native.CHECKSUM if verify else 0
         used = native.read_blocks(*blocks, trailer, checksum, self._read_flags, self._by_use)
         outcomes = []
-        for page, used_seconds, path, key, view in zip(_each_page(pages), used, paths, keys, views, strict=False):
+        each_page = (pages[start : start + PAGE_BYTES] for start in range(0, len(pages), PAGE_BYTES))
+        for page, used_seconds, path, key, view in zip(each_page, used, paths, keys, views, strict=False):
             if used_seconds < 0:
                 outcome = self.read_block(path, key, view)
             else:
@@ -396,18 +394,21 @@ class BlockIO:
         a block)."""
         name = os.path.basename(path)
         try:
-            with posix.opened_folder(os.path.dirname(path)) as folder, _locked(name, folder):
+            with posix.opened_folder(os.path.dirname(path)) as folder, contextlib.ExitStack() as closing:
+                # The lock: between check and move no other process moves the file, so no good one gets its name.
+                with contextlib.suppress(OSError):  # NFS refuses it
+                    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+                    closing.callback(os.close, descriptor)
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
                 now = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                if self._fits(now) if seen is None else (now.st_ino, now.st_dev) != (seen.st_ino, seen.st_dev):
+                if self._is_block(name, folder) if seen is None else not os.path.samestat(now, seen):
                     return ""  # another process has repaired it
                 if not stat.S_ISREG(now.st_mode):
                     reason = "kind"
                 quarantine, _ = self._open_folder(self._quarantine_path, levels=1)
-                try:
-                    target = f"{name}.{reason}.{os.urandom(4).hex()}"
-                    os.rename(name, target, src_dir_fd=folder, dst_dir_fd=quarantine)
-                finally:
-                    os.close(quarantine)
+                closing.callback(os.close, quarantine)
+                target = f"{name}.{reason}.{os.urandom(4).hex()}"
+                os.rename(name, target, src_dir_fd=folder, dst_dir_fd=quarantine)
         except OSError as error:
             logger.warning("cannot quarantine %s (%s): %s", path, reason, error)
             return ""
@@ -420,10 +421,6 @@ class BlockIO:
         if pages is None or len(pages) < count * PAGE_BYTES:
             pages = self._local.pages = memoryview(mmap.mmap(-1, count * PAGE_BYTES))
         return pages
-
-
-def _each_page(pages: memoryview) -> Iterator[memoryview]:
-    return (pages[start : start + PAGE_BYTES] for start in range(0, len(pages), PAGE_BYTES))
 
 
 def _transfer(move: Callable[..., int], descriptor: int, buffers: Sequence[memoryview], total: int) -> None:
@@ -443,19 +440,6 @@ def _transfer(move: Callable[..., int], descriptor: int, buffers: Sequence[memor
         if resume + moved <= done:
             raise OSError(errno.EIO, f"short transfer: {done} of {total} bytes")
         done = resume + moved
-
-
-@contextlib.contextmanager
-def _locked(name: str, folder: int) -> Iterator[None]:
-    """Hold the lock of a bad file while it is moved: between the check and the move no other process moves it, and so
-    no good file gets its name. Without a lock where there is none (NFS refuses one on a file that is read)."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
-            stack.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            stack.callback(posix.unlock, descriptor)
-        yield
 
 
 def _sync(path: str) -> None:

@@ -209,8 +209,7 @@ def _value(fields: dict[str, Any], name: str) -> str:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text := repr(value)) <= 60 else text[:57] + "..."
 
 
 def _unusable(root_dir: str, error: OSError) -> RootError:

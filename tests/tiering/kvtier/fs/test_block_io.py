@@ -450,9 +450,7 @@ def test_a_store_repairs_what_is_no_block_at_sight(io: BlockIO, path: str, damag
 
 
 @pytest.mark.parametrize("repair", ["load", "store"])
-def test_what_another_process_has_repaired_meanwhile_is_not_quarantined(
-    tmp_path: Path, path: str, repair: str
-) -> None:
+def test_what_another_process_has_repaired_meanwhile_is_not_quarantined(tmp_path: Path, path: str, repair: str) -> None:
     """A load, or a store, checks that the bad file is still there, and moves it. In between another process must not
     publish a good one: each holds the bad file's lock while it moves it."""
     io, other = one_by_one(make_io(tmp_path)), one_by_one(make_io(tmp_path))
@@ -461,7 +459,7 @@ def test_what_another_process_has_repaired_meanwhile_is_not_quarantined(
     with open(path, "rb") as bad:
         fcntl.flock(bad, fcntl.LOCK_EX)  # another process is about to move it
         waiting = f"-> FLOCK .*:{os.fstat(bad.fileno()).st_ino} "
-        work = threading.Thread(target=put if repair == "store" else load, args=(io, path, DATA)[: 3 if repair == "store" else 2])
+        work = threading.Thread(target=lambda: put(io, path, DATA) if repair == "store" else load(io, path))
         work.start()
         while work.is_alive() and not re.search(waiting, Path("/proc/locks").read_text()):
             work.join(0.001)

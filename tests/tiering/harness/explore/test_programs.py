@@ -1,0 +1,184 @@
+"""Programs as text, and what is checked after each of their schedules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.adapters import adapter_class
+from harness.adapters.base import TierSetup
+from harness.checkers.interleavings import KINDS
+from harness.core.inputs import UsageError
+from harness.explore import engine
+from harness.explore.checks import EXCUSED, Check
+from harness.explore.diagram import diagram, rows
+from harness.explore.model import Outcome
+from harness.explore.programs import Kit, Step, Subject, in_child, parse
+from harness.scenarios.interleavings import QUICK, THREE, TWO
+
+pytestmark = pytest.mark.skipif(engine.unavailable() is not None, reason=f"{engine.unavailable()}")
+SOUND = "harness.mutants.protocols:SoundProtocol"
+
+
+def kit(tmp_path: Path, tier: str = SOUND, **options: Any) -> Kit:
+    root = tmp_path / "names"
+    root.mkdir()
+    setup = TierSetup(str(root), block_bytes=4096, slots=6, n_read_threads=1, n_write_threads=1, options=options)
+    adapter = adapter_class(tier)(setup)
+    made = Kit.of(adapter)
+    adapter.close()
+    return made
+
+
+@pytest.mark.parametrize("text", [*TWO, *THREE, *QUICK])
+def test_a_listed_program_is_a_text_that_says_the_same_again(text: str) -> None:
+    spec = parse(text)
+    actors = [("then " if late else "") + ", ".join(map(str, steps)) for steps, late in zip(*spec[2:], strict=True)]
+    given = ", ".join(f"{block} {damage}".strip() for block, damage in spec.given)
+    assert f"{given}: {' | '.join(actors)}".removeprefix(": ") == text == spec.text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("store D", "operation 'store D'"),
+        ("lod A", "did you mean 'load'"),
+        ("store", "a block A, B or C"),
+        ("A rotten: load A", "'A rotten' before its colon; valid: .*corrupt, short, long, foreign"),
+        ("then store A", "begins with 'then'"),
+        ("", "operation ''"),
+    ],
+)
+def test_a_wrong_program_is_one_sentence_with_the_valid_choices(text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        parse(text)
+
+
+def test_two_blocks_of_a_kit_share_a_folder_and_the_third_does_not(tmp_path: Path) -> None:
+    a, b, c = (str(Path(path).parent) for path in kit(tmp_path, "kvtier").files.values())
+    assert a == b != c
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Any:
+    """Judges an outcome that was made by hand: what a program's text, its results and files give."""
+    tier = kit(tmp_path)
+
+    def judge(text: str, results: Any, change: Any = lambda root: None, **more: Any) -> Any:
+        root = tmp_path / "root"
+        root.mkdir()
+        spec = parse(text)
+        tier.fill(root, spec)
+        change(root)
+        values = {"errors": (None,) * len(results), "killed": (), "trace": (), **more}
+        check = Check(tier, spec)
+        outcome = Outcome(root, tuple(results), **values)
+        texts = check(outcome)
+        assert all(text.partition(":")[0] in KINDS for text in texts), texts
+        return texts, check.state(outcome)[0]
+
+    judge.kit = tier  # type: ignore[attr-defined]
+    return judge
+
+
+def folder(root: Path) -> Path:
+    """The folder of the tier."""
+    (found,) = root.iterdir()
+    return found
+
+
+OK = {"ok": True, "results": 1, "outcomes": 1, "refused_blocks": 0, "reasons": ""}
+FAILED = {**OK, "ok": False, "reasons": "EIO"}
+
+
+def test_a_good_outcome_has_no_violation(judged: Any) -> None:
+    assert judged("A: load A", [[{**OK, "wrong": None}]]) == ([], ())
+
+
+@pytest.mark.parametrize(
+    ("text", "results", "kind"),
+    [
+        ("A: load A", [[{**OK, "wrong": "short: bytes from 0 on are zero (4096 of 4096)"}]], "wrong bytes"),
+        ("A: load A", [[{**OK, "results": 2, "wrong": None}]], "results"),
+        ("A: load A", [[FAILED]], "failed load"),
+        ("A: store A", [[FAILED]], "failed store"),
+        ("store A", [[OK]], "lost store"),
+        ("open | open", [[{"ok": True, "digest": "1"}], [{"ok": True, "digest": "2"}]], "two seeds"),
+        ("open | open", [[{"ok": True, "digest": "1"}], [{"ok": False, "refused": "no"}]], "refused opening"),
+        ("A, B: evict", [[{"ok": True}]], None),
+    ],
+)
+def test_each_kind_of_bad_result_is_a_violation(judged: Any, text: str, results: Any, kind: str | None) -> None:
+    texts, _ = judged(text, results)
+    assert [text.partition(":")[0] for text in texts] == ([kind] if kind else [])
+
+
+def test_a_process_that_raised_or_hangs_and_a_file_that_stays_are_violations(judged: Any, tmp_path: Path) -> None:
+    texts, _ = judged("A: load A", [None], errors=("ValueError: no",), stuck="deadlock: all wait")
+    assert texts == ["stuck: deadlock: all wait", "raised: process 0: ValueError: no"]
+
+
+def test_a_file_that_nobody_owns_is_left_over(judged: Any) -> None:
+    texts, _ = judged("A: load A", [[{**OK, "wrong": None}]], lambda root: (folder(root) / ".1.tmp").touch())
+    assert texts == ["left over: memory-#/.#.tmp is left, and no process was killed"]
+
+
+def test_what_a_killed_process_left_is_collected(judged: Any) -> None:
+    texts, _ = judged("A: load A", [None], lambda root: (folder(root) / ".1.tmp").touch(), killed=(0,))
+    assert texts == []
+
+
+def test_a_block_that_is_evicted_below_the_limit_is_a_violation(judged: Any) -> None:
+    def remove(root: Path) -> None:
+        for block in folder(root).glob("*.bin"):
+            block.unlink()
+
+    assert judged("A, B: evict", [[{"ok": True}]], remove)[0] == [
+        "evicted too much: 0 blocks are left, and the limit allows 1"
+    ]
+
+
+def test_a_store_that_left_a_damaged_file_is_excused_and_counted(judged: Any) -> None:
+    def quarantine(root: Path) -> None:
+        (block,) = folder(root).glob("*.bin")
+        (folder(root) / "quarantine").mkdir()
+        block.rename(folder(root) / "quarantine/bad")
+
+    assert judged("A corrupt: load A | store A", [[FAILED], [OK]], quarantine) == ([], (EXCUSED,))
+
+
+def test_a_good_file_that_was_moved_away_is_not_excused(judged: Any) -> None:
+    def publish_and_quarantine(root: Path) -> None:
+        (block,) = folder(root).glob("*.bin")
+        block.unlink()
+        (stored,) = in_child(lambda: Subject(judged.kit, root).run([Step("open"), Step("store", "A")])[1:])
+        assert stored["ok"]
+        (folder(root) / "quarantine").mkdir()
+        block.rename(folder(root) / "quarantine/good")
+
+    texts, excused = judged("A corrupt: load A | store A", [[FAILED], [OK]], publish_and_quarantine)
+    assert [text.partition(":")[0] for text in texts] == ["lost store"]
+    assert excused == ()
+
+
+def test_a_diagram_has_a_column_for_each_process_and_marks_the_step(tmp_path: Path) -> None:
+    tier = kit(tmp_path)
+    spec = parse("store A | load A")
+    trace = engine.replay(tier.program(spec, Check(tier, spec)), ("0.0", "1.0"), lambda outcome: outcome.trace)
+    text = diagram(["0: store A", "1: load A"], rows(trace, tier.files), 1)
+    assert text.splitlines()[0].split() == ["process", "0:", "store", "A", "process", "1:", "load", "A"]
+    (marked,) = (line for line in text.splitlines() if line.startswith(">>"))
+    assert marked.endswith("openat(A.bin, O_RDONLY) = -1 ENOENT")
+    assert marked.index("openat") > 40, "the second column"
+
+
+def test_kvtier_passes_a_short_program_and_its_subject_reports_one_result(tmp_path: Path) -> None:
+    tier = kit(tmp_path, "kvtier")
+    root = tmp_path / "root"
+    root.mkdir()
+    done = Subject(tier, root).run([Step("open"), Step("store", "A"), Step("lookup", "A"), Step("load", "A")])
+    assert [(r["ok"], r.get("results"), r.get("seen"), r.get("wrong")) for r in done] == [
+        (True, None, None, None), (True, 1, None, None), (True, None, "hit", None), (True, 1, None, None)
+    ]  # fmt: skip
