@@ -150,7 +150,7 @@ def _carry_out(words: list[str], runs_dir: Path, around: Surroundings) -> tuple[
         child.kill()
         child.communicate()
         return None, f"the run did not end within {RUN_SECONDS_MAX:g} s"
-    except BaseException:  # Ctrl-C or SIGTERM: the run is told too, and nobody waits for its verdict
+    except BaseException:  # Ctrl-C or SIGTERM: the run ends too, without a verdict
         child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.communicate(timeout=END_SECONDS_MAX)
