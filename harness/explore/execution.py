@@ -105,10 +105,13 @@ class _Run:
         self._started: list[ActorProcess] = []
         self._clocks: dict[int, dict[str, int]] = {}  # of each actor: what happened before its start
         self._killed: list[int] = []
+        self._reduction = False
+        self._unchanged: set[int] = set()  # actors whose last step changed nothing: the kill before it is the same
         self._last = ""
 
     def follow(self, prefix: Schedule, sleep: frozenset[str], reduction: bool, names: Sequence[str]) -> Execution:
         execution = self._execution
+        self._reduction = reduction
         self._start_due()
         asleep: frozenset[str] = frozenset()
         stuck = None
@@ -172,7 +175,8 @@ class _Run:
     def _killable(self) -> tuple[str, ...]:
         if len(self._killed) >= self._kills:
             return ()
-        return tuple(f"{one.index}!" for one in self._started if not one.ended and one.actor.mortal)
+        mortal = [one for one in self._started if not one.ended and one.actor.mortal]
+        return tuple(f"{one.index}!" for one in mortal if one.index not in self._unchanged)
 
     def _default(self, awake: list[str], stopped: dict[str, Stopped]) -> str:
         """The same thread again; else the first one of those that have slept least."""
@@ -211,6 +215,9 @@ class _Run:
                 decoded.length, decoded.inode, result, data,
             )  # fmt: skip
         self._last = choice
+        self._unchanged.discard(actor.index)
+        if self._reduction and not effect.writes:
+            self._unchanged.add(actor.index)
         self._execution.calls.append(call)
         self._record(Event(choice, effect, since, self._clocks.get(actor.index, {})))
 
