@@ -11,6 +11,7 @@ from harness.checkers import RULES
 from harness.checkers.base import called
 from harness.core import notes
 from harness.core.findings import About, Finding
+from harness.core.guarantees import GUARANTEES
 from harness.core.history import DIRECTIONS, History, Job, Note, Record, Request, Task, encode
 from harness.report.figures import (
     BOUND_COLOUR,
@@ -31,6 +32,7 @@ REACH_SECONDS = 0.2
 MOMENTS_MAX = 20
 BARS_MAX = 200
 LANES_MAX = 40
+GUARANTEES_MAX = 3
 LENGTH_MIN = 0.5
 """Of a bar, in milliseconds: a shorter one is hardly visible. Its text has the true duration."""
 RECORDS_MAX = 40
@@ -115,6 +117,12 @@ def mark(section: Section, found: Sequence[Moment], start_seconds: float, end_se
     figure.update_layout(shapes=[*figure.layout.shapes, *shapes], annotations=[*figure.layout.annotations, *labels])
 
 
+def _guarantees(rule: str) -> Table:
+    """The promises that a rule judges, as docs/guarantees.md has them."""
+    kept = [one for one in GUARANTEES if rule in one.rules][:GUARANTEES_MAX]
+    return [["guarantee", f"{one.promise} ({one.source})"] for one in kept]
+
+
 def _window(about: About) -> Window:
     at = about.seconds or 0.0
     return Window(at - REACH_SECONDS, at + REACH_SECONDS)
@@ -197,6 +205,7 @@ class _Scene:
         if (rule := RULES.get(about.rule)) is not None:
             rows += [["rule", rule.id], ["demands", rule.text]]
             rows += [["tolerates", rule.tolerates]] if rule.tolerates else []
+            rows += _guarantees(rule.id)
         rows.append(["time", f"{self.at - self.start_seconds:.6f} s after the start of the traffic"])
         rows.append(["monotonic clock", f"{self.at:.6f} s"])
         if about.process is not None:
