@@ -58,6 +58,11 @@ class Hindrance:
         own = self._delays.within(begin, end) + self._locks.within(begin, end)
         return min(end - begin, own + self._machine.within(begin, end))
 
+    def delayed_seconds(self, begin: float, end: float) -> float:
+        """The most that one thread was without a CPU between these moments, or that the machine lost."""
+        lost = self._delays.within(begin, end) + self._machine.within(begin, end)
+        return min(end - begin, lost)
+
     def free_seconds(self, begin: float, end: float) -> float:
         """The part of the time between these moments in which nothing hindered the process: what a tier is charged
         with."""

@@ -17,9 +17,11 @@ time, the next when the last has ended. Per phase:
 4. a flood may slow a probe down as much as it slows itself down. Unloaded lives are measured before the floods. Behind
    single blocks of the other class, of which `s` seconds of a thread are spent on each, a probe takes on average `s`
    and its unloaded life times the slowdown of the flood's own blocks; `SERVICE_FACTOR` times that are allowed.
-A job is charged with the time until the last poll that did not return it. Each flood is repeated: rules 1, 3 and 4
+5. where two processes use one root with different models at the same time, neither model's probes take
+   `SERVICE_FACTOR` times as long as the other's.
+A job is charged with the time until the last poll that did not return it. Each flood is repeated: rules 1 and 3 to 5
 fail what is broken in each repetition, and leave undecided what is broken in most of them. Jobs that run inside their
-submit wait for no other: rules 3 and 4 do not apply.
+submit wait for no other: rules 3 to 5 do not apply.
 A probe of the flood's own class waits its turn behind it: that delay is reported, never judged.
 
 How long each class went without an end is reported too; `starvation` judges each wait.
@@ -32,7 +34,7 @@ unknown: no phase, or no flood that was ever deeper than the threads, or a phase
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from statistics import fmean, median
@@ -77,7 +79,12 @@ SERVICE = Rule(
     f"{SERVICE_FACTOR} times as much on average, since threads share CPUs and the interpreter's lock; a repetition "
     "without it",
 )
-RULES = (STARVED, HANG, CUT_OFF, HEAD_OF_LINE, SERVICE)
+MODEL = Rule(
+    "floods/model-held-back",
+    "Single blocks of one model get through the same floods as those of another model that uses the same root.",
+    f"{SERVICE_FACTOR} times as long on average, or the faster one's longest unloaded life; a repetition without it",
+)
+RULES = (STARVED, HANG, CUT_OFF, HEAD_OF_LINE, SERVICE, MODEL)
 
 
 def check(history: History) -> Verdict:
@@ -105,6 +112,7 @@ def check(history: History) -> Verdict:
     if not in_submit:  # a job that runs inside its submit waits for no other
         _judge_head_of_line(phases, unloaded, findings)
         _judge_service(phases, findings)
+        _judge_models(phases, told, findings)
     hangs = [note for note in history.notes if note.is_a(notes.Hang)]
     cuts = [_judge_cut(note, history, findings) for note in hangs if note.detail.get("cut")]
     hung = [_judge_hang(note, history, findings) for note in hangs if not note.detail.get("cut")]
@@ -266,6 +274,33 @@ def _judge_service(phases: list[dict[str, Any]], findings: Findings) -> None:
                 f"explains; {SERVICE_FACTOR} times are allowed"
             )
             _conclude(text, SERVICE, least, len(slow), len(judged), findings)
+
+
+def _judge_models(phases: list[dict[str, Any]], told: Mapping[int, Mapping[str, Any]], findings: Findings) -> None:
+    """Rule 5."""
+    alike: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    models = {process: str(detail.get("model_name", "")) for process, detail in told.items()}
+    usual = models.get(min(models, default=0), "")
+    for phase in phases:
+        if models.get(phase["process"], usual) != usual and phase["expected_seconds"] and phase["probe_least_seconds"]:
+            alike[phase["probe"], phase["flood"], phase["repetition"]].append(phase)
+    slower: dict[tuple[str, str, int], list[tuple[float, str]]] = defaultdict(list)
+    of: Counter[tuple[str, str]] = Counter()
+    for (probe, flood, _), mine in alike.items():
+        slow, fast = (choose(mine, key=lambda p: float(p["probe_least_seconds"])) for choose in (max, min))
+        of[probe, flood] += 1
+        most = max(SERVICE_FACTOR * fast["probe_mean_seconds"], fast["unloaded_longest_seconds"])
+        if slow["probe_least_seconds"] > most:
+            text = (
+                f"a 1-block {probe} of model {models[slow['process']]!r} takes "
+                f"{milliseconds(slow['probe_least_seconds'])} (mean) through {flood}s, one of model "
+                f"{models[fast['process']]!r} at the same time {milliseconds(fast['probe_mean_seconds'])}"
+            )
+            slower[probe, flood, slow["process"]].append((slow["probe_least_seconds"], text))
+    for (probe, flood, process), found in slower.items():
+        last = max(p["over_seconds"] for p in phases if p["process"] == process)
+        about = {"process": process, "over_seconds": last}
+        _conclude(max(found)[1], MODEL, about, len(found), of[probe, flood], findings)
 
 
 def _judge_hang(note: Note, history: History, findings: Findings) -> dict[str, Any]:

@@ -12,7 +12,9 @@ the same process wakes up anyhow (the canary). Three signs, any of them makes it
 
 A tier that says of itself that it runs jobs inside `submit` (an oracle) is measured, not judged.
 
-Not covered: `lookup` and the other calls, which the history does not time; a submit that is slow because it computes.
+The other calls of the scheduler's thread are judged where the scenario times them (`call_times`).
+
+Not covered: a submit that is slow because it computes.
 
 unknown: no job with a result, or no canary where sign 1 or 2 would need one.
 """
@@ -24,6 +26,8 @@ from statistics import median
 from typing import Any
 
 from harness.checkers.base import Findings, Rule, Value, Verdict, canary_seconds, milliseconds
+from harness.checkers.call_times import RULES as CALL_RULES
+from harness.checkers.call_times import judge_calls
 from harness.checkers.shortages import Shortages
 from harness.core import notes
 from harness.core.history import History, Job
@@ -47,7 +51,7 @@ ALL_ENDED = Rule(
     "A submit returns before all tasks of its job have ended, where the tier shows its schedule.",
     f"one job in four, and fewer than {JOBS_MIN} jobs",
 )
-RULES = (HABIT, NOW_AND_THEN, ALL_ENDED)
+RULES = (HABIT, NOW_AND_THEN, ALL_ENDED, *CALL_RULES)
 
 
 def check(history: History) -> Verdict:
@@ -95,13 +99,14 @@ def check(history: History) -> Verdict:
                 findings.doubt(text, rule=NOW_AND_THEN, process=process)
             continue
         _now_and_then(process, mine, NOISE_FACTOR * max(late), findings)
+    calls = judge_calls(history, findings, in_submit)
     value: Value = "false" if findings else "unknown" if findings.doubts or not jobs else "true"
     p50, p99, longest = _percentiles([_submit(j) for j in jobs])
     figure = (
         f"{len(jobs)} submits took p50 {milliseconds(p50)}, p99 {milliseconds(p99)}, max {milliseconds(longest)}; "
         f"median job {milliseconds(median(map(_life, jobs)) if jobs else 0.0)}"
     )
-    return Verdict("nonblocking", value, figure, findings.list(), data)
+    return Verdict("nonblocking", value, "; ".join([figure, *calls]), findings.list(), data)
 
 
 def _over_when_submitted(process: int, jobs: list[Job], history: History) -> tuple[int, int]:

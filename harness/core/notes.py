@@ -139,6 +139,27 @@ class Device(NamedTuple):
     call: str
 
 
+class Calls(NamedTuple):
+    """One kind of call of the scheduler's thread in one window: how often it was made, how often it took as long as a
+    delayed call of the device (`delay_seconds`), its median and its longest.
+
+    `condition` is "quiet", "delayed" (each call of the device takes `delay_seconds` longer), or "large" (the root has
+    many files).
+    """
+
+    number: int
+    condition: str
+    call: str
+    files: int
+    began_seconds: float
+    over_seconds: float
+    delay_seconds: float
+    made: int
+    slow: int
+    median_seconds: float
+    longest_seconds: float
+
+
 class Counts(NamedTuple):
     """What the tier counted until its end."""
 
@@ -363,7 +384,7 @@ class Counterexample(NamedTuple):
 
 About: TypeAlias = (
     Phase | Fault | Lifted | Hang | Skipped | Unfit | Unready | Refused | Met | Error | Canary | Delayed | Pressure
-    | Device | Counts | Submitted | Asked | Stepped | Promise | Flood | Unloaded | Opening | Cell | Pair | Race
+    | Device | Calls | Counts | Submitted | Asked | Stepped | Promise | Flood | Unloaded | Opening | Cell | Pair | Race
     | Instance | Created | Removed | Missed | Evicted | Sample | Soon | Power | Room | Explored
     | Counterexample
 )  # fmt: skip

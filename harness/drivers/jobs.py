@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from harness.adapters.base import Finished
 from harness.core.history import Job, Name
 from harness.core.traffic import tokens_of
 from harness.drivers.jobs_in_flight import Flight, Flights
@@ -96,9 +97,9 @@ class Jobs:
         self.adapter.request_started(req_id)
         return req_id
 
-    def collect(self) -> list[tuple[int, Job]]:
+    def collect(self, poll: Callable[..., list[Finished]] | None = None) -> list[tuple[int, Job]]:
         """Jobs that ended since the last call, by their ids; each ends its request."""
-        ended = self._flights.collect()
+        ended = self._flights.collect(poll)
         for flight, record in ended:
             self.adapter.request_finished(flight.req_id)
             if flight.direction == "store" and (record.failed or flight.tag in self._unstored):

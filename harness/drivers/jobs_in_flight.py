@@ -7,7 +7,7 @@ blocks.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from harness.adapters.base import Finished
@@ -73,11 +73,12 @@ class Flights:
         self.flying[job_id] = Flight(tag, direction, blocks, list(keys), slots, req_id, submitted, time.monotonic())
         return job_id
 
-    def collect(self) -> list[tuple[Flight, Job]]:
-        """Jobs that ended since the last call, judged and written down. All are stamped when they arrive: to judge one
-        takes time, which is not the next one's."""
+    def collect(self, poll: Callable[..., list[Finished]] | None = None) -> list[tuple[Flight, Job]]:
+        """Jobs that ended since the last call, judged and written down; `poll` makes the call of the tier.
+
+        All are stamped when they arrive: to judge one takes time, which is not the next one's."""
         absent_seconds, self._polled_seconds = self._polled_seconds, time.monotonic()
-        results = self._adapter.poll()
+        results = poll(self._adapter.poll) if poll else self._adapter.poll()
         now = time.monotonic()
         ended = [pair for result in results if (pair := self._end(result, absent_seconds, now))]
         self._worker.write(*(record for _, record in ended))

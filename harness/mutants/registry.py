@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from harness.mutants import (
     block_names,
+    calls,
     capacity,
     contract_jobs,
     contract_keys,
     contract_tiers,
     files,
+    held_back,
     hurt,
     jobs,
     lookups,
@@ -19,19 +21,11 @@ from harness.mutants.base import MUTANTS, Mutant
 
 __all__ = ["BASES", "MUTANTS", "Mutant"]
 
-for _module in (
-    capacity,
-    contract_jobs,
-    contract_keys,
-    contract_tiers,
-    files,
-    hurt,
-    jobs,
-    lookups,
-    protocols,
-    schedule,
-    block_names,
-):
+_MODULES = (
+    *(calls, capacity, contract_jobs, contract_keys, contract_tiers, files, held_back, hurt, jobs, lookups, protocols),
+    *(schedule, block_names),
+)
+for _module in _MODULES:
     assert any(m.tier.startswith(_module.__name__ + ":") for m in MUTANTS.values()), f"{_module} has no mutant"
 
 BASES = (

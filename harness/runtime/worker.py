@@ -280,6 +280,7 @@ class Worker:
             "PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED"),
             "metrics_address": address,
             "driver": self.instruction.driver,
+            "model_name": setup.model_name,
             "read_threads": setup.n_read_threads,
             "write_threads": setup.n_write_threads,
             "runs_in_submit": self.adapter.runs_in_submit,

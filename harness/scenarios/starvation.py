@@ -156,6 +156,8 @@ def run(context: Context, plan: Plan) -> None:
     options: StarvationOptions = context.options
     with device_probe(context.root_dir.parent, options.block_bytes, context.note):
         _floods(context, plan)
+        if not isinstance(context, OnHosts) and not adapter_class(options.tier).runs_in_submit:
+            _models(context, plan)
     with _fault_fs(context, plan) as fs:
         if fs is not None:
             _under_faults(context, plan, fs, len(plan.floods) * options.processes)
@@ -177,15 +179,37 @@ def _floods(context: Context, plan: Plan) -> None:
         _end(context, children)
 
 
+def _models(context: Context, plan: Plan) -> None:
+    """Two processes of different models at a time, with the same floods of single blocks."""
+    split, phases = plan.under_faults, tuple(Phase(other(flood), flood, 1) for flood in DIRECTIONS)
+    first = (len(plan.floods) + 2) * context.options.processes
+    children = [
+        _start(context, first + i, split, phases, str(context.root_dir), 1, model_name=f"harness/model-{i}")[0]
+        for i in range(2)
+    ]
+    for number, (repetition, phase) in enumerate(itertools.product(range(REPETITIONS), phases), 1):
+        least = {"repetition": repetition, "probes_min": PROBES_MIN}
+        _order(children, number, plan.seconds / REPETITIONS, phase, split, **least)
+        _await(context, children, "carried_out", number, plan.seconds)
+    _end(context, children)
+
+
 def _start(
-    context: Context, first: int, split: tuple[int, int], phases: tuple[Phase, ...], root_dir: str
+    context: Context,
+    first: int,
+    split: tuple[int, int],
+    phases: tuple[Phase, ...],
+    root_dir: str,
+    processes: int = 0,
+    **more: Any,
 ) -> list[Child]:
     options: StarvationOptions = context.options
     needed = _flood_slots(split, phases)
-    changes: dict[str, Any] = {"n_read_threads": split[0], "n_write_threads": split[1], "root_dir": root_dir}
+    changes: dict[str, Any] = {"n_read_threads": split[0], "n_write_threads": split[1], "root_dir": root_dir, **more}
     changes["slots"] = options.slots or SLOTS_FACTOR * max(needed, STORED_BLOCKS)
     children = [
-        context.start(first + i, "flood", {"stored_blocks": STORED_BLOCKS}, **changes) for i in range(options.processes)
+        context.start(first + i, "flood", {"stored_blocks": STORED_BLOCKS}, **changes)
+        for i in range(processes or options.processes)
     ]
     context.workers.await_ready(children)
     context.workers.go(children)
