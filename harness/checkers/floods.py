@@ -49,7 +49,7 @@ FLOOD_FACTOR = 4
 CLASSES: tuple[Direction, Direction] = ("load", "store")
 SIZE_FACTOR_MIN = 32
 """Sizes that are nearer to each other would be told apart by noise."""
-SERVICE_FACTOR = 8
+SERVICE_FACTOR = 4
 """How much longer than expected a probe may take on average."""
 
 STARVED = Rule(
@@ -424,6 +424,8 @@ def _judge_head_of_line(
         size = large_blocks / max(smaller)
         broken = []
         pairs = [(p, small[p["repetition"]]) for p in large if p["repetition"] in small]
+        if len(pairs) < len(small):
+            continue  # was not repeated as often
         for ahead, behind in pairs:
             grown = ahead["probe_least_seconds"] / behind["probe_mean_seconds"]
             more_seconds = ahead["probe_least_seconds"] - behind["probe_mean_seconds"]

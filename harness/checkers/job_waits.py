@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from harness.checkers.base import Findings, Rule, milliseconds, of_job
@@ -19,6 +19,7 @@ from harness.checkers.evidence import REPETITIONS, Hindrance, least_life, most_l
 from harness.core import notes
 from harness.core.history import DIRECTIONS, Direction, History, Job
 
+OVERTAKES_FACTOR = 2
 JOB_FACTOR = 4
 THREADS_DEFAULT = 32  # of tiers that do not say
 THREADS_LEAST = 8
@@ -32,7 +33,7 @@ OTHER: Mapping[Direction, Direction] = {"load": "store", "store": "load"}
 JOB_HELD = Rule(
     "starvation/job-held-back",
     "No job waits while jobs of its direction that were submitted later end.",
-    f"{JOB_FACTOR} blocks that overtake for each thread and block of the largest of them; {HELD_FACTOR} times the "
+    f"{OVERTAKES_FACTOR} overtaking blocks for each thread and block of the largest of them; {HELD_FACTOR} times the "
     f"longest call of the device or unloaded life, at least {HELD_SECONDS_MIN * 1000:g} ms, {UNMEASURED_SECONDS:g} s "
     f"where neither was measured; time in which the process was hindered. What came fewer than {REPETITIONS} times "
     "leaves it undecided",
@@ -48,16 +49,19 @@ RULES = (JOB_HELD, CLASS_HELD)
 
 class _Baseline(NamedTuple):
     """Of one process and direction: the mean life of a single block with nothing else in flight, and what a wait must
-    exceed to be no spread of the device."""
+    exceed to be no spread of the device as it typically is."""
 
     mean_seconds: float | None
-    least_seconds: float
+    typical_seconds: float
 
 
 class _Held(NamedTuple):
-    """A job or a class that was held back."""
+    """A job or a class that was held back: in seconds the wait, what it may typically be, the wait without hindered
+    time, and what it may be with the device as it was then."""
 
-    seconds: float  # without those in which the process was hindered
+    seconds: float
+    typical_seconds: float
+    free_seconds: float
     allowed_seconds: float
     text: str
     about: dict[str, Any]
@@ -73,9 +77,11 @@ class JobWaits:
         for job in history.jobs:
             self._jobs[job.process].append(job)
         self._hindrance: dict[int, Hindrance] = {}
-        self._device_seconds = max(
-            (float(n.detail["longest_seconds"]) for n in history.notes if n.is_a(notes.Device)), default=None
-        )
+        self._device = [
+            (float(n.detail["from_seconds"]), n.monotonic_seconds, float(n.detail["longest_seconds"]))
+            for n in history.notes
+            if n.is_a(notes.Device)
+        ]
         self._hung = {n.detail["process"] for n in history.notes if n.is_a(notes.Hang)}
 
     def processes(self) -> list[int]:
@@ -97,58 +103,67 @@ class JobWaits:
             if n.process == process and n.is_a(notes.Unloaded) and n.detail["direction"] == direction
         }
         unloaded = [j for j in self._jobs[process] if j.request in tags and j.results]
-        spreads = [most_life(j) for j in unloaded]
-        if self._device_seconds is not None:
-            spreads.append(self._device_seconds)
-        least = max(HELD_SECONDS_MIN, HELD_FACTOR * max(spreads)) if spreads else UNMEASURED_SECONDS
-        return _Baseline(fmean(map(least_life, unloaded)) if unloaded else None, least)
+        # The longest but one: a single pause is no spread.
+        spreads = sorted(most_life(j) for j in unloaded)[-2:-1]
+        if self._device:
+            spreads.append(median(longest for *_, longest in self._device))
+        typical = max(HELD_SECONDS_MIN, HELD_FACTOR * max(spreads)) if spreads else UNMEASURED_SECONDS
+        return _Baseline(fmean(map(least_life, unloaded)) if unloaded else None, typical)
+
+    def _allowed_seconds(self, begin: float, end: float, typical_seconds: float) -> float:
+        """What a wait between these moments must exceed: the device may have been slower than it typically is."""
+        then = [longest for since, until, longest in self._device if since < end and begin < until]
+        return max(typical_seconds, HELD_FACTOR * max(then, default=0.0))
 
     def judge(self, findings: Findings) -> None:
         """Adds findings where something was held back `REPETITIONS` times, else doubts."""
         for process in self.processes():
-            threads = max(THREADS_LEAST, sum(threads_asked(self._history, process).values()) or THREADS_DEFAULT)
+            threads = sum(threads_asked(self._history, process).values()) or THREADS_DEFAULT
             for direction in DIRECTIONS:
                 self._conclude(JOB_HELD, list(self._held_jobs(process, direction, threads)), findings)
-                self._conclude(CLASS_HELD, list(self._held_classes(process, direction, threads)), findings)
+                many = max(THREADS_LEAST, threads)
+                self._conclude(CLASS_HELD, list(self._held_classes(process, direction, many)), findings)
 
     @staticmethod
     def _conclude(rule: Rule, held: list[_Held], findings: Findings) -> None:
-        certain = sorted((h for h in held if h.seconds > h.allowed_seconds), key=lambda h: -h.seconds)
-        times = sum(int(h.seconds / h.allowed_seconds) for h in certain)
-        if times >= REPETITIONS:
+        """A finding if waits without hindered time add up to `REPETITIONS` times what is allowed, a doubt if all waits
+        add up to so much of what is typical, else nothing: a pause that did not come again."""
+        certain = sorted((h for h in held if h.free_seconds > h.allowed_seconds), key=lambda h: -h.free_seconds)
+        if sum(int(h.free_seconds / h.allowed_seconds) for h in certain) >= REPETITIONS:
             for one in certain:
                 findings.add(f"{one.text} ({len(certain)} times in this process)", rule=rule, **one.about)
-        elif held:
-            worst = max(held, key=lambda h: h.seconds)
-            why = f"{milliseconds(worst.seconds)} of it without a hindrance, which did not come again often enough"
-            findings.doubt(f"{worst.text}, {why}", rule=rule, **worst.about)
+        elif sum(int(h.seconds / h.typical_seconds) for h in held) >= REPETITIONS:
+            worst = max(held, key=lambda h: h.free_seconds)
+            why = f"nothing hindered the process in {milliseconds(worst.free_seconds)} of it, too little to tell"
+            findings.doubt(f"{worst.text}; {why}", rule=rule, **worst.about)
 
     def _held_jobs(self, process: int, direction: Direction, threads: int) -> Iterator[_Held]:
         baseline = self.baseline(process, direction)
         jobs = sorted(self.jobs(process, direction), key=lambda j: j.submitted_seconds)
         submitted = [j.submitted_seconds for j in jobs]
         for job in jobs:
-            if least_life(job) <= baseline.least_seconds:
+            if least_life(job) <= baseline.typical_seconds:
                 continue
             until = job.submitted_seconds + least_life(job)
             later = jobs[bisect_right(submitted, job.submit_returned_seconds) : bisect_left(submitted, until)]
             earlier = [k for k in later if k.results and k.finished_seconds <= until]
             if not earlier:
                 continue
-            most = JOB_FACTOR * threads * max(len(job.blocks), *(len(k.blocks) for k in earlier))
+            most = OVERTAKES_FACTOR * threads * max(len(job.blocks), *(len(k.blocks) for k in earlier))
             if (overtaking := sum(len(k.blocks) for k in earlier)) <= most:
                 continue
             since = min(k.finished_seconds for k in earlier)
-            if until - since > baseline.least_seconds:
+            if until - since > baseline.typical_seconds:
+                allowed = self._allowed_seconds(job.submitted_seconds, until, baseline.typical_seconds)
                 text = (
                     f"process {process}: job {job.job_id} ({direction}, {len(job.blocks)} blocks) had no result for "
                     f"{milliseconds(until - since)} after a {direction} submitted later had ended, and {overtaking} "
                     f"blocks of {direction}s submitted later ended before it; the device explains "
-                    f"{milliseconds(baseline.least_seconds)} at most"
+                    f"{milliseconds(allowed)} at most"
                 )
                 free = self.hindrance(process).free_seconds(since, until)
-                about = of_job(job, expected=milliseconds(baseline.least_seconds), seen=milliseconds(until - since))
-                yield _Held(free, baseline.least_seconds, text, about)
+                about = of_job(job, expected=milliseconds(allowed), seen=milliseconds(until - since))
+                yield _Held(until - since, baseline.typical_seconds, free, allowed, text, about)
 
     def _held_classes(self, process: int, direction: Direction, threads: int) -> Iterator[_Held]:
         mine, other = self.baseline(process, direction), self.baseline(process, OTHER[direction])
@@ -158,7 +173,7 @@ class JobWaits:
         )
         starts = [j.submitted_seconds for j in others]
         for start, end, blocks in gaps(self.jobs(process, direction)):
-            if end - start <= mine.least_seconds:
+            if end - start <= mine.typical_seconds:
                 continue
             later = others[bisect_right(starts, start) : bisect_left(starts, end)]
             overtaking = sum(len(o.blocks) for o in later if o.finished_seconds < end)
@@ -172,7 +187,8 @@ class JobWaits:
                 )
                 free = self.hindrance(process).free_seconds(start, end)
                 about = {"seconds": end, "process": process, "seen": milliseconds(end - start)}
-                yield _Held(free, mine.least_seconds, text, about)
+                allowed = self._allowed_seconds(start, end, mine.typical_seconds)
+                yield _Held(end - start, mine.typical_seconds, free, allowed, text, about)
 
 
 def threads_asked(history: History, process: int) -> dict[Direction, int]:

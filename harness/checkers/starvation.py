@@ -297,12 +297,13 @@ class _Process:
     def _judge_idleness(self, idle: list[_Idle]) -> None:
         """Rule 3. A thread that was hindered was not idle. One pause of the machine is no finding: each time that the
         hand-over took longer than allowed counts, and how many times longer."""
-        times = 0
+        times, apparent = 0, 0
         worst: dict[str, tuple[float, _Idle]] = {}
         counted_until = -math.inf
         for one in sorted(idle, key=lambda i: i.since):
             seconds = self.hindrance.free_seconds(one.since, one.until)
-            if one.since >= counted_until and seconds > one.allowed_seconds:
+            if one.since >= counted_until:
+                apparent += int(one.seconds / one.allowed_seconds)
                 times += int(seconds / one.allowed_seconds)
                 counted_until = one.until
             if one.thread not in worst or seconds > worst[one.thread][0]:
@@ -314,9 +315,8 @@ class _Process:
             )
             if times >= REPETITIONS and seconds > one.allowed_seconds:
                 self._find(one.task, IDLE, f"{text} (that and more {times} times in this process)")
-            elif times < REPETITIONS:
-                hindered = f", for up to {_ms(one.seconds - seconds)} of it the process was hindered"
-                self._doubt(one.task, IDLE, text + (hindered if one.seconds > seconds else ", once"))
+            elif times < REPETITIONS <= apparent:
+                self._doubt(one.task, IDLE, f"{text}, but the process was hindered for {_ms(one.seconds - seconds)}")
 
     def judge_clock(self, jobs: Mapping[int, Job]) -> int:
         """Rule 6; returns how many tasks could be compared."""
@@ -344,6 +344,7 @@ class _Process:
                 times = int(self.hindrance.free_seconds(end, polled) / allowed)
                 late_results.append((times, polled - end, job_id, allowed))
         certain = sum(late[0] for late in late_results)
+        apparent = sum(int(gap / allowed) for _, gap, _, allowed in late_results)
         for times, gap, job_id, allowed in sorted(late_results, reverse=True):
             text = (
                 f"{self.who}: the tasks of job {job_id} claim to have ended {_ms(gap)} before a poll that did not "
@@ -355,7 +356,8 @@ class _Process:
                 "job": job_id,
             }
             if certain < REPETITIONS:
-                self.findings.doubt(f"{text}, which did not come again often enough", STAMPS, **known)
+                if apparent >= REPETITIONS:
+                    self.findings.doubt(f"{text}, but the process was hindered", STAMPS, **known)
                 break
             if times:
                 self.findings.add(text, STAMPS, **known)

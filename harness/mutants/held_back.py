@@ -73,7 +73,7 @@ class HoldsBackOneStoreOfMany(_HoldsBack):
 
     def held_back(self, direction: Direction, keys: Sequence[bytes], req_id: str) -> bool:
         self.stores += direction == "store"
-        return direction == "store" and self.stores % 400 == 399
+        return direction == "store" and self.stores % 150 == 149
 
 
 @detected_by("starvation/job-held-back", HELD.format("load", "load"), scenario="starvation")

@@ -52,6 +52,10 @@ PHASE_GRACE_SECONDS = 60.0
 REPETITIONS = 3
 """So often each flood is repeated in a process: a defect comes again, a pause of the machine does not."""
 PROBES_MIN = 5  # of each repetition
+LARGE_BLOCKS = 16
+"""Floods of larger jobs are repeated in one split only: with many threads each takes seconds."""
+STEADY_SECONDS = 1.0
+"""A flood of single blocks lasts so long in one split: of its thousands of jobs each must get its turn."""
 HANG_SECONDS_MAX = 5.0
 DELAY_SECONDS = 0.005
 UNDER_FAULTS = 4  # floods on the fault file system: two slow ones, two with a hung call
@@ -101,6 +105,7 @@ class Plan:
     floods: dict[tuple[int, int], tuple[Phase, ...]]
     under_faults: tuple[int, int]
     seconds: float
+    steady_seconds: float
     source: str
 
 
@@ -124,7 +129,10 @@ def prepare(options: StarvationOptions) -> Plan:
     count = sum(map(len, floods.values())) + UNDER_FAULTS
     seconds = options.seconds / count
     words = " ".join(f"{n}+{m}" for n, m in splits)
-    return Plan(floods, under_faults, seconds, f"threads {words}, {count} floods of {seconds:.2g} s each")
+    steady_seconds = max(seconds / REPETITIONS, min(STEADY_SECONDS, options.seconds / 2))
+    return Plan(
+        floods, under_faults, seconds, steady_seconds, f"threads {words}, {count} floods of {seconds:.2g} s each"
+    )
 
 
 def _or_default(threads: int | None) -> int:
@@ -133,7 +141,7 @@ def _or_default(threads: int | None) -> int:
 
 def flood_jobs(threads: int, blocks: int) -> int:
     """Jobs that a flood keeps in flight: more than the threads, and many more where they are small."""
-    return threads + 2 if blocks > 16 else 4 * threads + 8
+    return threads + 2 if blocks > LARGE_BLOCKS else 4 * threads + 8
 
 
 def _flood_slots(split: tuple[int, int], phases: tuple[Phase, ...]) -> int:
@@ -171,11 +179,14 @@ def _floods(context: Context, plan: Plan) -> None:
     for index, (split, phases) in enumerate(plan.floods.items()):
         children = _start(context, index * options.processes, split, phases, str(context.root_dir))
         for number, (repetition, phase) in enumerate(itertools.product(range(REPETITIONS), phases), 1):
-            if phase.probe == phase.flood and repetition:
-                continue  # is reported, not judged
+            large = phase.blocks > LARGE_BLOCKS and split != plan.under_faults
+            if repetition and (large or phase.probe == phase.flood):
+                continue  # takes long, or is reported and not judged
             least = {"repetition": repetition, "probes_min": PROBES_MIN}
-            _order(children, number, plan.seconds / REPETITIONS, phase, split, **least)
-            _await(context, children, "carried_out", number, plan.seconds)
+            steady = phase.blocks == 1 and split == plan.under_faults
+            seconds = plan.steady_seconds if steady else plan.seconds / REPETITIONS
+            _order(children, number, seconds, phase, split, **least)
+            _await(context, children, "carried_out", number, seconds)
         _end(context, children)
 
 
