@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable
+from statistics import median
 from typing import Literal
 
 from harness.core import notes
@@ -18,6 +19,9 @@ from harness.core.history import History, Job
 
 REPETITIONS = 3
 """So often a situation is repeated by a scenario, and so often a rule of time must be broken for a finding."""
+
+HELD_FACTOR = 4
+"""How many times the device's longest call a wait must exceed: a job is more than one call."""
 
 Confirmed = Literal["yes", "unsure", "no"]
 
@@ -38,6 +42,11 @@ def confirmed(times: int, repetitions: int) -> Confirmed:
     if times == repetitions and times:
         return "yes"
     return "unsure" if 2 * times > repetitions else "no"
+
+
+def device_seconds(history: History) -> float:
+    """The longest call of the device probe within half a second, in a typical one; 0 where it was not measured."""
+    return median([float(n.detail["longest_seconds"]) for n in history.notes if n.is_a(notes.Device)] or [0.0])
 
 
 class Hindrance:

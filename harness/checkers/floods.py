@@ -41,7 +41,7 @@ from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from harness.checkers.base import Findings, Rule, Value, Verdict, milliseconds
-from harness.checkers.evidence import confirmed, least_life, most_life
+from harness.checkers.evidence import HELD_FACTOR, confirmed, device_seconds, least_life, most_life
 from harness.core import notes
 from harness.core.history import Direction, History, Job, Note
 
@@ -49,7 +49,7 @@ FLOOD_FACTOR = 4
 CLASSES: tuple[Direction, Direction] = ("load", "store")
 SIZE_FACTOR_MIN = 32
 """Sizes that are nearer to each other would be told apart by noise."""
-SERVICE_FACTOR = 4
+SERVICE_FACTOR = 8
 """How much longer than expected a probe may take on average."""
 
 STARVED = Rule(
@@ -76,8 +76,8 @@ HEAD_OF_LINE = Rule(
 SERVICE = Rule(
     "floods/loaded-service",
     "A flood slows single blocks of the other direction down no more than its own blocks.",
-    f"{SERVICE_FACTOR} times as much on average, since threads share CPUs and the interpreter's lock; a repetition "
-    "without it",
+    f"{SERVICE_FACTOR} times as much on average, since threads share CPUs and the interpreter's lock; {HELD_FACTOR} times "
+    "the longest call of the device in a typical half second; a repetition without it",
 )
 MODEL = Rule(
     "floods/model-held-back",
@@ -111,7 +111,7 @@ def check(history: History) -> Verdict:
     _judge_starved(phases, findings)
     if not in_submit:  # a job that runs inside its submit waits for no other
         _judge_head_of_line(phases, unloaded, findings)
-        _judge_service(phases, findings)
+        _judge_service(phases, findings, device_seconds(history))
         _judge_models(phases, told, findings)
     hangs = [note for note in history.notes if note.is_a(notes.Hang)]
     cuts = [_judge_cut(note, history, findings) for note in hangs if note.detail.get("cut")]
@@ -255,7 +255,7 @@ def _judge_starved(phases: list[dict[str, Any]], findings: Findings) -> None:
             findings.doubt(f"{_called(starved[0])}: none ended, and few of the flood ({starved[0]['flood_ended']})")
 
 
-def _judge_service(phases: list[dict[str, Any]], findings: Findings) -> None:
+def _judge_service(phases: list[dict[str, Any]], findings: Findings, spread_seconds: float) -> None:
     """Rule 4, for floods of single blocks: larger jobs are rule 3's."""
     for repetitions in _repetitions(
         p for p in phases if p["flood_blocks"] == 1 and p["deep"] and p["repetition"] is not None
@@ -264,7 +264,8 @@ def _judge_service(phases: list[dict[str, Any]], findings: Findings) -> None:
         slow = [
             p
             for p in judged
-            if p["probe_least_seconds"] > max(SERVICE_FACTOR * p["expected_seconds"], p["unloaded_longest_seconds"])
+            if p["probe_least_seconds"]
+            > max(SERVICE_FACTOR * p["expected_seconds"], p["unloaded_longest_seconds"], HELD_FACTOR * spread_seconds)
         ]
         if slow:
             least = min(slow, key=lambda p: float(p["probe_least_seconds"] / p["expected_seconds"]))

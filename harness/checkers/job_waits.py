@@ -11,11 +11,11 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from harness.checkers.base import Findings, Rule, milliseconds, of_job
-from harness.checkers.evidence import REPETITIONS, Hindrance, least_life, most_life
+from harness.checkers.evidence import HELD_FACTOR, REPETITIONS, Hindrance, device_seconds, least_life, most_life
 from harness.core import notes
 from harness.core.history import DIRECTIONS, Direction, History, Job
 
@@ -24,8 +24,9 @@ JOB_FACTOR = 4
 THREADS_DEFAULT = 32  # of tiers that do not say
 THREADS_LEAST = 8
 """With two threads, one slow read lets as many small jobs by as would be starvation with many."""
-HELD_FACTOR = 4
 HELD_SECONDS_MIN = 0.02
+NO_PAUSE_FACTOR = 30
+"""A single wait of so many times what is allowed is no pause of the machine."""
 UNMEASURED_SECONDS = 1.0
 """What a wait must exceed where neither the device nor an unloaded life was measured."""
 OTHER: Mapping[Direction, Direction] = {"load": "store", "store": "load"}
@@ -106,7 +107,7 @@ class JobWaits:
         # The longest but one: a single pause is no spread.
         spreads = sorted(most_life(j) for j in unloaded)[-2:-1]
         if self._device:
-            spreads.append(median(longest for *_, longest in self._device))
+            spreads.append(device_seconds(self._history))
         typical = max(HELD_SECONDS_MIN, HELD_FACTOR * max(spreads)) if spreads else UNMEASURED_SECONDS
         return _Baseline(fmean(map(least_life, unloaded)) if unloaded else None, typical)
 
@@ -126,13 +127,13 @@ class JobWaits:
 
     @staticmethod
     def _conclude(rule: Rule, held: list[_Held], findings: Findings) -> None:
-        """A finding if waits without hindered time add up to `REPETITIONS` times what is allowed, a doubt if all waits
-        add up to so much of what is typical, else nothing: a pause that did not come again."""
+        """A finding if it came again, by waits without hindered time and the device as it was then; a doubt if by all
+        waits and the device as it typically is; else nothing: a pause that did not come again."""
         certain = sorted((h for h in held if h.free_seconds > h.allowed_seconds), key=lambda h: -h.free_seconds)
-        if sum(int(h.free_seconds / h.allowed_seconds) for h in certain) >= REPETITIONS:
+        if sum(_times(h.free_seconds / h.allowed_seconds) for h in certain) >= REPETITIONS:
             for one in certain:
                 findings.add(f"{one.text} ({len(certain)} times in this process)", rule=rule, **one.about)
-        elif sum(int(h.seconds / h.typical_seconds) for h in held) >= REPETITIONS:
+        elif sum(_times(h.seconds / h.typical_seconds) for h in held) >= REPETITIONS:
             worst = max(held, key=lambda h: h.free_seconds)
             why = f"nothing hindered the process in {milliseconds(worst.free_seconds)} of it, too little to tell"
             findings.doubt(f"{worst.text}; {why}", rule=rule, **worst.about)
@@ -189,6 +190,11 @@ class JobWaits:
                 about = {"seconds": end, "process": process, "seen": milliseconds(end - start)}
                 allowed = self._allowed_seconds(start, end, mine.typical_seconds)
                 yield _Held(end - start, mine.typical_seconds, free, allowed, text, about)
+
+
+def _times(excess: float) -> int:
+    """How often a wait of so many times what is allowed counts."""
+    return REPETITIONS if excess >= NO_PAUSE_FACTOR else 1
 
 
 def threads_asked(history: History, process: int) -> dict[Direction, int]:

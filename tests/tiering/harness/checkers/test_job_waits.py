@@ -52,8 +52,8 @@ def test_single_jobs_of_a_thousand_that_are_held_back_are_found() -> None:
 
 
 def test_one_pause_of_one_job_is_no_finding() -> None:
-    assert judge(held(stream(), 301, seconds=0.04)).value == "true"
-    assert judge(held(stream(), 301, seconds=0.4)).value == "false", "many times what the device explains"
+    assert judge(held(stream(), 301, seconds=0.1)).value == "true"
+    assert judge(held(stream(), 301, seconds=0.8)).value == "false", "40 times what the device explains"
 
 
 def test_waits_that_the_device_as_it_was_then_explains_are_inconclusive() -> None:
