@@ -76,8 +76,8 @@ HEAD_OF_LINE = Rule(
 SERVICE = Rule(
     "floods/loaded-service",
     "A flood slows single blocks of the other direction down no more than its own blocks.",
-    f"{SERVICE_FACTOR} times as much on average, since threads share CPUs and the interpreter's lock; {HELD_FACTOR} times "
-    "the longest call of the device in a typical half second; a repetition without it",
+    f"{SERVICE_FACTOR} times as much on average, since threads share CPUs and the interpreter's lock; {HELD_FACTOR} "
+    "times the longest call of the device in a typical half second; a repetition without it",
 )
 MODEL = Rule(
     "floods/model-held-back",
