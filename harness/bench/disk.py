@@ -34,6 +34,11 @@ class Disk:
     def kind(self) -> str:
         return "XFS in a file, loop device with direct I/O" if self._loop else "a folder"
 
+    @property
+    def is_own(self) -> bool:
+        """Whether no other program uses its device."""
+        return self._loop is not None
+
     def fresh(self, *keep: str) -> None:
         """Empty it: a new file system, or, where there is none of its own or something shall be kept, removed files."""
         if self._loop and not keep:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import os
 import resource
 import time
@@ -85,7 +86,8 @@ class Driver:
 
     def run(self, direction: str, keys: Sequence[bytes], slots: Sequence[int], job_blocks: int) -> dict[str, float]:
         """All blocks in jobs of `job_blocks`, at once; its seconds, throughput and CPU time."""
-        before, started = cpu_seconds(), time.perf_counter()
+        root = self.adapter.setup.root_dir
+        requests, before, started = device_requests(root, direction), cpu_seconds(), time.perf_counter()
         jobs = [
             self.submit(direction, keys[i : i + job_blocks], slots[i : i + job_blocks])
             for i in range(0, len(keys), job_blocks)
@@ -97,6 +99,7 @@ class Driver:
             "seconds": seconds,
             "mib_per_second": moved / seconds / (1 << 20),
             "cpu_seconds_per_gib": (cpu_seconds() - before) / moved * (1 << 30),
+            "device_requests_per_block": (device_requests(root, direction) - requests) / len(keys),
         }
 
     def path(self, key: bytes) -> str:
@@ -126,6 +129,16 @@ def sync(path: str) -> None:
 def cpu_seconds() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
+
+
+def device_requests(path: str, direction: str) -> float:
+    """Requests that the device of a file system has ended, from all processes; NaN where it has no device."""
+    device = os.stat(path).st_dev
+    try:
+        with open(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat") as file:
+            return float(file.read().split()[4 if direction == "store" else 0])
+    except OSError:
+        return math.nan
 
 
 def io_chars(direction: str) -> int:

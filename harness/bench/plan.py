@@ -123,6 +123,9 @@ def throughput(bench: Bench) -> Iterator[Sample]:
                         yield Sample("throughput", row, phase, "MiB/s", who.name, number, figures["mib_per_second"])
                         cpu = figures["cpu_seconds_per_gib"]
                         yield Sample("throughput", row, f"{phase} CPU", "s/GiB", who.name, number, cpu)
+                        if bench.disk.is_own:
+                            requests = figures["device_requests_per_block"]
+                            yield Sample("throughput", row, f"{phase} requests", "a block", who.name, number, requests)
             yield from _ceilings(bench, row, block_bytes, blocks, number)
 
 

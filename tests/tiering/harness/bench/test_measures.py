@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.bench.compared_tiers import REPOSITORY, Contestant, in_turn
-from harness.bench.disk import Disk, plain_folder
+from harness.bench.disk import Disk, Unavailable, own_disk, plain_folder
 from harness.bench.plan import SECTIONS, SMOKE, Bench
 from harness.bench.regression import METRICS, Comparison
 from harness.bench.show import rows
@@ -51,6 +51,24 @@ def test_a_section_yields_its_figures(bench: Bench, section: str, figures: set[s
     # In so short a time a process may get nothing.
     assert all(sample.value > 0 or sample.metric.startswith("least") for sample in samples)
     assert {target.outcome for target in targets(samples)} <= {"met", "missed", "unclear", "unmeasured"}
+
+
+def test_requests_of_the_device_show_which_load_comes_from_the_page_cache(tmp_path: Path, kvtier: Contestant) -> None:
+    """On a disk of its own: the first two loads of a block read the device, the third does not."""
+    raw = Contestant("raw")
+    try:
+        with own_disk(tmp_path, 320 << 20) as disk:
+            kvtier.gaps.clear()
+            samples = list(SECTIONS["throughput"](Bench(SMOKE, disk, [kvtier, raw], tmp_path)))
+    except Unavailable as error:
+        pytest.skip(str(error))
+    finally:
+        raw.close()
+    assert kvtier.gaps == []
+    found = {s.metric: s.value for s in samples if s.metric.endswith("requests")}
+    assert min(found["store requests"], found["cold requests"]) >= 1
+    assert found["second requests"] > 0
+    assert found["warm requests"] == 0
 
 
 def test_durability_is_a_share_of_the_same_tier_without_it(tmp_path: Path, kvtier: Contestant) -> None:
