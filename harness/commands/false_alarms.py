@@ -97,6 +97,10 @@ def false_alarms(
                 chosen_tiers.remove(tier)
                 console.print(f"left out: {tier}: {escape(str(error))}", soft_wrap=True)
                 continue
+            for condition in (name for name in chosen_conditions if name in CONTROLS[tier].unfit):
+                console.print(f"left out: {tier} under {condition}: {CONTROLS[tier].unfit[condition]}", soft_wrap=True)
+            for rule, why in CONTROLS[tier].breaks.items():
+                console.print(f"left out: {rule} of {tier}: {why}", soft_wrap=True)
             for name, why in zip(chosen_names, everywhere, strict=True):
                 if why:
                     console.print(f"left out: {name} of {tier}: {why}", soft_wrap=True)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,8 @@ def _run(cell: Cell, seed: int, runs_dir: Path, mutant: Mutant | None) -> Row:
     row = Row(*cell, seed, "not run", trouble, is_mutant=mutant is not None, load=load)
     if results is None:
         return row
+    if control:
+        results = without(results, control.breaks)
     outcome = _outcome(results, mutant)
     found = _findings(results, mutant)
     if outcome == "pass":
@@ -113,7 +115,7 @@ def _run(cell: Cell, seed: int, runs_dir: Path, mutant: Mutant | None) -> Row:
         *cell,
         seed,
         outcome,
-        "" if outcome == "pass" else str(next(iter(found), results["reason"])),
+        "" if outcome == "pass" else results["reason"] or str(next(iter(found), "")),
         rules=list(dict.fromkeys(f.rule for f in found if f.kind == "finding" and f.rule)),
         findings=[f.to_json() for f in found[:FINDINGS_MAX]],
         is_mutant=mutant is not None,
@@ -161,6 +163,20 @@ def _carry_out(words: list[str], runs_dir: Path, around: Surroundings) -> tuple[
     except ValueError:
         said = (errors.strip() or output.strip() or "it printed nothing").splitlines()[-1]
         return None, f"the run ended with {child.returncode}: {said}"
+
+
+def without(results: Mapping[str, Any], rules: Container[str]) -> dict[str, Any]:
+    """The results as if these rules were not judged: a checker passes that found nothing against another one."""
+    verdicts = []
+    for verdict in results["verdicts"]:
+        left = [f for f in verdict["findings"] if not (f.kind == "finding" and f.rule in rules)]
+        value = verdict["value"]
+        if value == "false" and not any(f.kind == "finding" for f in left):
+            value = "unknown" if left else "true"
+        verdicts.append({**verdict, "findings": left, "value": value})
+    values = {verdict["value"] for verdict in verdicts}
+    worst = "false" if "false" in values else "unknown" if "unknown" in values or results["reason"] else "true"
+    return {**results, "verdicts": verdicts, "verdict": worst}
 
 
 def _outcome(results: Mapping[str, Any], mutant: Mutant | None) -> str:

@@ -42,6 +42,7 @@ def page(seeds: Sequence[int], rows: Sequence[Row]) -> str:
     lines += ["## Control runs that were inconclusive", "", *_reasons(controls), ""]
     if mutants:
         lines += ["## Mutants under the same conditions", "", *_mutants(mutants), ""]
+    lines += ["## Rules that a correct tier does not keep", "", *_broken(), ""]
     if left_out := _left_out(rows):
         lines += ["## Not run", "", *left_out, ""]
     lines += ["## What the conditions are", "", "| condition | |", "|---|---|"]
@@ -122,6 +123,11 @@ def _mutants(rows: Sequence[Row]) -> list[str]:
     passed = sorted({(row.tier, row.condition) for row in rows if row.outcome == "pass"})
     named = ", ".join(f"{mutant} ({condition})" for mutant, condition in passed)
     return [*lines, "", f"Passed: {named or 'none'}."]
+
+
+def _broken() -> list[str]:
+    broken = [(name, rule, why) for name, control in CONTROLS.items() for rule, why in control.breaks.items()]
+    return ["Findings against them are not counted.", "", *(f"- {name}: `{rule}`: {why}" for name, rule, why in broken)]
 
 
 def _left_out(rows: Sequence[Row]) -> list[str]:

@@ -107,7 +107,12 @@ def plan(
         pairs = [(tier, name) for tier in tiers for name in names if not lacks(tier, name)]
     repetition = 0
     while pairs and conditions:
-        cells = [Cell(condition, tier, name, repetition) for condition in conditions for tier, name in pairs]
+        cells = [
+            Cell(condition, tier, name, repetition)
+            for condition in conditions
+            for tier, name in pairs
+            if mutants or condition not in CONTROLS[tier].unfit
+        ]
         stream(seed, "order", repetition).shuffle(cells)
         yield from cells
         repetition += 1

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from harness.checkers import RULES
 from harness.cli import cli
+from harness.core.findings import About, Finding
 from harness.core.inputs import DamagedFile
 from harness.core.statistics import upper_bound
-from harness.mutants.control_run import run_cells
+from harness.mutants.control_run import run_cells, without
 from harness.mutants.correct import CONTROLS
 from harness.mutants.error_rates import page
 from harness.mutants.registry import MUTANTS
@@ -134,3 +136,23 @@ def test_several_runs_at_a_time_are_each_made_once_and_end_in_time() -> None:
     assert sorted(row.cell for row in rows) == cells
     run_cells(iter(cells), 2, time.monotonic(), make, rows.append)
     assert len(rows) == len(cells), "none begins when the time is over"
+
+
+def test_a_finding_against_a_rule_that_the_tier_breaks_is_no_false_alarm() -> None:
+    known, other = (Finding("missed", About(rule)) for rule in ("sharing/stored-is-found", "sharing/seeds"))
+
+    def judged(*findings: Finding, value: str = "false") -> str:
+        verdict = {"name": "sharing", "value": value, "findings": list(findings), "omitted": 0}
+        results = {"verdict": value, "reason": "", "verdicts": [verdict]}
+        return str(without(results, CONTROLS["vllm"].breaks)["verdict"])
+
+    assert judged(known) == "true"
+    assert judged(known, other) == "false"
+    assert judged(known, Finding("no hit", kind="doubt")) == "unknown"
+    assert judged(Finding("no hit", kind="doubt"), value="unknown") == "unknown"
+    assert set(CONTROLS["vllm"].breaks) <= set(RULES)
+
+
+def test_a_tier_is_not_run_under_a_condition_that_it_does_not_fit() -> None:
+    cells = list(islice(plan(SEED, ("memory", "quiet"), ("vllm", "kvtier"), ("load",)), 3))
+    assert {(c.condition, c.tier) for c in cells} == {("memory", "kvtier"), ("quiet", "kvtier"), ("quiet", "vllm")}
