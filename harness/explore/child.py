@@ -60,6 +60,7 @@ class Child:
             raise CannotExplore(f"actor {actor.name} could not be started: {message.decode() or 'it ended'}")
         self.listener = descriptors[0]
         seccomp.prepare(self.listener)
+        self.descriptors = [self.listener, ours.fileno()]
         self.poll = select.poll()
         self.poll.register(self.listener, select.POLLIN)
         self.poll.register(ours, select.POLLIN)

@@ -264,7 +264,7 @@ class _Run:
             for actor in self._started:
                 if not actor.ended:
                     actor.wake()
-                    actor.settle(20)
+                    actor.settle(0.02)
             if self._enabled() or all(actor.ended for actor in self._actors):
                 self._since_now()
                 return None

@@ -19,7 +19,9 @@ from harness.explore.numbers import CLONE_THREAD, NAMES
 
 BUSY_SECONDS_MAX = 20.0
 """A process that neither makes a call nor waits for so long ends the exploration."""
-POLL_MS = 2
+EVENT_SECONDS = 0.002
+LOOK_SECONDS = 0.0001
+"""How long to wait for an event: when one is expected, and between two looks whether the process is at rest."""
 SLEEPS = ("nanosleep", "clock_nanosleep")
 RELEASING = ("close", "close_range", "exit_group")
 """Calls that are scheduled only while the process holds locks, which they release."""
@@ -88,7 +90,7 @@ class ActorProcess:
             self._locks_taken = True
         self._result, self._returning = "", (thread, stopped.call)
         seccomp.let_run(self._process.listener, stopped.notification)
-        self.settle(POLL_MS)
+        self.settle()
         if self._returning and not self.ended and not self.blocks(number):
             self._result = stopped.call.result()
         self._returning = None
@@ -101,7 +103,7 @@ class ActorProcess:
             self._yields[number] = self._yields.get(number, 0) + 1
             seccomp.give(self._process.listener, notification, 0)
         if sleeping:
-            self.settle(POLL_MS)
+            self.settle()
         return bool(sleeping)
 
     def others_moved(self) -> None:
@@ -147,14 +149,14 @@ class ActorProcess:
         """What a stopped write is about to write."""
         return b"".join(self._process.memory.read(address, length) for address, length in call.buffers)
 
-    def settle(self, wait_ms: int = POLL_MS) -> None:
-        """Handle what the process does until it is at rest or has ended."""
+    def settle(self, wait_seconds: float = EVENT_SECONDS) -> None:
+        """Handle what the process does until it is at rest or has ended. An event is expected within `wait_seconds`."""
         deadline = 0.0
         arrived: list[Arrived] = []
         while not self.ended:
-            if self._handle(wait_ms, arrived):
+            if self._handle(wait_seconds, arrived):
                 deadline = 0.0
-                if not arrived:
+                if not arrived and not self._done:
                     continue
             waiting = {one.notification.thread for one in self.stopped.values()}
             waiting |= {one.thread for one in self.sleeping.values()} | {one.thread for one, _ in arrived}
@@ -162,15 +164,17 @@ class ActorProcess:
                 if not self._may_leave(bool(waiting)):
                     break
                 continue
-            wait_ms = 1
+            wait_seconds = LOOK_SECONDS
             deadline = deadline or time.monotonic() + BUSY_SECONDS_MAX
             if time.monotonic() > deadline:
                 raise CannotExplore(f"actor {self.actor.name} neither makes a call nor waits for {BUSY_SECONDS_MAX} s")
         self._number(arrived)
 
-    def _handle(self, wait_ms: int, arrived: list[Arrived]) -> bool:
+    def _handle(self, wait_seconds: float, arrived: list[Arrived]) -> bool:
         """One round of events; whether there was any."""
-        events = self._process.poll.poll(wait_ms)
+        if wait_seconds:  # select, since poll counts in milliseconds
+            select.select(self._process.descriptors, (), (), wait_seconds)
+        events = self._process.poll.poll(0)
         for descriptor, event in events:
             if descriptor == self._process.listener:
                 if event & select.POLLIN:
@@ -179,6 +183,7 @@ class ActorProcess:
                         self._arrive(notification, arrived)
                 elif event & select.POLLHUP:
                     self._process.poll.unregister(self._process.listener)
+                    self._process.descriptors.remove(self._process.listener)
             else:
                 self._hear()
         return bool(events)
