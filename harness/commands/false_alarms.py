@@ -79,10 +79,10 @@ def false_alarms(
     if write is not None:
         check_output("--write", write)
     folder = Path(runs_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     log = Log(Path(log_path) if log_path else None, fresh_seed() if seed is None else seed)
     if seed is not None and seed != log.seed:
         raise UsageError(f"--seed is {seed}, and {log_path!r} is of a series with seed {log.seed}; leave --seed out")
+    folder.mkdir(parents=True, exist_ok=True)
     console.print(f"seed {log.seed}")
 
     for name in chosen_conditions:

@@ -148,7 +148,7 @@ h conform nosuch | tier is 'nosuch'
 h conform '' | tier is ''
 h observe --tier nosuch | tier is 'nosuch'; valid choices
 h observe --tier-option x=1 | unknown option 'x'
-h false-alarms --tier nosuch | tier is 'nosuch'
+h false-alarms --tiers nosuch | --tiers is 'nosuch'
 # names
 h nosuch | No such command 'nosuch'
 h run lod | No such command 'lod'
@@ -171,7 +171,7 @@ h run power_loss --file-systems fat12 | --file-systems has fat12; valid choices
 h run power_loss --ways x | --ways has x; valid choices
 h run power_loss --failures meteor | --failures has meteor; valid choices
 h mutants ReturnStaleSlots | (did you mean 'ReturnsStaleSlots'?)
-h false-alarms --scenario sharring | (did you mean 'sharing'?)
+h false-alarms --scenarios sharring | (did you mean 'sharing'?)
 h findings --case nosuch | --case is 'nosuch'; valid choices
 h list extra | extra
 k nosuch | No such command 'nosuch'
@@ -256,6 +256,10 @@ h mutants ReturnsStaleSlots --write fifo | --write is 'fifo', which is a FIFO
 h findings --write folder | --write is 'folder', which is a directory
 # runs
 h check '' | RUN_DIR is '', which is empty
+h check missing --junit nofolder/junit.xml | --junit is 'nofolder/junit.xml', whose folder does not exist
+h run load --junit nofolder/junit.xml | --junit is 'nofolder/junit.xml'
+h false-alarms --log file | 'file' is no log of false-alarms
+h false-alarms --mutants --mutant LeaksSlot | --mutant is 'LeaksSlot' (did you mean 'LeaksSlots'?)
 h check missing | 'missing' is not a run folder
 h check file | 'file' is not a run folder
 h check fifo | 'fifo' is not a run folder
