@@ -263,6 +263,12 @@ GUARANTEES: tuple[Guarantee, ...] = (
             "capacity/evictions-reported-once",
         ),
         (
+            "A round of maintenance evicts no more than it is asked to, and collects only what nobody needs.",
+            'One round of maintenance of the root, done in this call, as one of `operations`: "evict" the oldest '
+            'blocks until `blocks` are left, or "collect" what killed writers left.',
+            "interleavings/evicted-too-much interleavings/lost-store interleavings/failed-store",
+        ),
+        (
             "Counts are those of the jobs' results.",
             'Blocks that the tier itself has counted: "stored", "loaded", "failed EIO" (any reason), "quarantined".',
             "contract/counts-are-of-what-happened soak/counts",
@@ -420,6 +426,7 @@ NO_PROMISE: dict[str, tuple[str, ...]] = {
         'The present state: "load_queue", "store_queue" (tasks), "load_oldest_seconds", "store_oldest_seconds", ...',
         'A tier with compiled code adds "none_references_lost" (`references.NoneReferences`), which `soak` judges too.',
         "Empty if it counts nothing.",
+        "Another process may be in its own round.",
         "host:port of this process's /metrics, if it serves one.",
     ),
 }

@@ -22,7 +22,7 @@ MISTAKES = {
         "the slots have the shape (4194304,), not (64, 65536)",
     ),
     "sub-view": ("self._slots[slot])", "self._view[slot])", "multi-dimensional sub-views are not implemented"),
-    "no parent": ("(parent or FIRST)", "FIRST", "a block's key does not depend on the tokens before it"),
+    "no parent": ("(parent or self._first)", "self._first", "a block's key does not depend on the tokens before it"),
     "failed blocks left out": (
         "(job_id, ok, failed)",
         "(job_id, ok, [])",
