@@ -91,7 +91,7 @@ class ActorProcess:
         self._result, self._returning = "", (thread, stopped.call)
         seccomp.let_run(self._process.listener, stopped.notification)
         self.settle()
-        if self._returning and not self.ended and not self.blocks(number):
+        if self._returning and self.child is not None and not self.blocks(number):
             self._result = stopped.call.result()
         self._returning = None
         return self._result

@@ -25,12 +25,17 @@ def contents(outcome: Outcome) -> Hashable:
     return repr(outcome.results), repr(outcome.errors), outcome.killed, bool(outcome.stuck), tuple(files)
 
 
+def keep(root: Path) -> None:
+    """Nothing to reset."""
+
+
 def program(
     *steps: Steps,
     setup: Callable[[Path], object] = lambda root: None,
     check: Callable[[Outcome], list[str]] = lambda outcome: [],
 ) -> Program:
-    actors = tuple(Actor(f"{one.__name__}-{i}", lambda root: root, one) for i, one in enumerate(steps))
+    """Each of `steps` is an actor, whose process is used for many schedules: nothing of it is remembered."""
+    actors = tuple(Actor(f"{one.__name__}-{i}", lambda root: root, one, again=keep) for i, one in enumerate(steps))
     return Program("small", lambda root: setup(root) and None, actors, check, contents)
 
 
@@ -245,6 +250,6 @@ def random_program(chance: random.Random, calls: int = 2) -> Program:
                 *(functools.partial(one, root, data=bytes([48 + 2 * number + i])) for i, one in enumerate(made))
             )
 
-        return Actor(str(number), lambda root: root, steps, again=lambda root: None)
+        return Actor(str(number), lambda root: root, steps, again=keep)
 
     return Program("random", some_files, (actor(0), actor(1)), lambda outcome: [], contents)
