@@ -63,20 +63,15 @@ IDLE = Rule(
 )
 WAIT_BOUND = Rule(
     "starvation/wait-bound",
-    "No task waits longer than the tasks ahead of it, the longest service and the longest hand-over explain.",
+    "No task waits longer, or is overtaken more often, than the tasks ahead and the longest service explain.",
     "1 microsecond, for the rounding of stamps; processes that died or whose calls hung",
-)
-OVERTAKES = Rule(
-    "starvation/overtakes",
-    "No task is overtaken by more tasks of the other direction than the threads of the other group can run.",
-    "processes that died or whose calls hung",
 )
 STAMPS = Rule(
     "starvation/stamps",
     "The stamps of the schedule agree with each other and with the scheduler's clock.",
     "1 microsecond; a hand-over between a task's end and a poll that returns its job",
 )
-RULES = (OWN_FIRST, FIFO, IDLE, WAIT_BOUND, OVERTAKES, STAMPS, JOB_HELD, CLASS_HELD)
+RULES = (OWN_FIRST, FIFO, IDLE, WAIT_BOUND, STAMPS, JOB_HELD, CLASS_HELD)
 
 
 def check(history: History) -> Verdict:
@@ -398,7 +393,7 @@ class _Process:
             most = self.thread_count[OTHER[direction]] * (math.ceil(wait / shortest) + 1) if shortest > 0 else math.inf
             if overtakes > most:
                 self._find(
-                    task, OVERTAKES, f"was overtaken by {overtakes} {OTHER[direction]} tasks; the bound is {most}"
+                    task, WAIT_BOUND, f"was overtaken by {overtakes} {OTHER[direction]} tasks; the bound is {most}"
                 )
             if overtakes >= extreme.overtakes:
                 extreme.overtakes, extreme.overtakes_bound = overtakes, most

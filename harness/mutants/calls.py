@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.adapters.base import Finished, Verdict
+from harness.adapters.base import Finished, TierSetup, Verdict
 from harness.adapters.kvtier import KvtierAdapter
 from harness.mutants.base import detected_by
 
@@ -80,12 +80,20 @@ class RequestEndBlocks(_Touches):
 
 @detected_by("nonblocking/grows-with-root", r"a lookup takes .* it grows with the root", scenario="calls")
 class LookupListsFolders(KvtierAdapter):
-    """A lookup lists the folders of its blocks instead of asking for their files."""
+    """A lookup lists folders of blocks instead of asking for files."""
+
+    def __init__(self, setup: TierSetup) -> None:
+        super().__init__(setup)
+        self._folders: list[Path] = []
+
+    def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        super().submit_store(job_id, keys, slots, req_id)
+        self._folders += [Path(self.setup.root_dir, self.file_name(key)).parent for key in keys]
 
     def lookup(self, keys: Sequence[bytes], req_id: str) -> list[Verdict]:
-        for key in keys:
+        for folder in self._folders[:16]:
             with contextlib.suppress(OSError):
-                os.listdir(Path(self.setup.root_dir, self.file_name(key)).parent)
+                os.listdir(folder)
         return super().lookup(keys, req_id)
 
 

@@ -96,6 +96,46 @@ class LargeStoresGoFirst(_HoldsBack):
         return direction == "store" and len(keys) == 1 and time.monotonic() < self.large_seconds + 0.1
 
 
+class _WaitsForTheOther(_HoldsBack):
+    """Jobs of one direction are held while one of the other is in flight."""
+
+    waits: Direction
+
+    def __init__(self, setup: TierSetup) -> None:
+        super().__init__(setup)
+        self._others: set[int] = set()
+
+    def _submit(self, direction: Direction, submit: Callable[..., None], *job: Any) -> None:
+        if direction == self.waits:
+            self._held.append((time.monotonic(), submit, job))
+        else:
+            self._others.add(job[0])
+            submit(*job)
+
+    def poll(self) -> list[Finished]:
+        finished = KvtierAdapter.poll(self)
+        self._others.difference_update(result.job_id for result in finished)
+        if not self._others:
+            self._release(all_of_them=True)
+        return finished
+
+
+@detected_by("floods/starved", r"stores through a flood of load jobs .*: starved", scenario="starvation")
+class StoresWaitForLoads(_WaitsForTheOther):
+    """Stores run only while no load is in flight."""
+
+    waits = "store"
+
+
+@detected_by(
+    "starvation/class-held-back", r"no load finished for .* while \d+ blocks of store jobs", scenario="starvation"
+)
+class LoadsWaitForStores(_WaitsForTheOther):
+    """Loads run only while no store is in flight."""
+
+    waits = "load"
+
+
 class _SlowUnderLoads(DualQueue):
     def pop(self, group: Direction) -> Task | None:
         task = super().pop(group)

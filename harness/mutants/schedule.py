@@ -6,10 +6,12 @@ They inject another `DualQueue` into kvtier.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from harness.adapters.base import TierSetup
 from harness.adapters.kvtier import KvtierAdapter
 from harness.core.history import Task as TaskRecord
 from harness.mutants.base import detected_by
@@ -42,7 +44,7 @@ class _Lifo(DualQueue):
         return next((_take(self, d, -1) for d in (group, OTHER[group]) if self.tasks[d]), None)
 
 
-@detected_by("starvation", r"which had come earlier: not FIFO", **FLOOD)
+@detected_by("starvation/fifo", r"which had come earlier: not FIFO", **FLOOD)
 class TakesTheLatestFirst(_OverQueue):
     """The queues are stacks: last in, first out."""
 
@@ -54,7 +56,7 @@ class _LoadsFirst(DualQueue):
         return next((_take(self, d) for d in OTHER if self.tasks[d]), None)
 
 
-@detected_by("starvation", r"taken by a thread of the store group while \d+ store tasks waited", **FLOOD)
+@detected_by("starvation/own-first", r"taken by a thread of the store group while \d+ store tasks waited", **FLOOD)
 class BothGroupsPreferLoads(_OverQueue):
     """No thread takes a store while a load waits."""
 
@@ -69,7 +71,7 @@ class _StoresFirst(DualQueue):
         return next((_take(self, d) for d in _STORES_FIRST if self.tasks[d]), None)
 
 
-@detected_by("starvation", r"taken by a thread of the load group while \d+ load tasks waited", **FLOOD)
+@detected_by("starvation/own-first", r"taken by a thread of the load group while \d+ load tasks waited", **FLOOD)
 class BothGroupsPreferStores(_OverQueue):
     """No thread takes a load while a store waits."""
 
@@ -91,14 +93,14 @@ def _sticky(which: Direction) -> type[DualQueue]:
     return Sticky
 
 
-@detected_by("starvation", r"taken by a thread of the load group while \d+ load tasks waited", **FLOOD)
+@detected_by("starvation/own-first", r"taken by a thread of the load group while \d+ load tasks waited", **FLOOD)
 class WritersNeverYield(_OverQueue):
     """After the first store, all threads take stores until none is left."""
 
     queue = _sticky("store")
 
 
-@detected_by("starvation", r"taken by a thread of the store group while \d+ store tasks waited", **FLOOD)
+@detected_by("starvation/own-first", r"taken by a thread of the store group while \d+ store tasks waited", **FLOOD)
 class ReadersNeverYield(_OverQueue):
     """After the first load, all threads take loads until none is left."""
 
@@ -110,7 +112,7 @@ class _NeverHelps(DualQueue):
         return _take(self, group) if self.tasks[group] else None
 
 
-@detected_by("starvation", r"waited while thread \d+ of the (load|store) group was free for", **FLOOD)
+@detected_by("starvation/idle-thread", r"waited while thread \d+ of the (load|store) group was free for", **FLOOD)
 class IdlesWhileOthersWait(_OverQueue):
     """Threads serve only their own direction, and idle while the other waits."""
 
@@ -130,7 +132,10 @@ class _Forgetful(DualQueue):
 
 
 @detected_by(
-    "starvation", r"waited while thread \d+ of the (load|store) group was free for", window=1, stall_seconds=3.0
+    "starvation/idle-thread",
+    r"waited while thread \d+ of the (load|store) group was free for",
+    window=1,
+    stall_seconds=3.0,
 )
 class LosesWakeUps(_OverQueue):
     """Every third task wakes no thread; it waits until a thread wakes for another task."""
@@ -172,7 +177,71 @@ class BlocksInSubmit(KvtierAdapter):
         self.drain()
 
 
-@detected_by("starvation", r"claims to have come .* after the job's submit had returned", **FLOOD)
+@detected_by("nonblocking/habit", r"the submit took over half of the job's life")
+class BlocksInSubmitUnseen(BlocksInSubmit):
+    """A submit returns only after the job is done, and the schedule is not shown."""
+
+    exposes_schedule = False
+
+    def tasks(self) -> list[TaskRecord]:
+        super().tasks()
+        return []
+
+
+@detected_by("nonblocking/now-and-then", r"the submit of job \d+ \((load|store), \d+ blocks\) took")
+class BlocksNowAndThen(KvtierAdapter):
+    """Every fortieth submit of a store waits for half a second."""
+
+    stores = 0
+
+    def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        self.stores += 1
+        if self.stores % 40 == 0:
+            time.sleep(0.5)
+        super().submit_store(job_id, keys, slots, req_id)
+
+
+@detected_by(
+    "starvation/wait-bound", r"waited .* behind \d+ others; the bound is", read_threads=4, write_threads=4, window=8
+)
+class StartsFewerThreads(KvtierAdapter):
+    """One thread of each group serves, whatever the options ask for."""
+
+    @classmethod
+    def _config(cls, setup: TierSetup) -> FsTierConfig:
+        return dataclasses.replace(super()._config(setup), n_read_threads=1, n_write_threads=1)
+
+
+class _OneStoreAtATime(DualQueue):
+    storing = False
+
+    def pop(self, group: Direction) -> Task | None:
+        for direction in (group, OTHER[group]):
+            if self.tasks[direction] and not (direction == "store" and self.storing):
+                task = _take(self, direction)
+                return task if direction == "load" else self._alone(task)
+        return None
+
+    def _alone(self, task: Task) -> Task:
+        self.storing = True
+
+        def run() -> Any:
+            try:
+                return task.run()
+            finally:
+                self.storing = False
+
+        return task._replace(run=run)
+
+
+@detected_by("floods/hang", r"no store submitted during the hang ended", scenario="starvation")
+class OneStoreAtATime(_OverQueue):
+    """Only one store runs at a time, so one call that hangs stops all stores."""
+
+    queue = _OneStoreAtATime
+
+
+@detected_by("starvation/stamps", r"claims to have come .* after the job's submit had returned", **FLOOD)
 class LiesAboutItsSchedule(BothGroupsPreferLoads):
     """Stores starve, and the schedule hides it: each task reports its start as its arrival."""
 
@@ -181,7 +250,7 @@ class LiesAboutItsSchedule(BothGroupsPreferLoads):
 
 
 @detected_by(
-    "floods",
+    "floods/head-of-line",
     r"it waits for whole jobs",
     scenario="starvation",
     seconds=8.0,

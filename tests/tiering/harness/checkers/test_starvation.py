@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from harness.checkers import Verdict
 from harness.checkers.starvation import check
-from harness.core.history import Direction, Gauge, History, Note, Task
+from harness.core.history import Direction, Gauge, History, Note, Record, Task
 from harness.core.seeds import stream
-from tests.tiering.harness.checkers.records import canary, good_history, job, start, stop, task
+from tests.tiering.harness.checkers.records import canary, good_history, job, note, start, stop, task
 
 Flaw = Literal["none", "lifo", "other first", "one thread sleeps", "no help", "zero own threads", "random"]
 
@@ -336,6 +336,30 @@ def test_what_shows_no_contention_is_unknown(tasks: list[Task], why: str) -> Non
     verdict = check(History.of([start(0), start(1), *tasks, stop(0), stop(1)]))
     assert verdict.value == "unknown", verdict
     assert why in verdict.figure
+
+
+def free_threads(pauses: int, without_cpu: float) -> Verdict:
+    """Eight threads are free for 148 ms while one load waits, so many times. The canary is 4 ms late at most; a thread
+    was runnable without a CPU for `without_cpu` seconds of each. As recorded beside a busy neighbour, with niced
+    threads."""
+    records: list[Record] = [start(0), canary(0, 0.004, at=100.0)]
+    for at in map(float, range(1, pauses + 1)):
+        for thread in range(8):
+            group: Direction = "load" if thread < 4 else "store"
+            records.append(task(group, group, thread, at - 0.1, at - 0.1, at - 0.095, job_id=thread))
+        records.append(task("load", "load", 1, at, at + 0.148, at + 0.15, job_id=100))
+        waited = note("delayed", at + 0.149, 0, from_seconds=at - 0.005, seconds=without_cpu)
+        records += [waited] if without_cpu else []
+    return check(History.of([*records, stop(0)], options={"read_threads": 4, "write_threads": 4}))
+
+
+def test_a_thread_without_a_cpu_was_not_idle() -> None:
+    """A niced thread was woken and got no CPU for 148 ms, while the canary was on time: once this failed a tier."""
+    assert free_threads(5, 0.0).value == "false"
+    assert "that and more 15 times in this process" in free_threads(5, 0.0).findings[0]
+    excused = free_threads(5, 0.1485)
+    assert excused.value == "unknown", excused
+    assert "but the process was hindered for 148 ms" in excused.findings[0]
 
 
 def test_a_process_that_died_is_judged_by_order_only() -> None:

@@ -83,7 +83,7 @@ def test_each_row_has_rules_that_a_scenario_judges(guarantee: Guarantee) -> None
 @pytest.mark.parametrize("checker", CHECKERS)
 def test_each_rule_has_a_mutant(checker: str) -> None:
     unbroken = [rule for rule in guarantees_page.unbroken() if rule.startswith(f"{checker}/")]
-    if unbroken and checker in ("starvation", "floods", "nonblocking", "interleavings"):
+    if unbroken == ["floods/cut-off"] or (unbroken and checker == "interleavings"):
         pytest.xfail(f"no mutant names {', '.join(unbroken)}")
     assert unbroken == [], "no mutant breaks these rules"
 
