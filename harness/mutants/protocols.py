@@ -424,3 +424,53 @@ class RenamesItsConfigOverAnother(SoundProtocol):
             os.rename(temp, record)
         if record.read_bytes() != digest:
             raise ValueError(f"the root's seed has another digest than {digest.decode()}")
+
+
+@_shown_by("store A", "left-over", r"left over: .*tmp of the killed process stays", kills=1)
+class NeverCollects(SoundProtocol):
+    """Garbage collection takes each temp file for that of a running writer, also of one that was killed."""
+
+    def _is_abandoned(self, temp: Path) -> bool:
+        return False
+
+
+@_shown_by("A: store A | load A", "failed-load", r"failed load: process 1: load A failed \(ENOENT\)")
+class ReplacesByUnlink(SoundProtocol):
+    """A store of a block that is there removes its file before it links the new one; a load in between fails."""
+
+    def _is_there(self, path: Path) -> bool:
+        return False
+
+    def _link(self, temp: Path, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        os.rename(temp, path)
+
+
+@_shown_by("A, B: load A, load B | evict", "raised", r"raised: process 0: RuntimeError")
+class ExpectsTheFileToStay(SoundProtocol):
+    """A load that has seen its block's file raises an exception if the file is gone when it is opened."""
+
+    def _load(self, key: bytes, slot: memoryview) -> None:
+        if not self._is_there(path := self._path(key)):
+            raise FileNotFoundError(errno.ENOENT, "no block", str(path))
+        try:
+            super()._load(key, slot)
+        except FileNotFoundError as error:
+            raise RuntimeError("the block was there") from error
+
+
+@_shown_by("store A | store A", "results", r"results: process \d: store A got 2 results")
+class ReportsALostRaceTwice(SoundProtocol):
+    """A store that finds the block published by another one meanwhile reports its result twice."""
+
+    def _link(self, temp: Path, path: Path) -> None:
+        self._was_first = not path.exists()
+        super()._link(temp, path)
+
+    def _store(self, key: bytes, block: memoryview) -> None:
+        self._was_first = True
+        super()._store(key, block)
+
+    def poll(self) -> list[Finished]:
+        finished = super().poll()
+        return finished if getattr(self, "_was_first", True) else finished * 2

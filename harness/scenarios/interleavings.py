@@ -39,7 +39,7 @@ TWO = (
     "A short: store A | store A",
     "A long: load A | store A",
     "A foreign: load A | store A",
-    "A, B: load A | evict",
+    "A, B: load A, load B | evict",
     "A, B: store A | evict",
     "A, B: store C | evict",
     "A, B: evict | evict",
