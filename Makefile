@@ -9,7 +9,7 @@ DIST      := dist
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-run test test-fast ci-matrix lint format types cov load scenarios soak capacity shared-volume power-loss install-vllm findings e2e-vllm observe dashboards schemas mutants false-alarms bench bench-compare bench-gpu bench-gpu-compare bench-docs docs-check bench-eviction fuzz-trailer dist clean
+.PHONY: help install install-run test test-fast ci-matrix lint format types cov load scenarios interleavings soak capacity shared-volume power-loss install-vllm findings e2e-vllm observe dashboards schemas mutants false-alarms bench bench-compare bench-gpu bench-gpu-compare bench-docs docs-check bench-eviction fuzz-trailer dist clean
 
 help: ## print this list
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -100,6 +100,10 @@ capacity: $(RUN)/.installed ## ten minutes on a root that is always full (DURATI
 shared-volume: $(RUN)/.installed ## scenarios on two hosts that share a GlusterFS, MooseFS or NFS volume; needs root (FILE_SYSTEM=gluster TIER=kvtier SEED=)
 	@$(RUN)/bin/python -m harness shared-volume $(if $(FILE_SYSTEM),--file-system $(FILE_SYSTEM)) $(if $(TIER),--tier $(TIER)) \
 	  $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+interleavings: $(RUN)/.installed ## every order of the system calls of small programs, kvtier's native and Python path (TIER=kvtier ARGS=--long)
+	@$(RUN)/bin/python -m harness explore --tier $(or $(TIER),kvtier) $(ARGS)
+	$(if $(filter kvtier,$(or $(TIER),kvtier)),@$(RUN)/bin/python -m harness explore --tier kvtier --tier-option compiled=false $(ARGS))
 
 power-loss: $(RUN)/.installed ## blocks on ext4 and XFS after a power loss during stores; needs root (SEED= ARGS="--failures snapshot")
 	@$(RUN)/bin/python -m harness run power_loss $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -182,6 +182,10 @@ class Kit(NamedTuple):
         for block in set(needed) - set(stored):
             (root / self.files[block]).unlink()
         age(root)
+        for number, block in enumerate(stored):  # the first is the least recently used
+            if self.files[block]:
+                then = time.time() - OLD_SECONDS + number
+                os.utime(root / self.files[block], (then, then))
 
 
 def _keys(adapter: Adapter) -> dict[str, bytes]:

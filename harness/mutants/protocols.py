@@ -173,7 +173,13 @@ class SoundProtocol(ReferenceAdapter):
             os.close(descriptor)
 
     def _blocks(self) -> list[Path]:
-        return sorted(path for path in self._folder.iterdir() if path.suffix == ".bin")
+        return sorted(self._folder.glob("*.bin"), key=self._used_seconds)
+
+    def _used_seconds(self, path: Path) -> float:
+        try:
+            return path.stat().st_mtime
+        except FileNotFoundError:  # removed since it was listed
+            return 0.0
 
     def _remove_oldest(self, count: int) -> None:
         for path in self._blocks()[: max(0, count)]:
@@ -380,7 +386,7 @@ class LocksWithAFile(SoundProtocol):
         lock.unlink()
 
 
-@_shown_by("A, B: store C | evict", "stuck", r"stuck: deadlock")
+@_shown_by("A: store B | evict", "stuck", r"stuck: deadlock")
 class LocksInEitherOrder(SoundProtocol):
     """A store locks the folder and then the lease, an eviction the lease and then the folder."""
 
@@ -446,7 +452,7 @@ class ReplacesByUnlink(SoundProtocol):
         os.rename(temp, path)
 
 
-@_shown_by("A, B: load A, load B | evict", "raised", r"raised: process 0: RuntimeError")
+@_shown_by("A, B: load A | evict", "raised", r"raised: process 0: RuntimeError")
 class ExpectsTheFileToStay(SoundProtocol):
     """A load that has seen its block's file raises an exception if the file is gone when it is opened."""
 

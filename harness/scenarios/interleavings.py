@@ -23,9 +23,7 @@ from harness.core.seeds import SEED_MAX
 from harness.explore.programs import parse
 from harness.scenarios.base import CommonOptions, Context, Scenario, common_needs, option
 
-TWO = (
-    "open | open",
-    "open | open other",
+SHORT = (
     "store A",
     "store A | lookup A",
     "store A | load A",
@@ -39,21 +37,25 @@ TWO = (
     "A short: store A | store A",
     "A long: load A | store A",
     "A foreign: load A | store A",
-    "A, B: load A, load B | evict",
+    "A, B: load A | evict",
     "A, B: store A | evict",
-    "A, B: store C | evict",
     "A, B: evict | evict",
     "store A | collect",
     "collect | collect",
     "store A | then store A, load A",
-    "A short: load A | then load A, store A",
 )
-"""Programs of two processes at most at a time."""
-THREE = (
+"""Programs of two processes that take seconds."""
+LONG = (
+    "open | open",
+    "open | open other",
+    "A: store B | evict",
+    "A, B: load A, load B | evict",
+    "A short: load A | then load A, store A",
     "store A | store A | load A",
     "store A | load A | then store A",
     "A short: load A | load A | store A",
 )
+"""Programs of minutes: openings make many calls, and three processes have many orders."""
 QUICK = ("store A | load A", "A short: load A | store A", "A, B: evict | evict")
 
 
@@ -68,8 +70,8 @@ class InterleavingsOptions(CommonOptions):
     read_threads: int = option(1, "read-priority threads of each process", low=1, high=1)
     write_threads: int = option(1, "write-priority threads of each process", low=1, high=1)
     slots: int = option(6, "blocks that a process holds in memory at once", low=6, high=6)
-    program: tuple[str, ...] = option((), "a program as text; may be repeated (default: those of two processes)")
-    three: bool = option(False, "programs of three processes, too")
+    program: tuple[str, ...] = option((), "a program as text; may be repeated (default: those that take seconds)")
+    long: bool = option(False, "programs of minutes, too: openings of a root, and three processes")
     kills: int = option(1, "how many processes are killed in a schedule, each before any of its calls", low=0, high=2)
     preemptions: int | None = option(
         None, "only schedules in which so many times at most a process is stopped that could go on", low=0, high=100
@@ -96,7 +98,7 @@ def prepare(options: InterleavingsOptions) -> Plan:
             raise UsageError(f"--replay is {options.replay!r}, which is no counterexample: {lacks}")
         parse(found["program"])
         return Plan((found["program"],), found, f"one schedule of {len(schedule)} steps of {found['program']!r}")
-    programs = options.program or (TWO + THREE if options.three else TWO)
+    programs = options.program or (SHORT + LONG if options.long else SHORT)
     for text in programs:
         parse(text)
     return Plan(tuple(programs), None, f"{len(programs)} programs, {options.kills} kills")

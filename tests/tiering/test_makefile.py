@@ -12,7 +12,17 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
-RUN_TRAFFIC = ["load", "observe", "scenarios", "soak", "capacity", "power-loss", "mutants", "false-alarms"]
+RUN_TRAFFIC = [
+    "load",
+    "observe",
+    "scenarios",
+    "interleavings",
+    "soak",
+    "capacity",
+    "power-loss",
+    "mutants",
+    "false-alarms",
+]
 DEVELOP = ["test", "test-fast", "lint", "types", "docs-check", "bench", "dist"]
 
 

@@ -13,7 +13,7 @@ from harness.core.history import History, note_of
 from harness.core.inputs import UsageError
 from harness.explore import engine
 from harness.runner import Results, run
-from harness.scenarios.interleavings import SCENARIO, THREE, TWO, InterleavingsOptions, prepare
+from harness.scenarios.interleavings import LONG, SCENARIO, SHORT, InterleavingsOptions, prepare
 from tests.tiering.harness.checkers.records import start, stop
 
 pytestmark = pytest.mark.skipif(engine.unavailable() is not None, reason=f"{engine.unavailable()}")
@@ -82,7 +82,7 @@ def test_a_file_that_is_no_counterexample_is_refused(tmp_path: Path, content: st
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("compiled", ["true", "false"])
-@pytest.mark.parametrize("text", [*TWO, *THREE])
+@pytest.mark.parametrize("text", [*SHORT, *LONG])
 def test_kvtier_passes_every_program_with_a_kill_at_any_call(tmp_path: Path, text: str, compiled: str) -> None:
     results = explored(tmp_path, "kvtier", text, seconds=1200.0, tier_option=(f"compiled={compiled}",))
     assert results.exit_code == 0, results.verdicts
