@@ -111,6 +111,7 @@ class Child:
 def _live(actor: Actor, root: Path, parent: socket.socket) -> None:
     """The child: it does not return."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     seccomp.die_with_parent()
     gc.disable()
     try:

@@ -13,6 +13,7 @@ import os
 import platform
 import signal
 import struct
+import warnings
 from typing import NamedTuple
 
 from harness.explore.numbers import FCNTL_LOCKS, MAP_ANONYMOUS, NUMBERS
@@ -157,7 +158,9 @@ def unavailable() -> str | None:
 
 
 def _tried() -> str | None:
-    child = os.fork()
+    with warnings.catch_warnings():  # Python 3.12 warns of threads; the child needs none
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
     if child == 0:
         code = 0
         try:

@@ -7,6 +7,8 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import re
+import signal
+import sys
 import tempfile
 import warnings
 from collections.abc import Hashable, Sequence
@@ -173,6 +175,7 @@ class Workers:
 
 
 def _work(end: Connection, others: list[Connection], core: int, reduction: bool, bench: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that its root is removed
     for other in others:
         other.close()
     os.sched_setaffinity(0, {core})  # a stopped call costs half as much if both sides share a core
@@ -187,10 +190,12 @@ def _work(end: Connection, others: list[Connection], core: int, reduction: bool,
         while True:
             try:
                 answer: Ran = ready.run(end.recv(), reduction)
-            except (EOFError, KeyboardInterrupt):
+            except EOFError:
                 return
             except Exception as error:  # a check that raises, or a defect of the explorer
                 answer = Ran(failed=f"{type(error).__name__}: {error}")
             end.send(answer)
+    except (KeyboardInterrupt, BrokenPipeError):  # the explorer has ended
+        return
     finally:
         ready.close()

@@ -6,7 +6,9 @@ import ctypes
 import fcntl
 import os
 import re
+import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -294,3 +296,32 @@ def test_a_child_process_makes_the_exploration_incomplete() -> None:
     found = explore(program(starts, writes_a, setup=a_file))
     assert not found.complete
     assert "starts-0 starts a child process" in found.incomplete
+
+
+BUSY = """
+import sys
+from pathlib import Path
+from harness.explore.engine import explore
+from tests.tiering.harness.explore.small import SOUND
+
+def check(outcome):
+    print("one", flush=True)
+    return []
+
+explore(SOUND["three processes"]._replace(check=check), reduction=False, folder=Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_nothing_is_left_when_the_explorer_is_killed(tmp_path: Path, how: signal.Signals) -> None:
+    command = [sys.executable, "-c", BUSY, str(tmp_path)]
+    explorer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert explorer.stdout is not None
+    assert explorer.stdout.readline() == "one\n"
+    assert list(tmp_path.iterdir())
+    if how == signal.SIGKILL:
+        explorer.kill()
+    else:
+        os.killpg(explorer.pid, how)  # the workers too, as `timeout` and a terminal do
+    explorer.communicate(timeout=60)  # the workers have its standard output open: it ends when they have
+    assert not list(tmp_path.iterdir())
