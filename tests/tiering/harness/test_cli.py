@@ -8,14 +8,12 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 import pytest
 
-from harness.cli import main
 from harness.commands.conform import plan
 from harness.core.history import History
 from harness.core.installation import ROOT as REPOSITORY
@@ -107,29 +105,6 @@ def test_ctrl_c_ends_every_child_and_keeps_and_judges_what_was_recorded(tmp_path
     assert results["interrupted"]
     assert results["verdict"] != "true"
     assert (run_dir / "report.html").exists()
-
-
-class Said(NamedTuple):
-    """What a command that ended at once left behind."""
-
-    exit_code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
-    """Call the command line in this process: for what starts no other."""
-    monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGTERM)
-
-    def said(*arguments: str) -> Said:
-        with pytest.raises(SystemExit) as ended:
-            main(list(arguments))
-        return Said(int(ended.value.code or 0), *capsys.readouterr())
-
-    yield said
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(

@@ -44,9 +44,8 @@ def test_workers_import_the_harness_and_the_tier_of_the_working_directory(folder
     assert done.stderr == ""
 
 
-def test_conform_runs_scenarios_with_commands_of_their_own(folder: Path) -> None:
-    chosen = ["--scenario", "contract", "--scenario", "determinism", "--seconds", "0.5"]
-    done = harness(folder, "conform", "my_tier:MyAdapter", *chosen, *SMALL)
+def test_a_scenario_with_a_command_of_its_own_finds_the_tier(folder: Path) -> None:
+    done = harness(folder, "run", "determinism", "--tier", "my_tier:MyAdapter", "--python", "none", *SMALL)
     assert done.returncode == 0, done
 
 

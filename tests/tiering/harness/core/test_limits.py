@@ -5,14 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.core.installation import ROOT as REPOSITORY
 from harness.core.limits import Machine, Needs, Place, amount, shortage
 from harness.runner import run
 from harness.scenarios import scenario, scenarios
@@ -120,17 +117,14 @@ def test_a_scenario_stores_at_least_its_declared_needs(name: str, tmp_path: Path
             "of memory (4 processes, each with 4,096 slots of",
         ),
         (["run", "sharing", "--processes", "4000", "--block-bytes", "64MiB"], "of memory (4,000 processes"),
-        (["conform", "kvtier", "--processes", "4000", "--block-bytes", "64MiB"], ": the run needs about"),
+        (["conform", "kvtier", "--scenario", "load", "--processes", "4000"], ": the run needs about"),
     ],
 )
 def test_what_this_machine_lacks_is_one_sentence_before_anything_starts(
-    arguments: list[str], words: str, tmp_path: Path
+    arguments: list[str], words: str, tmp_path: Path, say: Any
 ) -> None:
-    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [sys.executable, "-m", "harness", *arguments], cwd=tmp_path, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 64, done
-    assert words in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    done = say(*arguments)
+    assert done.exit_code == 64, done
+    assert words in done.err
+    assert len(done.err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []

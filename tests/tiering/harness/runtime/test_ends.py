@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -267,18 +268,20 @@ def copy_damaged(recorded: Path, run: Path, name: str, damage: Callable[[str], s
     ],
 )
 def test_a_damaged_run_folder_is_one_sentence_that_names_the_file(
-    tmp_path: Path, recorded: Path, name: str, damage: Callable[[str], str], commands: tuple[str, ...]
+    tmp_path: Path, recorded: Path, say: Any, name: str, damage: Callable[[str], str], commands: tuple[str, ...]
 ) -> None:
     copy_damaged(recorded, tmp_path / "run", name, damage)
     for command in commands:
-        done = harness(tmp_path, command, *(["run", "run"] if command == "compare" else ["run"]))
-        assert (done.returncode, done.stdout) == (64, ""), done
-        assert done.stderr.count("\n") == 1, done.stderr
-        assert name in done.stderr
+        done = say(command, *(["run", "run"] if command == "compare" else ["run"]))
+        assert (done.exit_code, done.out) == (64, ""), done
+        assert done.err.count("\n") == 1, done.err
+        assert name in done.err
 
 
 @pytest.mark.parametrize("damage", [lambda text: text[:40], lambda text: text.replace('"figure"', '"number"')])
-def test_damaged_results_are_judged_again(tmp_path: Path, recorded: Path, damage: Callable[[str], str]) -> None:
+def test_damaged_results_are_judged_again(
+    tmp_path: Path, recorded: Path, say: Any, damage: Callable[[str], str]
+) -> None:
     copy_damaged(recorded, tmp_path / "run", "results.json", damage)
-    assert harness(tmp_path, "report", "run").returncode == 0
+    assert say("report", "run").exit_code == 0
     assert json.loads((tmp_path / "run" / "results.json").read_text())["verdict"] == "true"

@@ -414,14 +414,14 @@ def test_an_entry_with_a_blocks_name_that_is_no_file_is_corrupt(
     path = tier.path(3)
     path.unlink()
     make(path)
-    result = kvtier_process(tmp_path, ("verify",))
+    result = kvtier(tmp_path, ("verify",))
     assert (result.code, result.out) == (FAIL, f"kind: {path}\n10 blocks: 1 kind, 9 right\n")
     assert os.path.lexists(path)
-    result = kvtier_process(tmp_path, ("verify", "--fix"))
+    result = kvtier(tmp_path, ("verify", "--fix"))
     assert result.code == FAIL
     assert f"kind: {path} -> {tier.base}/quarantine/{path.name}.kind." in result.out
     assert not os.path.lexists(path)
-    assert kvtier_process(tmp_path, ("verify",)) == (0, "9 blocks: 9 right\n", "")
+    assert kvtier(tmp_path, ("verify",)) == (0, "9 blocks: 9 right\n", "")
 
 
 def test_a_folder_of_one_fifo_exits_with_1(tmp_path: Path) -> None:
