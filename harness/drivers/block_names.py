@@ -107,6 +107,7 @@ def in_child(method: str, job: dict[str, Any]) -> list[dict[str, Any]]:
 def main() -> None:
     order = json.loads(sys.stdin.readline())
     methods = order.pop("start_methods")
+    sys.path += order.pop("searched_last")
     for module in order.pop("preload"):
         with contextlib.suppress(ImportError):
             import_module(module)

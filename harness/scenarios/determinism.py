@@ -223,7 +223,7 @@ def _probe(
     command = [*one.prefix, *module_command(path, "harness.drivers.block_names")]
     cwd = folder(one, context.run_dir)
     if cwd is not None:
-        environment["PYTHONPATH"] = os.pathsep.join([environment["PYTHONPATH"], os.getcwd()])
+        order["searched_last"] = [os.getcwd()]  # where the tier's module may be; it hides no other module
     try:
         done = subprocess.run(
             command,
@@ -242,7 +242,7 @@ def _probe(
 
 def _order(context: Context, whole: bool, fresh_roots: bool, setups: list[dict[str, Any]]) -> dict[str, Any]:
     order = {"tier": context.options.tier, "whole": whole, "fresh_roots": fresh_roots, "setups": setups}
-    return {**order, "start_methods": (), "preload": (), "rendezvous": False}
+    return {**order, "start_methods": (), "preload": (), "searched_last": (), "rendezvous": False}
 
 
 def _setup(context: Context, setting: Setting, root: Path) -> dict[str, Any]:
