@@ -208,6 +208,7 @@ def _publish_first(path: Path, content: bytes) -> bytes:
     with open(file, "wb") as unnamed:
         unnamed.write(content)
         unnamed.flush()
+        os.fsync(file)  # after a crash it is whole or missing
         with contextlib.suppress(FileExistsError):
             os.link(f"/proc/self/fd/{file}", path, src_dir_fd=file, follow_symlinks=True)
     return _content(path)

@@ -321,6 +321,11 @@ GUARANTEES: tuple[Guarantee, ...] = (
             "processes hit each other's blocks.",
             f"{_FOUND} soak/files soak/loads",
         ),
+        (
+            "After a power loss blocks may be missing, never wrong; no durable one is missing.",
+            "After a power loss blocks may be missing, never wrong.",
+            "crash_states/*",
+        ),
         ("A submit does not wait for I/O.", "a submit does not wait for I/O.", "nonblocking/* faults/not-blocked"),
         (
             "Nothing is left behind.",

@@ -339,6 +339,33 @@ class Power(NamedTuple):
     found_seconds: float
 
 
+class CrashPhase(NamedTuple):
+    """All states that a crash may leave of one recorded phase were judged. `steps`: calls that change files."""
+
+    way: str
+    durable: bool
+    phase: str
+    steps: int
+    points: int
+    rules: Mapping[str, int]  # states within each set of rules
+    states: int  # all different ones
+    outcomes: Mapping[
+        str, int
+    ]  # states in which something broke, by what; "missing": a block reported stored is not there
+
+
+class CrashState(NamedTuple):
+    """A state that a crash may leave, in which the tier did something wrong; the text says what. `outcome`: "wrong",
+    "lost", "refused", "store", "silent"."""
+
+    way: str
+    phase: str
+    outcome: str
+    crash: str
+    rules: Sequence[str]
+    block: int | None = None
+
+
 class Room(NamedTuple):
     """The least that was free at a place, or with `errno` a time in which it was short of something."""
 
@@ -385,8 +412,8 @@ class Counterexample(NamedTuple):
 About: TypeAlias = (
     Phase | Fault | Lifted | Hang | Skipped | Unfit | Unready | Refused | Met | Error | Canary | Delayed | Pressure
     | Device | Calls | Counts | Submitted | Asked | Stepped | Promise | Flood | Unloaded | Opening | Cell | Pair | Race
-    | Instance | Created | Removed | Missed | Evicted | Sample | Soon | Power | Room | Explored
-    | Counterexample
+    | Instance | Created | Removed | Missed | Evicted | Sample | Soon | Power | CrashPhase
+    | CrashState | Room | Explored | Counterexample
 )  # fmt: skip
 
 KINDS: Mapping[str, type[Any]] = {kind.__name__.lower(): kind for kind in About.__args__}

@@ -9,6 +9,7 @@ from harness.mutants import (
     contract_jobs,
     contract_keys,
     contract_tiers,
+    crash_states,
     files,
     held_back,
     hurt,
@@ -23,7 +24,7 @@ __all__ = ["BASES", "MUTANTS", "Mutant"]
 
 _MODULES = (
     *(calls, capacity, contract_jobs, contract_keys, contract_tiers, files, held_back, hurt, jobs, lookups, protocols),
-    *(schedule, block_names),
+    *(schedule, block_names, crash_states),
 )
 for _module in _MODULES:
     assert any(m.tier.startswith(_module.__name__ + ":") for m in MUTANTS.values()), f"{_module} has no mutant"

@@ -140,7 +140,8 @@ static long long publish(const Block *block, const How *how, int folder, const c
     if (descriptor < 0)
         return NOT_DONE;
     snprintf(source, sizeof source, "/proc/self/fd/%d", descriptor);
-    if (pwritev(descriptor, parts, 2, 0) == total &&
+    /* Of a buffered file a crash may leave a prefix, which looks like vLLM's, unless its size comes before its name. */
+    if (((how->flags & O_DIRECT) || ftruncate(descriptor, total) == 0) && pwritev(descriptor, parts, 2, 0) == total &&
         linkat(AT_FDCWD, source, folder, name, AT_SYMLINK_FOLLOW) == 0)
         result = PUBLISHED;
     if (close(descriptor) != 0 && result == PUBLISHED) { /* a quota may be found out late */

@@ -125,16 +125,16 @@ class BlockIO:
             reason = "the file system refuses O_DIRECT" if aligned else "the slots are not page-aligned in memory"
             raise RootError(f"io is 'direct', but {reason} at {directory}; use 'auto' or 'buffered'")
         self.direct = direct
-        if direct:
-            self._write_flags |= posix.O_DIRECT
-            if self._config.io == "direct":
-                self._read_flags |= posix.O_DIRECT
+        self._write_flags |= posix.O_DIRECT if direct else 0
+        self._read_flags |= posix.O_DIRECT if self._config.io == "direct" else 0
         self._tmpfile = posix.unnamed_files_work(directory, self._write_flags, self._config.file_mode)
         self._named_link = not self._tmpfile and posix.named_links_work(directory, self._config.file_mode)
         self.native_reads = self._config.compiled and native.CHECKSUM != 0 and directory.isascii()
         modes_hold = not self._umask & (self._config.file_mode | self._config.dir_mode)
         self.native_writes = self.native_reads and self._tmpfile and modes_hold and not self._durable
         self._base_path, file_system = directory, posix.type_at(directory)
+        if self._durable:
+            _sync(os.path.dirname(directory))  # where the names of the folders above all blocks are
         self._misses_are_cached = file_system in ("nfs", "nfs4")
         logger.log(
             logging.DEBUG if direct and self._tmpfile else logging.INFO,
@@ -219,6 +219,8 @@ class BlockIO:
                 try:
                     if self._umask & self._config.file_mode:
                         os.fchmod(descriptor, self._config.file_mode)
+                    if not self.direct:  # else a crash may leave a prefix of the file, which looks like vLLM's
+                        os.ftruncate(descriptor, self._sealed_bytes)
                     _transfer(os.pwritev, descriptor, [view, page[:PAGE_BYTES]], self._sealed_bytes)
                     if self._durable:
                         os.fdatasync(descriptor)
@@ -342,7 +344,7 @@ class BlockIO:
             if isinstance(error, FileNotFoundError) or status is not None:
                 return outcome, status
         try:  # some kinds of file cannot even be opened
-            with posix.opened_folder(os.path.dirname(path)) as folder:
+            with posix.opened(os.path.dirname(path)) as folder:
                 status = os.stat(os.path.basename(path), dir_fd=folder, follow_symlinks=False)
         except OSError:
             return outcome, None
@@ -383,9 +385,7 @@ class BlockIO:
                 return BlockOutcome(reason="key")
             if xxhash.xxh3_64_intdigest(view) != trailer.checksum:
                 return BlockOutcome(reason="checksum")
-        if trailer is None:
-            return BlockOutcome()
-        return BlockOutcome(writer=trailer.instance_id, traceparent=trailer.traceparent)
+        return BlockOutcome(None, False, trailer.instance_id, trailer.traceparent) if trailer else BlockOutcome()
 
     # --- helpers ---
 
@@ -394,7 +394,7 @@ class BlockIO:
         a block)."""
         name = os.path.basename(path)
         try:
-            with posix.opened_folder(os.path.dirname(path)) as folder, contextlib.ExitStack() as closing:
+            with posix.opened(os.path.dirname(path)) as folder, contextlib.ExitStack() as closing:
                 # The lock: between check and move no other process moves the file, so no good one gets its name.
                 with contextlib.suppress(OSError):  # NFS refuses it
                     descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)

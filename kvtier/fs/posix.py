@@ -270,13 +270,13 @@ def open_no_links(path: str, flags: int, mode: int = 0) -> int:
 
 
 @contextlib.contextmanager
-def opened_folder(path: str, flags: int = os.O_PATH) -> Iterator[int]:
-    """A descriptor of a folder, which no link leads to, for calls with `dir_fd`."""
-    folder = open_no_links(path, flags | os.O_DIRECTORY | os.O_CLOEXEC)
+def opened(path: str, flags: int = os.O_PATH | os.O_DIRECTORY) -> Iterator[int]:
+    """A descriptor, which no link leads to; by default that of a folder, for calls with `dir_fd`."""
+    descriptor = open_no_links(path, flags | os.O_CLOEXEC)
     try:
-        yield folder
+        yield descriptor
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def _openat2(path: str, flags: int, mode: int) -> int:
