@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.core import content
-from harness.explore.model import Outcome
+from harness.explore.model import CannotExplore, Outcome
 from harness.explore.programs import KEEP_BLOCKS, Kit, Spec, Step, Subject, age, in_child
 
 EXCUSED = "a store left a damaged file of the right size, and a load quarantined it"
+LIMITS = {"EMFILE", "ENFILE", "ENOMEM"}
+FREE_BYTES_MIN = 1 << 20
+"""With less free where the roots are made, ENOSPC is no finding: nothing here injects faults."""
 _VOLATILE = re.compile(r"[0-9a-f]{8,}|\d+")
 _SEALED_BYTES = 32
 """Of a file's bytes after its block, so many do not depend on when and by whom it was written."""
@@ -73,6 +76,8 @@ class Check:
                 yield f"wrong bytes: {who} is reported ok, and the bytes are wrong: {_kind(result['wrong'])}"
             if result["ok"]:
                 continue
+            if why := _shortage(outcome.root, result["reasons"]):
+                raise CannotExplore(f"{who} failed: {why}")
             why = f"{who} failed ({result['reasons'] or 'no reason given'})"
             if step.operation == "store" and not result["refused_blocks"]:
                 yield f"failed store: {why} although no fault was injected"
@@ -178,6 +183,16 @@ class Check:
             if asked[0]["ok"] and "collect" in self._kit.tier.operations:
                 subject.adapter.operate("collect")
             return [*asked, {"step": "", "left": self._strangers(copy), "blocks": present}]
+
+
+def _shortage(root: Path, reasons: str) -> str:
+    """Why a job failed that this machine explains; "": it does not."""
+    found = set(reasons.split())
+    if lacking := sorted(found & LIMITS):
+        return f"this machine has reached a limit ({', '.join(lacking)})"
+    status = os.statvfs(root)
+    free = status.f_bavail * status.f_frsize
+    return f"{free} bytes are free at {root}" if found & {"ENOSPC", "EDQUOT"} and free < FREE_BYTES_MIN else ""
 
 
 def _of(asked: list[dict[str, Any]], step: str, number: int) -> dict[str, Any]:

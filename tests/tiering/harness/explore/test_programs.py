@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from harness.adapters import adapter_class
 from harness.adapters.base import TierSetup
 from harness.checkers.interleavings import KINDS
 from harness.core.inputs import UsageError
-from harness.explore import engine
+from harness.explore import checks, engine
 from harness.explore.checks import EXCUSED, Check
 from harness.explore.diagram import diagram, rows
-from harness.explore.model import Outcome
+from harness.explore.model import CannotExplore, Outcome
 from harness.explore.programs import Kit, Step, Subject, in_child, parse
 from harness.scenarios.interleavings import LONG, QUICK, SHORT
 
@@ -64,10 +65,10 @@ def test_two_blocks_of_a_kit_share_a_folder_and_the_third_does_not(tmp_path: Pat
 @pytest.fixture
 def judged(tmp_path: Path) -> Any:
     """Judges an outcome that was made by hand: what a program's text, its results and files give."""
-    tier = kit(tmp_path)
+    tier, numbers = kit(tmp_path), itertools.count()
 
     def judge(text: str, results: Any, change: Any = lambda root: None, **more: Any) -> Any:
-        root = tmp_path / "root"
+        root = tmp_path / f"root-{next(numbers)}"
         root.mkdir()
         spec = parse(text)
         tier.fill(root, spec)
@@ -128,6 +129,16 @@ def test_a_file_that_nobody_owns_is_left_over(judged: Any) -> None:
 def test_what_a_killed_process_left_is_collected(judged: Any) -> None:
     texts, _ = judged("A: load A", [None], lambda root: (folder(root) / ".1.tmp").touch(), killed=(0,))
     assert texts == []
+
+
+def test_a_failure_that_the_machine_explains_is_no_violation(judged: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CannotExplore, match=r"process 0: store A failed: this machine has reached a limit \(EMFILE\)"):
+        judged("A: store A", [[{**FAILED, "reasons": "EMFILE"}]])
+    full = {**FAILED, "reasons": "ENOSPC"}
+    assert [text.partition(":")[0] for text in judged("A: store A", [[full]])[0]] == ["failed store"]
+    monkeypatch.setattr(checks, "FREE_BYTES_MIN", 1 << 60)
+    with pytest.raises(CannotExplore, match="bytes are free at"):
+        judged("A: store A", [[full]])
 
 
 def test_a_block_that_is_evicted_below_the_limit_is_a_violation(judged: Any) -> None:
