@@ -14,6 +14,7 @@ import functools
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -21,6 +22,7 @@ from typing import ClassVar
 from harness.adapters.base import Adapter, Finished, TierSetup, Verdict
 
 FOLDER = "memory"
+TEMP_AGE_SECONDS = 60.0
 
 
 class ReferenceAdapter(Adapter):
@@ -33,6 +35,7 @@ class ReferenceAdapter(Adapter):
     runs_in_submit: ClassVar[bool] = True
     exposes_files: ClassVar[bool] = True
     forgets: ClassVar[bool] = True
+    operations: ClassVar[tuple[str, ...]] = ("collect",)
     separates: ClassVar[tuple[str, ...]] = ("model_name", "dtype", "ranks", "rank")
     hash_algorithms: ClassVar[tuple[str, ...]] = ("sha256",)
 
@@ -138,6 +141,13 @@ class ReferenceAdapter(Adapter):
 
     def has_pending_work(self) -> bool:
         return bool(self._finished)
+
+    def operate(self, operation: str, blocks: int = 0) -> None:
+        """Remove the temp files of killed processes: those that nobody has changed for a minute."""
+        for path in self._folder.glob("*.tmp"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > TEMP_AGE_SECONDS:
+                    path.unlink()
 
     def drain(self) -> None:
         return

@@ -18,11 +18,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from harness.adapters.base import Finished, Verdict
-from harness.adapters.reference import ReferenceAdapter
+from harness.adapters.reference import TEMP_AGE_SECONDS, ReferenceAdapter
 from harness.mutants.base import AdapterClass, detected_by
 
-TEMP_AGE_SECONDS = 60.0
-"""Younger temp files may be those of running writers."""
 ATTEMPTS = 3
 
 

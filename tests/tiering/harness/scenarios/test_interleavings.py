@@ -42,7 +42,7 @@ def test_a_wrong_protocol_fails_and_its_schedule_is_replayed(tmp_path: Path) -> 
 
 
 def test_a_correct_protocol_passes_and_a_program_that_it_cannot_run_is_named(tmp_path: Path) -> None:
-    whole = explored(tmp_path, "reference", "store A | load A", "evict | evict")
+    whole = explored(tmp_path, "reference", "A short: store A", "evict | evict")
     (verdict,) = whole.verdicts
     assert whole.exit_code == 0, verdict
     assert "all schedules of 1 programs; 0 violate" in verdict["figure"]
