@@ -8,6 +8,7 @@ and did not is *lost*, and is put down to the first missing block of its request
 - load failed: a load of it in this request failed, so it was recomputed;
 - no room: the tier says that it had blocks of this request and no memory to bring them to;
 - given up: the run ended before the request did;
+- not looked up: the request stored its blocks at once, so that processes store them at the same time;
 - evicted: since its store the tier has reported evictions of blocks, each of which explains one lost block;
 - unexplained: it was there, and was not found.
 
@@ -31,7 +32,7 @@ from harness.checkers.evictions import Evictions
 from harness.core.history import History, Request
 from harness.core.traffic import oracle_hit_ratio
 
-REASONS = ("in flight", "not stored", "load failed", "no room", "given up", "evicted", "unexplained")
+REASONS = ("in flight", "not stored", "load failed", "no room", "given up", "not looked up", "evicted", "unexplained")
 
 FOUND = Rule(
     "sharing/stored-is-found",
@@ -143,6 +144,8 @@ def _losses(history: History, requests: list[Request]) -> tuple[Counter[str], li
             reason = "no room"
         elif request.outcome == "info":
             reason = "given up"
+        elif not request.looked_up:
+            reason = "not looked up"
         elif evictions.explain(first, stored_at[first], request.finished_seconds):
             reason = "evicted"
         else:

@@ -43,7 +43,8 @@ class Start(NamedTuple):
 class Request(NamedTuple):
     """One request of the traffic: its blocks in order, and how many leading ones came out of the cache, verified.
 
-    `short_of_room`: the tier had blocks of it and no slot to load them into, where the tier reports it.
+    `short_of_room`: the tier had blocks of it and no slot to load them into, where the tier reports it. `looked_up`:
+    whether it looked for its blocks at all, or stored them at once.
     """
 
     process: int
@@ -56,6 +57,7 @@ class Request(NamedTuple):
     wall_seconds: float
     outcome: Outcome
     short_of_room: bool = False
+    looked_up: bool = True
 
 
 class Job(NamedTuple):

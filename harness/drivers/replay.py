@@ -226,7 +226,8 @@ class Replay:
         plan, hit_blocks = active.plan, active.hit_blocks()
         times = (active.intended_seconds, active.started_seconds, time.monotonic(), time.time())
         short = self.adapter.short_of_room(active.req_id)
-        self.worker.write(Request(self.process, plan.request, plan.blocks, hit_blocks, *times, outcome, short))
+        record = Request(self.process, plan.request, plan.blocks, hit_blocks, *times, outcome, short)
+        self.worker.write(record._replace(looked_up=bool(active.verdicts)))
         counts = self.worker.counts
         counts["requests"] += 1
         counts["refs"] += len(plan.blocks)

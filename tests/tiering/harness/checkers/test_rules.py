@@ -393,6 +393,17 @@ def test_sharing_accepts_a_tier_that_shares_and_rejects_one_that_does_not(proces
     assert verdict.data["duplicate_write_factor"] > 1.1
 
 
+@pytest.mark.parametrize("looked_up", [True, False])
+def test_a_request_that_looked_for_nothing_missed_nothing(looked_up: bool) -> None:
+    history = good_history()
+    # Process 1 stores the blocks at once, as it was ordered to, and the machine let it begin when they were stored.
+    history.add(request(1, 9, [0, 1, 2], 0, 5.0)._replace(looked_up=looked_up))
+    history.add(job(1, 9, "store", [0, 1, 2], 5.0, 5.5, request=9))
+    verdict = judge("sharing", history)
+    assert verdict.value == ("false" if looked_up else "true")
+    assert verdict.data["lost"]["not looked up"] == (0 if looked_up else 3)
+
+
 def test_sharing_puts_duplicates_in_flight_down_to_themselves() -> None:
     verdict = judge("sharing", replay(4, True, delay=6.0))
     lost = verdict.data["lost"]

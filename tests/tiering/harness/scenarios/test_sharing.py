@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from harness.core import notes
 from harness.core.history import History
 from harness.runner import Results, run
 from harness.scenarios import scenario
@@ -35,6 +36,8 @@ def test_right_tiers_share(tmp_path: Path, tier: str) -> None:
     assert sum(s.incarnation for s in history.starts) == 1, "one started again"
     first_of_late = min(j.submitted_seconds for j in history.jobs if j.process == 2)
     assert first_of_late > min(j.finished_seconds for j in history.jobs)
+    asked = {(n.process, n.detail["request"]) for n in history.notes if n.is_a(notes.Asked)}
+    assert all(request.looked_up == ((request.process, request.request) in asked) for request in history.requests)
 
 
 @pytest.mark.parametrize(
