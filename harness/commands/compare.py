@@ -14,7 +14,7 @@ from harness.commands.click_types import PATH
 from harness.commands.console import say_table
 from harness.core.inputs import UsageError, check_output
 from harness.recorded_run import check_run
-from harness.report import write_comparison
+from harness.report.comparison_page import write_comparison
 from harness.report.run_differences import compare, difference_table, differing_options, in_words, read_side
 from harness.runner import ensure_results
 

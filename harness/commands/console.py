@@ -20,7 +20,6 @@ from harness.commands.progress import Progress
 from harness.core.inputs import check_output
 from harness.core.installation import tracing_is_installed
 from harness.entry_point import HARNESS, errno_text, pip_install
-from harness.report import write_index, write_report
 from harness.report.junit import write_junit
 from harness.report.verdict_text import VERDICT_WORDS, deciding, join
 from harness.runner import Results, run
@@ -80,6 +79,9 @@ def carry_out(
 def write_pages(results: Results, runs_dir: Path | None) -> bool:
     """Write a run's report and the list of runs; False, and sentences on stderr, when a file of the run could not be
     written."""
+    from harness.report.index_page import write_index  # here: a command that is refused does without plotly and numpy
+    from harness.report.run_page import write_report
+
     problems = list(results.unwritten)
     try:
         if (Path(results.run_dir) / "results.json").exists():  # the report is made from it

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from harness.commands.click_types import PATH
-from harness.report import write_index, write_report
+from harness.report.index_page import write_index
+from harness.report.run_page import write_report
 from harness.runner import ensure_results
 
 

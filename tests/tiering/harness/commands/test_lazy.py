@@ -38,6 +38,17 @@ def test_help_and_version_import_no_heavy_package(tmp_path: Path, arguments: lis
     assert done.returncode == (64 if "fly" in arguments else 0), done.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments", [["run", "load", "--processes", "0"], ["conform", "reference", "--seconds", "-1"]]
+)
+def test_a_refused_run_imports_nothing_that_draws(tmp_path: Path, arguments: list[str]) -> None:
+    code = BLOCKED.format(heavy=("jinja2", "plotly", "numpy", "matplotlib"), arguments=arguments)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 64, done.stderr
+    assert "was imported" not in done.stderr
+
+
 def commands(group: click.Group, *above: str) -> list[tuple[str, ...]]:
     """Each sub-command of a group, with those above it."""
     context, found = click.Context(group), []

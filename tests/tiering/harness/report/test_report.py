@@ -16,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.core.history import Gauge, History, Note
-from harness.report import figures, tables, write_index, write_report
+from harness.report import figures, tables
+from harness.report.index_page import write_index
+from harness.report.run_page import write_report
 from harness.report.sections import faults, machine, transfers, waiting
 from harness.runner import judge
 from tests.tiering.harness.checkers.records import canary, good_history, job, note, run_folder, start, stop, task
