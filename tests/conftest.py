@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,25 +46,28 @@ def _needs(path: Path) -> frozenset[str]:
     return frozenset(needs)
 
 
-def _imported(path: Path) -> Iterator[str]:
+@cache
+def _imported(path: Path) -> tuple[str, ...]:
     """Dotted names of what a file imports at its top; those in `if` and `try` are optional."""
+    found: list[str] = []
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         match node:
             case ast.Import():
-                yield from (alias.name for alias in node.names)
+                found += (alias.name for alias in node.names)
             case ast.ImportFrom():
-                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+                found += (f"{node.module}.{alias.name}" for alias in node.names)
+    return tuple(found)
 
 
-def _files(dotted: str) -> Iterator[Path]:
+@cache
+def _files(dotted: str) -> tuple[Path, ...]:
     """Files of ours that an import of this name runs. `kvtier` loads the module of a public name on demand."""
     package, _, name = dotted.partition(".")
     if package == "kvtier" and (module := kvtier._MODULE_OF.get(name)):
         dotted = f"kvtier.{module}"
     parts = dotted.split(".")
-    for length in range(1, len(parts) + 1):
-        base = ROOT.joinpath(*parts[:length])
-        yield from (file for file in (base / "__init__.py", base.with_suffix(".py")) if file.exists())
+    bases = [ROOT.joinpath(*parts[:length]) for length in range(1, len(parts) + 1)]
+    return tuple(file for base in bases for file in (base / "__init__.py", base.with_suffix(".py")) if file.exists())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
