@@ -20,7 +20,7 @@ from harness.checkers.shortages import Shortages
 from harness.core.free_space import RESERVE_BYTES, Reserve, RoomWatch
 from harness.core.history import Gauge, History
 from harness.core.installation import ROOT as REPOSITORY
-from harness.runner import Results, run
+from harness.runner import Results, judge, run
 from harness.runtime.supervisor import Child
 from harness.scenarios import scenario
 from harness.scenarios.load import LoadOptions
@@ -143,12 +143,12 @@ def test_an_interrupted_start_of_many_processes_is_no_defect_of_the_tier(
     interrupts = []
 
     def interrupt(children: Sequence[Child]) -> None:
-        is_due = len(children) == 12 and sum(child.state == "ready" for child in children) >= ready
+        is_due = len(children) == 6 and sum(child.state == "ready" for child in children) >= ready
         if is_due and len(interrupts) < times:
             interrupts.append(1)
             raise KeyboardInterrupt
 
-    results = load(tmp_path, interrupt, processes=12)
+    results = load(tmp_path, interrupt, processes=6)
     assert results.interrupted
     assert len(interrupts) == times
     assert results.verdict == "unknown", findings(results)
@@ -158,35 +158,44 @@ def test_an_interrupted_start_of_many_processes_is_no_defect_of_the_tier(
 # --- descriptors ---
 
 
-def with_open_files(most: int, tmp_path: Path, tier: str) -> Results:
-    """A run with a limit of open files for each process."""
-    command = [sys.executable, "-m", "harness", "run", "load", "--tier", f"{SHORT_OF}:{tier}", "--json"]
-    command += ["--processes", "2", "--seed", "5", "--block-bytes", "4096", "--seconds", "1"]
-    shell = f'ulimit -n {most}; exec "$@"'
-    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        ["bash", "-c", shell, "bash", *command], cwd=tmp_path, env=env, capture_output=True, text=True
-    )
-    values = json.loads(done.stdout)
-    del values["exit_code"]
-    return Results(**values)
+SMALL_LIMIT, AMPLE_LIMIT, LEAK = (
+    (64, "NeedsManyDescriptors"),
+    (1200, "NeedsManyDescriptors"),
+    (64, "LeaksUntilTheLimit"),
+)
+Limited = dict[tuple[int, str], Results]
 
 
-def test_a_small_limit_of_open_files_is_no_defect_of_the_tier(tmp_path: Path) -> None:
-    results = with_open_files(64, tmp_path, "NeedsManyDescriptors")
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Limited:
+    """(limit of open files of each process, tier) -> its run. The runs are made at the same time."""
+    env, started = {**os.environ, "PYTHONPATH": str(REPOSITORY)}, {}
+    for most, tier in (SMALL_LIMIT, AMPLE_LIMIT, LEAK):
+        command = [sys.executable, "-m", "harness", "run", "load", "--tier", f"{SHORT_OF}:{tier}", "--quiet"]
+        command += ["--processes", "2", "--seed", "5", "--block-bytes", "4096", "--seconds", "1"]
+        folder = tmp_path_factory.mktemp("runs")
+        shell = ["bash", "-c", f'ulimit -n {most}; exec "$@"', "bash", *command]
+        started[most, tier] = folder, subprocess.Popen(shell, cwd=folder, env=env, stdout=subprocess.DEVNULL)
+    for _, process in started.values():
+        process.wait()
+    return {key: judge(folder / "runs/latest") for key, (folder, _) in started.items()}
+
+
+def test_a_small_limit_of_open_files_is_no_defect_of_the_tier(limited: Limited) -> None:
+    results = limited[SMALL_LIMIT]
     assert value(results, "results") == "unknown", findings(results)
     assert "EMFILE: the limit of process" in findings(results, "results")
     assert "(RLIMIT_NOFILE) is 64" in findings(results, "results")
 
 
-def test_a_leak_until_no_descriptor_is_left_is_the_tiers(tmp_path: Path) -> None:
-    results = with_open_files(64, tmp_path, "LeaksUntilTheLimit")
+def test_a_leak_until_no_descriptor_is_left_is_the_tiers(limited: Limited) -> None:
+    results = limited[LEAK]
     assert value(results, "leftovers") == "false"
     assert "more descriptors than it began with" in findings(results, "leftovers")
 
 
-def test_what_opens_more_than_an_ample_limit_is_the_tiers(tmp_path: Path) -> None:
-    results = with_open_files(1200, tmp_path, "NeedsManyDescriptors")
+def test_what_opens_more_than_an_ample_limit_is_the_tiers(limited: Limited) -> None:
+    results = limited[AMPLE_LIMIT]
     assert value(results, "results") == "false"
     assert "with EMFILE although no fault was injected" in findings(results, "results")
 

@@ -11,25 +11,38 @@ import pytest
 from harness.checkers import CHECKERS
 from harness.core.history import History, Job, Note, Record, Start, Stop
 from harness.faults import PUBLISH_STEPS
-from harness.runner import Results, run
+from harness.runner import Results
 from harness.scenarios import scenario
-from harness.scenarios.crash import MOMENT, CrashOptions, blows, unnamed_files_work
+from harness.scenarios.crash import MOMENT, CrashOptions, blows, prepare, unnamed_files_work
+from tests.tiering.harness.together import run_together, stored_files
 
 BROKEN = "tests.tiering.harness.broken.processes"
 
 
-def crash(tmp_path: Path, tier: str, **changes: Any) -> Results:
-    options = CrashOptions(tier=tier, seed=3, seconds=0.0, block_bytes=4096, **changes)
-    return run(scenario("crash"), options, tmp_path / "runs")
+SHORT: dict[str, Any] = {"seed": 3, "seconds": 0.0, "block_bytes": 4096}
+RIGHT = ("kvtier", "memory")
+
+
+@pytest.fixture(scope="module")
+def crashed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
+    """Tier -> its run."""
+    processes = {
+        **dict.fromkeys(RIGHT, 4),
+        f"{BROKEN}:TempOfTheKey": 4,
+        f"{BROKEN}:InPlace": 3,
+        f"{BROKEN}:WritesLater": 3,
+    }
+    options = {tier: CrashOptions(tier=tier, processes=count, **SHORT) for tier, count in processes.items()}
+    return run_together("crash", options, tmp_path_factory.mktemp("runs"))
 
 
 def findings(results: Results) -> dict[str, str]:
     return {v["name"]: "\n".join(v["findings"]) for v in results.verdicts if v["value"] == "false"}
 
 
-@pytest.mark.parametrize("tier", ["kvtier", "memory"])
-def test_right_tiers_survive(tmp_path: Path, tier: str) -> None:
-    results = crash(tmp_path, tier)
+@pytest.mark.parametrize("tier", RIGHT)
+def test_right_tiers_survive(tmp_path: Path, crashed: dict[str, Results], tier: str) -> None:
+    results = crashed[tier]
     assert results.verdict == "true", str(results.verdicts)
     history = History.read(Path(results.run_dir))
     assert {-9, 0} == {s.exit_code for s in history.stops}
@@ -41,19 +54,25 @@ def test_right_tiers_survive(tmp_path: Path, tier: str) -> None:
         assert data["faults"].get("killed at link"), "the exact step of publishing"
 
 
-def test_a_temp_name_that_comes_again_loses_stores_after_a_restart(tmp_path: Path) -> None:
-    said = findings(crash(tmp_path, f"{BROKEN}:TempOfTheKey"))
+def test_a_run_stores_at_least_its_declared_needs(crashed: dict[str, Results]) -> None:
+    options = CrashOptions(tier="memory", processes=4, **SHORT)
+    needs = scenario("crash").needs(options, prepare(options))
+    assert stored_files(crashed["memory"]) >= needs.root_blocks > 0
+
+
+def test_a_temp_name_that_comes_again_loses_stores_after_a_restart(crashed: dict[str, Results]) -> None:
+    said = findings(crashed[f"{BROKEN}:TempOfTheKey"])
     assert "lost its first store after its restart" in said["recovery"]
     assert ".tmp was left under the root" in said["leftovers"]
 
 
-def test_a_block_published_in_place_is_seen_torn(tmp_path: Path) -> None:
-    said = findings(crash(tmp_path, f"{BROKEN}:InPlace", processes=3))
+def test_a_block_published_in_place_is_seen_torn(crashed: dict[str, Results]) -> None:
+    said = findings(crashed[f"{BROKEN}:InPlace"])
     assert "short" in said["integrity"]
 
 
-def test_a_store_reported_before_it_is_done_dies_with_its_process(tmp_path: Path) -> None:
-    said = findings(crash(tmp_path, f"{BROKEN}:WritesLater", processes=3))
+def test_a_store_reported_before_it_is_done_dies_with_its_process(crashed: dict[str, Results]) -> None:
+    said = findings(crashed[f"{BROKEN}:WritesLater"])
     assert "got a miss" in said["visibility"]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,19 +11,33 @@ from harness.checkers import CHECKERS
 from harness.core.history import History, Note
 from harness.faults import FaultUnavailable
 from harness.faults.strace_attach import Attached
-from harness.runner import Results, run
-from harness.scenarios import scenario
+from harness.runner import Results
 from harness.scenarios.base import UsageError
 from harness.scenarios.determinism import SEEDS, DeterminismOptions, find_pythons, rule
+from tests.tiering.harness.together import run_together
 
 BROKEN = "tests.tiering.harness.broken.processes"
 
 
-def derive(tmp_path: Path, tier: str, **changes: Any) -> tuple[Results, dict[str, Any]]:
-    options = DeterminismOptions(tier=tier, seed=3, seconds=0.0, block_bytes=4096, processes=2, **changes)
-    results = run(scenario("determinism"), options, tmp_path / "runs")
-    (matrix,) = [v for v in results.verdicts if v["name"] == "seed_settings"]
-    return results, matrix
+CARELESS = f"{BROKEN}:Careless"
+OTHERS = list(find_pythons((), sys.executable).values())[:1] or ["none"]
+"""Pythons beside the one that runs these tests."""
+Derived = dict[str, tuple[Results, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def derived(tmp_path_factory: pytest.TempPathFactory) -> Derived:
+    """Tier -> its run, and the verdict of the checker of settings."""
+    pythons = {"kvtier": tuple(OTHERS), "memory": ("none",), CARELESS: ("none",)}
+    options = {
+        tier: DeterminismOptions(tier=tier, seed=3, seconds=0.0, block_bytes=4096, processes=2, python=python)
+        for tier, python in pythons.items()
+    }
+    runs = run_together("determinism", options, tmp_path_factory.mktemp("runs"))
+    return {
+        tier: (results, next(v for v in results.verdicts if v["name"] == "seed_settings"))
+        for tier, results in runs.items()
+    }
 
 
 def can_attach() -> bool:
@@ -35,24 +48,23 @@ def can_attach() -> bool:
     return True
 
 
-def test_kvtier_shares_as_the_rules_say_on_two_pythons(tmp_path: Path) -> None:
-    others = list(find_pythons((), sys.executable).values())[:1] or ["none"]
-    results, matrix = derive(tmp_path, "kvtier", python=tuple(others))
+def test_kvtier_shares_as_the_rules_say_on_two_pythons(derived: Derived) -> None:
+    results, settings = derived["kvtier"]
     assert results.verdict == "true", str(results.verdicts)
-    assert matrix["data"]["instances"] == 2
-    assert matrix["data"]["refused"] >= 12, "four algorithms, three ways to start"
-    assert len(matrix["data"]["pythons"]) == (1 if others == ["none"] else 2)
+    assert settings["data"]["instances"] == 2
+    assert settings["data"]["refused"] >= 12, "four algorithms, three ways to start"
+    assert len(settings["data"]["pythons"]) == (1 if OTHERS == ["none"] else 2)
 
 
-def test_the_oracle_shares_as_the_rules_say(tmp_path: Path) -> None:
-    results, matrix = derive(tmp_path, "memory", python=("none",))
+def test_the_oracle_shares_as_the_rules_say(derived: Derived) -> None:
+    results, settings = derived["memory"]
     assert results.verdict == "true", str(results.verdicts)
-    assert len(matrix["data"]["pythons"]) == 1
+    assert len(settings["data"]["pythons"]) == 1
 
 
-def test_carelessness_is_told_in_each_way(tmp_path: Path) -> None:
-    _, matrix = derive(tmp_path, f"{BROKEN}:Careless", python=("none",))
-    said = "\n".join(matrix["findings"])
+def test_each_violation_of_a_careless_tier_is_found(derived: Derived) -> None:
+    _, settings = derived[CARELESS]
+    said = "\n".join(settings["findings"])
     assert "no sharing, though the rules say so" in said
     assert "PYTHONHASHSEED unset" in said
     assert "the seed's digest is common" in said

@@ -9,23 +9,37 @@ import pytest
 
 from harness.core import notes
 from harness.core.history import History
-from harness.runner import Results, run
+from harness.runner import Results
 from harness.scenarios import scenario
 from harness.scenarios.base import UsageError
 from harness.scenarios.sharing import SharingOptions, prepare
+from tests.tiering.harness.together import run_together, stored_files
 
 BROKEN = "tests.tiering.harness.broken.processes"
 MUTANTS = "harness.mutants.jobs"
 
 
-def share(tmp_path: Path, tier: str, **changes: Any) -> Results:
-    options = SharingOptions(tier=tier, seed=3, seconds=0.0, block_bytes=16384, **changes)
-    return run(scenario("sharing"), options, tmp_path / "runs")
+SHORT: dict[str, Any] = {"seed": 3, "seconds": 0.0, "block_bytes": 16384}
+RIGHT = ("kvtier", "memory")
+WRONG = [
+    (f"{MUTANTS}:SeesItsOwnStoresOnly", "visibility", "got a miss"),
+    (f"{MUTANTS}:CachesMissesForEver", "visibility", "got a miss"),
+    (f"{BROKEN}:InPlace", "integrity", "short"),
+    (f"{BROKEN}:WritesLater", "visibility", "got a miss"),
+]
 
 
-@pytest.mark.parametrize("tier", ["kvtier", "memory"])
-def test_right_tiers_share(tmp_path: Path, tier: str) -> None:
-    results = share(tmp_path, tier)
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
+    """Tier -> its run."""
+    tiers = (*RIGHT, *(tier for tier, *_ in WRONG))
+    options = {tier: SharingOptions(tier=tier, **SHORT) for tier in tiers}
+    return run_together("sharing", options, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.mark.parametrize("tier", RIGHT)
+def test_right_tiers_share(shared: dict[str, Results], tier: str) -> None:
+    results = shared[tier]
     assert results.verdict == "true", str(results.verdicts)
     data = {v["name"]: v["data"] for v in results.verdicts}
     assert data["visibility"]["hits_of_others"] > 0
@@ -40,22 +54,20 @@ def test_right_tiers_share(tmp_path: Path, tier: str) -> None:
     assert all(request.looked_up == ((request.process, request.request) in asked) for request in history.requests)
 
 
-@pytest.mark.parametrize(
-    ("tier", "checker", "words"),
-    [
-        (f"{MUTANTS}:SeesItsOwnStoresOnly", "visibility", "got a miss"),
-        (f"{MUTANTS}:CachesMissesForEver", "visibility", "got a miss"),
-        (f"{BROKEN}:InPlace", "integrity", "short"),
-        (f"{BROKEN}:WritesLater", "visibility", "got a miss"),
-    ],
-)
-def test_a_tier_that_does_not_share_is_detected_by_the_checker_meant_for_it(
-    tmp_path: Path, tier: str, checker: str, words: str
+@pytest.mark.parametrize(("tier", "checker", "words"), WRONG)
+def test_a_tier_that_does_not_share_is_detected_by_its_checker(
+    shared: dict[str, Results], tier: str, checker: str, words: str
 ) -> None:
-    results = share(tmp_path, tier)
+    results = shared[tier]
     (verdict,) = [v for v in results.verdicts if v["name"] == checker]
     assert verdict["value"] == "false", str(results.verdicts)
     assert any(words in finding for finding in verdict["findings"])
+
+
+def test_a_run_stores_at_least_its_declared_needs(shared: dict[str, Results]) -> None:
+    options = SharingOptions(tier="memory", **SHORT)
+    needs = scenario("sharing").needs(options, prepare(options))
+    assert stored_files(shared["memory"]) >= needs.root_blocks > 0
 
 
 def test_slots_that_cannot_hold_two_chains_are_refused() -> None:

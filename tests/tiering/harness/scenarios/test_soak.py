@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,39 +11,47 @@ from hypothesis import strategies as st
 
 from harness.checkers import soak
 from harness.core.history import Gauge, History, Job, Name, Note, Start, Stop
-from harness.runner import Results, run
-from harness.scenarios import scenario
+from harness.runner import Results
 from harness.scenarios.base import UsageError
 from harness.scenarios.soak import SoakOptions, prepare
+from tests.tiering.harness.together import run_together
 
-SOAK = scenario("soak")
 SHORT: dict[str, Any] = {"seconds": 7.0, "seed": 6, "processes": 1, "block_bytes": 4096, "blocks": 64, "pace": 50.0}
 
 
-def soaked(tmp_path: Path, **changes: Any) -> tuple[Results, dict[str, Any]]:
-    results = run(SOAK, SoakOptions(**{**SHORT, **changes}), tmp_path / "runs")
-    (verdict,) = [v for v in results.verdicts if v["name"] == "soak"]
-    return results, verdict
+LEAKS = "tests.tiering.harness.broken.flawed:OpensForEver"
 
 
-def test_kvtier_is_flat_and_its_accounts_agree(tmp_path: Path) -> None:
-    results, verdict = soaked(tmp_path, tier="kvtier")
+@pytest.fixture(scope="module")
+def soaked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Results, dict[str, Any]]]:
+    """Tier -> its run, and the verdict of the checker."""
+    tiers = ("kvtier", "kvtier-stack", LEAKS)
+    runs = run_together(
+        "soak", {tier: SoakOptions(**SHORT, tier=tier) for tier in tiers}, tmp_path_factory.mktemp("runs")
+    )
+    return {tier: (results, next(v for v in results.verdicts if v["name"] == "soak")) for tier, results in runs.items()}
+
+
+def test_kvtier_is_flat_and_its_accounts_agree(soaked: dict[str, tuple[Results, dict[str, Any]]]) -> None:
+    results, verdict = soaked["kvtier"]
     assert results.verdict == "true", str(results.verdicts)
     assert verdict["data"]["agreement"]["removed"] > 0
     assert verdict["data"]["agreement"]["counters"] == "of 1 processes compared"
     assert set(verdict["data"]["growth"]["0"]) == set(soak.LEAST)
 
 
-def test_a_stack_whose_counters_are_those_of_cascades_and_promotions_agrees(tmp_path: Path) -> None:
+def test_a_stack_whose_counters_are_those_of_cascades_and_promotions_agrees(
+    soaked: dict[str, tuple[Results, dict[str, Any]]],
+) -> None:
     """Most stores are of blocks that its CPU tier holds, also after their files were removed: they write nothing."""
-    results, verdict = soaked(tmp_path, tier="kvtier-stack")
+    results, verdict = soaked["kvtier-stack"]
     assert results.verdict == "true", str(results.verdicts)
     assert verdict["data"]["agreement"]["removed"] > 0
     assert "below a memory tier" in verdict["data"]["agreement"]["counters"]
 
 
-def test_a_descriptor_left_open_by_each_load_is_found(tmp_path: Path) -> None:
-    results, verdict = soaked(tmp_path, tier="tests.tiering.harness.broken.flawed:OpensForEver")
+def test_a_descriptor_left_open_by_each_load_is_found(soaked: dict[str, tuple[Results, dict[str, Any]]]) -> None:
+    results, verdict = soaked[LEAKS]
     assert results.verdict == "false"
     assert any("fds rises" in finding for finding in verdict["findings"])
 
