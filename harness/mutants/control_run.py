@@ -12,9 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from harness.core.environment import git
 from harness.core.findings import Finding
 from harness.core.installation import module_command, python_path
 from harness.core.seeds import SEED_MAX, stream
@@ -34,6 +36,13 @@ END_SECONDS_MAX = 60.0
 """How long an interrupted run may take to judge what it has recorded."""
 FINDINGS_MAX = 5
 """Of a run in the log; results.json has all."""
+
+
+@cache
+def commit() -> str:
+    """The checkout's commit, with "+" if tracked files differ from it; "" outside a checkout."""
+    known = git() or {}
+    return f"{known['commit'][:7]}{'+' * known['changed']}" if known else ""
 
 
 def unavailable(condition: str, folder: Path) -> str:
@@ -123,6 +132,7 @@ def _run(cell: Cell, seed: int, runs_dir: Path, mutant: Mutant | None) -> Row:
         load=load,
         command=results["command"],
         folder="" if outcome == "pass" else Path(results["run_dir"]).name,
+        commit=commit(),
     )
 
 

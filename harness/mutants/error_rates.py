@@ -59,7 +59,8 @@ def summary(seeds: Sequence[int], controls: Sequence[Row]) -> str:
     return (
         f"**{count['fail']} of {len(controls)} runs of correct tiers failed** (upper bound of the rate {bound:.1%}), "
         f"{count['inconclusive']} were inconclusive; on the quiet machine {unknown} of {len(quiet)}. "
-        f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}."
+        f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; "
+        f"commits {', '.join(sorted({row.commit for row in controls if row.commit})) or 'not known'}."
     )
 
 

@@ -52,6 +52,7 @@ class Row:
     load: float = 0.0  # runnable threads of the machine in the minute before, per core
     command: str = ""
     folder: str = ""  # of a run that did not pass
+    commit: str = ""  # of the harness, if it is a checkout
 
     @property
     def cell(self) -> Cell:

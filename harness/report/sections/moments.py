@@ -33,6 +33,9 @@ MOMENTS_MAX = 20
 BARS_MAX = 200
 LANES_MAX = 40
 GUARANTEES_MAX = 3
+QUEUED_MAX = 4
+"""Lanes of tasks that wait, for each direction; of more, the first to come are drawn."""
+QUEUED_COLOUR = "#e3b341"
 LENGTH_MIN = 0.5
 """Of a bar, in milliseconds: a shorter one is hardly visible. Its text has the true duration."""
 RECORDS_MAX = 40
@@ -224,6 +227,7 @@ class _Scene:
         for trace, colour in (
             ("this one", BOUND_COLOUR),
             *((f"{direction}s", CLASS_COLOURS[direction]) for direction in DIRECTIONS),
+            ("queued", QUEUED_COLOUR),
             ("requests", CLASS_COLOURS["request"]),
             ("machine", QUIET_COLOUR),
         ):
@@ -309,6 +313,12 @@ class _Scene:
             trace = "this one" if mine else f"{task.direction}s"
             if task.finished_seconds >= self.window.begin and task.started_seconds <= self.window.end:
                 self.bars.append(_Bar(lane, trace, task.started_seconds, task.finished_seconds, text))
+        for task in sorted(tasks, key=lambda task: task.enqueued_seconds):
+            what = f"{self._who(task.process)} queued {task.direction}s"
+            number = self._lane(free.setdefault(what, []), task.enqueued_seconds, task.started_seconds)
+            if number <= QUEUED_MAX and self.window.touches(task.enqueued_seconds, task.started_seconds):
+                text = f"{task.direction} task of job {task.job_id} waits"
+                self.bars.append(_Bar(f"{what} {number}", "queued", task.enqueued_seconds, task.started_seconds, text))
         for request in (record for record in self.records if isinstance(record, Request)):
             mine = (request.process, request.request) == (about.process, about.request)
             if not mine and (about.block is None or about.block not in request.blocks):

@@ -65,6 +65,8 @@ def test_a_moment_has_the_block_the_slot_and_the_threads_in_all_processes() -> N
         "process 0 of this slot 1",
         "process 0 load thread 0",
         "process 0 store thread 1",
+        "process 0 queued loads 1",
+        "process 0 queued stores 1",
         "process 0 lookups",
         "process 0 wake-ups",
         "process 0 without a CPU",
