@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
 import re
 import time
@@ -50,6 +51,8 @@ from kvtier.events import (
     TaskFact,
 )
 
+logger = logging.getLogger(__name__)
+
 TASK_EVENTS_MAX = 4
 """Tasks of a job that its span has as events: those with the longest wait plus service. All of them would be most of a
 span's cost. The attribute kvtier.tasks holds the number of all tasks."""
@@ -79,6 +82,9 @@ class TracingObserver:
     this host's wall clock. `provider` must use `ids`, else the links of loads do not match the spans of stores.
     Evictions of one step, request and reason are one span, which the next event of another type ends.
     """
+
+    spans_lost = 0
+    """Spans that the destination did not take; it is logged once."""
 
     def __init__(self, provider: TracerProvider, ids: PromisedIds) -> None:
         self._provider = provider
@@ -119,6 +125,12 @@ class TracingObserver:
             case BlockQuarantined():
                 detail = {"tier": event.tier, "reason": event.reason, "path": event.path}
                 self._write("quarantine", now, now, detail, None, error=event.reason)
+
+    def on_lost(self, spans: int) -> None:
+        """Count spans that were not taken. The exporter's thread calls it."""
+        if not self.spans_lost:
+            logger.warning("spans are lost: the endpoint in OTEL_EXPORTER_OTLP_ENDPOINT does not take them")
+        self.spans_lost += spans
 
     def shutdown(self) -> None:
         """Send the remaining spans, then stop. Blocks for at most the exporter's timeout."""
@@ -224,8 +236,25 @@ def setup_tracing(attributes: Mapping[str, AttributeValue], folder: Path | None 
     )
     ids, resource = PromisedIds(), given.merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource, id_generator=ids, shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(exporter))
-    return TracingObserver(provider, ids)
+    observer = TracingObserver(provider, ids)
+    provider.add_span_processor(BatchSpanProcessor(_Watched(exporter, observer)))
+    return observer
+
+
+class _Watched(SpanExporter):
+    """An exporter that reports what its destination does not take."""
+
+    def __init__(self, exporter: SpanExporter, observer: TracingObserver) -> None:
+        self._exporter, self._observer = exporter, observer
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        result = self._exporter.export(spans)
+        if result is not SpanExportResult.SUCCESS:
+            self._observer.on_lost(len(spans))
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
 
 
 class _OtlpJsonLines(SpanExporter):

@@ -16,6 +16,8 @@ import pytest
 from harness.explore.crash_states import PAGE_BYTES, RULES, CrashStates, Tree, materialise, tree_at
 from harness.explore.recording import ROOT, Recording, Step, recorded_python
 from harness.faults.rules import FaultUnavailable
+from kvtier.ops.catalog import folders
+from kvtier.ops.gc import collect
 
 NEW = bytes(range(1, 129)) * 64
 """Two pages, no zero byte."""
@@ -229,3 +231,21 @@ def test_what_a_real_file_system_keeps_is_among_the_states(kind: str, rules: str
     assert len(seen) >= 2, seen
     for tree in seen:
         assert tree in allowed, {path: content and len(content) for path, content in tree.items()}
+
+
+def test_gc_removes_what_a_crash_leaves_while_a_root_is_opened(tmp_path: Path) -> None:
+    """Also of `BlockIO.probe`, whose temp files lie beside the manifest."""
+    recording = recorded(tmp_path, STORES.partition("keys = ")[0] + "tier.close()")
+    explored = CrashStates(Tree(), recording.steps, "ordered")
+    left = 0
+    for number, state in enumerate(explored.states):
+        (folder := tmp_path / str(number)).mkdir()
+        materialise(state, folder)
+        for path in folder.rglob("*"):
+            os.utime(path, (0, 0))
+        temps = [path for path in state.files if path.endswith(".tmp")]
+        left += len(temps)
+        removed = sum(n for found in folders(str(folder)) for n in collect(found))
+        assert removed == len(temps), state.what
+        assert not list(folder.rglob("*.tmp")), state.what
+    assert left >= 2, "the probe makes temp files"

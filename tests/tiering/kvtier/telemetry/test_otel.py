@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -259,6 +260,24 @@ def test_every_span_reaches_a_real_receiver(receiver: Receiver, monkeypatch: pyt
             assert span.trace_id.hex() == TRACE
             got += [a.value.int_value for a in span.attributes if a.key == "kvtier.job_id"]
     assert sorted(got) == list(range(700))
+
+
+def test_spans_that_the_endpoint_does_not_take_are_counted_and_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "1")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")
+    observer = setup_tracing({})
+    assert observer is not None
+    for number in range(5):
+        observer.on_event(job(job_id=number))
+    observer.shutdown()
+    assert observer.spans_lost == 5
+    said = [record.message for record in caplog.records if record.name == "kvtier.telemetry.otel"]
+    assert said == ["spans are lost: the endpoint in OTEL_EXPORTER_OTLP_ENDPOINT does not take them"]
 
 
 def test_without_an_endpoint_spans_go_to_the_folder_as_otlp_json(tmp_path: Path) -> None:
