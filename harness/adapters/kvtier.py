@@ -22,7 +22,6 @@ from kvtier import (
     CPUOffloadingManager,
     CpuTierConfig,
     Event,
-    Evictor,
     FanOut,
     FilesEvicted,
     FileSystemTierManager,
@@ -251,6 +250,8 @@ class KvtierAdapter(Adapter):
         return evictions
 
     def operate(self, operation: str, blocks: int = 0) -> None:
+        from kvtier import Evictor  # earlier commits, which `bench compare` drives, have no such name
+
         file_bytes = self.setup.block_bytes + TRAILER_PAGE_BYTES
         limit = max(file_bytes, -(-blocks * file_bytes * 10 // 9))  # its low water mark is at 90 %
         evictor = Evictor(self.setup.root_dir, CapacityConfig(max_bytes=limit))
