@@ -5,6 +5,7 @@ Every figure comes from the log of a series.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from statistics import median
@@ -56,9 +57,11 @@ def summary(seeds: Sequence[int], controls: Sequence[Row]) -> str:
     quiet = [row for row in controls if row.condition == "quiet"]
     unknown = sum(row.outcome == "inconclusive" for row in quiet)
     bound = upper_bound(count["fail"], len(controls))
+    since = len(list(itertools.takewhile(lambda row: row.outcome != "fail", reversed(controls))))
+    latest = f"The last {since} had no failure (at most {upper_bound(0, since):.1%}). " if count["fail"] else ""
     return (
         f"**{count['fail']} of {len(controls)} runs of correct tiers failed** (upper bound of the rate {bound:.1%}), "
-        f"{count['inconclusive']} were inconclusive; on the quiet machine {unknown} of {len(quiet)}. "
+        f"{count['inconclusive']} were inconclusive; on the quiet machine {unknown} of {len(quiet)}. {latest}"
         f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; "
         f"commits {', '.join(sorted({row.commit for row in controls if row.commit})) or 'not known'}."
     )
@@ -84,9 +87,9 @@ def _failed(rows: Sequence[Row]) -> list[str]:
     failed = [row for row in rows if row.outcome == "fail"]
     if not failed:
         return ["None."]
-    lines = ["| condition | tier | scenario | rule | finding |", "|---|---|---|---|---|"]
+    lines = ["| condition | tier | scenario | commit | rule | finding | due to |", "|---|---|---|---|---|---|---|"]
     for row in failed:
-        cells = (row.condition, row.tier, row.scenario, ", ".join(row.rules), row.why)
+        cells = (row.condition, row.tier, row.scenario, row.commit, ", ".join(row.rules), row.why, row.explained)
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     return lines
 

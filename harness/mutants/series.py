@@ -53,6 +53,7 @@ class Row:
     command: str = ""
     folder: str = ""  # of a run that did not pass
     commit: str = ""  # of the harness, if it is a checkout
+    explained: str = ""  # written into the log by hand: what a failure or an inconclusive run was due to
 
     @property
     def cell(self) -> Cell:

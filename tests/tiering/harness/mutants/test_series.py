@@ -88,6 +88,11 @@ def test_the_table_counts_and_bounds() -> None:
     assert r"| 1 | load | nonblocking/habit | stop 1 | no canary \| at all |" in text
     assert "- fuse: no /dev/fuse (1 runs)" in text
     assert "Passed: LeaksSlots (quiet)." in text
+    failed = replace(ROW, outcome="fail", why="late", rules=["a/b"], commit="abc", explained="a slow disk")
+    text = page([SEED], [failed, *rows])
+    assert "**1 of 301 runs of correct tiers failed**" in text
+    assert "The last 300 had no failure (at most 1.0%)" in text
+    assert "| quiet | kvtier | load | abc | a/b | late | a slow disk |" in text
 
 
 @pytest.mark.parametrize(
