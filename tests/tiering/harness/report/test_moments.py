@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.core.findings import About, Finding
 from harness.core.history import History, encode
-from harness.report import write_report
+from harness.report.run_page import write_report
 from harness.report.sections.moments import MOMENTS_MAX, RECORDS_MAX, mark, moments
 from harness.report.sections.transfers import throughput
 from tests.tiering.harness.checkers.records import canary, job, note, request, run_folder, start, stop, task
