@@ -465,7 +465,7 @@ class ExpectsTheFileToStay(SoundProtocol):
 
 @_shown_by("store A | store A", "results", r"results: process \d: store A got 2 results")
 class ReportsALostRaceTwice(SoundProtocol):
-    """A store that finds the block published by another one meanwhile reports its result twice."""
+    """A store that finds the block published by another one reports its result twice."""
 
     def _link(self, temp: Path, path: Path) -> None:
         self._was_first = not path.exists()
