@@ -28,12 +28,13 @@ class Threads:
         self._pid = pid
         self._files: dict[int, tuple[int, int]] = {}  # thread -> descriptors of its syscall and schedstat
         self._list_again = True
+        self._may_be_born = False
         self._slept: dict[int, bytes] = {}  # turns on a CPU of threads that were asleep at the last rest
         self.blocked: set[int] = set()
 
     def changed(self) -> None:
-        """A thread was started or ended."""
-        self._list_again = True
+        """A thread is about to be started, or has ended."""
+        self._list_again = self._may_be_born = True
 
     def has(self, thread: int) -> bool:
         """Whether it is a thread of this process."""
@@ -62,6 +63,11 @@ class Threads:
                 continue
             if woken & first.keys():
                 return False
+            if not woken and self._may_be_born:  # its maker sleeps by now, so that it is on the list at the latest now
+                self._may_be_born, before = False, set(self._files)
+                self._list()
+                if self._files.keys() - before:
+                    continue
             if not woken:
                 self._slept |= first
                 return True
