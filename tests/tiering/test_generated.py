@@ -17,7 +17,9 @@ from harness.commands.docs import results_page
 from harness.commands.findings import CASES
 from harness.commands.findings import PAGE_HEAD as FINDINGS_HEAD
 from harness.core.statistics import paired_ratio
+from harness.mutants.error_rates import page as error_rates
 from harness.mutants.registry import MUTANTS
+from harness.mutants.series import read_log
 from harness.mutants.trial import PAGE_HEAD as MUTANTS_HEAD
 from harness.mutants.trial import facts
 from harness.report import guarantees_page
@@ -118,3 +120,9 @@ def test_the_figures_of_readme_are_those_of_the_kept_results() -> None:
 
 def test_the_page_of_results_follows_from_the_schema() -> None:
     assert (DOCS / "results.md").read_text() == results_page(), "run: kvtier-harness docs results"
+
+
+def test_the_page_of_error_rates_follows_from_the_kept_log() -> None:
+    seed, rows = read_log(ROOT / "tests/tiering/baselines/false-alarms.jsonl")
+    written = "run: kvtier-harness false-alarms --duration 0 --log LOG --write docs/error-rates.md"
+    assert (DOCS / "error-rates.md").read_text() == error_rates([seed], rows), written
