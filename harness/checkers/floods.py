@@ -55,7 +55,8 @@ SERVICE_FACTOR = 8
 STARVED = Rule(
     "floods/starved",
     "Single blocks of one direction end during a flood of the other direction.",
-    f"a flood of which fewer than {FLOOD_FACTOR} jobs for each thread ended; a repetition that was not starved",
+    f"a flood of which fewer than {FLOOD_FACTOR} jobs for each thread ended, or that was over within {HELD_FACTOR} "
+    "times the longest call of the device in a typical half second; a repetition that was not starved",
 )
 HANG = Rule(
     "floods/hang",
@@ -108,7 +109,7 @@ def check(history: History) -> Verdict:
         phases.append(phase | _expected(phase, unloaded.get(note.process, {})))
         if not phase["flood_ended"]:
             findings.doubt(f"{_called(phase)}: nothing of the flood ended in {milliseconds(phase['seconds'])}")
-    _judge_starved(phases, findings)
+    _judge_starved(phases, findings, device_seconds(history))
     if not in_submit:  # a job that runs inside its submit waits for no other
         _judge_head_of_line(phases, unloaded, findings)
         _judge_service(phases, findings, device_seconds(history))
@@ -236,23 +237,26 @@ def _conclude(text: str, rule: Rule, phase: Mapping[str, Any], times: int, of: i
             findings.doubt(f"{text}, but only in {times} of {of} repetitions", rule=rule, process=phase["process"])
 
 
-def _judge_starved(phases: list[dict[str, Any]], findings: Findings) -> None:
+def _judge_starved(phases: list[dict[str, Any]], findings: Findings, spread_seconds: float) -> None:
     """Rule 1."""
     for repetitions in _repetitions(phases):
         starved = [p for p in repetitions if not p["probes_ended"]]
-        certain = [p for p in starved if p["flood_ended"] >= FLOOD_FACTOR * p["threads"]]
+        certain = [
+            p
+            for p in starved
+            if p["flood_ended"] >= FLOOD_FACTOR * p["threads"] and p["seconds"] > HELD_FACTOR * spread_seconds
+        ]
         if certain:
             worst = max(certain, key=lambda p: float(p["seconds"]))
             text = (
                 f"{_called(worst)}: none ended in {milliseconds(worst['seconds'])}, while {worst['flood_ended']} jobs "
                 "of the flood did: starved"
             )
-            if len(certain) == len(repetitions):
-                _conclude(text, STARVED, worst, len(certain), len(repetitions), findings)
-            else:
-                findings.doubt(f"{text}, but only in {len(certain)} of {len(repetitions)} repetitions")
-        elif starved:
-            findings.doubt(f"{_called(starved[0])}: none ended, and few of the flood ({starved[0]['flood_ended']})")
+            _conclude(text, STARVED, worst, len(certain), len(repetitions), findings)
+        if len(certain) < len(starved) and confirmed(len(starved), len(repetitions)) != "no":
+            worst = starved[0]
+            text = f"{_called(worst)}: none ended, and few of the flood ({worst['flood_ended']})"
+            findings.doubt(text, rule=STARVED, process=worst["process"])
 
 
 def _judge_service(phases: list[dict[str, Any]], findings: Findings, spread_seconds: float) -> None:

@@ -98,7 +98,7 @@ def check(history: History) -> Verdict:
                 text = f"process {process} has no canary, and {blocked} submits took over half of their job's life"
                 findings.doubt(text, rule=NOW_AND_THEN, process=process)
             continue
-        _now_and_then(process, mine, NOISE_FACTOR * max(late), findings)
+        _now_and_then(process, mine, NOISE_FACTOR * max(late), NOISE_FACTOR * median(late), findings)
     calls = judge_calls(history, findings, in_submit)
     value: Value = "false" if findings else "unknown" if findings.doubts or not jobs else "true"
     p50, p99, longest = _percentiles([_submit(j) for j in jobs])
@@ -119,10 +119,18 @@ def _over_when_submitted(process: int, jobs: list[Job], history: History) -> tup
     return sum(ends[j.job_id] <= j.submit_returned_seconds for j in told), len(told)
 
 
-def _now_and_then(process: int, jobs: list[Job], noise_seconds: float, findings: Findings) -> None:
+def _now_and_then(
+    process: int, jobs: list[Job], noise_seconds: float, typical_noise_seconds: float, findings: Findings
+) -> None:
+    """Sign 2. Submits that only the worst moments of the machine explain leave it undecided."""
     typical = median(map(_life, jobs))
-    long = [j for j in jobs if _submit(j) > noise_seconds and _submit(j) > min(_life(j) / 2, typical)]
-    if len(long) <= max(1, len(jobs) // 1000):
+    slow = [j for j in jobs if _submit(j) > typical_noise_seconds and _submit(j) > min(_life(j) / 2, typical)]
+    long = [j for j in slow if _submit(j) > noise_seconds]
+    few = max(1, len(jobs) // 1000)
+    if len(long) <= few:
+        if len(slow) > few:
+            text = f"process {process}: {len(slow)} submits took up to {milliseconds(max(map(_submit, slow)))}"
+            findings.doubt(f"{text}, within {milliseconds(noise_seconds)} of noise", rule=NOW_AND_THEN, process=process)
         return
     for job in sorted(long, key=_submit, reverse=True):
         findings.add(

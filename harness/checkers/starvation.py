@@ -33,7 +33,7 @@ unknown: no loads, or no stores, or the two never met (no task came while the ot
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -49,6 +49,8 @@ from harness.core import notes
 from harness.core.history import Direction, History, Job, Task
 
 CLASSES: tuple[Direction, Direction] = ("load", "store")
+FINDINGS_OF_A_RULE = 6
+"""So many findings of one rule in one process are kept, so that all broken rules are shown."""
 
 OWN_FIRST = Rule(
     "starvation/own-first", "No thread takes the other direction while its own direction has a task waiting."
@@ -187,6 +189,7 @@ class _Process:
     ) -> None:
         self.life = life
         self.hindrance = hindrance
+        self.found: Counter[str] = Counter()  # findings by rule
         self.who = f"process {life.process}" + (f" (start {life.incarnation})" if life.incarnation else "")
         self.tasks = tasks
         self.findings = findings
@@ -410,7 +413,11 @@ class _Process:
             yield "a thread that never ran anything", [(-math.inf, math.inf)]
 
     def _find(self, task: Task, rule: Rule, text: str) -> None:
-        self.findings.add(f"{self._named(task)} {text}", rule=rule, **self._about(task))
+        self.found[rule.id] += 1
+        if self.found[rule.id] > FINDINGS_OF_A_RULE:
+            self.findings.count += 1  # those of other rules are shown as well
+        else:
+            self.findings.add(f"{self._named(task)} {text}", rule=rule, **self._about(task))
 
     def _doubt(self, task: Task, rule: Rule, text: str) -> None:
         self.findings.doubt(f"{self._named(task)} {text}", rule=rule, **self._about(task))

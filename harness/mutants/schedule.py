@@ -78,6 +78,15 @@ class BothGroupsPreferStores(_OverQueue):
     queue = _StoresFirst
 
 
+@detected_by(
+    "starvation/wait-bound", r"a load task of job \d+ waited .* behind \d+ others; the bound is", scenario="starvation"
+)
+class LoadsWaitForAllStores(_OverQueue):
+    """Through a flood of stores no load is taken until no store waits."""
+
+    queue = _StoresFirst
+
+
 def _sticky(which: Direction) -> type[DualQueue]:
     class Sticky(DualQueue):
         """After the first task of a direction, all threads take that direction until its queue is empty."""
@@ -190,20 +199,18 @@ class BlocksInSubmitUnseen(BlocksInSubmit):
 
 @detected_by("nonblocking/now-and-then", r"the submit of job \d+ \((load|store), \d+ blocks\) took")
 class BlocksNowAndThen(KvtierAdapter):
-    """Every fortieth submit of a store waits for half a second."""
+    """Every eighth submit of a store waits for half a second."""
 
     stores = 0
 
     def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
         self.stores += 1
-        if self.stores % 40 == 0:
+        if self.stores % 8 == 0:
             time.sleep(0.5)
         super().submit_store(job_id, keys, slots, req_id)
 
 
-@detected_by(
-    "starvation/wait-bound", r"waited .* behind \d+ others; the bound is", read_threads=4, write_threads=4, window=8
-)
+@detected_by("starvation/idle-thread", r"waited while a thread that never ran anything of", **FLOOD)
 class StartsFewerThreads(KvtierAdapter):
     """One thread of each group serves, whatever the options ask for."""
 

@@ -340,6 +340,10 @@ def test_nonblocking_forgives_one_submit_and_what_lies_within_noise() -> None:
     assert judge("nonblocking", history).value == "true"
     change_job(history, 4, submit_returned_seconds=45.0, finished_seconds=46.0)
     history.notes.append(canary(0, 0.7))
+    assert judge("nonblocking", history).value == "unknown", (
+        "the worst moment of the machine explains it, not a usual one"
+    )
+    history.notes += [canary(0, 0.7)] * 2
     assert judge("nonblocking", history).value == "true"
 
 
