@@ -38,7 +38,7 @@ class Silent(Exception):
 class _Tier:
     """A tier on a root, driven by one call at a time. Slot i is block i's."""
 
-    def __init__(self, worker: Worker, root: Path, **options: Any) -> None:
+    def __init__(self, worker: Worker, root: Path, max_bytes: int = 0, **options: Any) -> None:
         setup = worker.setup
         chosen = dataclasses.replace(
             setup,
@@ -46,6 +46,7 @@ class _Tier:
             slots=len(BLOCKS),
             n_read_threads=1,
             n_write_threads=1,
+            max_bytes=max_bytes,
             options={**setup.options, **options},
         )
         self.adapter = adapter_class(worker.instruction.tier)(chosen)
@@ -145,6 +146,20 @@ def _record(worker: Worker, root: Path) -> None:
     mark("begin the close")
     tier.adapter.close()
     mark("end")
+    if tier.adapter.keeps_limit:
+        mark(" ".join(["gone", *map(str, BLOCKS)]))
+        mark("begin an eviction")
+        mark("end" if _evicts(_Tier(worker, root, max_bytes=(worker.setup.block_bytes + 4096) * 3 // 2)) else "void")
+
+
+def _evicts(tier: _Tier) -> bool:
+    """Whether a tier whose limit is exceeded has evicted blocks, and was closed."""
+    deadline = time.monotonic() + ANSWER_SECONDS_MAX
+    while not (evicted := tier.adapter.evictions()) and time.monotonic() < deadline:
+        tier.adapter.step()
+        time.sleep(0.0002)
+    tier.adapter.close()
+    return bool(evicted)
 
 
 def _stored(blocks: Sequence[int]) -> None:

@@ -1,14 +1,14 @@
 """The tier opens every state of its files that a crash may leave: no block is wrong, no durable one lost.
 
-A process opens the tier and stores, stores again, loads a damaged block and closes, while strace records its calls with
-all bytes. For each crash, before each call, all states are computed that a file system may then hold: names and sizes
-that never reached the device, pages that are zeros or another file's, within the rules of ordered and of writeback
-journalling and of a file system that orders nothing (docs/interleavings.md). Another process makes each state in a
-folder, opens the tier on it, looks up, loads and stores every block.
+A process opens the tier, stores, stores again, loads a damaged block, closes and evicts, while strace records its calls
+with all bytes. For each crash, before each call, all states are computed that a file system may then hold: names and
+sizes that never reached the device, pages that are zeros or another file's, within the rules of ordered and of
+writeback journalling, or of a file system that orders nothing (docs/interleavings.md). Another process makes each state
+in a folder, opens the tier on it, looks up, loads and stores every block.
 
 Proves for the recorded calls that no such state lets the tier serve a wrong byte, refuse the root, or fail the next
 store, and that a store that waits for the device (`durability`) survives them all once it is reported. It does not
-prove anything about calls that were not recorded: several processes at once, eviction, and devices that lose what they
+prove anything about calls that were not recorded: several processes at once, and devices that lose what they
 acknowledged.
 """
 

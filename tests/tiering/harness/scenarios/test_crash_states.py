@@ -39,7 +39,7 @@ def test_a_durable_store_survives_without_order(tmp_path: Path) -> None:
     results = crash_states(tmp_path, ways="buffered durable", rules="ordered,writeback,unordered")
     phases = {phase["phase"]: phase for phase in results.verdicts[0]["data"]["phases"]}
     mixed = phases.pop("a store of a block that was stored without waiting")
-    assert len(phases) == 5
+    assert len(phases) == 6
     for phase in phases.values():
         assert phase["outcomes"] == {}, phase
         assert phase["points"] > phase["steps"]
