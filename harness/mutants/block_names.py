@@ -193,7 +193,7 @@ class ChecksBeforeItWrites(MemoryAdapter):
         super().__init__(setup)
 
 
-@detected_by("seed_settings/refused", r"visit \d\]: accepted without an error", scenario="determinism")
+@detected_by("seed_settings/one-owner", r"were accepted, though they share nothing", scenario="determinism")
 class RefusesOnlyOnce(MemoryAdapter):
     """After one process of another seed was refused, the next one is accepted."""
 

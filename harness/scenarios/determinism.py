@@ -4,10 +4,9 @@ Cells: PYTHONHASHSEED unset, "", "0", "1", "random"; each hash algorithm; each s
 forkserver and fork; another working directory, time zone, home, locale, host name and order of imports; the tier's
 Python, where the whole tier is opened, and one of each other version found, where only its names are derived. Same
 names for same tokens, in all processes that the rules let share, and in no other. Pairs: a process opens a root that a
-process of another seed or algorithm has filled. Visits: processes of two seeds open one root in turn, again and again;
-each of the second seed is refused, each of the first accepted. Races: processes of different seeds open a fresh root at
-one moment; one seed is accepted, and the same one afterwards. Last, processes whose application seeds
-every generator alike store the same blocks at one moment, and nothing that has to be unique comes twice.
+process of another seed or algorithm has filled. Races: processes of different seeds open a fresh root at one moment,
+and again; those of one seed are accepted, each of the others is refused, each time. Last, processes whose application
+seeds every generator alike store the same blocks at one moment, and nothing that has to be unique comes twice.
 
 Proves for the cells that could run here (skipped ones are listed): shared or not shared exactly as the rules say,
 a process that shares nothing gets an error, no temp name or instance id depends on a seed. It proves neither that names
@@ -24,7 +23,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -40,17 +39,15 @@ from harness.faults import FaultUnavailable
 from harness.faults.strace_attach import Attached
 from harness.runtime.supervisor import WorkerFailed
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
-from harness.scenarios.surroundings import USUAL, Surroundings, folder, surroundings
+from harness.scenarios.surroundings import USUAL, Surroundings, folder, surroundings, together
 from harness.scenarios.worker_group import WorkerGroup
 
 SEEDS = (None, "", "0", "1", "random")
 START_METHODS = ("spawn", "forkserver", "fork")  # besides a fresh interpreter
 PROBE_SECONDS_MAX = 600.0
 APPLICATION_SEED = 0
-VISITS = (1, 1, 0, 1, 0)
-"""After a process of the first seed has opened the root: which of two seeds the next ones have."""
-SEEDS_OF_RACES = ("0", "1", "", "random")
-RACES = 24
+SEEDS_OF_RACES = ("0", "1", "random")
+RACES = 16
 RACE_SECONDS = 0.03
 """Between two roots of a race: an open takes less, or the next one waits for it."""
 ROUNDS_MIN = 3
@@ -157,10 +154,8 @@ def _candidates() -> Iterator[str]:
 
 def run(context: Context, plan: Plan) -> None:
     """Cells, then pairs, then the seeded processes."""
-    _cells(context, plan)
-    _surroundings(context, plan)
+    _surroundings(context, plan, _cells(context, plan))
     _pairs(context, plan)
-    _visits(context, plan)
     _races(context, plan)
     _unique(context)
 
@@ -168,7 +163,9 @@ def run(context: Context, plan: Plan) -> None:
 # --- cells: one process for each interpreter and seed derives all algorithms and policies ---
 
 
-def _cells(context: Context, plan: Plan) -> None:
+def _cells(context: Context, plan: Plan) -> dict[Setting, dict[str, Any]]:
+    """What a fresh interpreter of the tier's own Python derived, by setting."""
+    usual: dict[Setting, dict[str, Any]] = {}
     places = [(context.python, True), *((path, False) for path in plan.pythons.values())]
     jobs = [(path, whole, seed) for path, whole in places for seed in SEEDS]
     with _pool() as pool:
@@ -179,6 +176,9 @@ def _cells(context: Context, plan: Plan) -> None:
                 for setting, result in zip(settings, results, strict=True):
                     where = {"python": answer["python"], "start": start, "expected": setting.family}
                     context.note(time.monotonic(), notes.Cell(**setting._asdict(), **where, **result), path)
+                    if start == "fresh" and path == context.python:
+                        usual[setting] = result
+    return usual
 
 
 def _probe_cells(context: Context, plan: Plan, path: str, whole: bool, seed: str | None) -> dict[str, Any]:
@@ -190,19 +190,30 @@ def _probe_cells(context: Context, plan: Plan, path: str, whole: bool, seed: str
     }
 
 
-def _surroundings(context: Context, plan: Plan) -> None:
-    """Cells of the most usual setting under which processes share, in other surroundings."""
+def _surroundings(context: Context, plan: Plan, usual: Mapping[Setting, dict[str, Any]]) -> None:
+    """A cell of the most usual setting under which processes share, in surroundings that differ in everything; if its
+    names differ, too, a cell for each difference."""
     shared = [s for s in plan.settings if s.policy == "fixed" and s.family != PRIVATE and s.seed in (None, "0")]
-    chosen = sorted(shared, key=lambda setting: setting.seed is not None)[:1]
-    jobs = [(setting, one) for setting in chosen for one in surroundings()]
-    with _pool() as pool:
-        probes = pool.map(lambda job: _probe(context, context.python, True, job[0].seed, [job[0]], one=job[1]), jobs)
-        for (setting, one), (answer, said) in zip(jobs, probes, strict=True):
-            died: dict[str, Any] = {"status": "refused", "why": f"the probe died: {said[-300:]}"}
-            result = answer["answers"]["fresh"][0] if answer else died
-            python = answer["python"] if answer else context.python
-            where = {"python": python, "start": one.text, "expected": setting.family}
-            context.note(time.monotonic(), notes.Cell(**setting._asdict(), **where, **result), context.python)
+    for setting in sorted(shared, key=lambda setting: setting.seed is not None)[:1]:
+        differences = surroundings()
+        result = _cell_in(context, setting, together(differences))
+        if all(result.get(name) == usual.get(setting, {}).get(name) for name in ("digest", "names")):
+            continue
+        for one in differences:
+            _cell_in(context, setting, one)
+
+
+def _cell_in(context: Context, setting: Setting, one: Surroundings) -> dict[str, Any]:
+    answer, said = _probe(context, context.python, True, setting.seed, [setting], one=one)
+    died: dict[str, Any] = {"status": "refused", "why": f"the probe died: {said[-300:]}"}
+    result: dict[str, Any] = answer["answers"]["fresh"][0] if answer else died
+    where = {
+        "python": answer["python"] if answer else context.python,
+        "start": one.text,
+        "expected": setting.family,
+    }
+    context.note(time.monotonic(), notes.Cell(**setting._asdict(), **where, **result), context.python)
+    return result
 
 
 def _probe(
@@ -295,22 +306,6 @@ def _seeded(plan: Plan, seeds: Sequence[str]) -> list[Setting]:
     """Settings that differ in their seed alone; none where the tier refuses seeds."""
     here = set(plan.settings)
     return [found for seed in seeds if (found := Setting(seed, plan.settings[0].algorithm, "fixed")) in here]
-
-
-def _visits(context: Context, plan: Plan) -> None:
-    """Processes of two seeds open one root in turn: what became of each is noted as of a pair with the first."""
-    settings = _seeded(plan, ("0", "1"))
-    if len(settings) < 2:
-        return
-    root = context.root_dir / "visits"
-    root.mkdir()
-    first = _probe(context, context.python, True, settings[0].seed, [settings[0]], root=root)
-    for number, which in enumerate(VISITS, 2):
-        pair = (settings[0], settings[which])
-        visit = _probe(context, context.python, True, pair[1].seed, [pair[1]], root=root)
-        about = notes.Pair(first=str(pair[0]), second=f"{pair[1]}, visit {number}", **_detail(pair, first, visit))
-        context.note(time.monotonic(), about)
-    shutil.rmtree(root)
 
 
 def _races(context: Context, plan: Plan) -> None:

@@ -40,6 +40,17 @@ def surroundings() -> list[Surroundings]:
     return found
 
 
+def together(differences: list[Surroundings]) -> Surroundings:
+    """All of them at once."""
+    return Surroundings(
+        "other surroundings",
+        {name: value for one in differences for name, value in one.env.items()},
+        tuple(part for one in differences for part in one.prefix),
+        tuple(name for one in differences for name in one.preload),
+        any(one.elsewhere for one in differences),
+    )
+
+
 @cache
 def _can_rename_the_host() -> bool:
     try:
