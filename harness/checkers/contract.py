@@ -240,7 +240,9 @@ def check(history: History) -> Verdict:
     ended = [one for one in asked if one.seconds is not None or not was_meant_to_die(history, one.process)]
     kept = sum(one.kept == "true" for one in ended)
     value: Value = "false" if findings else "unknown" if findings.doubts or not ended else "true"
+    left_out = [note.text for note in history.notes if note.is_a(notes.Skipped) and note.process >= 0]
     figure = f"{kept} of {len(ended)} promises were kept" if ended else "no promise was asked for"
+    figure += f"; left out: {'; '.join(left_out)}" if left_out else ""
     table = [{"promise": one.words, "kept": one.kept, "why": one.why, "seconds": one.seconds} for one in ended]
     worst = {one["promise"]: one for one in [*table, *(one for one in table if one["kept"] != "true")]}
     return Verdict("contract", value, figure, findings.list(), {"promises": list(worst.values())})

@@ -1,4 +1,4 @@
-"""Is every byte that came back the right one? Loads reported ok were compared with what their keys demand.
+"""Is every byte that came back the right one? Loads reported ok were compared with what the blocks are.
 
 Covers: each block of each load job reported ok (also of jobs that failed in part), judged by the worker byte for byte.
 Not covered: blocks that were reported failed (their slots hold rubbish by contract), bytes that were never loaded
@@ -15,7 +15,8 @@ from harness.checkers.base import Findings, Rule, Value, Verdict, of_job
 from harness.core.history import History
 
 BYTES = Rule(
-    "integrity/bytes", "Each block of a load that was reported ok holds exactly the bytes that its key demands."
+    "integrity/bytes",
+    "Each block of a load that was reported ok holds exactly its bytes, which follow from what it is.",
 )
 RULES = (BYTES,)
 

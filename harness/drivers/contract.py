@@ -42,8 +42,12 @@ def drive(worker: Worker, skip: Sequence[str] = (), only: Sequence[str] = ()) ->
     if worker.parent.receive("go") is None:
         return
     kind = type(worker.adapter)
-    for promise in contract.promises(kind):
+    for promise in contract.PROMISES:
         name = promise.__name__
+        if (why := contract.left_out(promise, kind)) and (not only or name in only):
+            worker.note(notes.Skipped(), f"{name}: {why}")
+        if why:
+            continue
         if name in skip or (only and name not in only) or worker.parent.stop.is_set():
             continue
         root = Path(worker.setup.root_dir) / f"{worker.instruction.label}-{name}"

@@ -1,7 +1,7 @@
 """Drives a tier as an engine would: per request look up its blocks, load the leading hits, compute and store the rest.
 
-One thread, many requests in flight, nothing blocks. Computing a block is filling its slot with the bytes that its key
-demands; every loaded block is compared with them. It retries no job and repairs nothing.
+One thread, many requests in flight, nothing blocks. Computing a block is filling its slot with the bytes of its
+identity; every loaded block is compared with them. It retries no job and repairs nothing.
 """
 
 from __future__ import annotations

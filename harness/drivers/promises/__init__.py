@@ -12,7 +12,19 @@ from harness.adapters.base import Adapter
 from harness.drivers.promises import accounts, blocks, calls, keys, lifecycle
 from harness.drivers.promises.subject import SLOTS_MIN, Broken, Subject
 
-__all__ = ["NEEDS_FILES", "OF_ADAPTERS", "OF_LIFE", "PROMISES", "SLOTS_MIN", "Broken", "Subject", "promises", "title"]
+__all__ = [
+    "NEEDS_FILES",
+    "OF_ADAPTERS",
+    "OF_LIFE",
+    "PROMISES",
+    "SLOTS_MIN",
+    "Broken",
+    "Promise",
+    "Subject",
+    "left_out",
+    "promises",
+    "title",
+]
 
 Promise = Callable[[Subject], None]
 
