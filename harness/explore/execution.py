@@ -259,8 +259,9 @@ class _Run:
 
     def _stalled(self) -> str | None:
         """Nobody can continue. None if somebody can by now, else the reason."""
-        deadline = time.monotonic() + STALL_SECONDS
-        while any(actor.may_wake() for actor in self._started) and time.monotonic() < deadline:
+        deadline, looks = time.monotonic() + STALL_SECONDS, 0
+        while not looks or (any(actor.may_wake() for actor in self._started) and time.monotonic() < deadline):
+            looks += 1
             for actor in self._started:
                 if not actor.ended:
                     actor.wake()
