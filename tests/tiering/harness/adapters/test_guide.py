@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
+pytestmark = pytest.mark.timeout(600)  # of all the runs that the fixture makes
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
 PAGE = (ROOT / "docs/adapter.md").read_text()
 EXAMPLE = PAGE.split("```python\n")[1].split("```")[0]

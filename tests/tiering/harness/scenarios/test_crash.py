@@ -16,6 +16,7 @@ from harness.scenarios import scenario
 from harness.scenarios.crash import MOMENT, CrashOptions, blows, prepare, unnamed_files_work
 from tests.tiering.harness.together import run_together, stored_files
 
+pytestmark = pytest.mark.timeout(600)  # of all the runs that the fixture makes
 BROKEN = "tests.tiering.harness.broken.processes"
 
 

@@ -16,6 +16,7 @@ from harness.scenarios.base import UsageError
 from harness.scenarios.determinism import SEEDS, DeterminismOptions, find_pythons, rule
 from tests.tiering.harness.together import run_together
 
+pytestmark = pytest.mark.timeout(600)  # of all the runs that the fixture makes
 BROKEN = "tests.tiering.harness.broken.processes"
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import pytest
-from tests.tiering.harness.together import run_together
 
 from harness.faults import FAULTS
 from harness.runner import Results
 from harness.scenarios.base import UsageError
 from harness.scenarios.faults import FaultsOptions, prepare
+from tests.tiering.harness.together import run_together
 
+pytestmark = pytest.mark.timeout(600)  # of all the runs that the fixture makes
 FLAWED = "tests.tiering.harness.broken.flawed"
 ONE_OF_EACH_KIND = (
     *("damage_bit_flip", "damage_directory", "damage_swap", "stale_temps", "fd_limit", "file_size_limit"),

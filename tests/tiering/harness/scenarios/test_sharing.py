@@ -15,6 +15,7 @@ from harness.scenarios.base import UsageError
 from harness.scenarios.sharing import SharingOptions, prepare
 from tests.tiering.harness.together import run_together, stored_files
 
+pytestmark = pytest.mark.timeout(600)  # of all the runs that the fixture makes
 BROKEN = "tests.tiering.harness.broken.processes"
 MUTANTS = "harness.mutants.jobs"
 

@@ -16,6 +16,7 @@ from harness.scenarios.base import UsageError
 from harness.scenarios.soak import SoakOptions, prepare
 from tests.tiering.harness.together import run_together
 
+pytestmark = pytest.mark.timeout(600)  # of all the runs that the fixture makes
 SHORT: dict[str, Any] = {"seconds": 7.0, "seed": 6, "processes": 1, "block_bytes": 4096, "blocks": 64, "pace": 50.0}
 
 
