@@ -444,13 +444,14 @@ def _check_jobs(history: History, waits: JobWaits, findings: Findings) -> Verdic
     longest_wait = dict.fromkeys(CLASSES, 0.0)
     longest_gap = dict.fromkeys(CLASSES, 0.0)
     met = 0
-    for process in sorted({j.process for j in history.jobs} - waits.in_submit):
+    for process in sorted({j.process for j in history.jobs}):
         for direction in CLASSES:
             jobs = waits.jobs(process, direction)
             busy = union(
                 sorted((j.submitted_seconds, j.finished_seconds) for j in waits.jobs(process, OTHER[direction]))
             )
-            met += sum(inside(j.submitted_seconds, busy) for j in jobs)
+            if process not in waits.in_submit:
+                met += sum(inside(j.submitted_seconds, busy) for j in jobs)
             longest_wait[direction] = max([longest_wait[direction], *(most_life(j) for j in jobs if j.results)])
             longest_gap[direction] = max([longest_gap[direction], *(end - start for start, end, _ in gaps(jobs))])
     value: Value = "false" if findings else "unknown" if findings.doubts else "true"
