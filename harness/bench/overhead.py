@@ -1,7 +1,7 @@
-"""Overhead of metrics and tracing: a load run at full speed, watched in every other window of time.
+"""Overhead of metrics and tracing: a load run at full speed, observed in every other window of time.
 
 The command `overhead` calls it. Blocks should be in memory (`--root-dir /dev/shm/...`), where no device hides the
-overhead. Every process is scraped once in each watched window. A window is compared with the mean of its two
+overhead. Every process is scraped once in each observed window. A window is compared with the mean of its two
 neighbours, which cancels other load on the machine; and by work, not by blocks, since a stored block costs more than a
 loaded one. That ratio includes every effect and is noisy. The second figure, the thread clocks' time spent on
 observation, is precise but excludes effects on caches and locks. No verdict follows from either.
@@ -46,12 +46,12 @@ class Window(NamedTuple):
 
 
 def spread(logs: Sequence[float]) -> Interval:
-    """Of logarithms of ratios watched / unwatched of rates, their geometric mean: 0.97 means 3 % less. At least one."""
+    """The geometric mean of ratios of rates, observed / not observed, from their logarithms: 0.97 means 3 % less."""
     return Interval(*(math.exp(end) for end in bootstrap(logs, statistics.fmean)))
 
 
 def spent(windows: Sequence[Window]) -> float:
-    """The share of the processor time of watched windows that went into watching; exports of spans may come later."""
+    """The share of the processor time of observed windows that metrics and tracing took; spans may leave later."""
     return sum(w.spent_seconds for w in windows) / sum(w.cpu_seconds for w in windows if w.watched)
 
 
@@ -161,11 +161,11 @@ def main(
             console.print(f"run {number + 1} of {runs}: {len(found)} windows, {shown}", soft_wrap=True)
     scraper.close()
     console.print(
-        f"watched / unwatched, {len(found)} windows of {WINDOW_SECONDS} s of {processes} processes, blocks of "
+        f"observed / not observed, {len(found)} windows of {WINDOW_SECONDS} s of {processes} processes, blocks of "
         f"{block_bytes >> 10} KiB, every {trace_every}th request traced:\n"
         f"  work per second              {_shown(by_wall)}\n"
         f"  work per processor second    {_shown(by_cpu)}\n"
-        f"  spent on watching            {spent(flat):.2%} of the processor time\n"
+        f"  metrics and tracing          {spent(flat):.2%} of the processor time\n"
         f"  (a stored block costs {price[0] * 1e6:.0f} processor us, a loaded one {price[1] * 1e6:.0f})",
         soft_wrap=True,
     )
