@@ -12,6 +12,7 @@ from harness.core import notes
 from harness.core.history import History, note_of
 from harness.core.inputs import UsageError
 from harness.explore import engine
+from harness.report.sections.interleavings import counterexamples
 from harness.runner import Results, run
 from harness.scenarios.interleavings import LONG, SCENARIO, SHORT, InterleavingsOptions, prepare
 from tests.tiering.harness.checkers.records import start, stop
@@ -36,6 +37,12 @@ def test_a_wrong_protocol_fails_and_its_schedule_is_replayed(tmp_path: Path) -> 
     (example,) = (note.detail for note in history.notes if note.is_a(notes.Counterexample))
     assert json.loads(file.read_text())["trace"] == example["trace"]
     assert example["trace"][example["step"]][0] == 1, "it goes wrong where the load begins"
+
+    (section,) = counterexamples(history)
+    assert section.table[0] == ["step", "process 0: store A", "process 1: load A"]
+    (marked,) = (row for row in section.table if "goes wrong here" in row[0])
+    assert marked[1] == ""
+    assert "A.bin" in marked[2]
 
     again = explored(tmp_path, f"{PROTOCOLS}:LinksBeforeTheTrailer", replay=str(file))
     assert (again.exit_code, again.verdicts[0]["findings"][0].rule) == (1, "interleavings/lost-store")
