@@ -63,13 +63,13 @@ QUICK = ("store A | load A", "A short: load A | store A", "A, B: evict | evict")
 class InterleavingsOptions(CommonOptions):
     """Options of `run interleavings`."""
 
-    processes: int = option(1, "worker processes; each program has processes of its own", low=1, high=1)
+    processes: int = option(1, "worker processes; the first explores, and each program has processes of its own", low=1)
     seconds: float = option(60.0, "how long the schedules of one program are run; 0: until all were", low=0)
     seed: int | None = option(0, "no choice is random; the seed stands in reports only", low=0, high=SEED_MAX)
     block_bytes: int = option(4096, "size of a block", low=4096, multiple_of=4096)
-    read_threads: int = option(1, "read-priority threads of each process", low=1, high=1)
-    write_threads: int = option(1, "write-priority threads of each process", low=1, high=1)
-    slots: int = option(6, "blocks that a process holds in memory at once", low=6, high=6)
+    read_threads: int = option(1, "read-priority threads of the worker; a program's processes have one", low=1)
+    write_threads: int = option(1, "write-priority threads of the worker; a program's processes have one", low=1)
+    slots: int = option(6, "blocks that the worker holds in memory at once; a program's processes hold 6", low=6)
     program: tuple[str, ...] = option((), "a program as text; may be repeated (default: those that take seconds)")
     long: bool = option(False, "programs of minutes, too: openings of a root, and three processes")
     kills: int = option(1, "how many processes are killed in a schedule, each before any of its calls", low=0, high=2)
@@ -130,5 +130,6 @@ SCENARIO = Scenario(
     prepare=prepare,
     run=run,
     needs=lambda options, plan: dataclasses.replace(common_needs(options), processes=4),
+    seconds_min=60.0,  # of one program: a limit that comes first gives no verdict
     short={"program": QUICK, "kills": 0},
 )
