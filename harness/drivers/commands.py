@@ -193,7 +193,7 @@ def drive(worker: Worker, application_seed: int | None = None) -> None:
     if (name := worker.adapter.instance_id()) is not None:
         worker.note(notes.Instance(id=name), name)
     try:
-        while (order := worker.parent.receive("do")) is not None:
+        while (order := worker.parent.receive("do", worker.alive)) is not None:
             if not group.carry_out(**order):
                 break
             worker.counts["carried_out"] = order["number"]

@@ -70,7 +70,7 @@ def drive(worker: Worker) -> None:
     """Carry out one step per order ({"do": {...}}) until told to stop."""
     jobs = Jobs(worker)
     try:
-        while (order := worker.parent.receive("do")) is not None:
+        while (order := worker.parent.receive("do", worker.alive)) is not None:
             step(jobs, **order)
             worker.counts["carried_out"] = order["number"]
             worker.parent.send("progress", counts=worker.counts, gauges={})

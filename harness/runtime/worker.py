@@ -43,6 +43,7 @@ SAMPLE_SECONDS = 0.02
 """Interval between samples of the tier's gauges. The parent receives their peaks between two records."""
 GAUGE_SECONDS = 0.2
 PROGRESS_SECONDS = 0.25
+IDLE_SECONDS = 2.0
 CANARY_SLEEP_SECONDS = 0.01
 CANARY_LATE_SECONDS = 0.001
 FDS_COUNTED_MAX = 1 << 16
@@ -182,10 +183,15 @@ class Parent:
                 return True
         return False
 
-    def receive(self, name: str) -> Any:
-        """Wait for a message that has `name`, and return its value; None after {"stop"}. Others are dropped."""
+    def receive(self, name: str, idle: Callable[[], None] = lambda: None) -> Any:
+        """Wait for a message that has `name`, and return its value; None after {"stop"}. Others are dropped. `idle` is
+        called every few seconds of waiting, so that a worker without an order need not seem to hang."""
         while not self.stop.is_set():
-            message = self._messages.get()
+            try:
+                message = self._messages.get(timeout=IDLE_SECONDS)
+            except queue.Empty:
+                idle()
+                continue
             if name in message:
                 return message[name]
         return None
@@ -225,6 +231,10 @@ class Worker:
         """Append to the history and flush it to the kernel, so that a SIGKILL of this process loses no record."""
         self._history.write(*records)
         self._history.flush()
+
+    def alive(self) -> None:
+        """Report to the parent that this process waits for its next order."""
+        self.parent.send("progress", counts=self.counts, gauges={})
 
     def note(self, about: notes.About, text: str = "") -> None:
         self.write(note_of(self.process, time.monotonic(), about, text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 
 from harness.adapters.base import TierSetup
 from harness.core.history import History
+from harness.runtime import worker
 from harness.runtime.supervisor import Child, Workers
-from harness.runtime.worker import Canary, Instruction
+from harness.runtime.worker import Canary, Instruction, Parent
 
 BROKEN = "tests.tiering.harness.broken.tiers"
 MUTANTS = "harness.mutants.jobs"
@@ -156,3 +158,18 @@ def test_the_canary_gives_way_to_others_as_a_tiers_threads_do() -> None:
     canary.close()
     done.set()
     thread.join()
+
+
+def test_a_worker_that_waits_for_an_order_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "IDLE_SECONDS", 0.01)
+    parent = Parent(io.StringIO(), io.StringIO())
+    parent._messages.put({"other": 1})
+    waits: list[int] = []
+
+    def idle() -> None:
+        waits.append(1)
+        if len(waits) == 3:
+            parent._messages.put({"do": {"number": 7}})
+
+    assert parent.receive("do", idle) == {"number": 7}
+    assert len(waits) == 3
