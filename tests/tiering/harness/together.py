@@ -5,8 +5,10 @@ For runs whose checkers judge no time. A module makes all its runs in one fixtur
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -20,6 +22,7 @@ from harness.scenarios import scenario
 from harness.scenarios.base import CommonOptions
 
 Key = TypeVar("Key")
+PR_SET_PDEATHSIG = 1
 
 
 def run_together(name: str, options: Mapping[Key, CommonOptions], folder: Path, at_once: int = 4) -> dict[Key, Results]:
@@ -47,10 +50,15 @@ def stored_files(results: Results) -> int:
     return (Path(results.run_dir) / "files.json").read_text().count(".bin")
 
 
+def _end_with_parent() -> None:
+    """A worker of the pool would wait for ever for a parent that was killed."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def main() -> None:
     name, options, folder, at_once = pickle.load(sys.stdin.buffer)
     fork = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(min(at_once, len(options)), mp_context=fork) as pool:
+    with ProcessPoolExecutor(min(at_once, len(options)), mp_context=fork, initializer=_end_with_parent) as pool:
         runs = [pool.submit(_run, name, one, folder / str(number)) for number, one in enumerate(options)]
         sys.stdout.buffer.write(pickle.dumps([one.result() for one in runs]))
 
