@@ -136,7 +136,7 @@ def _check_tasks(history: History, waits: JobWaits, findings: Findings) -> Verdi
     for job in history.jobs:
         if job.results:
             jobs[lives.at(job.process, job.submitted_seconds)][job.job_id] = job
-    met, judged_whole, compared, handover = 0, 0, 0, _Handover()
+    met, judged_whole, compared, omitted, handover = 0, 0, 0, 0, _Handover()
     for life, tasks in sorted(by_life.items(), key=lambda item: item[0][:2]):
         process = _Process(history, lives, life, tasks, findings, waits.hindrance(life.process))
         process.judge_order()
@@ -146,6 +146,8 @@ def _check_tasks(history: History, waits: JobWaits, findings: Findings) -> Verdi
         if life.ended_well and not hung and not process.replaced:
             judged_whole += 1
             handover = max(handover, process.judge_times(extremes))
+        omitted += process.omitted
+    findings.count += omitted
     counts = {c: sum(t.direction == c for t in history.tasks) for c in CLASSES}
     value: Value = "false" if findings else "unknown" if findings.doubts else "true"
     why = ""
@@ -190,6 +192,7 @@ class _Process:
         self.life = life
         self.hindrance = hindrance
         self.found: Counter[str] = Counter()  # findings by rule
+        self.omitted = 0
         self.who = f"process {life.process}" + (f" (start {life.incarnation})" if life.incarnation else "")
         self.tasks = tasks
         self.findings = findings
@@ -415,7 +418,7 @@ class _Process:
     def _find(self, task: Task, rule: Rule, text: str) -> None:
         self.found[rule.id] += 1
         if self.found[rule.id] > FINDINGS_OF_A_RULE:
-            self.findings.count += 1  # those of other rules are shown as well
+            self.omitted += 1  # those of other rules are shown as well
         else:
             self.findings.add(f"{self._named(task)} {text}", rule=rule, **self._about(task))
 
