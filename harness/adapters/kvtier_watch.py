@@ -46,6 +46,7 @@ class Watch:
         self.address: str | None = None
         self._events = events
         self._run_dir, self._label = Path(setup.run_dir), setup.label
+        self._has_run_dir = bool(setup.run_dir)  # benchmarks have none
         self._every = setup.trace_every
         self._requests = 0
         self._scrapes = _Scrapes()
@@ -102,8 +103,9 @@ class Watch:
             (self._run_dir / f"windows-{self._label}.json").write_text(json.dumps(self._windows.rows))
         if self._registry is not None:
             self._scrapes.await_last(LAST_SCRAPE_SECONDS_MAX)
-            path = self._run_dir / f"metrics-{self._label}.openmetrics"
-            path.write_bytes(generate_latest(self._registry))  # type: ignore[no-untyped-call]
+            if self._has_run_dir:
+                path = self._run_dir / f"metrics-{self._label}.openmetrics"
+                path.write_bytes(generate_latest(self._registry))  # type: ignore[no-untyped-call]
             self._server.shutdown()
             self._server.server_close()
         if self._spans is not None:
