@@ -28,10 +28,10 @@ from harness.checkers.shortages import Shortages
 from harness.core import notes
 from harness.core.history import History
 
-WRONG = Rule("crash_states/right-bytes", "no state that a crash may leave lets the tier serve a wrong byte")
-LOST = Rule("crash_states/durable", "a store that waits for the device survives every crash after its result")
-REFUSED = Rule("crash_states/opens", "the tier opens every state that a crash may leave")
-STORES = Rule("crash_states/next-store", "what a crash lost or damaged can be stored again, and is then served")
+WRONG = Rule("crash_states/right-bytes", "No state that a crash may leave lets the tier serve a wrong byte.")
+LOST = Rule("crash_states/durable", "A store that waits for the device survives every crash after its result.")
+REFUSED = Rule("crash_states/opens", "The tier opens every state that a crash may leave.")
+STORES = Rule("crash_states/next-store", "What a crash lost or damaged can be stored again, and is then served.")
 RULES = (WRONG, LOST, REFUSED, STORES)
 _BROKEN = {"wrong": WRONG, "lost": LOST, "refused": REFUSED, "store": STORES, "silent": STORES}
 

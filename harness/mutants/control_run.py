@@ -114,6 +114,8 @@ def _run(cell: Cell, seed: int, runs_dir: Path, mutant: Mutant | None) -> Row:
     row = Row(*cell, seed, "not run", trouble, is_mutant=mutant is not None, load=load)
     if results is None:
         return row
+    if results.get("interrupted"):  # with this process, whose children got the signal too
+        raise KeyboardInterrupt
     if control:
         results = without(results, control.breaks)
     outcome = _outcome(results, mutant)

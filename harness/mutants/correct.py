@@ -70,29 +70,54 @@ class QueuedReference(ReferenceAdapter):
 
     def __init__(self, setup: TierSetup) -> None:
         super().__init__(setup)
-        self._loads: queue.Queue[_Job] = queue.Queue()
-        self._stores: queue.Queue[_Job] = queue.Queue()
-        for jobs, work in ((self._loads, super().submit_load), (self._stores, super().submit_store)):
-            threading.Thread(target=self._serve, args=(jobs, work), daemon=True).start()
+        self._open = 0  # jobs whose result was not polled
+        self._closed = False
+        self._loads: queue.Queue[_Job | None] = queue.Queue()
+        self._stores: queue.Queue[_Job | None] = queue.Queue()
+        pairs = ((self._loads, super().submit_load), (self._stores, super().submit_store))
+        self._threads = [threading.Thread(target=self._serve, args=pair, daemon=True) for pair in pairs]
+        for thread in self._threads:
+            thread.start()
 
     @staticmethod
-    def _serve(jobs: queue.Queue[_Job], work: _Work) -> None:
-        while True:
-            work(*jobs.get())
+    def _serve(jobs: queue.Queue[_Job | None], work: _Work) -> None:
+        while (job := jobs.get()) is not None:
+            work(*job)
             jobs.task_done()
+        jobs.task_done()
+
+    def _submit(self, jobs: queue.Queue[_Job | None], job: _Job) -> None:
+        if self._closed:
+            raise ValueError("the tier is closed")
+        self._open += 1
+        jobs.put(job)
 
     def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
-        self._stores.put((job_id, keys, slots, req_id))
+        self._submit(self._stores, (job_id, keys, slots, req_id))
 
     def submit_load(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
-        self._loads.put((job_id, keys, slots, req_id))
+        self._submit(self._loads, (job_id, keys, slots, req_id))
 
     def poll(self) -> list[Finished]:
-        return [self._finished.pop(0) for _ in range(len(self._finished))]  # threads append to this very list
+        ended = [self._finished.pop(0) for _ in range(len(self._finished))]  # threads append to this very list
+        self._open -= len(ended)
+        return ended
+
+    def has_pending_work(self) -> bool:
+        return self._open > 0
 
     def drain(self) -> None:
         self._loads.join()
         self._stores.join()
+
+    def close(self) -> None:
+        """Jobs in flight come to their end first."""
+        if not self._closed:
+            self._closed = True
+            self._loads.put(None)
+            self._stores.put(None)
+        for thread in self._threads:
+            thread.join()
 
     def gauges(self) -> Mapping[str, float]:
         return {"load_queue": self._loads.qsize(), "store_queue": self._stores.qsize()}
