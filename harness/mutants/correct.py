@@ -63,7 +63,7 @@ _Work = Callable[[int, Sequence[bytes], Sequence[int], str], None]
 
 
 class QueuedReference(ReferenceAdapter):
-    """The reference tier with a queue and a thread for each direction: its submits return before the job is done."""
+    """The reference tier with a queue and threads for each direction: its submits return before the job is done."""
 
     name: ClassVar[str] = "queued reference"
     runs_in_submit: ClassVar[bool] = False
@@ -74,7 +74,8 @@ class QueuedReference(ReferenceAdapter):
         self._closed = False
         self._loads: queue.Queue[_Job | None] = queue.Queue()
         self._stores: queue.Queue[_Job | None] = queue.Queue()
-        pairs = ((self._loads, super().submit_load), (self._stores, super().submit_store))
+        pairs = [(self._loads, super().submit_load)] * setup.n_read_threads
+        pairs += [(self._stores, super().submit_store)] * setup.n_write_threads
         self._threads = [threading.Thread(target=self._serve, args=pair, daemon=True) for pair in pairs]
         for thread in self._threads:
             thread.start()
@@ -114,8 +115,10 @@ class QueuedReference(ReferenceAdapter):
         """Jobs in flight come to their end first."""
         if not self._closed:
             self._closed = True
-            self._loads.put(None)
-            self._stores.put(None)
+            threads = [(self._loads, self.setup.n_read_threads), (self._stores, self.setup.n_write_threads)]
+            for jobs, count in threads:
+                for _ in range(count):
+                    jobs.put(None)
         for thread in self._threads:
             thread.join()
 
