@@ -18,7 +18,8 @@ from harness.faults.mounts import is_mounted
 from harness.faults.rules import FaultUnavailable
 from harness.mutants.conditions import CONDITIONS, Surroundings
 
-SEED = 3
+SEED = 33
+"""The first stop comes soon."""
 AFFINITY = "import os; print(len(os.sched_getaffinity(0)))"
 
 
