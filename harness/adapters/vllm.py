@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from harness.adapters.base import Adapter, Finished, PeerMissing, TierSetup, Verdict
+from harness.adapters.none_references import NoneReferences
 from harness.adapters.peers import PEERS, peer_python
-from harness.adapters.references import NoneReferences
 
 VERSION = "0.33.0"
 PYTHON_VARIABLE = "HARNESS_VLLM_PYTHON"

@@ -16,10 +16,10 @@ from typing import Any
 import click
 from rich.console import Console
 
-from harness.bench import eviction, plan, regression
+from harness.bench import commit_comparison, eviction, plan
+from harness.bench.commit_package import default_commit, freeze
 from harness.bench.compared_tiers import CONTESTANTS, Contestant
 from harness.bench.disk import Disk, Unavailable, own_disk, plain_folder
-from harness.bench.earlier_commit import default_commit, freeze
 from harness.bench.show import print_tables, write_docs
 from harness.bench.targets import targets
 from harness.commands.click_types import FOLDER, PATH, SECONDS, SEED, Number
@@ -130,7 +130,9 @@ def measure(
     show_default=True,
     help="make the tier take so many times longer, to be found",
 )
-@click.option("--metric", "metrics", multiple=True, type=click.Choice(list(regression.METRICS)), help="only these")
+@click.option(
+    "--metric", "metrics", multiple=True, type=click.Choice(list(commit_comparison.METRICS)), help="only these"
+)
 @click.option(
     "--trials",
     type=Number(int, 1, 10_000),
@@ -141,7 +143,7 @@ def measure(
 def compare_command(folder: str, against: str | None, slower: float, metrics: tuple[str, ...], trials: int) -> None:
     """Is this checkout's tier slower than that of an earlier commit? Exit code 0 no, 1 yes, 2 inconclusive."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else TABLE_COLUMNS)
-    chosen = {name: regression.METRICS[name] for name in metrics or regression.METRICS}
+    chosen = {name: commit_comparison.METRICS[name] for name in metrics or commit_comparison.METRICS}
     with contextlib.ExitStack() as stack:
         try:
             frozen = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-frozen-")))
@@ -156,7 +158,7 @@ def compare_command(folder: str, against: str | None, slower: float, metrics: tu
         console.print(f"against {commit}, on {disk.kind}")
         alarms, unknown = 0, 0
         for trial in range(trials):
-            comparison = regression.Comparison(frozen, disk, chosen, slower)
+            comparison = commit_comparison.Comparison(frozen, disk, chosen, slower)
             judged = comparison.run()
             for one in judged:
                 shown = f"{one.change:+.1%} ({one.low:+.1%} .. {one.high:+.1%})"

@@ -10,9 +10,9 @@ from harness.mutants import (
     contract_keys,
     contract_tiers,
     crash_states,
+    faults_and_ends,
     files,
     held_back,
-    hurt,
     jobs,
     lookups,
     protocols,
@@ -23,7 +23,19 @@ from harness.mutants.base import MUTANTS, Mutant
 __all__ = ["BASES", "MUTANTS", "Mutant"]
 
 _MODULES = (
-    *(calls, capacity, contract_jobs, contract_keys, contract_tiers, files, held_back, hurt, jobs, lookups, protocols),
+    *(
+        calls,
+        capacity,
+        contract_jobs,
+        contract_keys,
+        contract_tiers,
+        files,
+        held_back,
+        faults_and_ends,
+        jobs,
+        lookups,
+        protocols,
+    ),
     *(schedule, block_names, crash_states),
 )
 for _module in _MODULES:

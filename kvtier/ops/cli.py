@@ -22,10 +22,10 @@ from kvtier.config import CapacityConfig, ConfigError, KvtierError, parse_size
 from kvtier.exit_codes import KVTIER, ExitCode
 from kvtier.fs.block_io import QUARANTINED_FOR
 from kvtier.ops.catalog import GONE, Folder, Summary, UnreadableRootError, note, ranks, summarise, verify
-from kvtier.ops.coverage import Coverage, cover
 from kvtier.ops.evict_command import Evict
 from kvtier.ops.gc import remove_run
 from kvtier.ops.text import age_text, path_text, size_text
+from kvtier.ops.unowned_files import Coverage, cover
 
 EXIT_BAD_INPUT = ExitCode.USAGE
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 86400.0  # of `evict --every`

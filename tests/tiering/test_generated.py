@@ -17,9 +17,9 @@ from harness.commands.docs import results_page
 from harness.commands.findings import CASES
 from harness.commands.findings import PAGE_HEAD as FINDINGS_HEAD
 from harness.core.statistics import paired_ratio
-from harness.mutants.error_rates import page as error_rates
+from harness.error_rates.page import page as error_rates
+from harness.error_rates.series import read_log
 from harness.mutants.registry import MUTANTS
-from harness.mutants.series import read_log
 from harness.mutants.trial import PAGE_HEAD as MUTANTS_HEAD
 from harness.mutants.trial import facts
 from harness.report import guarantees_page

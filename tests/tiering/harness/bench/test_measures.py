@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.bench.commit_comparison import METRICS, Comparison
 from harness.bench.compared_tiers import REPOSITORY, Contestant, in_turn
 from harness.bench.disk import Disk, Unavailable, own_disk, plain_folder
 from harness.bench.plan import SECTIONS, SMOKE, Bench
-from harness.bench.regression import METRICS, Comparison
 from harness.bench.show import rows
 from harness.bench.targets import targets
 

@@ -1,7 +1,7 @@
 """The tier of a commit: its package in a separate folder, with its native extension where there is one.
 
-`regression` times it in turn with the tier of this checkout. Only `kvtier/` is taken: this checkout's harness drives
-both.
+`commit_comparison` times it in turn with the tier of this checkout. Only `kvtier/` is taken: this checkout's harness
+drives both.
 """
 
 from __future__ import annotations

@@ -18,11 +18,11 @@ from harness.cli import cli
 from harness.core.findings import About, Finding
 from harness.core.inputs import DamagedFile
 from harness.core.statistics import upper_bound
-from harness.mutants.control_run import run_cells, without
-from harness.mutants.correct import CONTROLS
-from harness.mutants.error_rates import page
+from harness.error_rates.control_run import run_cells, without
+from harness.error_rates.correct_tiers import CONTROLS
+from harness.error_rates.page import page
+from harness.error_rates.series import Cell, Log, Row, lacks, names_of_scenarios, plan, read_log
 from harness.mutants.registry import MUTANTS
-from harness.mutants.series import Cell, Log, Row, lacks, names_of_scenarios, plan, read_log
 
 SEED = 5
 ROW = Row("quiet", "kvtier", "load", 0, 7, "pass", command="run load", load=1.5)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from harness.bench import earlier_commit
+from harness.bench import commit_package
 from harness.bench.commands import bench
 from harness.bench.compared_tiers import REPOSITORY
 from harness.bench.disk import Unavailable
@@ -40,7 +40,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / "README.md").write_text("not the tier\n")
         git(folder, "add", "-A")
         git(folder, "commit", "-q", "-m", str(number))
-    monkeypatch.setattr(earlier_commit, "REPOSITORY", folder)
+    monkeypatch.setattr(commit_package, "REPOSITORY", folder)
     return folder
 
 
@@ -62,7 +62,7 @@ def said(folder: Path, expression: str) -> str:
 
 def test_the_package_is_that_of_the_commit_alone(checkout: Path, tmp_path: Path) -> None:
     into = tmp_path / "frozen"
-    assert earlier_commit.freeze("HEAD~1", into) == git(checkout, "rev-parse", "--short", "HEAD~1")
+    assert commit_package.freeze("HEAD~1", into) == git(checkout, "rev-parse", "--short", "HEAD~1")
     assert said(into, "kvtier.__version__") == "1"
     assert [entry.name for entry in into.iterdir()] == ["kvtier"]
     assert not list(into.rglob("*.so"))  # the checkout has no extension, so the commit gets none
@@ -72,9 +72,9 @@ def test_a_bench_process_imports_nothing_that_the_earliest_commit_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It imports today's harness and the commit's `kvtier`, whose modules had other names."""
-    monkeypatch.setattr(earlier_commit, "_build_native", lambda package: None)
+    monkeypatch.setattr(commit_package, "_build_native", lambda package: None)
     try:
-        earlier_commit.freeze(earlier_commit.EARLIEST, tmp_path)
+        commit_package.freeze(commit_package.EARLIEST, tmp_path)
     except Unavailable as error:
         pytest.skip(str(error))
     code = "import harness.bench.child, harness.adapters.kvtier, kvtier; print(kvtier.__file__)"
@@ -84,55 +84,55 @@ def test_a_bench_process_imports_nothing_that_the_earliest_commit_lacks(
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
-@pytest.mark.parametrize("name", [f"_native{earlier_commit.SUFFIX}", "_native.abi3.so"])
+@pytest.mark.parametrize("name", [f"_native{commit_package.SUFFIX}", "_native.abi3.so"])
 def test_a_native_extension_is_compiled_from_the_commits_source(checkout: Path, tmp_path: Path, name: str) -> None:
-    earlier_commit.compile_native(checkout / "kvtier/fs/_native.c", checkout / "kvtier/fs" / name)
-    earlier_commit.freeze("HEAD~1", tmp_path / "then")
-    earlier_commit.freeze("HEAD", tmp_path / "now")
+    commit_package.compile_native(checkout / "kvtier/fs/_native.c", checkout / "kvtier/fs" / name)
+    commit_package.freeze("HEAD~1", tmp_path / "then")
+    commit_package.freeze("HEAD", tmp_path / "now")
     numbers = [said(tmp_path / name, "__import__('kvtier.fs._native').fs._native.number") for name in ("then", "now")]
     assert numbers == ["1", "2"]
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
 def test_a_native_extension_that_cannot_be_compiled_is_one_sentence(checkout: Path, tmp_path: Path) -> None:
-    (checkout / f"kvtier/fs/_native{earlier_commit.SUFFIX}").touch()
+    (checkout / f"kvtier/fs/_native{commit_package.SUFFIX}").touch()
     (checkout / "kvtier/fs/_native.c").write_text("this is no C\n")
     git(checkout, "commit", "-q", "-a", "-m", "broken")
     (checkout / "kvtier/fs/_native.c").write_text("another\n")
     with pytest.raises(Unavailable, match=r"the commit's _native\.c cannot be compiled here"):
-        earlier_commit.freeze("HEAD", tmp_path / "frozen")
+        commit_package.freeze("HEAD", tmp_path / "frozen")
 
 
 @pytest.mark.parametrize("revision", ["no-such-commit", "--help", "", "HEAD:kvtier"])
 def test_what_is_no_commit_is_named(checkout: Path, tmp_path: Path, revision: str) -> None:
     with pytest.raises(Unavailable, match=rf"^{revision!r} is no commit of this checkout"):
-        earlier_commit.freeze(revision, tmp_path / "frozen")
+        commit_package.freeze(revision, tmp_path / "frozen")
 
 
 def test_a_commit_without_the_tier_is_named(checkout: Path, tmp_path: Path) -> None:
     shutil.rmtree(checkout / "kvtier")
     git(checkout, "commit", "-q", "-a", "-m", "gone")
     with pytest.raises(Unavailable, match=r"^'HEAD' has no kvtier/$"):
-        earlier_commit.freeze("HEAD", tmp_path / "frozen")
+        commit_package.freeze("HEAD", tmp_path / "frozen")
 
 
 def test_outside_a_checkout_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(earlier_commit, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(commit_package, "REPOSITORY", tmp_path)
     with pytest.raises(Unavailable, match="this is no git checkout"):
-        earlier_commit.freeze("HEAD", tmp_path / "frozen")
+        commit_package.freeze("HEAD", tmp_path / "frozen")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Unavailable, match="git cannot read the commit"):
-        earlier_commit.freeze("HEAD", tmp_path / "frozen")
+        commit_package.freeze("HEAD", tmp_path / "frozen")
 
 
 def test_the_default_is_the_commit_of_the_table_that_was_kept_last(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="name a commit"):
-        earlier_commit.default_commit(tmp_path)
+        commit_package.default_commit(tmp_path)
     for name, commit, wall_time in (("a", "new", "2026-11-23"), ("b", "old", "2026-11-22"), ("c", None, "2026-11-24")):
         table = {"wall_time": wall_time, "environment": {"git": commit and {"commit": commit}}}
         (tmp_path / f"{name}.json").write_text(json.dumps({"table": table}))
     (tmp_path / "d.json").write_text("{}")
-    assert earlier_commit.default_commit(tmp_path) == "new"
+    assert commit_package.default_commit(tmp_path) == "new"
 
 
 def test_a_baseline_before_the_first_commit_that_can_be_driven_is_replaced_by_that_commit(
@@ -142,8 +142,8 @@ def test_a_baseline_before_the_first_commit_that_can_be_driven_is_replaced_by_th
     for kept, earliest, expected in ((older, newer, newer), (newer, older, newer), (newer, newer, newer)):
         table = {"wall_time": 1, "environment": {"git": {"commit": kept}}}
         (tmp_path / "kept.json").write_text(json.dumps({"table": table}))
-        monkeypatch.setattr(earlier_commit, "EARLIEST", earliest)
-        assert earlier_commit.default_commit(tmp_path) == expected
+        monkeypatch.setattr(commit_package, "EARLIEST", earliest)
+        assert commit_package.default_commit(tmp_path) == expected
 
 
 @pytest.mark.parametrize("seen", [None, {"commit": "abc", "changed": True}])

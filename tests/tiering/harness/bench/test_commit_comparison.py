@@ -7,8 +7,8 @@ import random
 
 import pytest
 
+from harness.bench.commit_comparison import CHUNKS, CHUNKS_MIN, judge
 from harness.bench.plan import Sample
-from harness.bench.regression import CHUNKS, CHUNKS_MIN, judge
 from harness.bench.targets import targets
 
 

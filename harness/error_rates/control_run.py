@@ -20,11 +20,11 @@ from harness.core.environment import git
 from harness.core.findings import Finding
 from harness.core.installation import module_command, python_path
 from harness.core.seeds import SEED_MAX, stream
+from harness.error_rates.conditions import CONDITIONS, Surroundings
+from harness.error_rates.correct_tiers import CONTROLS
+from harness.error_rates.series import Cell, Row
 from harness.faults.rules import FaultUnavailable
 from harness.mutants.base import Mutant
-from harness.mutants.conditions import CONDITIONS, Surroundings
-from harness.mutants.correct import CONTROLS
-from harness.mutants.series import Cell, Row
 from harness.mutants.trial import ATTEMPTS_MAX
 from harness.recorded_run import with_findings
 from harness.report.verdict_text import VERDICT_WORDS

@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from harness.core.seeds import stream
+from harness.error_rates.conditions import CONDITIONS, Surroundings
 from harness.faults.mounts import is_mounted
 from harness.faults.rules import FaultUnavailable
-from harness.mutants.conditions import CONDITIONS, Surroundings
 
 SEED = 33
 """The first stop comes soon."""

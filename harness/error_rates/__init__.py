@@ -1,0 +1,1 @@
+"""How often correct tiers fail and mutants pass, under conditions of the machine that are hostile to verdicts."""
