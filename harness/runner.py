@@ -35,7 +35,7 @@ from harness.core.run_files import write_json
 from harness.core.run_root import run_root
 from harness.core.seeds import fresh_seed
 from harness.core.statistics import percentile
-from harness.entry_point import HARNESS, ExitCode, Terminated, errno_text
+from harness.entry_point import HARNESS, ExitCode, Terminated, check_packages, errno_text
 from harness.recorded_run import check_run, read_results
 from harness.runtime.accounting import Accounting
 from harness.runtime.process import LAST_OUTPUT_LINES
@@ -105,6 +105,7 @@ def run(
 ) -> Results:
     """Run a scenario and judge it. Raises `UsageError` and `PeerMissing` before anything is made; after that every end,
     also Ctrl-C, leaves a judged folder."""
+    check_packages()
     if options.seed is None:
         options = dataclasses.replace(options, seed=fresh_seed())
     assert options.seed is not None

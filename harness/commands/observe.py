@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from harness.commands.click_options import scenario_params
+from harness.entry_point import check_packages
 from harness.monitoring.live_dashboards import observe as observe_run
 from harness.scenarios.base import check_tier
 from harness.scenarios.load import SCENARIO as LOAD
@@ -17,6 +18,7 @@ from harness.scenarios.load import LoadOptions
 
 
 def _invoke(runs_dir: str, wait: bool | None, **values: Any) -> None:
+    check_packages()
     options, console = LoadOptions(**values), Console(highlight=False)
     check_tier(options)
     results = observe_run(options, Path(runs_dir), console, sys.stdin.isatty() if wait is None else wait)

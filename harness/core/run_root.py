@@ -79,6 +79,11 @@ def run_root(root_dir: str | None, run_dir: Path, keep: bool) -> Iterator[Path]:
         yield path
 
 
+def device_folder(path: Path) -> Path:
+    """Where a probe of the device works during the run; `remove` removes it with the run's folder."""
+    return path.with_name(f"{path.name}.device")
+
+
 def _make_mark(path: Path, run: str) -> int:
     """Its descriptor, which holds the lock."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
@@ -135,6 +140,7 @@ def remove(left: Left) -> None:
                 if stat.S_ISDIR(inner.st_mode) and inner.st_dev != status.st_dev:
                     raise OSError(errno.EBUSY, "another file system is mounted there; unmount it first", path)
         shutil.rmtree(left.path)
+    shutil.rmtree(device_folder(left.path), ignore_errors=True)
     left.mark_path.unlink(missing_ok=True)
 
 

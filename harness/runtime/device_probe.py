@@ -10,7 +10,6 @@ import contextlib
 import mmap
 import os
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 from statistics import median
 
 from harness.core import notes
+from harness.core.run_root import device_folder
 
 PAUSE_SECONDS = 0.02
 NOTE_SECONDS = 0.5
@@ -66,8 +66,10 @@ class _Probe:
 
 
 @contextlib.contextmanager
-def device_probe(folder: Path, block_bytes: int, note: Callable[[float, notes.Device], None]) -> Iterator[None]:
-    """Measure the device under `folder` until the block ends; then `note` takes a `Device` of each half second.
+def device_probe(root_dir: Path, block_bytes: int, note: Callable[[float, notes.Device], None]) -> Iterator[None]:
+    """Measure the device of a run's root until the block ends; then `note` takes a `Device` of each half second.
+
+    Its folder lies beside the root, which belongs to the tier.
 
     A device that refuses a call (full, read-only, gone) is not measured from then on."""
     stop = threading.Event()
@@ -76,7 +78,8 @@ def device_probe(folder: Path, block_bytes: int, note: Callable[[float, notes.De
     def run() -> None:
         place = None
         with contextlib.suppress(OSError):
-            place = Path(tempfile.mkdtemp(prefix=f"device-{os.urandom(6).hex()}-", dir=folder))
+            place = device_folder(root_dir)
+            place.mkdir()
             probe = _Probe(place, block_bytes)
             since = time.monotonic()
             while not stop.wait(PAUSE_SECONDS):

@@ -118,7 +118,7 @@ def run(context: Context, traffic: Traffic) -> None:
     context.workers.await_ready(children)
     go_seconds = context.workers.go(children)
     context.note(go_seconds, notes.Phase(source=traffic.source), "traffic starts")
-    with device_probe(context.root_dir.parent, options.block_bytes, context.note):
+    with device_probe(context.root_dir, options.block_bytes, context.note):
         context.workers.wait(children)
     context.note(time.monotonic(), notes.Phase(), "traffic ended")
 

@@ -162,7 +162,7 @@ def needs(options: StarvationOptions, plan: Plan | None) -> Needs:
 def run(context: Context, plan: Plan) -> None:
     """Each split in turn, then one split on the fault file system."""
     options: StarvationOptions = context.options
-    with device_probe(context.root_dir.parent, options.block_bytes, context.note):
+    with device_probe(context.root_dir, options.block_bytes, context.note):
         _floods(context, plan)
         if not isinstance(context, OnHosts) and not adapter_class(options.tier).runs_in_submit:
             _models(context, plan)

@@ -135,7 +135,7 @@ def test_ctrl_c_ends_every_child_and_keeps_and_judges_what_was_recorded(tmp_path
             "--options: 'strange.toml' has 'colour'; valid choices: block_bytes,",
         ),
         (["run", "load", "--options", "odd.toml"], "--options: 'odd.toml', processes is 2.5; it takes a whole number"),
-        (["conform", "memory", "--scenario", "fly"], "--scenario is 'fly'; valid choices: contract, crash"),
+        (["conform", "memory", "--scenario", "fly"], "--scenario is 'fly'; valid choices: calls, contract, crash, "),
         (["conform", "no_such:Tier"], "there is no module 'no_such'"),
         (["run", "load", "--block-bytes", "4096.5"], "--block-bytes is '4096.5'; it takes a whole number of bytes, or"),
         (["run", "load", "--block-bytes", "64KB"], "--block-bytes is 64000; it must be a multiple of 4096"),
