@@ -54,6 +54,8 @@ class Hindrance:
 
     def __init__(self, history: History, process: int) -> None:
         self._delays = _Spans(_delays(history, process))
+        self._stops = _Spans(_delays(history, process, with_threads=False))
+        self._threads = _thread_delays(history, process)
         self._locks = _Spans((begin, end, late - delay) for begin, end, late, delay in late_wake_ups(history, process))
         self._machine = _Spans(
             (n.detail["from_seconds"], n.monotonic_seconds, _lost(n.detail))
@@ -72,21 +74,43 @@ class Hindrance:
         lost = self._delays.within(begin, end) + self._machine.within(begin, end)
         return min(end - begin, lost)
 
+    def idle_seconds(self, begin: float, end: float) -> float:
+        """The part of the time between these moments for which no single thread of the process was hindered. A thread
+        that idled is one of them, so it was idle for as long. The delays of its busy siblings are not added up."""
+        waited = max((spans.within(begin, end) for spans in self._threads), default=0.0)
+        lost = waited + self._stops.within(begin, end) + self._locks.within(begin, end)
+        return max(0.0, end - begin - lost - self._machine.within(begin, end))
+
     def free_seconds(self, begin: float, end: float) -> float:
         """The part of the time between these moments in which nothing hindered the process: what a tier is charged
         with."""
         return end - begin - self.seconds(begin, end)
 
 
-def _delays(history: History, process: int) -> Iterable[tuple[float, float, float]]:
+def _delays(history: History, process: int, with_threads: bool = True) -> Iterable[tuple[float, float, float]]:
+    """Of each sample the largest delay of a thread, and stops of the whole process; without the delays that
+    `_thread_delays` has by thread, if not `with_threads`."""
     late = _Spans((begin, end, late) for begin, end, late, _ in late_wake_ups(history, process))
     for note in history.notes:
         if note.process == process and note.is_a(notes.Delayed):
             begin, end = float(note.detail["from_seconds"]), note.monotonic_seconds
             if not note.detail.get("stopped"):
+                if note.detail.get("threads") and not with_threads:
+                    continue
                 yield begin, end, float(note.detail["seconds"])
             elif late.within(begin, end) > 0:  # else the samples are of another process than the canary's
                 yield begin, end, end - begin
+
+
+def _thread_delays(history: History, process: int) -> list[_Spans]:
+    """The delays of each thread. A delay is booked when it ends, so it may have begun as much before the sample."""
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for note in history.notes:
+        if note.process == process and note.is_a(notes.Delayed):
+            sampled = float(note.detail["from_seconds"]) + float(note.detail["seconds"])
+            for thread, seconds in note.detail.get("threads", {}).items():
+                found.setdefault(thread, []).append((sampled - seconds, note.monotonic_seconds, seconds))
+    return [_Spans(spans) for spans in found.values()]
 
 
 def late_wake_ups(history: History, process: int) -> Iterable[tuple[float, float, float, float]]:

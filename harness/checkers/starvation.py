@@ -302,7 +302,7 @@ class _Process:
         worst: dict[str, tuple[float, _Idle]] = {}
         counted_until = -math.inf
         for one in sorted(idle, key=lambda i: i.since):
-            seconds = self.hindrance.free_seconds(one.since, one.until)
+            seconds = self.hindrance.idle_seconds(one.since, one.until)
             if one.since >= counted_until:
                 apparent += int(one.seconds / one.allowed_seconds)
                 times += int(seconds / one.allowed_seconds)

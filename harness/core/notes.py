@@ -111,11 +111,13 @@ class Canary(NamedTuple):
 
 class Delayed(NamedTuple):
     """Between `from_seconds` and the note, a thread of the process was runnable for `seconds` and got no CPU. The
-    largest of its threads within one sample. `stopped`: no thread of the process ran in that time."""
+    largest of its threads within one sample; `threads` has the seconds of each, by its number in the kernel.
+    `stopped`: no thread of the process ran in that time."""
 
     from_seconds: float
     seconds: float
     stopped: bool = False
+    threads: Mapping[str, float] = {}
 
 
 class Pressure(NamedTuple):

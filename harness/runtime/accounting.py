@@ -46,14 +46,14 @@ class _Threads:
         self._last: dict[str, tuple[int, int]] = {}
         self._look_due = 0.0
 
-    def sample(self, now: float) -> tuple[float, float]:
-        """CPU seconds of all threads together and the largest run delay of one, since the last call.
+    def sample(self, now: float) -> tuple[float, dict[str, float]]:
+        """CPU seconds of all threads together, and each notable run delay by thread, since the last call.
 
         Raises `OSError` when the process has ended."""
         if now >= self._look_due:
             self._look_due = now + THREADS_SECONDS
             self._look()
-        cpu, delay = 0, 0
+        cpu, delays = 0, {}
         for thread, file in list(self._files.items()):
             try:
                 ran, waited, _ = map(int, os.pread(file, 64, 0).split())
@@ -62,9 +62,10 @@ class _Threads:
                 continue
             before = self._last.get(thread, (ran, waited))
             cpu += ran - before[0]
-            delay = max(delay, waited - before[1])
+            if (delay := (waited - before[1]) / 1e9) >= DELAY_SECONDS_MIN:
+                delays[thread] = round(delay, 6)
             self._last[thread] = ran, waited
-        return cpu / 1e9, delay / 1e9
+        return cpu / 1e9, delays
 
     def _look(self) -> None:
         threads = os.listdir(self._folder)
@@ -95,12 +96,13 @@ class _Process:
 
     def sample(self, now: float) -> list[Note]:
         """Notes of the time since the last sample. Raises `OSError` when the process has ended."""
-        cpu_seconds, delay_seconds = self.threads.sample(now)
+        cpu_seconds, delays = self.threads.sample(now)
         since, self._sampled_seconds = self._sampled_seconds, now
         found = []
-        if delay_seconds >= DELAY_SECONDS_MIN:
+        if delays:
             # The kernel books a delay when it ends, and it may have begun before the last sample.
-            delayed = notes.Delayed(since - delay_seconds, round(delay_seconds, 6))
+            longest = max(delays.values())
+            delayed = notes.Delayed(since - longest, longest, threads=delays)
             found.append(note_of(self.watched.process, now, delayed))
         self._without_cpu = [] if cpu_seconds else [*self._without_cpu, since]
         if len(self._without_cpu) >= STOOD_SAMPLES:

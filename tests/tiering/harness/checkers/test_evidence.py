@@ -35,6 +35,21 @@ def test_time_without_a_cpu_or_the_lock_is_not_charged() -> None:
     assert stolen.seconds(1.0, 2.0) == 0.5
 
 
+def test_an_idle_thread_was_hindered_as_one_thread_not_as_all_of_them_together() -> None:
+    def sample(at: float, **threads: float) -> Note:
+        longest = max(threads.values())
+        return note("delayed", at, 0, from_seconds=at - 0.01 - longest, seconds=longest, threads=threads)
+
+    busy = [sample(1.0 + i / 100, **{f"{i % 4}": 0.01}) for i in range(1, 101)]
+    hindrance = Hindrance(History.of(busy), 0)
+    assert hindrance.free_seconds(1.0, 2.0) < 0.05, "one of four threads was always without a CPU"
+    assert 0.7 < hindrance.idle_seconds(1.0, 2.0) < 0.8, "none of them for more than a quarter of the time"
+    woken = Hindrance(History.of([sample(1.15, a=0.148), *busy[20:]]), 0)
+    assert woken.idle_seconds(1.0, 1.148) < 0.01, "it was woken, and got no CPU"
+    before = Hindrance(History.of([delayed(1.0, 2.0, 0.3)]), 0)
+    assert math.isclose(before.idle_seconds(1.0, 2.0), 0.7), "a history that does not tell threads apart"
+
+
 def test_a_process_stood_only_where_its_own_canary_says_so_too() -> None:
     stood = delayed(1.0, 2.0, 1.0, stopped=True)
     assert Hindrance(History.of([stood]), 0).seconds(1.0, 2.0) == 0.0, "another process was sampled"
