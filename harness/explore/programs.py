@@ -212,7 +212,6 @@ class Subject:
     """The tier of one process, opened on `root`, and the operations of programs on it. Used by one thread."""
 
     def __init__(self, kit: Kit, root: Path) -> None:
-        logging.disable(logging.ERROR)  # thousands of equal warnings about damaged files; this process only explores
         self._kit, self._root = kit, root
         self._adapter: Adapter | None = None
         self._jobs = itertools.count()
@@ -325,6 +324,7 @@ def in_child(work: Callable[[], Any], tick: Callable[[], bool] = lambda: True) -
         pid = os.fork()
     if not pid:
         sys.stdin = None  # a thread of the parent may hold its lock for ever, and multiprocessing closes it
+        logging.disable(logging.ERROR)  # thousands of equal warnings about damaged files; this process only explores
         with contextlib.suppress(BaseException):
             os.close(reading)
             try:

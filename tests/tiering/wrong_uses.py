@@ -156,7 +156,7 @@ h run load extra | extra
 h run load --processes | requires an argument
 h run load --nosuch | No such option
 h conform | Missing argument
-h conform memory --scenario nosuch | --scenario is 'nosuch'; valid choices: contract
+h conform memory --scenario nosuch | --scenario is 'nosuch'; valid choices: calls, contract
 h run starvation --job-blocks '' | --job-blocks is ''
 h run starvation --job-blocks 0 | --job-blocks is '0'; it takes numbers from 1 to 65536
 h run starvation --job-blocks a,b | --job-blocks is 'a,b'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from harness.core.inputs import UsageError
 from harness.explore import checks, engine
 from harness.explore.checks import EXCUSED, Check
 from harness.explore.diagram import diagram, rows
-from harness.explore.model import CannotExplore, Outcome
+from harness.explore.model import Actor, CannotExplore, Outcome, Program
 from harness.explore.programs import Kit, Step, Subject, in_child, parse
 from harness.scenarios.interleavings import LONG, QUICK, SHORT
 
@@ -189,7 +190,18 @@ def test_kvtier_passes_a_short_program_and_its_subject_reports_one_result(tmp_pa
     tier = kit(tmp_path, "kvtier")
     root = tmp_path / "root"
     root.mkdir()
-    done = Subject(tier, root).run([Step("open"), Step("store", "A"), Step("lookup", "A"), Step("load", "A")])
+    steps = [Step("open"), Step("store", "A"), Step("lookup", "A"), Step("load", "A")]
+    done = in_child(lambda: Subject(tier, root).run(steps))  # the tier's threads end with the child
     assert [(r["ok"], r.get("results"), r.get("seen"), r.get("wrong")) for r in done] == [
         (True, None, None, None), (True, 1, None, None), (True, None, "hit", None), (True, 1, None, None)
     ]  # fmt: skip
+
+
+def test_processes_that_explore_log_no_warnings_and_the_one_that_starts_them_does(tmp_path: Path) -> None:
+    tier, before = kit(tmp_path), logging.root.manager.disable
+    Subject(tier, tmp_path)
+    assert in_child(lambda: logging.root.manager.disable) == logging.ERROR
+    start, name = Actor("0", lambda root: None, lambda subject: logging.root.manager.disable), "logging"
+    program = Program(name, lambda root: None, (start,), lambda outcome: [], None)
+    assert engine.replay(program, (), lambda outcome: outcome.results) == (logging.ERROR,)
+    assert logging.root.manager.disable == before

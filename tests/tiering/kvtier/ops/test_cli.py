@@ -10,9 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pytest
 from click.testing import CliRunner
@@ -556,23 +557,28 @@ def test_remove_refuses_a_folder_of_another_program(tmp_path: Path) -> None:
 # --- evict --every ---
 
 
-def every(root: Path, *options: str) -> subprocess.Popen[str]:
-    command = [*COMMAND, "evict", str(root), "--every", "0.1", *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@contextmanager
+def every(root: Path, *options: str, wrapper: Sequence[str] = ()) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+    """The process and its output; both have ended and are released at the end, whatever fails."""
+    # A shell that runs the tests in the background has its children ignore SIGINT.
+    heeding = ["env", "--default-signal=INT", *wrapper, *COMMAND]
+    command = [*heeding, "evict", str(root), "--every", "0.1", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as evictor:
+        assert evictor.stdout
+        try:
+            yield evictor, evictor.stdout
+        finally:
+            evictor.kill()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_evict_every_prints_what_it_does_and_ends_on_a_signal(
     tmp_path: Path, tier: Tier, number: signal.Signals, code: int
 ) -> None:
-    evictor = every(tmp_path, "--max-bytes", str(5 * FILE), "--min-free-bytes", "1KiB")
-    assert evictor.stdout
-    try:
-        start, *lines = (evictor.stdout.readline() for _ in range(3))
+    with every(tmp_path, "--max-bytes", str(5 * FILE), "--min-free-bytes", "1KiB") as (evictor, said):
+        start, *lines = (said.readline() for _ in range(3))
         evictor.send_signal(number)
         out, err = evictor.communicate(timeout=30)
-    finally:
-        evictor.kill()
     assert start == (
         f"evicting below {tmp_path}: blocks take at most 40 KiB; at least 1 KiB stay free; evict above 95% of a limit, "
         "down to 90%; a round every 0.1 s, until SIGINT or SIGTERM\n"
@@ -587,14 +593,10 @@ def test_evict_every_prints_what_it_does_and_ends_on_a_signal(
 
 
 def test_evict_every_prints_json_lines_only(tmp_path: Path, tier: Tier) -> None:
-    evictor = every(tmp_path, "--max-bytes", str(5 * FILE), "--json")
-    assert evictor.stdout
-    try:
-        lines = [evictor.stdout.readline() for _ in range(3)]
+    with every(tmp_path, "--max-bytes", str(5 * FILE), "--json") as (evictor, said):
+        lines = [said.readline() for _ in range(3)]
         evictor.terminate()
         out, err = evictor.communicate(timeout=30)
-    finally:
-        evictor.kill()
     events = [json.loads(line) for line in (*lines, *out.splitlines())]
     assert [event["event"] for event in events] == ["start", "round", "status", "end"]
     start, done, status, end = events
@@ -605,19 +607,15 @@ def test_evict_every_prints_json_lines_only(tmp_path: Path, tier: Tier) -> None:
 
 
 def test_evict_every_waits_for_an_engine_and_names_what_is_damaged(tmp_path: Path) -> None:
-    evictor = every(tmp_path, "--max-bytes", str(5 * FILE))
-    assert evictor.stdout
-    try:
-        lines = [evictor.stdout.readline() for _ in range(3)]
+    with every(tmp_path, "--max-bytes", str(5 * FILE)) as (evictor, said):
+        lines = [said.readline() for _ in range(3)]
         assert lines[1].startswith(f"no kvtier folder below {tmp_path}: ")
         assert lines[2].startswith("nothing was measured or removed; 0 rounds in ")
         assert os.listdir(tmp_path) == []
         Tier(tmp_path)
-        assert evictor.stdout.readline().startswith("evicted 6 blocks")
+        assert said.readline().startswith("evicted 6 blocks")
         evictor.terminate()
         out, _ = evictor.communicate(timeout=30)
-    finally:
-        evictor.kill()
     assert out.endswith("left: 4 blocks, 32 KiB\n")
     assert evictor.returncode == 143
 
@@ -626,18 +624,15 @@ def test_evict_every_waits_for_an_engine_and_names_what_is_damaged(tmp_path: Pat
 def test_evict_every_prints_why_no_round_succeeds(tmp_path: Path, tier: Tier) -> None:
     tmp_path.chmod(0o500)
     wrapper = NO_OVERRIDE if os.geteuid() == 0 else []
-    command = [*wrapper, *COMMAND, "evict", str(tmp_path), "--every", "0.1", "--max-bytes", "1GB"]
-    evictor = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert evictor.stdout
     try:
-        said = [evictor.stdout.readline() for _ in range(2)][1]
-        evictor.terminate()
-        out, _ = evictor.communicate(timeout=30)
+        with every(tmp_path, "--max-bytes", "1GB", wrapper=wrapper) as (evictor, said):
+            _, failure = (said.readline() for _ in range(2))
+            evictor.terminate()
+            out, _ = evictor.communicate(timeout=30)
     finally:
         tmp_path.chmod(0o700)
-        evictor.kill()
     problem = f"EACCES (Permission denied): {tmp_path}/.kvtier-evictor\n"
-    assert said == f"this round failed: {problem}"
+    assert failure == f"this round failed: {problem}"
     assert out.endswith(f"nothing was measured or removed: {problem}")
 
 
@@ -645,16 +640,11 @@ def test_evict_every_goes_on_after_a_volume_that_goes_and_comes_back(tmp_path: P
     root, away = tmp_path / "root", tmp_path / "away"
     root.mkdir()
     Tier(root, blocks=0)
-    evictor = every(root, "--max-bytes", str(5 * FILE))
-    assert evictor.stdout
-    try:
-        lines = [evictor.stdout.readline() for _ in range(2)]
+    with every(root, "--max-bytes", str(5 * FILE)) as (_, said):
+        lines = [said.readline() for _ in range(2)]
         assert lines[1].startswith("left: 0 blocks, 0 B")
         root.rename(away)
-        assert evictor.stdout.readline().startswith(f"this round failed: root_dir {str(root)!r} does not exist")
+        assert said.readline().startswith(f"this round failed: root_dir {str(root)!r} does not exist")
         Tier(away)
         away.rename(root)
-        assert evictor.stdout.readline().startswith("evicted 6 blocks")
-    finally:
-        evictor.kill()
-        evictor.communicate()
+        assert said.readline().startswith("evicted 6 blocks")
