@@ -77,7 +77,7 @@ def print_tables(result: Mapping[str, Any], console: Console) -> None:
             shown.add_row(*(escape(line[i]) for i in used))
         console.print(shown)
     judged = Table(title="targets", title_justify="left")
-    for name in ("", "what", "wanted", "measured", "95 %", ""):
+    for name in ("", "what", "wanted", "measured", "interval", ""):
         judged.add_column(name)
     for target in result["targets"]:
         value, low, high = target["ratio"]
@@ -114,9 +114,9 @@ results are in `tests/tiering/baselines/`; `make bench` measures again, `make be
 `make bench-compare` judges a change.
 
 Contestants take turns in one run, and each measurement is a new process. A figure is the median of its rounds with its
-robust spread. A ratio pairs neighbours in time; brackets hold its 95 % bootstrap interval. *Cold*: no byte of the block
-is in the page cache. *Known*: the process remembers that the block exists. [speed.md](speed.md) explains what bounds
-the figures.
+robust spread. A ratio pairs neighbours in time; brackets hold its bootstrap interval. With 3 to 5 rounds, as here, that
+is the range of the rounds and no 95 % confidence interval. *Cold*: no byte of the block is in the page cache. *Known*:
+the process remembers that the block exists. [speed.md](speed.md) explains what bounds the figures.
 
 The GPU path is unmeasured. `make bench-gpu-compare` measures the copy loop beside four candidates in ten minutes
 ([predictions](../tests/tiering/benchmarks/gpu/README.md)).
@@ -181,7 +181,7 @@ def _conclusions(result: Mapping[str, Any]) -> list[str]:
         found = paired_ratio(*(pairs[0].get(name, []) for name in RATIOS[0])) if pairs else None
         if found is None or found.value != found.value:
             return "(unmeasured)"
-        return f"{found.value:.3g}x (95 % CI {found.low:.3g} to {found.high:.3g})"
+        return f"{found.value:.3g}x (range {found.low:.3g} to {found.high:.3g})"
 
     sentences = [re.sub(r"{(.*?)}", figure_of, sentence) for sentence in _CONCLUSIONS]
     return [
@@ -190,7 +190,7 @@ def _conclusions(result: Mapping[str, Any]) -> list[str]:
 
 
 def _target_rows(result: Mapping[str, Any]) -> list[list[str]]:
-    table = [["", "what", "wanted", "measured", "95 %", ""]]
+    table = [["", "what", "wanted", "measured", "interval", ""]]
     for target in result["targets"]:
         value, low, high = target["ratio"]
         shown = (f"{value:.3g}", f"{low:.3g} .. {high:.3g}") if value == value else ("", "")

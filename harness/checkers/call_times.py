@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 from harness.checkers.base import Findings, Rule, milliseconds
-from harness.checkers.evidence import Hindrance, confirmed, late_wake_ups
+from harness.checkers.evidence import NOT_EACH_TIME, Hindrance, confirmed, late_wake_ups
 from harness.core import notes
 from harness.core.history import History
 
@@ -32,23 +32,25 @@ LOCK_TIMES = 3
 WAITS = Rule(
     "nonblocking/waits-for-device",
     "No call of the scheduler's thread waits for the device.",
-    f"one call in {SHARE}, and as many as take so long while no call of the device is delayed; a repetition without it",
+    f"one call in {SHARE}, or 3 standard deviations above the share that takes as long without the delay; "
+    f"{NOT_EACH_TIME}",
 )
 GROWS = Rule(
     "nonblocking/grows-with-root",
-    "No call of the scheduler's thread takes longer the more files the root has.",
-    f"{GROWTH_FACTOR} times the median, or {GROWTH_SECONDS_MIN * 1000:g} ms; a repetition without it",
+    "The time of a call of the scheduler's thread does not grow with the number of files under the root.",
+    f"a median of at most {GROWTH_FACTOR} times that with few files, or {GROWTH_SECONDS_MIN * 1000:g} ms more; "
+    f"{NOT_EACH_TIME}",
 )
 LONG = Rule(
     "nonblocking/long-call",
-    "No kind of call of the scheduler's thread takes long as a habit.",
-    "a median below a delayed call of the device; time in which the process was hindered; a repetition without it",
+    "The median time of each kind of call of the scheduler's thread is short.",
+    f"a median below the delay that the run adds to calls of the device; hindered time; {NOT_EACH_TIME}",
 )
 LOCK = Rule(
     "nonblocking/holds-lock",
     "The tier does not hold the interpreter's lock for long.",
-    f"waits below {LOCK_SECONDS * 1000:g} ms, which are 4 switch intervals, and fewer than {LOCK_TIMES} in a window; "
-    "time without a CPU; a repetition without it",
+    f"waits of other threads below {LOCK_SECONDS * 1000:g} ms (4 of Python's switch intervals), and fewer than "
+    f"{LOCK_TIMES} longer ones in a window; time in which the waiting thread had no CPU; {NOT_EACH_TIME}",
 )
 RULES = (WAITS, GROWS, LONG, LOCK)
 

@@ -55,17 +55,18 @@ REPORTED_ONCE = Rule(
 REFUSED_ONLY = Rule(
     "capacity/refused-only",
     "At the limit stores are refused, never failed, and a load fails only because its block is gone.",
-    "failures that the machine explains",
+    "failures that a shortage of the machine explains (see the terms)",
 )
 GOES_ON = Rule(
     "capacity/goes-on",
-    "Each writer goes on storing: evictions make room.",
-    f"gaps of {GAP_SECONDS_MAX:g} s, and ten times the latest wake-up of a thread",
+    "Each writer continues to store, since evictions free space.",
+    f"gaps of at most {GAP_SECONDS_MAX:g} s + 10 * longest wake-up delay",
 )
 RECENCY = Rule(
     "capacity/recency",
-    "A block is evicted only if blocks of half the limit were used since its own last use.",
-    "the other half: marks of use are renewed only now and then, and victims are chosen from samples",
+    "A block is evicted only after other blocks of together half the limit (`keeps`) were used since its last use.",
+    "evictions after half of the limit instead of all of it: modification times are renewed now and then, and victims "
+    "are chosen from samples",
 )
 RULES = (LIMIT, ONE_EVICTOR, REPORTED_ONCE, REFUSED_ONLY, GOES_ON, RECENCY)
 

@@ -28,7 +28,11 @@ from harness.checkers.shortages import Shortages
 from harness.core import notes
 from harness.core.history import History
 
-WRONG = Rule("crash_states/right-bytes", "No state that a crash may leave lets the tier serve a wrong byte.")
+WRONG = Rule(
+    "crash_states/right-bytes",
+    "No state that a crash may leave lets the tier serve a wrong byte.",
+    "nothing, within the chosen `rules` (default: the file system keeps the order of names and direct writes)",
+)
 LOST = Rule("crash_states/durable", "A store that waits for the device survives every crash after its result.")
 REFUSED = Rule("crash_states/opens", "The tier opens every state that a crash may leave.")
 STORES = Rule("crash_states/next-store", "What a crash lost or damaged can be stored again, and is then served.")

@@ -32,7 +32,7 @@ from harness.core.history import History
 
 ONE_NAME = Rule("determinism/one-name", "A block has the same name in all processes and incarnations.")
 OWN_NAME = Rule("determinism/own-name", "Different blocks, also of different groups of layers, have different names.")
-ONE_SEED = Rule("determinism/one-seed", "All processes that share a root chain their keys from the same seed.")
+ONE_SEED = Rule("determinism/one-seed", "All processes that share a root chain their keys from the same hash seed.")
 ON_DISK = Rule(
     "determinism/on-disk",
     "A block whose store was reported ok has its file, under its name.",

@@ -23,6 +23,9 @@ REPETITIONS = 3
 HELD_FACTOR = 4
 """How many times the device's longest call a wait must exceed: a job is more than one call."""
 
+NOT_EACH_TIME = "a deviation that does not come in each repetition of the same situation"
+"""A tolerance of rules that `confirmed` judges."""
+
 Confirmed = Literal["yes", "unsure", "no"]
 
 

@@ -57,15 +57,18 @@ _DEMANDED = {
     "reported": ("A block reported stored under the fault is found afterwards, and right.", ""),
     "others unharmed": (
         "No more blocks are hurt than the fault can hurt, and none in the direction that it leaves alone.",
-        "twice as many for damaged files: a lookup and a load may both meet one",
+        "for damaged files two failures each: one of a lookup and one of a load",
     ),
     "counted": ("A failure is counted, under a reason that the fault allows.", "tiers that count nothing"),
     "no block": ("A block that failed to be stored, or was seen to be gone, is not found.", ""),
-    "no leftovers": ("No file but blocks comes.", "the tier's declared own files"),
+    "no leftovers": ("No file appears under the root but those of blocks.", "the tier's declared own files"),
     "not blocked": ("No submit waits for a device that hangs, nor does the direction that does not hang.", ""),
     "explained": ("Whatever the tier's own files hold, the tier opens and works, or refuses with a reason.", ""),
     "lives": ("No process ends under a fault that does not kill it.", ""),
-    "repaired": ("A damaged block can be stored again, and is found and right.", ""),
+    "repaired": (
+        "A damaged block that a lookup or a load has met can be stored again, and is found and right.",
+        "a store before any load: it reads no file of the right size, reports success, and the next load is a miss",
+    ),
     "works again": ("After the fault all blocks and fresh ones are stored, found and right.", ""),
 }
 RULES = tuple(Rule(f"faults/{name.replace(' ', '-')}", *said) for name, said in _DEMANDED.items())

@@ -41,7 +41,7 @@ from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from harness.checkers.base import Findings, Rule, Value, Verdict, milliseconds
-from harness.checkers.evidence import HELD_FACTOR, confirmed, device_seconds, least_life, most_life
+from harness.checkers.evidence import HELD_FACTOR, NOT_EACH_TIME, confirmed, device_seconds, least_life, most_life
 from harness.core import notes
 from harness.core.history import Direction, History, Job, Note
 
@@ -55,12 +55,12 @@ SERVICE_FACTOR = 8
 STARVED = Rule(
     "floods/starved",
     "Single blocks of one direction end during a flood of the other direction.",
-    f"a flood of which fewer than {FLOOD_FACTOR} jobs for each thread ended, or that was over within {HELD_FACTOR} "
-    "times the longest call of the device in a typical half second; a repetition that was not starved",
+    f"a flood of which fewer than {FLOOD_FACTOR} jobs for each thread ended, or that lasted at most {HELD_FACTOR} "
+    f"times the typical device call; {NOT_EACH_TIME}",
 )
 HANG = Rule(
     "floods/hang",
-    "Jobs of both directions go on ending while one call of the device hangs.",
+    "Jobs of both directions continue to end while one call of the device hangs.",
     "as many jobs as there are threads, if none that was submitted during the hang ended",
 )
 CUT_OFF = Rule(
@@ -71,19 +71,19 @@ CUT_OFF = Rule(
 HEAD_OF_LINE = Rule(
     "floods/head-of-line",
     "A single block waits for blocks of the other direction, not for whole jobs.",
-    "growth by the root of the jobs' size, since larger jobs keep threads busier; growth by less than the longest life "
-    "of a single block with nothing else in flight; a repetition without it",
+    "a mean wait that grows by at most the square root of the factor by which the jobs are larger; growth by at most "
+    f"the longest unloaded life; {NOT_EACH_TIME}",
 )
 SERVICE = Rule(
     "floods/loaded-service",
     "A flood slows single blocks of the other direction down no more than its own blocks.",
-    f"{SERVICE_FACTOR} times as much on average, since threads share CPUs and the interpreter's lock; {HELD_FACTOR} "
-    "times the longest call of the device in a typical half second; a repetition without it",
+    f"on average {SERVICE_FACTOR} times as much, since threads share CPUs and the interpreter's lock; {HELD_FACTOR} "
+    f"times the typical device call; {NOT_EACH_TIME}",
 )
 MODEL = Rule(
     "floods/model-held-back",
     "Single blocks of one model get through the same floods as those of another model that uses the same root.",
-    f"{SERVICE_FACTOR} times as long on average, or the faster one's longest unloaded life; a repetition without it",
+    f"on average {SERVICE_FACTOR} times as long, or the longest unloaded life of the faster model; {NOT_EACH_TIME}",
 )
 RULES = (STARVED, HANG, CUT_OFF, HEAD_OF_LINE, SERVICE, MODEL)
 

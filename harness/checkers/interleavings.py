@@ -26,14 +26,15 @@ _TEXTS = {
     "lost store": "A block that was reported stored is loaded by the next process.",
     "raised": "No operation raises an exception, and no process dies by itself.",
     "stuck": "Each living process comes to its end, also when another was killed.",
-    "refused opening": "Processes with the same seed open the root; with different seeds one of them does.",
-    "two seeds": "Processes with different seeds never both open the root.",
+    "refused opening": "Processes with the same hash seed open the root; of two with different hash seeds one does.",
+    "two seeds": "Processes with different hash seeds never both open the root.",
     "left over": "No file is left but blocks, the tier's own and quarantined ones.",
     "evicted too much": "Eviction leaves as many blocks as its limit allows.",
     "next process": "The next process opens the root, stores each block, loads it, and evicts.",
 }
 _TOLERATED = {
-    "lost store": "A store may leave a damaged file of the right size, which a load then quarantines: a miss.",
+    "lost store": "A store that finds a damaged file of the right size leaves it; the next load quarantines it and is "
+    "a miss. The report counts such schedules.",
     "left over": "What a killed process left may stay until the tier's garbage collection, if it has one, removes it.",
 }
 RULES = tuple(

@@ -34,16 +34,16 @@ OTHER: Mapping[Direction, Direction] = {"load": "store", "store": "load"}
 JOB_HELD = Rule(
     "starvation/job-held-back",
     "No job waits while jobs of its direction that were submitted later end.",
-    f"{OVERTAKES_FACTOR} overtaking blocks for each thread and block of the largest of them; {HELD_FACTOR} times the "
-    f"longest call of the device or unloaded life, at least {HELD_SECONDS_MIN * 1000:g} ms, {UNMEASURED_SECONDS:g} s "
-    f"where neither was measured; time in which the process was hindered. What came fewer than {REPETITIONS} times "
-    "leaves it undecided",
+    f"overtaking blocks <= {OVERTAKES_FACTOR} * threads * blocks of the largest job concerned; wait <= max("
+    f"{HELD_SECONDS_MIN * 1000:g} ms, {HELD_FACTOR} * device time), or {UNMEASURED_SECONDS:g} s without a "
+    f"measured device time; hindered time; fewer than {REPETITIONS} breaches (one of {NO_PAUSE_FACTOR} "
+    f"times the limit counts as {REPETITIONS})",
 )
 CLASS_HELD = Rule(
     "starvation/class-held-back",
     "No direction waits as a whole while later jobs of the other direction end.",
-    f"{JOB_FACTOR} blocks that overtake for each thread and block outstanding, times the unloaded lives' ratio; the "
-    "same durations as of a single job",
+    f"overtaking blocks <= {JOB_FACTOR} * threads (at least {THREADS_LEAST}) * max(blocks outstanding, blocks of the "
+    "largest overtaking job) * ratio of the unloaded lives (at least 1); waits and breaches as of a single job",
 )
 RULES = (JOB_HELD, CLASS_HELD)
 

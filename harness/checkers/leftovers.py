@@ -38,9 +38,9 @@ from harness.core.history import History
 FILES = Rule(
     "leftovers/files",
     "At the end the root holds block files, the tier's declared own files, and files in quarantine, nothing else.",
-    "temp files of killed processes, where the file system has no unnamed files: as many as the fault can leave",
+    "temp files of killed processes, where the file system has no unnamed files: at most as many as the fault states",
 )
-SLOTS = Rule("leftovers/slots", "A process that ends well has no slot pinned by a job.")
+SLOTS = Rule("leftovers/slots", "A process that ends without an error has no slot pinned by a job.")
 DESCRIPTORS = Rule("leftovers/descriptors", "A process closes every descriptor that its tier opened.")
 OWN_CHECKS = Rule("leftovers/own-checks", "The tier's own checks find nothing wrong at the end.")
 ENDS = Rule("leftovers/ends", "No process ends by itself with an error or a signal.")

@@ -38,18 +38,19 @@ JOBS_MIN = 8
 
 HABIT = Rule(
     "nonblocking/habit",
-    "Half of a process's submits or more return within half of their job's life.",
-    "submits that are no longer than a thread of the process is typically late",
+    "More than half of the submits of a process take less than half of the time from submit to result.",
+    "a median submit that is no longer than the typical wake-up delay of the process",
 )
 NOW_AND_THEN = Rule(
     "nonblocking/now-and-then",
-    "No submit takes longer than half of its job or than the median job.",
-    f"one in a thousand, and {NOISE_FACTOR:g} times the latest wake-up of a thread of the process",
+    "No submit takes longer than half of its own job's time to the result, or than the median job's time.",
+    f"one submit in 1,000 (at least one); submits of at most {NOISE_FACTOR:g} times the longest wake-up delay of the "
+    "process",
 )
 ALL_ENDED = Rule(
     "nonblocking/all-ended",
     "A submit returns before all tasks of its job have ended, where the tier shows its schedule.",
-    f"one job in four, and fewer than {JOBS_MIN} jobs",
+    f"fewer than three jobs in four; processes with fewer than {JOBS_MIN} jobs",
 )
 RULES = (HABIT, NOW_AND_THEN, ALL_ENDED, *CALL_RULES)
 

@@ -53,9 +53,9 @@ RECOVERS = Rule("outage/recovers", "Each process that lives stores again.", "the
 SHOWN = Rule(
     "outage/shown",
     "A call that hangs shows in the gauges.",
-    f"{HUNG_SECONDS_MIN:g} s, and {HUNG_SHARE_MIN:.0%} of its age",
+    f"hangs of less than {HUNG_SECONDS_MIN:g} s; gauges that show at least {HUNG_SHARE_MIN:.0%} of the hang's age",
 )
-THREADS = Rule("outage/threads", "Threads replaced because their calls hung are none any more at the end.")
+THREADS = Rule("outage/threads", "At the end no thread counts as hung.")
 FOUND = Rule(
     "outage/stored-is-found",
     "A block reported stored is found by the first lookup of each process that is well.",

@@ -21,9 +21,9 @@ from harness.core.history import History, Job
 
 OWN_JOBS = Rule(
     "recovery/own-jobs",
-    "The death or pause of a process fails no job that has a result, in whatever process, nor the first after a"
-    " restart.",
-    "failures of stores that the machine explains",
+    "The death or pause of a process makes no block of a completed job fail, in any process. The first store after a "
+    "restart succeeds.",
+    "failures of stores that a shortage of the machine explains (see the terms)",
 )
 RESTARTS = Rule("recovery/restarts", "A killed process opens its tier again on the same root.")
 RULES = (OWN_JOBS, RESTARTS)

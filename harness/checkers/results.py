@@ -47,10 +47,10 @@ ACCOUNTS = Rule("results/accounts", "A result names each block of its job once, 
 NO_FAILURE = Rule(
     "results/no-failure",
     "Without a fault no block fails: a load follows a hit, and a store has a healthy device.",
-    "stores that the tier says it refused, at a bound that it states; failures that the machine explains: the file "
-    "system full, a limit of the process too small",
+    "stores that admission refused, at a bound that the tier states; failures that a shortage of the machine explains "
+    "(see the terms)",
 )
-NO_ERROR = Rule("results/no-error", "No call of the tier raises, and no job in flight stops moving.")
+NO_ERROR = Rule("results/no-error", "No call of the tier raises, and no job stays in flight without progress.")
 RULES = (ONE_RESULT, ACCOUNTS, NO_FAILURE, NO_ERROR)
 
 

@@ -26,31 +26,40 @@ from harness.core.history import History
 
 SHARES = Rule(
     "seed_settings/shares",
-    "Processes that the rules let share derive equal keys, names and seed digests, whatever surrounds them: "
+    "Processes that the rules let share derive equal keys, names and digests of the hash seed, in every environment: "
     "Python, start method, working directory, locale, time zone, host "
     "name, order of imports.",
 )
 SEPARATE = Rule(
-    "seed_settings/separate", "Processes that the rules separate have no name and no seed digest in common."
+    "seed_settings/separate", "Processes that the rules separate have no name and no digest of a hash seed in common."
 )
 REFUSAL = Rule(
-    "seed_settings/refusal", "A setting under which nobody could know with whom it shares is refused, by name."
+    "seed_settings/refusal",
+    'The seed policy "env" without PYTHONHASHSEED is refused, and the message names that variable.',
 )
 OWN_NAMES = Rule("seed_settings/own-names", "In each process one block has one name, and two blocks have two.")
 REFUSED_ROOTS = Rule(
     "seed_settings/refused",
-    "Each process that would share nothing with those on its root is refused or warned when it opens it.",
+    "A process of the same model with another hash seed or hash algorithm than the root's is refused, or warned, when "
+    "it opens the root.",
 )
 ONE_OWNER = Rule(
     "seed_settings/one-owner",
-    "Of processes of different seeds that open a root at one moment, those of one seed are accepted, then and later.",
+    "Of processes with different hash seeds that open a root at the same time, only those of one hash seed are "
+    "accepted, then and later.",
     "tiers that warn instead of refusing: a warning does not say which root it is about",
 )
-ADMITTED = Rule("seed_settings/admitted", "A process that shares with those on its root is accepted without a warning.")
-UNIQUE_NAMES = Rule(
-    "seed_settings/unique-temp-names", "No two processes make temp files of the same name, however they seed."
+ADMITTED = Rule(
+    "seed_settings/admitted", "A process with the root's hash seed and hash algorithm is accepted without a warning."
 )
-UNIQUE_IDS = Rule("seed_settings/unique-ids", "No two instances have the same id, however their processes seed.")
+UNIQUE_NAMES = Rule(
+    "seed_settings/unique-temp-names",
+    "No two processes make temp files of the same name, also where the application seeds all random generators.",
+)
+UNIQUE_IDS = Rule(
+    "seed_settings/unique-ids",
+    "No two instances have the same id, also where the application seeds all random generators.",
+)
 RULES = (SHARES, SEPARATE, REFUSAL, OWN_NAMES, REFUSED_ROOTS, ONE_OWNER, ADMITTED, UNIQUE_NAMES, UNIQUE_IDS)
 
 

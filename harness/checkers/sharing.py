@@ -36,9 +36,9 @@ REASONS = ("in flight", "not stored", "load failed", "no room", "given up", "not
 
 FOUND = Rule(
     "sharing/stored-is-found",
-    "A block whose store was reported ok before a request started is a hit for it, in whatever process.",
-    "losses with a name: a load that failed, no slot to load into, a request that the end of the run cut off, a block "
-    "evicted; a volume with caches of names needs the scenario `sharing` and its option `lookups`",
+    "A block whose store was reported ok before a request started is a hit for that request, in any process.",
+    "losses with a known cause: a load that failed, no free slot, a request that the end of the run cut off, an "
+    "evicted block. Volumes that cache names need the scenario `sharing` with its option `lookups`",
 )
 RULES = (FOUND,)
 

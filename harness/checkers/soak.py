@@ -47,12 +47,15 @@ BROUGHT_BY_SOME = frozenset({"none_references_lost"})
 GROWTH = Rule(
     "soak/growth",
     "Memory, descriptors, threads and queues of a process do not grow while the traffic stays the same.",
-    "rises below the stated least of each quantity, and those that chance explains",
+    f"rises below a threshold for each quantity ({', '.join(LEAST)}), and below {SIGMAS} standard deviations of a "
+    "trend test",
 )
 FILES = Rule("soak/files", "At the end the block files are those of the blocks that were stored and not removed.")
 COUNTS = Rule("soak/counts", "The blocks that a tier counts as stored, loaded and failed are those of its results.")
 LOADS = Rule(
-    "soak/loads", "A load fails only for a block whose file was removed, as often as it can have been in flight."
+    "soak/loads",
+    "A load fails only for a block whose file was removed.",
+    "`window` loads (requests in flight) of each process for each removal of the block's file",
 )
 RULES = (GROWTH, FILES, COUNTS, LOADS)
 

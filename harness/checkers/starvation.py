@@ -59,19 +59,18 @@ FIFO = Rule("starvation/fifo", "Tasks of one direction start in the order in whi
 IDLE = Rule(
     "starvation/idle-thread",
     "No thread is free while a task waits.",
-    f"a hand-over: the longest service time then, {NOISE_FACTOR:g} times the canary's lateness then, or one switch "
-    "interval for each thread; time in which the kernel or the interpreter's lock kept a thread from running; what did "
-    f"not come again {REPETITIONS} times",
+    f"an idle time of at most max(longest service, {NOISE_FACTOR:g} * wake-up delay, threads * switch interval), the "
+    f"first two at that time; hindered time; idle times that add up to fewer than {REPETITIONS} times this limit",
 )
 WAIT_BOUND = Rule(
     "starvation/wait-bound",
-    "No task waits longer, or is overtaken more often, than the tasks ahead and the longest service explain.",
-    "1 microsecond, for the rounding of stamps; processes that died or whose calls hung",
+    "No task waits longer, or is overtaken more often, than the derived bound (docs/starvation-bound.md).",
+    "1 microsecond, for the rounding of time stamps; processes that died or whose calls hung",
 )
 STAMPS = Rule(
     "starvation/stamps",
-    "The stamps of the schedule agree with each other and with the scheduler's clock.",
-    "1 microsecond; a hand-over between a task's end and a poll that returns its job",
+    "The time stamps of the schedule agree with each other and with the scheduler's clock.",
+    "1 microsecond; one hand-over between the end of a job's last task and the poll that returns the job",
 )
 RULES = (OWN_FIRST, FIFO, IDLE, WAIT_BOUND, STAMPS, JOB_HELD, CLASS_HELD)
 

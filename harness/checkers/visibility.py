@@ -23,9 +23,8 @@ from harness.core.history import History
 
 FOUND = Rule(
     "visibility/stored-is-found",
-    "A block that any process reported stored is found by every process that asks afterwards, each time.",
-    "as many misses in a row as the option `lookups` allows, less one (default 1: none), for volumes with "
-    "caches of names",
+    "A block that any process reported stored is a hit in every later lookup, in every process.",
+    "`lookups` - 1 misses in a row (default 0), for volumes that cache names; evictions, and a slot that was missing",
 )
 ANSWERED = Rule("visibility/answered", "Each lookup is answered with hit or miss in the end.")
 RULES = (FOUND, ANSWERED)

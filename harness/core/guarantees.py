@@ -44,7 +44,7 @@ GUARANTEES: tuple[Guarantee, ...] = (
     *_of(
         BASE,
         (
-            "A block that a lookup calls a hit can be loaded now.",
+            "A block that a lookup calls a hit can be loaded; if it is evicted or removed first, its load fails.",
             "HIT: readable now.",
             "results/no-failure contract/stored-blocks-load faults/no-block",
         ),
@@ -70,7 +70,8 @@ GUARANTEES: tuple[Guarantee, ...] = (
             "results/accounts contract/a-vanished-block-is-no-data contract/absent-blocks-fail-to-load",
         ),
         (
-            "Each submitted job has exactly one result, whatever happens, also at the end.",
+            "Each submitted job has exactly one result, also on errors and at the end. Where an I/O call hangs, the "
+            "result comes when the call returns.",
             "For every submitted job exactly one `JobResult` comes out of `get_finished_jobs`, whatever happens, also "
             "after `shutdown`.",
             f"{_JOBS} faults/one-result contract/close-answers-for-all contract/job-numbers-may-come-again",
@@ -201,7 +202,7 @@ GUARANTEES: tuple[Guarantee, ...] = (
             f"contract/keys-are-used-in-full {_SEPARATE} seed_settings/own-names",
         ),
         (
-            "Two processes have the same seed digest exactly where they share blocks.",
+            "Two processes have the same digest of their hash seed exactly where they share blocks.",
             "A digest of the chain's seed, equal in two processes exactly when they share blocks.",
             "determinism/one-seed seed_settings/shares seed_settings/separate",
         ),
@@ -266,7 +267,8 @@ GUARANTEES: tuple[Guarantee, ...] = (
             "A round of maintenance evicts no more than it is asked to, and collects only what nobody needs.",
             'One round of maintenance of the root, done in this call, as one of `operations`: "evict" the oldest '
             'blocks until `blocks` are left, or "collect" what killed writers left.',
-            "interleavings/evicted-too-much interleavings/lost-store interleavings/failed-store",
+            "interleavings/evicted-too-much interleavings/lost-store interleavings/failed-store "
+            "interleavings/next-process",
         ),
         (
             "Counts are those of the jobs' results.",
@@ -289,12 +291,13 @@ GUARANTEES: tuple[Guarantee, ...] = (
         (
             "A load succeeds only with the bytes that were stored under that key.",
             "A load succeeds only with the bytes that were stored under that key.",
-            "integrity/bytes faults/no-wrong-byte faults/repaired",
+            "integrity/bytes faults/no-wrong-byte faults/repaired interleavings/wrong-bytes",
         ),
         (
             "A block is visible whole or not at all, also when processes die while they store.",
             "A block is visible whole or not at all.",
-            f"integrity/bytes faults/no-block faults/no-leftovers {_BESIDE}",
+            "integrity/bytes faults/no-block faults/no-leftovers interleavings/wrong-bytes interleavings/failed-store "
+            f"interleavings/failed-load interleavings/left-over interleavings/next-process {_BESIDE}",
         ),
         (
             "Neither direction waits for the other without bound.",
@@ -302,40 +305,54 @@ GUARANTEES: tuple[Guarantee, ...] = (
             "starvation/* floods/*",
         ),
         (
-            "Each job has exactly one result, also on errors and at the end.",
+            "Each job has exactly one result, also on errors and at the end; where an I/O call hangs, once it returns.",
             "Each submitted job returns exactly one result, also on errors and at shutdown.",
-            f"{_JOBS} results/no-error faults/one-result",
+            f"{_JOBS} results/no-error faults/one-result interleavings/results interleavings/stuck "
+            "interleavings/raised",
         ),
         (
-            "Processes that share derive equal names, whatever surrounds them.",
+            "Processes that share derive equal names, in every environment.",
             "Processes that share derive the same name for the same block.",
             "determinism/one-name determinism/one-seed seed_settings/shares seed_settings/unique-temp-names",
         ),
         (
-            "A process that would share nothing is refused when it opens the root: each one, each time.",
-            "A process with another seed, hash algorithm or block size is refused when it opens the root.",
-            "seed_settings/refused seed_settings/one-owner seed_settings/refusal seed_settings/admitted",
+            "A process of the same run configuration with another hash seed or hash algorithm is refused when it opens "
+            "the root, each time. Other models use the root, in folders of their own.",
+            "A process of the same run configuration with another hash seed, hash algorithm or block size is refused "
+            "when it opens the root.",
+            "seed_settings/refused seed_settings/one-owner seed_settings/refusal seed_settings/admitted "
+            "interleavings/refused-opening interleavings/two-seeds",
         ),
         (
-            "What one process stored is found by every process, for as long as nothing removes it.",
-            "processes hit each other's blocks.",
-            f"{_FOUND} soak/files soak/loads",
+            "What one process stored is found by every process, until it is removed or found damaged. A store over a "
+            "damaged file of the right size repairs nothing: the next load is a miss.",
+            "A block that one process stored is a hit in every process, until it is removed or found damaged.",
+            f"{_FOUND} soak/files soak/loads interleavings/lost-store interleavings/failed-load outage/stored-is-found "
+            "outage/soon",
         ),
         (
-            "After a power loss blocks may be missing, never wrong; no durable one is missing.",
-            "After a power loss blocks may be missing, never wrong.",
-            "crash_states/*",
-        ),
-        ("A submit does not wait for I/O.", "a submit does not wait for I/O.", "nonblocking/* faults/not-blocked"),
-        (
-            "Nothing is left behind.",
-            "no temp file, pinned slot or descriptor remains.",
-            "leftovers/files leftovers/slots leftovers/descriptors",
+            "After a power loss blocks may be missing, never wrong, on file systems that keep the order of names and "
+            "bytes (ext4, XFS) or with `integrity: require`. No durable block is missing.",
+            "After a power loss blocks may be missing, never wrong, on file systems that keep the order of names and",
+            "crash_states/* power_loss/*",
         ),
         (
-            "A fault hurts only what it can hurt; afterwards everything works again.",
-            "It injects faults, checks every loaded byte, and answers with a verdict, findings and a report.",
-            "faults/others-unharmed faults/lives faults/works-again faults/explained faults/reported",
+            "No call of the scheduler's thread waits for I/O, but opening, `drain_jobs` and `shutdown`.",
+            "No call of the scheduler's thread waits for I/O,",
+            "nonblocking/* faults/not-blocked",
+        ),
+        (
+            "No temp file, pinned slot, descriptor or hung thread is left; temp files of killed processes go with "
+            "garbage collection.",
+            "No temp file, pinned slot or descriptor remains.",
+            "leftovers/files leftovers/slots leftovers/descriptors leftovers/ends interleavings/left-over "
+            "outage/threads",
+        ),
+        (
+            "A fault makes only blocks and jobs fail that it meets; afterwards everything works again.",
+            "A fault makes only those blocks and jobs fail that it meets.",
+            "faults/others-unharmed faults/lives faults/works-again faults/explained faults/reported outage/unharmed "
+            "outage/lives outage/recovers outage/shown",
         ),
     ),
     *_of(

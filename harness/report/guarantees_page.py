@@ -3,34 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 
 from harness.checkers import RULES
 from harness.core.findings import Rule
-from harness.core.guarantees import GUARANTEES, SOURCES, VLLM, Guarantee
+from harness.core.guarantees import GUARANTEES, README, SOURCES, VLLM, Guarantee
 from harness.mutants.base import Mutant
 from harness.mutants.registry import MUTANTS
 from harness.scenarios import scenarios
+from harness.scenarios.base import Scenario
 
 HEAD = """\
 # Guarantees
 
-**{promises} promises of a tier to its engine, {rules} rules that judge them, {mutants} mutants that break a rule.**
-Written by `kvtier-harness docs guarantees` from the declarations; tests compare them with the sources.
+**{promises} promises of a tier to its engine, {cited} rules that judge them, {mutants} mutants that break a rule.**
+{uncited}Of kvtier {version}. Written by `kvtier-harness docs guarantees` from the declarations; tests compare them with
+the sources.
 
 A promise is a sentence of a contract in plain words. A *rule* is what a checker demands of a run; its id begins with
 the checker's name, and each finding names its rule. A *mutant* is a tier with one known defect that breaks the rule
 ([mutants.md](mutants.md)). `kvtier-harness conform` runs the scenarios on any tier. Terms:
-[glossary.md](glossary.md).
+[glossary.md](glossary.md). [From the README to a command](#from-the-readme-to-a-command) is the shortest way to check a
+guarantee yourself.
+"""
+INDEX_HEAD = """
+### From the README to a command
+
+The fewest runs that judge all rules of the row. `kvtier-harness run SCENARIO --tier NAME` judges another tier.
+
+| guarantee | checkers | commands |
+|---|---|---|
 """
 RULES_HEAD = """
 ## Rules
 
-What each rule demands, and which deviation is no finding. Rules marked *apart* judge scenarios that need more than a
-tier and a folder, such as several hosts; constructed histories test them instead of mutants.
+What each rule demands, and which deviation is no finding. The runs of scenarios marked "separate" need more than a tier
+and a folder, such as several hosts. Tests of the rules without a mutant judge records that were written by hand.
 
+Terms of the column *tolerates*:
+
+{terms}
 | rule | demands | tolerates | scenarios | mutants |
 |---|---|---|---|---|
 """
+TERMS = {
+    "threads": "The tier's I/O threads in one process, both groups; 32 if the tier does not say.",
+    "repetition": (
+        "A scenario makes the same situation 3 times. A rule is broken if all show the deviation, undecided if most do."
+    ),
+    "time to the result": "From the submit of a job to the poll that returns its result.",
+    "unloaded life": "The time to the result of a one-block job with nothing else in flight, measured in the same run.",
+    "device call, device time": (
+        "The harness times calls on the root beside the tier. The typical device call is the median, over "
+        "half seconds, of the longest call. The device time is the larger of the longest call and the longest "
+        "unloaded life but one."
+    ),
+    "wake-up delay": (
+        "How late a thread of the process that sleeps 10 ms wakes (the canary): the measure of scheduling noise."
+    ),
+    "hindered time": (
+        "Time in which the process's threads could not run: without a CPU, stopped, or waiting for Python's "
+        "lock. It is not charged to the tier."
+    ),
+    "switch interval": (
+        "Python's `sys.getswitchinterval()`, 5 ms: how long a thread may keep Python's lock while others wait."
+    ),
+    "longest service, hand-over": (
+        "The longest run of one task, and the longest time from a thread's last task or a task's arrival to "
+        "the thread's next start ([starvation-bound.md](starvation-bound.md))."
+    ),
+    "overtaking blocks": "Blocks of jobs that were submitted later and ended earlier.",
+    "shortage of the machine": (
+        "ENOSPC, EDQUOT, EROFS or EIO while the harness itself saw the root's file system refuse a write; "
+        "EMFILE or ENFILE with a limit below 1,024 descriptors; ENOMEM with little memory or an RLIMIT_AS; "
+        "EAGAIN for a thread beyond a normal number of threads of the process. The verdict is then "
+        "inconclusive."
+    ),
+}
+"""Terms of the tolerances."""
 SECTIONS = {**SOURCES, VLLM: "the interface of vLLM's secondary tiers"}
 
 
@@ -57,7 +107,11 @@ def broken_by(rule: Rule, mutants: Mapping[str, Mutant] = MUTANTS) -> list[str]:
 def page() -> str:
     """docs/guarantees.md."""
     named = sum(bool(mutant.rule) for mutant in MUTANTS.values())
-    text = HEAD.format(promises=len(GUARANTEES), rules=len(RULES), mutants=named)
+    cited = {rule.id for guarantee in GUARANTEES for rule in rules_of(guarantee)}
+    others = len(RULES) - len(cited)
+    uncited = f"{others} more rules belong to no promise. " if others else ""
+    known = {"cited": len(cited), "uncited": uncited, "version": version("kvtier")}
+    text = HEAD.format(promises=len(GUARANTEES), mutants=named, **known)
     for source, title in SECTIONS.items():
         text += f"\n## {title[0].upper()}{title[1:]}\n\n`{source}`\n\n"
         text += "| promise | rules | scenarios | mutants |\n|---|---|---|---|\n"
@@ -66,12 +120,35 @@ def page() -> str:
             where = dict.fromkeys(name for rule in rules for name in judged_in(rule))
             mutants = dict.fromkeys(name for rule in rules for name in broken_by(rule))
             text += _row(guarantee.promise, _code(rule.id for rule in rules), ", ".join(where), ", ".join(mutants))
-    text += RULES_HEAD
+        if source == README:
+            text += INDEX_HEAD + "".join(_index_row(one) for one in GUARANTEES if one.source == README)
+    terms = _row("term", "meaning") + "|---|---|\n" + "".join(_row(*term) for term in TERMS.items())
+    text += RULES_HEAD.format(terms=terms)
     for rule in RULES.values():
-        names = ", ".join(f"{name} (*apart*)" if apart else name for name, apart in judged_in(rule).items())
+        names = ", ".join(f"{name} (separate)" if apart else name for name, apart in judged_in(rule).items())
         tolerates = rule.tolerates or "nothing"
-        text += _row(f"`{rule.id}`", rule.text, tolerates, names, ", ".join(broken_by(rule)) or "*apart*")
+        text += _row(f"`{rule.id}`", rule.text, tolerates, names, ", ".join(broken_by(rule)) or "none")
     return text
+
+
+def runs_for(guarantee: Guarantee) -> list[Scenario]:
+    """The fewest scenarios, by greedy choice, whose checkers judge all of its rules."""
+    missing = {rule.checker for rule in rules_of(guarantee)}
+    found: list[Scenario] = []
+    while missing:
+        judging = [one for one in scenarios() if missing & set(one.checkers)]
+        best = max(judging, key=lambda one: (not one.apart, len(missing & set(one.checkers))))
+        found.append(best)
+        missing -= set(best.checkers)
+    return found
+
+
+def _index_row(guarantee: Guarantee) -> str:
+    checkers = dict.fromkeys(rule.checker for rule in rules_of(guarantee))
+    commands = (
+        one.apart.rpartition(": ")[2] if one.apart else f"kvtier-harness run {one.name}" for one in runs_for(guarantee)
+    )
+    return _row(guarantee.promise, ", ".join(checkers), _code(commands))
 
 
 def _code(names: Iterable[str]) -> str:
