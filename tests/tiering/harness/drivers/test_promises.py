@@ -53,14 +53,17 @@ def test_a_broken_promise_is_detected(tmp_path: Path, name: str) -> None:
     mutant = BREAKS[name]
     (promise,) = (one for one in PROMISES if one.__name__ == mutant.options["promise"][0])
     one = subject(tmp_path, adapter_class(mutant.tier), answer_seconds_max=0.5)
-    with pytest.raises(Exception, match=r".") as broken:
-        promise(one)
+    try:
+        with pytest.raises(Exception, match=r".") as broken:
+            promise(one)
+    finally:
+        for event, fd in contract_jobs.LEFT:
+            event.set()
+            os.close(fd)
+        contract_jobs.LEFT.clear()
+        one.close()
     why = str(broken.value) if isinstance(broken.value, Broken) else f"raised {broken.typename}: {broken.value}"
     assert re.search(mutant.finding, f"{promise.__name__}: {why}")
-    for event, fd in contract_jobs.LEFT:
-        event.set()
-        os.close(fd)
-    contract_jobs.LEFT.clear()
 
 
 class Mortal(ReferenceAdapter):

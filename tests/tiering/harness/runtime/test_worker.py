@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import threading
@@ -141,23 +142,24 @@ def test_the_canary_gives_way_to_others_as_a_tiers_threads_do() -> None:
     done, nice = threading.Event(), threading.Event()
 
     def threads_of_a_tier() -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 7)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # the highest: no other thread has more
         nice.set()
         done.wait(30)
 
-    thread = threading.Thread(target=threads_of_a_tier)
-    thread.start()
-    assert nice.wait(30)
-    canary, notes = Canary(0), 0
-    (ident,) = (t.native_id for t in threading.enumerate() if t.name == "canary" and t.native_id)
-    while os.getpriority(os.PRIO_PROCESS, ident) != 7 and notes < 3:  # it looks once a second
-        notes += len(canary.take())
-        os.sched_yield()
-    assert os.getpriority(os.PRIO_PROCESS, ident) == 7
-    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < 7, "only the canary"
-    canary.close()
-    done.set()
-    thread.join()
+    with contextlib.ExitStack() as ends:
+        thread = threading.Thread(target=threads_of_a_tier)
+        thread.start()
+        ends.callback(thread.join)
+        ends.callback(done.set)
+        assert nice.wait(30)
+        canary, notes = Canary(0), 0
+        ends.callback(canary.close)
+        (ident,) = (t.native_id for t in threading.enumerate() if t.name == "canary" and t.native_id)
+        while os.getpriority(os.PRIO_PROCESS, ident) != 19 and notes < 3:  # it looks once a second
+            notes += len(canary.take())
+            os.sched_yield()
+        assert os.getpriority(os.PRIO_PROCESS, ident) == 19
+        assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < 19, "only the canary"
 
 
 def test_a_worker_that_waits_for_an_order_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
