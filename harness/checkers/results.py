@@ -104,8 +104,10 @@ def check(history: History) -> Verdict:
     errors = [n for n in history.notes if n.is_a(notes.Error)]
     why_of = {id(n): shortages.of_error(n) for n in errors}
     of_tier = [n for n in errors if n.process >= 0 and not why_of[id(n)]]
-    for text in grouped(((called(n.process), Finding(n.text, About(**of_note(n)))) for n in of_tier), True):
-        findings.add(text, rule=NO_ERROR)
+    for rule in RULES:
+        broken = [n for n in of_tier if (n.detail.get("rule") or NO_ERROR.id) == rule.id]
+        for text in grouped(((called(n.process), Finding(n.text, About(**of_note(n)))) for n in broken), True):
+            findings.add(text, rule=rule)
     explained.update(why for why in why_of.values() if why)
     for text, note in {n.text: n for n in reversed(errors) if n.process < 0}.items():
         findings.add(f"the harness: {text}", **of_note(note))

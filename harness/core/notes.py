@@ -95,6 +95,7 @@ class Error(NamedTuple):
     path: str | None = None
     job_id: int | None = None
     process: int | None = None
+    rule: str | None = None  # that it breaks; None: that no call fails
 
 
 class Canary(NamedTuple):

@@ -88,7 +88,8 @@ class Flights:
         count = self._results[result.job_id] = self._results.get(result.job_id, 0) + 1
         flight = self.flying.pop(result.job_id, None)
         if flight is None:
-            self._worker.note(notes.Error(job_id=result.job_id), f"job {result.job_id} reported {count} results")
+            text = f"job {result.job_id} reported {count} results"
+            self._worker.note(notes.Error(job_id=result.job_id, rule="results/one-result"), text)
             return None
         ok_keys, failed_keys, memory_keys = set(result.ok), set(result.failed), set(result.in_memory)
         ok, failed, wrong = [], [], []
@@ -104,7 +105,8 @@ class Flights:
             self._held[slot] = block
         self._free.extend(flight.slots)
         if strangers := len((ok_keys | failed_keys).difference(flight.keys)):
-            self._worker.note(notes.Error(), f"job {result.job_id} reported {strangers} blocks that it was not given")
+            text = f"job {result.job_id} reported {strangers} blocks that it was not given"
+            self._worker.note(notes.Error(job_id=result.job_id, rule="results/accounts"), text)
         counts, size = self._worker.counts, self._worker.setup.block_bytes
         counts[f"{flight.direction}s"] += len(ok)
         counts["failed"] += len(failed)

@@ -134,6 +134,14 @@ def test_results_rejects(bad: Callable[[History], History], finding: str) -> Non
     assert finding in verdict.findings[0]
 
 
+@pytest.mark.parametrize("rule", ["results/one-result", "results/accounts", None])
+def test_an_error_that_a_worker_noted_breaks_the_rule_that_it_names(rule: str | None) -> None:
+    history = good_history()
+    history.notes.append(note("error", 3.0, 1, "job 4 reported 2 results", **({"rule": rule} if rule else {})))
+    (finding,) = judge("results", history).findings
+    assert finding.rule == (rule or "results/no-error")
+
+
 def test_results_excuses_what_a_dead_process_could_not_report() -> None:
     history = change_job(good_history(), 0, results=0, outcome="info", ok=[])
     verdict = judge("results", lost(change_stop(history, 0, exit_code=-9)))
