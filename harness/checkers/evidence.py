@@ -20,6 +20,9 @@ from harness.core.history import History, Job
 REPETITIONS = 3
 """So often a situation is repeated by a scenario, and so often a rule of time must be broken for a finding."""
 
+IDLE_CPU = 0.05
+"""The share of a CPU that a thread may take in a time in which it idled: for wake-ups that found nothing to do."""
+
 HELD_FACTOR = 4
 """How many times the device's longest call a wait must exceed: a job is more than one call."""
 
@@ -78,9 +81,12 @@ class Hindrance:
         return min(end - begin, lost)
 
     def idle_seconds(self, begin: float, end: float) -> float:
-        """The part of the time between these moments for which no single thread of the process was hindered. A thread
-        that idled is one of them, so it was idle for as long. The delays of its busy siblings are not added up."""
-        waited = max((spans.within(begin, end) for spans in self._threads), default=0.0)
+        """The part of the time between these moments for which no single thread that may have idled was hindered.
+
+        A thread that was free in that time took no task, so its CPU time is small: the delays of busy siblings do not
+        count, and those of several threads are not added up."""
+        idle = [delays for delays in self._threads if delays.cpu_seconds(begin, end) <= IDLE_CPU * (end - begin)]
+        waited = max((delays.within(begin, end) for delays in idle), default=0.0)
         lost = waited + self._stops.within(begin, end) + self._locks.within(begin, end)
         return max(0.0, end - begin - lost - self._machine.within(begin, end))
 
@@ -105,15 +111,15 @@ def _delays(history: History, process: int, with_threads: bool = True) -> Iterab
                 yield begin, end, end - begin
 
 
-def _thread_delays(history: History, process: int) -> list[_Spans]:
+def _thread_delays(history: History, process: int) -> list[_ThreadDelays]:
     """The delays of each thread. A delay is booked when it ends, so it may have begun as much before the sample."""
-    found: dict[str, list[tuple[float, float, float]]] = {}
+    found: dict[str, list[tuple[float, float, float, float]]] = {}
     for note in history.notes:
         if note.process == process and note.is_a(notes.Delayed):
             sampled = float(note.detail["from_seconds"]) + float(note.detail["seconds"])
-            for thread, seconds in note.detail.get("threads", {}).items():
-                found.setdefault(thread, []).append((sampled - seconds, note.monotonic_seconds, seconds))
-    return [_Spans(spans) for spans in found.values()]
+            for thread, (delay, cpu) in note.detail.get("threads", {}).items():
+                found.setdefault(thread, []).append((sampled, note.monotonic_seconds, delay, cpu))
+    return [_ThreadDelays(samples) for samples in found.values()]
 
 
 def late_wake_ups(history: History, process: int) -> Iterable[tuple[float, float, float, float]]:
@@ -144,3 +150,16 @@ class _Spans:
             lost += max(0.0, min(seconds, min(until, end) - max(since, begin)))
             place += 1
         return min(lost, end - begin) if math.isfinite(end - begin) else lost
+
+
+class _ThreadDelays(_Spans):
+    """The run delays of one thread by sample, and its CPU time in those samples."""
+
+    def __init__(self, samples: list[tuple[float, float, float, float]]) -> None:
+        super().__init__((since - delay, until, delay) for since, until, delay, _ in samples)
+        self._samples = samples
+
+    def cpu_seconds(self, begin: float, end: float) -> float:
+        """Of the samples that lie between these moments as a whole: at their edges the thread may have had a task."""
+        inside = (cpu for since, until, _, cpu in self._samples if begin <= since and until <= end)
+        return sum(inside)

@@ -112,13 +112,13 @@ class Canary(NamedTuple):
 
 class Delayed(NamedTuple):
     """Between `from_seconds` and the note, a thread of the process was runnable for `seconds` and got no CPU. The
-    largest of its threads within one sample; `threads` has the seconds of each, by its number in the kernel.
-    `stopped`: no thread of the process ran in that time."""
+    largest of its threads within one sample; `threads` has the seconds of each and its CPU seconds, by its number in
+    the kernel. `stopped`: no thread of the process ran in that time."""
 
     from_seconds: float
     seconds: float
     stopped: bool = False
-    threads: Mapping[str, float] = {}
+    threads: Mapping[str, Sequence[float]] = {}
 
 
 class Pressure(NamedTuple):

@@ -46,8 +46,9 @@ class _Threads:
         self._last: dict[str, tuple[int, int]] = {}
         self._look_due = 0.0
 
-    def sample(self, now: float) -> tuple[float, dict[str, float]]:
-        """CPU seconds of all threads together, and each notable run delay by thread, since the last call.
+    def sample(self, now: float) -> tuple[float, dict[str, tuple[float, float]]]:
+        """CPU seconds of all threads together, and by thread each notable run delay and the CPU seconds, since the last
+        call.
 
         Raises `OSError` when the process has ended."""
         if now >= self._look_due:
@@ -63,7 +64,7 @@ class _Threads:
             before = self._last.get(thread, (ran, waited))
             cpu += ran - before[0]
             if (delay := (waited - before[1]) / 1e9) >= DELAY_SECONDS_MIN:
-                delays[thread] = round(delay, 6)
+                delays[thread] = round(delay, 6), (ran - before[0]) / 1e9
             self._last[thread] = ran, waited
         return cpu / 1e9, delays
 
@@ -101,7 +102,7 @@ class _Process:
         found = []
         if delays:
             # The kernel books a delay when it ends, and it may have begun before the last sample.
-            longest = max(delays.values())
+            longest = max(delay for delay, _ in delays.values())
             delayed = notes.Delayed(since - longest, longest, threads=delays)
             found.append(note_of(self.watched.process, now, delayed))
         self._without_cpu = [] if cpu_seconds else [*self._without_cpu, since]

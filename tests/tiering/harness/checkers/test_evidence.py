@@ -36,15 +36,17 @@ def test_time_without_a_cpu_or_the_lock_is_not_charged() -> None:
 
 
 def test_an_idle_thread_was_hindered_as_one_thread_not_as_all_of_them_together() -> None:
-    def sample(at: float, **threads: float) -> Note:
-        longest = max(threads.values())
+    def sample(at: float, **threads: tuple[float, float]) -> Note:
+        longest = max(delay for delay, _ in threads.values())
         return note("delayed", at, 0, from_seconds=at - 0.01 - longest, seconds=longest, threads=threads)
 
-    busy = [sample(1.0 + i / 100, **{f"{i % 4}": 0.01}) for i in range(1, 101)]
-    hindrance = Hindrance(History.of(busy), 0)
+    in_turn = [sample(1.0 + i / 100, **{f"{i % 4}": (0.01, 0.0)}) for i in range(1, 101)]
+    hindrance = Hindrance(History.of(in_turn), 0)
     assert hindrance.free_seconds(1.0, 2.0) < 0.05, "one of four threads was always without a CPU"
     assert 0.7 < hindrance.idle_seconds(1.0, 2.0) < 0.8, "none of them for more than a quarter of the time"
-    woken = Hindrance(History.of([sample(1.15, a=0.148), *busy[20:]]), 0)
+    busy = [sample(1.0 + i / 100, a=(0.008, 0.002)) for i in range(1, 101)]
+    assert Hindrance(History.of(busy), 0).idle_seconds(1.0, 2.0) > 0.99, "it had tasks, as its CPU time shows"
+    woken = Hindrance(History.of([sample(1.15, a=(0.148, 0.0001)), *busy[20:]]), 0)
     assert woken.idle_seconds(1.0, 1.148) < 0.01, "it was woken, and got no CPU"
     before = Hindrance(History.of([delayed(1.0, 2.0, 0.3)]), 0)
     assert math.isclose(before.idle_seconds(1.0, 2.0), 0.7), "a history that does not tell threads apart"
