@@ -205,7 +205,10 @@ def _publish_first(path: Path, content: bytes) -> bytes:
     try:
         file = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY)
     except OSError:  # a file system without unnamed files
-        name.write_bytes(content)
+        with open(name, "wb") as named:
+            named.write(content)
+            named.flush()
+            os.fsync(named.fileno())  # after a crash it is whole or missing
         try:
             os.link(name, path)
         except FileExistsError:
@@ -218,7 +221,7 @@ def _publish_first(path: Path, content: bytes) -> bytes:
     with open(file, "wb") as unnamed:
         unnamed.write(content)
         unnamed.flush()
-        os.fsync(file)  # after a crash it is whole or missing
+        os.fsync(file)
         with contextlib.suppress(FileExistsError):
             os.link(f"/proc/self/fd/{file}", path, src_dir_fd=file, follow_symlinks=True)
     return _content(path)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -148,3 +151,21 @@ def test_tiers_are_found_by_name_or_refused_in_a_sentence() -> None:
     }.items():
         with pytest.raises(UnknownTier, match=words):
             adapter_class(tier_name)
+
+
+def test_the_record_of_a_root_is_durable_before_it_has_its_name_also_without_unnamed_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    opened, synced, linked = os.open, os.fsync, os.link
+
+    def refuse_unnamed(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "no unnamed files")
+        return opened(path, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refuse_unnamed)
+    monkeypatch.setattr(os, "fsync", lambda file: (calls.append("fsync"), synced(file)))
+    monkeypatch.setattr(os, "link", lambda *names, **more: (calls.append("link"), linked(*names, **more)))
+    tier(tmp_path).close()
+    assert calls[:2] == ["fsync", "link"]
