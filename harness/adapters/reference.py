@@ -62,8 +62,9 @@ class ReferenceAdapter(Adapter):
         theirs = _publish_first(record, digest)
         if theirs != digest:
             raise ValueError(
-                f"the root's seed has the digest {theirs.decode(errors='replace')}, this process's {digest.decode()}; "
-                "set PYTHONHASHSEED as the processes that share the root do, or choose another root"
+                f"the root's seed has the digest {theirs.decode(errors='backslashreplace')!r}, "
+                f"this process's {digest.decode()!r}; set PYTHONHASHSEED as the "
+                "processes that share the root do, or choose another root"
             )
 
     @property

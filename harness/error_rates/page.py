@@ -140,6 +140,6 @@ def _left_out(rows: Sequence[Row]) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    text = " ".join(text.split())
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
     text = text if len(text) <= 300 else text[:297] + "..."
     return text.replace("|", "\\|")
