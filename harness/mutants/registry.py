@@ -18,7 +18,8 @@ from harness.mutants import (
     protocols,
     schedule,
 )
-from harness.mutants.base import MUTANTS, Mutant
+from harness.mutants.base import MUTANTS as ENTERED
+from harness.mutants.base import Mutant
 
 __all__ = ["BASES", "MUTANTS", "Mutant"]
 
@@ -38,6 +39,13 @@ _MODULES = (
     ),
     *(schedule, block_names, crash_states),
 )
+MUTANTS: dict[str, Mutant] = {
+    mutant.name: mutant
+    for module in _MODULES
+    for mutant in ENTERED.values()
+    if mutant.tier.startswith(f"{module.__name__}:")
+}
+"""In the order of the modules, whichever was imported first."""
 for _module in _MODULES:
     assert any(m.tier.startswith(_module.__name__ + ":") for m in MUTANTS.values()), f"{_module} has no mutant"
 
