@@ -42,7 +42,7 @@ FAST = $(addprefix tests/tiering/,kvtier harness/checkers harness/core test_hous
   $(addprefix --ignore=tests/tiering/,harness/core/test_limits.py harness/core/test_free_space.py \
     kvtier/test_exit_codes.py kvtier/ops/test_cli.py)
 
-test-fast: $(DEV)/.installed ## the unit tests of kvtier/ and of the harness's core and checkers, under a minute (ARGS="-k name")
+test-fast: $(DEV)/.installed ## the unit tests of kvtier/ and of the harness's core and checkers, about a minute (ARGS="-k name")
 	$(DEV)/bin/python -m pytest -m "not slow" $(FAST) $(ARGS)
 
 PYTHONS = 3.11 3.12 3.13 3.14

@@ -18,7 +18,7 @@ from typing import Any
 
 from harness.core.environment import git
 from harness.core.findings import Finding
-from harness.core.installation import module_command, python_path
+from harness.core.installation import ROOT, module_command, python_path
 from harness.core.seeds import SEED_MAX, stream
 from harness.error_rates.conditions import CONDITIONS, Surroundings
 from harness.error_rates.correct_tiers import CONTROLS
@@ -132,7 +132,7 @@ def _run(cell: Cell, seed: int, runs_dir: Path, mutant: Mutant | None) -> Row:
         is_mutant=mutant is not None,
         seconds=round(time.monotonic() - started, 1),
         load=load,
-        command=results["command"],
+        command=results["command"].replace(f"{ROOT}{os.sep}", ""),  # the log is kept, and its machine is no matter
         folder="" if outcome == "pass" else Path(results["run_dir"]).name,
         commit=commit(),
     )
