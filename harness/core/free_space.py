@@ -62,18 +62,20 @@ class _Place:
     """A place and what was seen of it."""
 
     path: str
+    seen_seconds: float
     least_free_bytes: int = -1
     episodes: list[_Episode] = field(default_factory=list)
     short_of: str = ""
 
     def see(self, now: float, free_bytes: int, short_of: str) -> None:
+        """A shortage may have begun right after the sample before it, and have ended right before the one after it."""
         if self.least_free_bytes < 0 or free_bytes < self.least_free_bytes:
             self.least_free_bytes = free_bytes
-        if short_of and short_of == self.short_of:
+        if self.short_of:
             self.episodes[-1].until_seconds = now
-        elif short_of:
-            self.episodes.append(_Episode(short_of, now, now))
-        self.short_of = short_of
+        if short_of and short_of != self.short_of:
+            self.episodes.append(_Episode(short_of, self.seen_seconds, now))
+        self.seen_seconds, self.short_of = now, short_of
 
 
 class RoomWatch:
@@ -84,14 +86,15 @@ class RoomWatch:
 
     def __init__(self, places: Mapping[str, Path], low_bytes: int) -> None:
         self._low_bytes = low_bytes
-        self._places = {name: _Place(str(path)) for name, path in places.items()}
-        self._memory = _Place("memory")
         self._began, self._stop = time.monotonic(), threading.Event()
+        self._places = {name: _Place(str(path), self._began) for name, path in places.items()}
+        self._memory = _Place("memory", self._began)
         self._thread = threading.Thread(target=self._run, name="room", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         memory_due = 0.0
+        is_last = False  # the last sample is taken when the run has ended: it may have lasted no longer than the wait
         while True:
             now = time.monotonic()
             for place in self._places.values():
@@ -101,8 +104,9 @@ class RoomWatch:
                 memory = psutil.virtual_memory()
                 is_low = memory.available < LOW_MEMORY * memory.total
                 self._memory.see(now, memory.available, "ENOMEM" if is_low else "")
-            if self._stop.wait(SAMPLE_SECONDS):
+            if is_last:
                 return
+            is_last = self._stop.wait(SAMPLE_SECONDS)
 
     def _sample(self, place: _Place, now: float) -> None:
         try:

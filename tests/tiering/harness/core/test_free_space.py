@@ -8,9 +8,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -211,6 +214,26 @@ def test_what_is_short_is_noted_with_its_place_and_time(tmp_path: Path) -> None:
     assert (short.detail["errno"], short.detail["path"]) == ("ENOSPC", str(tmp_path))
     assert short.detail["least_free_bytes"] > 0
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_short_when_the_watch_ends_is_noted_from_the_sample_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free, sampled = [1 << 30], threading.Event()
+
+    def statvfs(path: str) -> Any:
+        sampled.set()
+        return SimpleNamespace(f_bavail=free[0], f_frsize=1, f_flag=0, f_files=0, f_favail=0)
+
+    monkeypatch.setattr("harness.core.free_space.SAMPLE_SECONDS", 600.0)
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    watch = RoomWatch({"root": tmp_path}, low_bytes=1 << 20)
+    assert sampled.wait(30)
+    filled = time.monotonic()
+    free[0] = 0
+    notes = watch.close()
+    (short,) = [n for n in notes if n.detail.get("errno") and n.detail["place"] == "root"]
+    assert short.detail["from_seconds"] <= filled <= short.detail["until_seconds"]
 
 
 def test_a_place_with_room_is_not_short(tmp_path: Path) -> None:

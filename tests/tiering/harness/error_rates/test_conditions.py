@@ -67,7 +67,7 @@ def test_a_memory_cgroup_holds_the_run_and_its_neighbour(tmp_path: Path) -> None
     with surroundings("memory", tmp_path) as around:
         group = Path(around.prefix[-1]).parent
         assert group.name in said(around, "cat", "/proc/self/cgroup")
-        assert len((group / "cgroup.procs").read_text().split()) == 1, "the neighbour"
+        await_(lambda: len((group / "cgroup.procs").read_text().split()) == 1, "the neighbour is in the cgroup")
     await_(lambda: not group.exists() or group.rmdir(), "the cgroup is removed")
     assert list(tmp_path.iterdir()) == []
 
