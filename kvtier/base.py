@@ -98,8 +98,9 @@ class PrepareStoreOutput(NamedTuple):
 class SecondaryTierManager(ABC):
     """A tier behind the CPU tier. It sees the CPU tier's memory as `primary_kv_view`, shape (slots, block_bytes).
 
-    For every submitted job exactly one `JobResult` comes out of `get_finished_jobs`, whatever happens, also after
-    `shutdown`. Between submission and result the tier may touch the job's slots; never after the result.
+    For every submitted job exactly one `JobResult` comes out of `get_finished_jobs`, also after an error and after
+    `shutdown`. While an I/O call hangs, its job has none. Between submission and result the tier may touch the job's
+    slots; never after the result.
 
     A call that depends on a background thread of the tier raises `KvtierError` once that thread has died of a bug; a
     job that such a thread had taken has no result.

@@ -72,7 +72,7 @@ GUARANTEES: tuple[Guarantee, ...] = (
         (
             "Each submitted job has exactly one result, also on errors and at the end. Where an I/O call hangs, the "
             "result comes when the call returns.",
-            "For every submitted job exactly one `JobResult` comes out of `get_finished_jobs`, whatever happens, also "
+            "For every submitted job exactly one `JobResult` comes out of `get_finished_jobs`, also after an error and "
             "after `shutdown`.",
             f"{_JOBS} faults/one-result contract/close-answers-for-all contract/job-numbers-may-come-again",
         ),
@@ -420,6 +420,7 @@ NO_PROMISE: dict[str, tuple[str, ...]] = {
         "How a job ended.",
         "A tier behind the CPU tier.",
         "It sees the CPU tier's memory as `primary_kv_view`, shape (slots, block_bytes).",
+        "While an I/O call hangs, its job has none.",
         "A call that depends on a background thread of the tier raises `KvtierError` once that thread has died of a "
         "bug; a job that such a thread had taken has no result.",
         "HIT, MISS, or RETRY while a probe is under way.",
