@@ -77,12 +77,16 @@ def check(history: History) -> Verdict:
     expected: set[str] = set()
     if history.files and by_name:
         on_disk, expected = _compare_files(history, by_block, by_name, findings)
-    listing = f"{len(expected & on_disk)} of {len(expected)} expected names on disk, {len(on_disk)} there"
+    others = len(on_disk - expected)
+    listing = f"{len(expected & on_disk)} of {len(expected)} stored blocks have their file, {others} other block files"
     if not (history.files and by_name):
         listing = "files on disk not compared"
     value: Value = "false" if findings else "true" if compared else "unknown"
+    own = sum(block >= 0 for block in by_block)
+    groups = f", {len(by_block) - own} also in another group of layers" if own < len(by_block) else ""
     figure = (
-        f"{compared} names of {len(by_block)} blocks compared between processes, {findings.count} findings; {listing}"
+        f"{own} blocks named{groups}; {compared} names derived again by another process, {findings.count} findings; "
+        f"{listing}"
     )
     data = {
         "blocks_named": len(by_block),

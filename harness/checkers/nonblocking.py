@@ -75,10 +75,10 @@ def check(history: History) -> Verdict:
         data[str(process)] = {"p50_seconds": p50, "p99_seconds": p99, "max_seconds": longest, "blocked": blocked}
         if process in in_submit:
             continue
-        over, told = _over_when_submitted(process, mine, history)
-        if told >= JOBS_MIN and over * 4 >= told * 3:
+        over, shown = _over_when_submitted(process, mine, history)
+        if shown >= JOBS_MIN and over * 4 >= shown * 3:
             findings.add(
-                f"process {process}: in {over} of {told} jobs all tasks had ended when the submit returned; it waits "
+                f"process {process}: in {over} of {shown} jobs all tasks had ended when the submit returned; it waits "
                 "for the I/O",
                 rule=ALL_ENDED,
                 process=process,
@@ -103,9 +103,11 @@ def check(history: History) -> Verdict:
     calls = judge_calls(history, findings, in_submit)
     value: Value = "false" if findings else "unknown" if findings.doubts or not jobs else "true"
     p50, p99, longest = _percentiles([_submit(j) for j in jobs])
+    delays = [late for process in {j.process for j in jobs} for late in canary_seconds(history, process)]
     figure = (
         f"{len(jobs)} submits took p50 {milliseconds(p50)}, p99 {milliseconds(p99)}, max {milliseconds(longest)}; "
-        f"median job {milliseconds(median(map(_life, jobs)) if jobs else 0.0)}"
+        f"median job {milliseconds(median(map(_life, jobs)) if jobs else 0.0)} from submit to result"
+        + (f"; threads woke up to {milliseconds(max(delays))} late" if delays else "")
     )
     return Verdict("nonblocking", value, "; ".join([figure, *calls]), findings.list(), data)
 
@@ -116,8 +118,8 @@ def _over_when_submitted(process: int, jobs: list[Job], history: History) -> tup
     for task in history.tasks:
         if task.process == process:
             ends[task.job_id] = max(task.finished_seconds, ends.get(task.job_id, task.finished_seconds))
-    told = [j for j in jobs if j.job_id in ends]
-    return sum(ends[j.job_id] <= j.submit_returned_seconds for j in told), len(told)
+    shown = [j for j in jobs if j.job_id in ends]
+    return sum(ends[j.job_id] <= j.submit_returned_seconds for j in shown), len(shown)
 
 
 def _now_and_then(

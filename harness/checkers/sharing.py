@@ -32,7 +32,17 @@ from harness.checkers.evictions import Evictions
 from harness.core.history import History, Request
 from harness.core.traffic import oracle_hit_ratio
 
-REASONS = ("in flight", "not stored", "load failed", "no room", "given up", "not looked up", "evicted", "unexplained")
+REASONS = {
+    "in flight": "store still running",
+    "not stored": "never stored",
+    "load failed": "load failed",
+    "no room": "no free slot",
+    "given up": "run ended",
+    "not looked up": "stored without a lookup",
+    "evicted": "evicted",
+    "unexplained": "unexplained",
+}
+"""Why a possible hit was missed, and what the figure calls it."""
 
 FOUND = Rule(
     "sharing/stored-is-found",
@@ -88,11 +98,12 @@ def check(history: History) -> Verdict:
         value, why = "unknown", "no hit that needed another process, though each miss is explained; "
     else:
         value = "true"
-    explained = ", ".join(f"{lost[reason]} {reason}" for reason in REASONS)
+    explained = ", ".join(f"{lost[r]} {text}" for r, text in REASONS.items() if lost[r] or r == "unexplained")
     duplicates = sum(stored.values()) / len(stored) if stored else math.nan
     figure = (
         f"{why}{percent(hits, total)} of {total} block references hit, between {percent(private.hit_blocks, total)} "
-        f"(private caches) and {percent(shared.hit_blocks, total)} (one shared); lost {sum(lost.values())}: {explained}"
+        f"(private caches) and {percent(shared.hit_blocks, total)} (one shared); possible hits missed: "
+        f"{sum(lost.values())} ({explained})"
     )
     data = {
         "processes": len(processes),

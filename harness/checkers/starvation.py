@@ -158,8 +158,8 @@ def _check_tasks(history: History, waits: JobWaits, findings: Findings) -> Verdi
         elif not met:
             value, why = "unknown", "loads and stores never met in one process; "
     parts = [
-        f"{c}s: longest wait {milliseconds(e.wait_seconds)} of {milliseconds(e.wait_bound_seconds)} allowed, "
-        f"most overtakes {e.overtakes} of {e.overtakes_bound:.0f}"
+        f"{c}s: longest wait {milliseconds(e.wait_seconds)} (bound {milliseconds(e.wait_bound_seconds)}), overtaken by "
+        f"{e.overtakes} {OTHER[c]}s at most"
         for c, e in extremes.items()
     ]
     figure = f"{why}{'; '.join(parts)}" + (f"; {findings.count} findings" if findings else "")

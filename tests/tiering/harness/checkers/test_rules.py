@@ -296,8 +296,8 @@ def test_determinism_wants_no_file_of_a_store_that_wrote_none() -> None:
 
 def test_determinism_counts_what_it_compared() -> None:
     verdict = judge("determinism", good_history())
-    assert verdict.figure.startswith("4 names of 5 blocks compared")
-    assert "5 of 5 expected names on disk" in verdict.figure
+    assert verdict.figure.startswith("5 blocks named; 4 names derived again by another process, 0 findings")
+    assert verdict.figure.endswith("5 of 5 stored blocks have their file, 0 other block files")
 
 
 def test_determinism_of_one_process_is_unknown() -> None:
@@ -352,7 +352,11 @@ def test_nonblocking_forgives_one_submit_and_what_lies_within_noise() -> None:
         "the worst moment of the machine explains it, not a usual one"
     )
     history.notes += [canary(0, 0.7)] * 2
-    assert judge("nonblocking", history).value == "true"
+    verdict = judge("nonblocking", history)
+    assert verdict.value == "true"
+    assert verdict.figure.endswith("threads woke up to 700 ms late"), (
+        "the figure says what a long submit is compared with"
+    )
 
 
 def test_nonblocking_cannot_tell_without_a_canary_or_within_noise() -> None:
@@ -421,6 +425,7 @@ def test_sharing_puts_duplicates_in_flight_down_to_themselves() -> None:
     lost = verdict.data["lost"]
     assert verdict.value == "true"
     assert lost["in flight"] > 0 == lost["unexplained"]
+    assert f"missed: {lost['in flight']} ({lost['in flight']} store still running, 0 unexplained)" in verdict.figure
     assert verdict.data["hit_blocks"] + sum(lost.values()) == verdict.data["shared_hit_blocks"]
 
 

@@ -252,7 +252,7 @@ def test_overtakes_are_counted_with_their_bound() -> None:
     assert verdict.value == "true", verdict.findings
     assert verdict.data["load"]["most_overtakes"] == 9
     assert verdict.data["load"]["overtakes_bound"] == 11  # ceil(9.5 / 1) + 1, one thread
-    assert "most overtakes 9 of 11" in verdict.figure
+    assert "loads: longest wait 9.50 s (bound 10.00 s), overtaken by 9 stores at most" in verdict.figure
 
 
 def test_a_bound_that_the_thread_count_belies_is_found() -> None:
@@ -291,7 +291,7 @@ def test_a_wait_beyond_the_bound_is_said_with_both_figures() -> None:
     )
     assert verdict.value == "false"
     assert "a load task of job 500 waited 3.75 s behind 0 others; the bound is 1.00 s" in " | ".join(verdict.findings)
-    assert "longest wait 3.75 s of 1.00 s allowed" in verdict.figure
+    assert "longest wait 3.75 s (bound 1.00 s)" in verdict.figure
 
 
 def test_a_class_without_threads_has_no_bound() -> None:
