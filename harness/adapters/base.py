@@ -117,6 +117,8 @@ class Adapter(ABC):
     hash_algorithms: ClassVar[tuple[str, ...]] = ("sha256", "sha256_cbor", "xxhash", "xxhash_cbor")
     seed_policies: ClassVar[tuple[str, ...]] = ("fixed", "env", "random")
     forgets: ClassVar[bool] = False  # stores and loads depend on the files alone, not on what the instance did before
+    ignores_folder_status: ClassVar[tuple[str, ...]] = ()  # of the explorer's operations: whose calls do not depend on
+    # a folder's size, link count or times
     operations: ClassVar[tuple[str, ...]] = ()  # what `operate` does, if anything: "evict", "collect"
 
     @classmethod

@@ -76,6 +76,7 @@ class KvtierAdapter(Adapter):
     separates = ("model_name", "dtype", "ranks", "rank")
     keeps_limit = True
     forgets = True
+    ignores_folder_status = ("open", "open other", "lookup", "load", "store")  # eviction and gc look at times
     operations = ("evict", "collect")
     own_options: ClassVar[tuple[str, ...]] = ()  # that are no keywords of `FsTierConfig`
 

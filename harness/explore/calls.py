@@ -30,6 +30,7 @@ class Decoded:
     places: tuple[Place, ...] = ()
     reads: set[Object] = field(default_factory=set)
     writes: set[Object] = field(default_factory=set)
+    updates: set[Object] = field(default_factory=set)  # writes that may be exchanged with each other
     flags: str = ""
     offset: int = -1
     length: int = -1
@@ -57,11 +58,12 @@ def _signed(value: int) -> int:
 
 
 class Decoder:
-    """Decodes the calls of one process."""
+    """Decodes the calls of one process. `folder_status`: whether it looks at a folder's size, links and times."""
 
-    def __init__(self, resolver: Resolver, memory: Memory) -> None:
+    def __init__(self, resolver: Resolver, memory: Memory, folder_status: bool) -> None:
         self._resolver = resolver
         self._memory = memory
+        self._folder_status = folder_status
         self._pid = resolver.pid
 
     def decode(self, name: str, arguments: tuple[int, ...]) -> Decoded | None:
@@ -117,7 +119,7 @@ class Decoder:
         if flags & os.O_TMPFILE == os.O_TMPFILE:
             is_new = False
         elif is_new:
-            call.writes |= _entry(place)
+            _change_entry(call, place)
         elif place.status and flags & os.O_TRUNC:
             call.writes |= {("data", place.inode), ("meta", place.inode)}
         if place.status and stat.S_ISFIFO(place.status.st_mode) and not flags & os.O_PATH:
@@ -158,8 +160,10 @@ class Decoder:
         call = Decoded(name, f"{name}({place.shown}{mask})", (place,), set(place.reads))
         if place.status:
             call.reads.add(("meta", place.inode))
-            if "access" not in name:
-                call.reads.add(("list" if stat.S_ISDIR(place.status.st_mode) else "data", place.inode))
+            if not stat.S_ISDIR(place.status.st_mode):
+                call.reads |= {("data", place.inode)} if "access" not in name else set()
+            elif "access" not in name and self._folder_status:
+                call.reads.add(("list", place.inode))
         size = f", size {place.status.st_size}" if place.status and stat.S_ISREG(place.status.st_mode) else ""
         ended = f"= 0{'' if 'access' in name else size}" if place.status else "= -1 ENOENT"
         call.result = lambda: ended
@@ -270,7 +274,7 @@ class Decoder:
         shown = f", 0{mode & 0o7777:o}" if mode is not None else ""
         call = Decoded(name, f"{name}({place.shown}{shown})", (place,), set(place.reads))
         if place.status is None and not place.lost:
-            call.writes |= _entry(place)
+            _change_entry(call, place)
         call.result = lambda: _made(place)
         return call
 
@@ -289,7 +293,8 @@ class Decoder:
             call.reads |= source.reads
         missing = source is not None and source.status is None
         if not missing and target.status is None and not target.lost:
-            call.writes |= _entry(target) | ({("meta", source.inode)} if source else set())
+            _change_entry(call, target)
+            call.writes |= {("meta", source.inode)} if source else set()
         call.result = lambda: "= -1 ENOENT" if missing else _made(target)
         return call
 
@@ -306,7 +311,8 @@ class Decoder:
         call.reads |= source.reads | target.reads
         refused = bool(flags & numbers.RENAME_NOREPLACE) and target.status is not None
         if source.status and not target.lost and not refused and source.inode != target.inode:
-            call.writes |= _entry(source) | _entry(target) | {("meta", source.inode)}
+            _change_entry(call, source)
+            _change_entry(call, target)
             for place in (source, target):
                 if place.status:
                     call.writes.add(("meta", place.inode))
@@ -327,8 +333,9 @@ class Decoder:
     def _half_rename(self, name: str, place: Place | None) -> Decoded | None:
         if place is None:
             return None
-        writes = _entry(place) | {("meta", place.inode)}
-        return Decoded(name, f"{name}({place.shown}, elsewhere)", (place,), set(place.reads), writes)
+        call = Decoded(name, f"{name}({place.shown}, elsewhere)", (place,), set(place.reads), {("meta", place.inode)})
+        _change_entry(call, place)
+        return call
 
     def remove(self, name: str, a: tuple[int, ...]) -> Decoded | None:
         is_folder = name == "rmdir" or (name == "unlinkat" and bool(a[2] & numbers.AT_REMOVEDIR))
@@ -338,7 +345,8 @@ class Decoder:
         how = ", AT_REMOVEDIR" if is_folder and name == "unlinkat" else ""
         call = Decoded(name, f"{name}({place.shown}{how})", (place,), set(place.reads))
         if place.status:
-            call.writes |= _entry(place) | {("meta", place.inode)}
+            _change_entry(call, place)
+            call.writes.add(("meta", place.inode))
             if is_folder:
                 call.writes.add(("list", place.inode))
 
@@ -366,10 +374,14 @@ class Decoder:
         if place is None:
             return None
         mode = {"chmod": a[1], "fchmod": a[1], "fchmodat": a[2], "fchmodat2": a[2]}.get(name)
-        shown = f", 0{mode & 0o7777:o}" if mode is not None else ""
+        mode = None if mode is None else mode & 0o7777
+        shown = f", 0{mode:o}" if mode is not None else ""
         call = Decoded(name, f"{name}({place.shown}{shown})", (place,), set(place.reads))
         if place.status:
-            (call.reads if "getxattr" in name else call.writes).add(("meta", place.inode))
+            changes = "getxattr" not in name and mode != stat.S_IMODE(place.status.st_mode)
+            (call.writes if changes else call.reads).add(("meta", place.inode))
+            if name.startswith(("utime", "futime")) and stat.S_ISDIR(place.status.st_mode):
+                call.writes.add(("list", place.inode))
         else:
             call.result = lambda: "= -1 ENOENT"
         if "xattr" in name:
@@ -399,8 +411,10 @@ class Decoder:
         return call
 
 
-def _entry(place: Place) -> set[Object]:
-    return {("entry", place.folder, place.name), ("list", place.folder), ("meta", place.folder)}
+def _change_entry(call: Decoded, place: Place) -> None:
+    """A name appears, vanishes or leads elsewhere. Of its folder this changes size, link count and times."""
+    call.writes.add(("entry", place.folder, place.name))
+    call.updates.add(("list", place.folder))
 
 
 def _made(place: Place) -> str:

@@ -68,7 +68,7 @@ class Child:
         self.memory = Memory(self.pid)
         self.threads = Threads(self.pid)
         self.resolver = Resolver(self.pid, root)
-        self.decoder = Decoder(self.resolver, self.memory)
+        self.decoder = Decoder(self.resolver, self.memory, actor.folder_status)
 
     def forget(self) -> None:
         """In another child: close what belongs to this one."""

@@ -10,29 +10,50 @@ from harness.explore.paths import Object
 
 @dataclass(frozen=True)
 class Effect:
-    """What a step reads and writes, and of which actor it is. `releases`: it can only let others continue."""
+    """What a step reads and writes, and of which actor it is. `releases`: it can only let others continue.
+
+    `updates` are writes that commute with each other: names that come into one folder, in whatever order.
+    """
 
     actor: int
     reads: frozenset[Object] = frozenset()
     writes: frozenset[Object] = frozenset()
+    updates: frozenset[Object] = frozenset()
     waits_for_lock: bool = False
     releases: bool = False
+    fades: bool = False  # nothing of it is left when its actor is killed
 
     @classmethod
-    def of(cls, actor: int, call: Decoded) -> Effect:
+    def of(cls, actor: int, call: Decoded, fades: bool = False) -> Effect:
         lock = call.lock
-        releases = bool(call.writes) and not (lock and lock.takes) and all(one[0] == "lock" for one in call.writes)
-        return cls(actor, frozenset(call.reads), frozenset(call.writes), lock is not None and lock.waits, releases)
+        only_locks = bool(call.writes) and not call.updates and all(one[0] == "lock" for one in call.writes)
+        releases = only_locks and not (lock and lock.takes)
+        waits = lock is not None and lock.waits
+        touched = frozenset(call.reads), frozenset(call.writes), frozenset(call.updates)
+        return cls(actor, *touched, waits, releases, fades or not (call.writes or call.updates))
 
 
 def dependent(a: Effect, b: Effect) -> bool:
     """Whether the order of two steps can matter: they are of one process, or one writes what the other touches.
 
-    Both are seen from states that differ only in steps that neither depends on, so the inodes are comparable.
+    Both are seen from states that differ only in steps that neither depends on, so the inodes are comparable. Two names
+    that come into one folder depend on each other, since a file system may list them in the order of their coming.
     """
+    return dependent_unless_listed(a, b) or not a.updates.isdisjoint(b.updates)
+
+
+def dependent_unless_listed(a: Effect, b: Effect) -> bool:
+    """The same where no process lists a folder: two changes of a folder's names then depend on each other by the name
+    alone."""
     if a.actor == b.actor:
         return True
-    return not (a.writes.isdisjoint(b.writes) and a.writes.isdisjoint(b.reads) and a.reads.isdisjoint(b.writes))
+    if not (a.writes.isdisjoint(b.writes) and a.writes.isdisjoint(b.reads) and a.reads.isdisjoint(b.writes)):
+        return True
+    return _touches(a, b.updates) or _touches(b, a.updates)
+
+
+def _touches(step: Effect, updates: frozenset[Object]) -> bool:
+    return not (updates.isdisjoint(step.reads) and updates.isdisjoint(step.writes))
 
 
 def both_possible(a: Effect, b: Effect) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from harness.explore import seccomp
-from harness.explore.dependence import dependent
+from harness.explore.dependence import dependent, dependent_unless_listed
 from harness.explore.execution import Dependence
 from harness.explore.minimise import shortest
 from harness.explore.model import CannotExplore, Exploration, Outcome, Program, Schedule, Violation
@@ -41,14 +41,15 @@ def explore(
     limit_schedules: int | None = None,
     jobs: int | None = None,
     folder: Path | None = None,
-    depends: Dependence = dependent,
+    depends: Dependence | None = None,
 ) -> Exploration:
     """Run every schedule of `program`, up to the order of independent calls, and check each.
 
     `kills`: how many SIGKILLs, each before any call of a mortal actor. `preemptions_max` bounds the changes away from
     a thread that could have gone on; reduction is then off, since the two do not combine. `reduction=False` runs each
     order of calls, for comparison. `jobs`: worker processes, one a core by default. `folder`: where the roots are made,
-    /dev/shm by default. `depends` replaces the dependence relation, for tests of it. Deterministic: no seed, and
+    /dev/shm by default. `depends` replaces the dependence relation, for tests of it; by default it is the finer one
+    until a process lists a folder, when the exploration begins again with the other. Deterministic: no seed, and
     neither `jobs` nor time changes the order. Raises CannotExplore.
 
     Call it from a process without other threads: it forks.
@@ -57,37 +58,43 @@ def explore(
         raise CannotExplore(f"system calls cannot be stopped: {reason}")
     started = time.monotonic()
     reduced = reduction and preemptions_max is None
-    tree = Tree(reduced, preemptions_max)
-    count = _Count()
-    workers = Workers(
-        jobs or len(os.sched_getaffinity(0)), reduced, program, kills, folder or default_folder(), depends
-    )
-    try:
-        while len(tree) and not count.stopped:
-            left = BATCH if limit_schedules is None else min(BATCH, limit_schedules - count.schedules)
-            if left <= 0:
-                count.stopped = f"cut at {limit_schedules} schedules"
-            elif time.monotonic() - started > limit_seconds:
-                count.stopped = f"cut at {limit_seconds:g} s"
-            else:
-                items = tree.take(left)
-                for item, ran in zip(items, workers.run(items), strict=True):
-                    if ran.failed:
-                        raise CannotExplore(ran.failed)
-                    count.add(ran)
-                    if ran.states:
-                        tree.add(item, ran.states, ran.choices, ran.names, ran.races)
-    finally:
-        workers.close()
+    jobs = jobs or len(os.sched_getaffinity(0))
+    for relation in (depends,) if depends else (dependent_unless_listed, dependent):
+        tree = Tree(reduced, preemptions_max)
+        count = _Count(limit_seconds, limit_schedules, may_list=relation is not dependent_unless_listed)
+        workers = Workers(jobs, reduced, program, kills, folder or default_folder(), relation)
+        try:
+            _walk(tree, count, workers)
+        finally:
+            workers.close()
+        if not count.lists:
+            break
     return count.exploration(time.monotonic() - started)
 
 
-class _Count:
-    """Adds up what the workers say."""
+def _walk(tree: Tree, count: _Count, workers: Workers) -> None:
+    """Run the schedules of the tree until there are none, or `count` has had enough."""
+    while len(tree) and (left := count.left()):
+        items = tree.take(min(BATCH, left))
+        for item, ran in zip(items, workers.run(items), strict=True):
+            if ran.failed:
+                raise CannotExplore(ran.failed)
+            count.add(ran)
+            if ran.states:
+                tree.add(item, ran.states, ran.choices, ran.names, ran.races)
 
-    def __init__(self) -> None:
+
+class _Count:
+    """Adds up what the workers say, and says when to stop: at a limit, and where a process lists a folder and none
+    may."""
+
+    def __init__(self, limit_seconds: float, limit_schedules: int | None, may_list: bool) -> None:
         self.schedules = 0
         self.stopped = ""
+        self.lists = False
+        self._limit_seconds, self._deadline = limit_seconds, time.monotonic() + limit_seconds
+        self._limit_schedules = limit_schedules
+        self._may_list = may_list
         self._redundant = self._calls = self._violating = self._diverged = 0
         self._first_violating = 0
         self._last_divergence = ""
@@ -95,7 +102,17 @@ class _Count:
         self._final_states: Counter[Hashable] = Counter()
         self._notes: set[str] = set()
 
+    def left(self) -> int:
+        """How many more schedules may be run; 0: none, and why is in `stopped`."""
+        left = BATCH if self._limit_schedules is None else self._limit_schedules - self.schedules
+        if left <= 0:
+            self.stopped = f"cut at {self._limit_schedules} schedules"
+        elif time.monotonic() > self._deadline:
+            self.stopped = f"cut at {self._limit_seconds:g} s"
+        return 0 if self.stopped or self.lists else left
+
     def add(self, ran: Ran) -> None:
+        self.lists |= ran.lists and not self._may_list
         self._calls += len(ran.choices)
         self._notes |= ran.notes
         if ran.diverged:

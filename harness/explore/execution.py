@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.explore.calls import Decoded
 from harness.explore.child import Child
 from harness.explore.dependence import Effect, Event, dependent
 from harness.explore.locks import held_by
@@ -106,7 +107,8 @@ class _Run:
         self._clocks: dict[int, dict[str, int]] = {}  # of each actor: what happened before its start
         self._killed: list[int] = []
         self._reduction = False
-        self._unchanged: set[int] = set()  # actors whose last step changed nothing: the kill before it is the same
+        self._unchanged: set[int] = set()  # actors whose last step left nothing: the kill before it is the same
+        self._linked: set[int] = set()  # inodes of files that were written without a name and have got one
         self._last = ""
 
     def follow(self, prefix: Schedule, sleep: frozenset[str], reduction: bool, names: Sequence[str]) -> Execution:
@@ -193,7 +195,14 @@ class _Run:
             held = frozenset(("lock", one.inode) for one in held_by(actor.pid)) if actor.holds_locks else frozenset()
             return Effect(actor.index, writes=held, releases=True)
         stopped = self._stopped(choice)
-        return Effect.of(int(choice.split(".")[0]), stopped.call)
+        return Effect.of(int(choice.split(".")[0]), stopped.call, self._fades(stopped.call))
+
+    def _fades(self, call: Decoded) -> bool:
+        """Whether a call writes into an unnamed file that never had a name: it vanishes with its only process."""
+        file = call.places[0] if len(call.places) == 1 else None
+        if file is None or not file.unnamed or file.inode in self._linked or call.updates:
+            return False
+        return all(written[1] == file.inode for written in call.writes)
 
     def _step(self, choice: str, effect: Effect, step: int) -> None:
         actor = self._actors[effect.actor]
@@ -209,6 +218,8 @@ class _Run:
             since = stopped.since
             decoded = stopped.call
             data = actor.data(decoded) if self._runner.keep_data and decoded.buffers else None
+            if decoded.name.startswith("link"):
+                self._linked.add(decoded.inode)
             result = actor.let_run(number)
             call = Call(
                 actor.index, number, decoded.name, decoded.text, decoded.paths, decoded.flags, decoded.offset,
@@ -216,7 +227,7 @@ class _Run:
             )  # fmt: skip
         self._last = choice
         self._unchanged.discard(actor.index)
-        if self._reduction and not effect.writes:
+        if self._reduction and effect.fades:
             self._unchanged.add(actor.index)
         self._execution.calls.append(call)
         self._record(Event(choice, effect, since, self._clocks.get(actor.index, {})))

@@ -35,6 +35,8 @@ class Actor(NamedTuple):
     another by then, at the same path. What it does not reset (a cache, a generator of random numbers) makes schedules
     depend on earlier ones; those whose calls differ are noticed and run again in new processes. None: a new process
     for each schedule."""
+    folder_status: bool = True
+    """Whether what it does may follow from a folder's size, link count or times."""
 
 
 class Program(NamedTuple):

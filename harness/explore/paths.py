@@ -35,6 +35,7 @@ class Place:
     name: str = ""
     reads: set[Object] = field(default_factory=set)
     lost: bool = False
+    unnamed: bool = False  # a file without a name, made so
 
     @property
     def inode(self) -> int:
@@ -80,7 +81,8 @@ class Resolver:
             status = os.stat(path)
         except OSError:
             return None
-        return Place(self.shown(target), path, status)
+        unnamed = status.st_nlink == 0 and _UNNAMED.search(target) is not None
+        return Place(self.shown(target), path, status, unnamed=unnamed)
 
     def path(self, base: int | None, path: str, follow: bool) -> Place | None:
         """A path, relative to descriptor `base` (None: the working directory); None if it leads outside the root."""

@@ -155,7 +155,8 @@ class Kit(NamedTuple):
             if self.tier.forgets and all(step.operation in REPEATABLE for step in steps):
                 again = Subject.again
             opener, mortal = self._opener(steps), after is None and not alike
-            actors.append(Actor(name, opener, run_steps(steps), after, mortal, again))
+            looks = any(step.operation not in self.tier.ignores_folder_status for step in steps)
+            actors.append(Actor(name, opener, run_steps(steps), after, mortal, again, looks))
         return Program(spec.text, lambda root: self.fill(root, spec), tuple(actors), check, state)
 
     def _opener(self, steps: Sequence[Step]) -> Callable[[Path], Subject]:

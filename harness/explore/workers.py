@@ -39,6 +39,8 @@ class Ran(NamedTuple):
     final_state: Hashable = None
     notes: frozenset[str] = frozenset()
     diverged: str = ""
+    lists: bool = False
+    """Whether a process listed a folder."""
     failed: str = ""
 
 
@@ -114,7 +116,9 @@ class Bench:
                 violation = Violation(one.outcome.schedule, one.outcome.trace, texts)
             state = final_state(self.program, one.outcome)
         names = [call.name for call in one.calls]
-        return Ran(one.states, choices, names, found, one.redundant, violation, state, frozenset(one.notes))
+        lists = any(name.startswith("getdents") for name in names)
+        notes = frozenset(one.notes)
+        return Ran(one.states, choices, names, found, one.redundant, violation, state, notes, lists=lists)
 
     def close(self) -> None:
         self._runner.forget()

@@ -176,7 +176,74 @@ def reads_x(root: Path) -> object:
     return tries(lambda: get(root / "x"))
 
 
+# What a folder shows of its names without their being looked up: size, links, times, and the order in which it lists.
+
+
+def puts(*names: str) -> Steps:
+    return lambda root: tries(*(functools.partial(put, root / name, name.encode()) for name in names))
+
+
+def sees_links(root: Path) -> object:
+    return [str(os.path.exists(root / "other")), os.stat(root).st_nlink]
+
+
+def makes_two_folders(root: Path) -> object:
+    return tries(lambda: os.mkdir(root / "one"), lambda: os.mkdir(root / "two"))
+
+
+def puts_x_and_lists(root: Path) -> object:
+    put(root / "x", b"x")
+    return os.listdir(root)  # in the order of the file system: on tmpfs the newest comes first
+
+
+def makes_folder_old(root: Path) -> object:
+    return tries(lambda: os.utime(root / "d", (0, 0)))
+
+
+def sees_age_of_folder(root: Path) -> object:
+    put(root / "d/y", b"1")
+    return os.stat(root / "d").st_mtime == 0
+
+
+# Modes: a chmod may change nothing, and depends on one that does.
+
+
+def chmods(*modes: int) -> Steps:
+    def steps(root: Path) -> object:
+        for mode in modes:
+            os.chmod(root / "a", mode)
+        return f"{os.stat(root / 'a').st_mode:o}"
+
+    return steps
+
+
+# An unnamed file that has had a name: who has opened it by then sees later writes.
+
+
+def writes_after_unlink(root: Path) -> object:
+    descriptor = os.open(root, os.O_TMPFILE | os.O_WRONLY, 0o600)
+    os.write(descriptor, b"1")
+    os.link(f"/proc/self/fd/{descriptor}", root / "n", src_dir_fd=descriptor, follow_symlinks=True)
+    os.unlink(root / "n")
+    os.write(descriptor, b"2")
+    os.write(descriptor, b"3")
+    return "done"
+
+
+def reads_n_twice(root: Path) -> object:
+    def twice() -> list[bytes]:
+        descriptor = os.open(root / "n", os.O_RDONLY)
+        return [os.pread(descriptor, 9, 0), os.pread(descriptor, 9, 0)]
+
+    return tries(twice)
+
+
 SOUND = {
+    "links of a folder": program(makes_two_folders, sees_links),
+    "order of a listing": program(puts_x_and_lists, puts("y")),
+    "times of a folder": program(makes_folder_old, sees_age_of_folder, setup=one_folder),
+    "modes": program(chmods(0o644, 0o600), chmods(0o600), setup=a_file),
+    "an unnamed file that had a name": program(writes_after_unlink, reads_n_twice),
     "two names of one inode": program(writes_a, reads_b, setup=two_names),
     "a folder appears and vanishes": program(makes_folder, removes_folder),
     "a folder is moved": program(moves_folder, reads_in_folder, setup=one_folder),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +197,39 @@ def test_kvtier_passes_a_short_program_and_its_subject_reports_one_result(tmp_pa
     assert [(r["ok"], r.get("results"), r.get("seen"), r.get("wrong")) for r in done] == [
         (True, None, None, None), (True, 1, None, None), (True, None, "hit", None), (True, 1, None, None)
     ]  # fmt: skip
+
+
+def disguise_folders(seen: list[int]) -> None:
+    """From now on this process sees another size, link count and other times of every folder."""
+    real = os.stat
+
+    def stat_of(*arguments: Any, **keywords: Any) -> os.stat_result:
+        found = real(*arguments, **keywords)
+        if not stat.S_ISDIR(found.st_mode):
+            return found
+        seen.append(found.st_ino)
+        times = {f"st_{which}time_ns": len(seen) for which in "amc"}
+        return os.stat_result((*found[:3], 77, *found[4:6], 99999, *[len(seen)] * 3), times)
+
+    os.stat = os.lstat = os.fstat = stat_of  # type: ignore[assignment]
+
+
+def test_kvtier_makes_the_same_calls_whatever_size_links_and_times_its_folders_have(tmp_path: Path) -> None:
+    tier, seen = kit(tmp_path, "kvtier"), list[int]()
+    spec = parse("A short: open, lookup A, load A, store A, load A, store B, lookup B | open, load A")
+    program = tier.program(spec, lambda outcome: [])
+    disguised = [
+        one._replace(
+            open=lambda root, one=one: (disguise_folders(seen), one.open(root))[1],  # in the actor's own process
+            steps=lambda subject, one=one: [one.steps(subject), len(seen)],
+        )
+        for one in program.actors
+    ]
+    plain = engine.replay(program, (), lambda outcome: outcome)
+    other = engine.replay(program._replace(actors=tuple(disguised)), (), lambda outcome: outcome)
+    assert [call.name for call in other.trace] == [call.name for call in plain.trace]
+    assert [result[0] for result in other.results] == list(plain.results)
+    assert all(result[1] >= 4 for result in other.results), "folders were looked at"
 
 
 def test_processes_that_explore_log_no_warnings_and_the_one_that_starts_them_does(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
 
-from harness.explore.dependence import Effect, dependent
+from harness.explore.dependence import Effect, dependent, dependent_unless_listed
 from harness.explore.engine import explore, unavailable
+from harness.explore.execution import Dependence, _Run
 from harness.explore.model import Exploration
 from tests.tiering.harness.explore.small import SOUND, random_program
 
@@ -57,6 +59,40 @@ def test_a_relation_in_which_only_the_same_process_depends_misses_a_vanished_fol
     alone = explore(SOUND[name], depends=lambda a, b: a.actor == b.actor)
     assert missed(alone, explore(SOUND[name], reduction=False))
     assert not missed(explore(SOUND[name], depends=dependent), explore(SOUND[name], reduction=False))
+
+
+def blind_to_folders(a: Effect, b: Effect) -> bool:
+    """A relation in which a name that comes or goes leaves its folder as it was."""
+    return dependent(dataclasses.replace(a, updates=frozenset()), dataclasses.replace(b, updates=frozenset()))
+
+
+def without_modes(a: Effect, b: Effect) -> bool:
+    """A relation in which a chmod that changes nothing depends on nothing."""
+    blind = [dataclasses.replace(one, reads=frozenset(o for o in one.reads if o[0] != "meta")) for one in (a, b)]
+    return dependent(*blind)
+
+
+@pytest.mark.parametrize(
+    ("name", "depends"),
+    [
+        ("links of a folder", blind_to_folders),
+        ("times of a folder", blind_to_folders),
+        ("order of a listing", dependent_unless_listed),
+        ("modes", without_modes),
+    ],
+)
+def test_a_relation_that_is_too_fine_misses_final_states(name: str, depends: Dependence) -> None:
+    assert missed(explore(SOUND[name], depends=depends), explore(SOUND[name], reduction=False))
+
+
+def test_a_kill_after_a_write_into_an_unnamed_file_counts_if_the_file_has_had_a_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = SOUND["an unnamed file that had a name"]
+    brute = explore(one, kills=1, reduction=False)
+    assert not missed(explore(one, kills=1), brute)
+    monkeypatch.setattr(_Run, "_fades", lambda self, call: bool(call.places) and call.places[0].unnamed)
+    assert missed(explore(one, kills=1), brute)
 
 
 @pytest.mark.slow
