@@ -1,6 +1,7 @@
 # kvtier: `make` alone prints the targets.
 PYTHON    ?= python3
 TORCH     ?= torch==2.13.0
+PEER      ?= vllm
 DEV       := .venv
 # A target that runs traffic needs neither torch nor the developers' tools: it uses the large environment only if it exists.
 RUN_ONLY  := .venv-run
@@ -9,7 +10,7 @@ DIST      := dist
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-run test test-fast ci-matrix lint format types cov load scenarios interleavings soak capacity shared-volume power-loss install-vllm findings e2e-vllm observe dashboards schemas mutants false-alarms bench bench-compare bench-gpu bench-gpu-compare bench-docs docs-check bench-eviction fuzz-trailer dist clean
+.PHONY: help install install-run test test-fast ci-matrix lint format types cov load scenarios interleavings soak capacity shared-volume power-loss install-peer install-vllm findings e2e-vllm observe dashboards schemas mutants false-alarms bench bench-compare bench-gpu bench-gpu-compare bench-docs docs-check bench-eviction fuzz-trailer dist clean
 
 help: ## print this list
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -108,10 +109,12 @@ interleavings: $(RUN)/.installed ## every order of the system calls of small pro
 power-loss: $(RUN)/.installed ## blocks on ext4 and XFS after a power loss during stores; needs root (SEED= ARGS="--failures snapshot")
 	@$(RUN)/bin/python -m harness run power_loss $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-install-vllm: .venv-vllm/.installed ## install vLLM's tier as a peer, in .venv-vllm (PYTHON=python3)
+install-peer: .venv-$(PEER)/.installed ## install a tier of another project in .venv-PEER (PEER=vllm|lmcache|sglang|aibrix PYTHON=python3)
 
-.venv-vllm/.installed: $(wildcard harness/adapters/vllm_env/*)
-	sh harness/adapters/vllm_env/install.sh $(PYTHON) .venv-vllm
+install-vllm: .venv-vllm/.installed ## the same for vLLM
+
+.venv-%/.installed: harness/adapters/%_env/install.sh harness/adapters/%_env/requirements.txt
+	sh $< $(PYTHON) $(@D)
 	@touch $@
 
 .venv-engine/.installed: $(wildcard harness/e2e/install.sh harness/e2e/constraints.txt)

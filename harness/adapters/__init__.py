@@ -17,6 +17,9 @@ TIERS = {
     "kvtier": "harness.adapters.kvtier:KvtierAdapter",
     "kvtier-stack": "harness.adapters.kvtier:KvtierStackAdapter",
     "reference": "harness.adapters.reference:ReferenceAdapter",
+    "aibrix": "harness.adapters.aibrix:AibrixAdapter",
+    "lmcache": "harness.adapters.lmcache:LmcacheAdapter",
+    "sglang": "harness.adapters.sglang:SglangAdapter",
     "vllm": "harness.adapters.vllm:VllmAdapter",
 }
 """Tier name -> "module:Class". A mutant's name and any other `module:Class` are accepted in its place."""

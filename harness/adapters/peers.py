@@ -1,7 +1,8 @@
 """Environments of peers: tiers of other projects, whose packages live in a virtual environment of their own.
 
-Each peer has an adapter here, and beside it a folder with the script that makes its environment. `harness.install_peer`
-runs the script; an adapter finds the interpreter of its workers by `peer_python`.
+Each peer has an adapter in the module of its name, and beside it the folder NAME_env with the script that makes its
+environment. `kvtier-harness install-peer` runs the script; an adapter finds the interpreter of its workers by
+`peer_python`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,19 @@ class Peer(NamedTuple):
     """A tier of another project."""
 
     name: str
-    what: str  # its packages and their version
-    script: Path  # sh SCRIPT PYTHON FOLDER makes its environment
+    project: str
+    version: str
+    tier: str  # the class under test
+
+    @property
+    def what(self) -> str:
+        """The project and its version."""
+        return f"{self.project} {self.version}"
+
+    @property
+    def script(self) -> Path:
+        """`sh SCRIPT PYTHON FOLDER` makes its environment."""
+        return Path(__file__).resolve().parent / f"{self.name}_env" / "install.sh"
 
     @property
     def variable(self) -> str:
@@ -32,7 +44,13 @@ class Peer(NamedTuple):
 
 
 PEERS = {
-    "vllm": Peer("vllm", "vLLM 0.33.0", Path(__file__).resolve().parent / "vllm_env" / "install.sh"),
+    peer.name: peer
+    for peer in (
+        Peer("aibrix", "AIBrix KV cache", "0.8.0", "SHFSConnector"),
+        Peer("lmcache", "LMCache", "0.5.6", "FSL2Adapter"),
+        Peer("sglang", "SGLang", "0.5.23", "HiCacheFile"),
+        Peer("vllm", "vLLM", "0.33.0", "FileSystemTierManager"),
+    )
 }
 
 

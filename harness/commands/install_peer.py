@@ -28,10 +28,10 @@ class InstallFailed(Exception):
 @click.argument("dir", type=PATH)
 @click.option("--python", default=sys.executable, help="makes the environment  [default: this Python]")
 def install_peer(peer: str, dir: str, python: str) -> None:
-    """Make the environment of a peer, a tier of another project, in the new folder DIR. PEER is vllm.
+    """Make the environment of a peer, a tier of another project, in the new folder DIR.
 
-    Installs vLLM's wheel, a build of torch and what they import: about 3 GB with a CPU build. Set KVTIER_PEER_VLLM=DIR
-    to run --tier vllm.
+    PEER is aibrix, lmcache, sglang or vllm. Installs the peer's wheel, a build of torch and what they import: 1.5 to
+    3 GB with a CPU build. Set KVTIER_PEER_VLLM=DIR to run --tier vllm.
     """
     chosen, target = PEERS[peer], Path(dir).absolute()
     interpreter = _interpreter(python)

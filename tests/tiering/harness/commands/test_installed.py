@@ -143,7 +143,7 @@ def test_an_installation_that_fails_is_an_error_of_the_environment(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("vlm", "peer"), "'vlm' is not 'vllm'"),
+        (("vlm", "peer"), "'vlm' is not one of 'aibrix', 'lmcache', 'sglang', 'vllm'"),
         (("vllm", ""), "DIR is '', which is empty"),
         (("vllm", "full"), "full' holds other files; name a new folder, or an environment that install-peer made"),
         (("vllm", "full/file"), "full/file' is not a folder"),
