@@ -59,7 +59,7 @@ GUARANTEES: tuple[Guarantee, ...] = (
             "contract/absent-blocks-are-misses",
         ),
         (
-            "Block i of a job is read from or written to slot i, and no other slot is touched.",
+            "The i-th block of a job is read from or written to the job's i-th slot, and no other slot is touched.",
             "`keys[i]` lives in (store) or goes to (load) slot `chunk_ids[i]` of the CPU tier.",
             "integrity/bytes contract/jobs-touch-only-their-slots contract/a-job-may-name-a-block-twice "
             "contract/large-jobs-lose-nothing",
@@ -70,20 +70,21 @@ GUARANTEES: tuple[Guarantee, ...] = (
             "results/accounts contract/a-vanished-block-is-no-data contract/absent-blocks-fail-to-load",
         ),
         (
-            "Each submitted job has exactly one result, also on errors and at the end. Where an I/O call hangs, the "
+            "Each submitted job has exactly one result, also on errors and at shutdown. Where an I/O call hangs, the "
             "result comes when the call returns.",
             "For every submitted job exactly one `JobResult` comes out of `get_finished_jobs`, also after an error and "
             "after `shutdown`.",
             f"{_JOBS} faults/one-result contract/close-answers-for-all contract/job-numbers-may-come-again",
         ),
         (
-            "After its result a job's slots are the engine's.",
+            "After a job's result the tier neither reads nor writes its slots.",
             "Between submission and result the tier may touch the job's slots; never after the result.",
             "contract/slots-are-free-after-the-result contract/slots-of-failed-loads-are-given-back",
         ),
         ("A lookup never blocks.", "Never blocks.", "nonblocking/*"),
         (
-            "A block that could not be loaded is a miss afterwards.",
+            "A block whose load failed is a miss for its request until that ends. Later requests look for the file "
+            "again: a damaged or vanished one stays a miss until the block is stored.",
             "A failed load turns a HIT into a MISS.",
             "contract/a-failed-load-becomes-a-miss faults/no-block",
         ),
@@ -93,7 +94,7 @@ GUARANTEES: tuple[Guarantee, ...] = (
             "nonblocking/* faults/not-blocked",
         ),
         (
-            "Storing a present block succeeds, in any process, at any time.",
+            "A store of a block that is already present succeeds, in any process; admission may still refuse it.",
             "Blocks already present count as successful.",
             "contract/storing-twice-is-harmless results/no-failure",
         ),
@@ -129,7 +130,7 @@ GUARANTEES: tuple[Guarantee, ...] = (
             "visibility/answered contract/empty-calls-are-harmless",
         ),
         (
-            "Blocks in use are kept longer than others.",
+            "Eviction removes the least recently used blocks first, within what the rule tolerates.",
             "Blocks were used (for tiers that evict).",
             "capacity/recency",
         ),
@@ -139,22 +140,22 @@ GUARANTEES: tuple[Guarantee, ...] = (
             "contract/pending-work-is-reported",
         ),
         (
-            "Each block that appears or leaves is reported once.",
+            "Each process reports each block that it stored or removed once.",
             "Events since the last call.",
             "contract/events-are-reported-once capacity/evictions-reported-once",
         ),
         (
-            "Gauges are numbers of the present state.",
+            "Gauges show current values: they also fall, and do not grow while the traffic stays the same.",
             "Plain numbers of the present state, for scrapes and progress lines; any thread may call it.",
             "contract/accounts-are-in-order soak/growth",
         ),
         (
-            "At the end each job has its result: running tasks end, queued ones are cancelled.",
+            "At shutdown each job gets its result: running tasks end, queued ones are cancelled.",
             "Running tasks end, queued ones are cancelled; each job still gets its result.",
             "contract/close-answers-for-all contract/calls-after-close-are-harmless",
         ),
         (
-            "No thread of the tier runs after its end.",
+            "No thread of the tier runs after its shutdown.",
             "Blocks until threads ended.",
             "contract/close-gives-everything-back leftovers/ends",
         ),
@@ -195,14 +196,14 @@ GUARANTEES: tuple[Guarantee, ...] = (
             "contract/slots-are-memory",
         ),
         (
-            "A key names the whole prefix, in full length, and separates tokens, models, data types, ranks, groups and "
-            "salts.",
+            "A key depends on every token of its prefix and is used in all its bytes; models, data types, ranks, "
+            "groups and salts have keys or folders of their own.",
             "The tier's keys of the full blocks of `tokens`, chained after the block whose key is `parent`.",
             "contract/keys-name-prefixes contract/keys-tell-tokens-apart contract/keys-have-their-full-length "
             f"contract/keys-are-used-in-full {_SEPARATE} seed_settings/own-names",
         ),
         (
-            "Two processes have the same digest of their hash seed exactly where they share blocks.",
+            "Two processes report the same digest of their hash seed if they share blocks, and only then.",
             "A digest of the chain's seed, equal in two processes exactly when they share blocks.",
             "determinism/one-seed seed_settings/shares seed_settings/separate",
         ),
@@ -227,12 +228,12 @@ GUARANTEES: tuple[Guarantee, ...] = (
             "contract/lookups-answer-each-key nonblocking/*",
         ),
         (
-            "A store takes block i from slot i.",
+            "A store takes the i-th block of its job from the job's i-th slot.",
             "Enqueue: slot i holds block i and stays untouched until the job is in `poll`.",
             "integrity/bytes contract/slots-are-free-after-the-result",
         ),
         (
-            "A load brings block i to slot i.",
+            "A load brings the i-th block of its job to the job's i-th slot.",
             "Enqueue: block i goes to slot i.",
             "integrity/bytes contract/stored-blocks-load",
         ),
@@ -254,7 +255,7 @@ GUARANTEES: tuple[Guarantee, ...] = (
             "contract/close-answers-for-all contract/calls-after-close-are-harmless contract/ends",
         ),
         (
-            "Scheduled tasks are reported truly, each once.",
+            "A tier that reports its schedule reports each task once, with true times.",
             "Scheduled tasks since the last call, where `exposes_schedule`.",
             "starvation/* contract/accounts-are-in-order",
         ),
@@ -264,19 +265,20 @@ GUARANTEES: tuple[Guarantee, ...] = (
             "capacity/evictions-reported-once",
         ),
         (
-            "A round of maintenance evicts no more than it is asked to, and collects only what nobody needs.",
+            "A round of maintenance evicts down to the number of blocks it is given, and garbage collection removes "
+            "nothing that a running process needs.",
             'One round of maintenance of the root, done in this call, as one of `operations`: "evict" the oldest '
             'blocks until `blocks` are left, or "collect" what killed writers left.',
             "interleavings/evicted-too-much interleavings/lost-store interleavings/failed-store "
             "interleavings/next-process",
         ),
         (
-            "Counts are those of the jobs' results.",
+            "The tier's counters equal the sums over the jobs' results.",
             'Blocks that the tier itself has counted: "stored", "loaded", "failed EIO" (any reason), "quarantined".',
             "contract/counts-are-of-what-happened soak/counts",
         ),
         (
-            "Each instance has an id of its own, in each incarnation.",
+            "Each instance has an id of its own, a new one after each restart.",
             "The id of this instance in the blocks that it writes, unique to it; None if blocks carry no id.",
             "contract/instances-have-their-own-ids seed_settings/unique-ids",
         ),
@@ -305,51 +307,54 @@ GUARANTEES: tuple[Guarantee, ...] = (
             "starvation/* floods/*",
         ),
         (
-            "Each job has exactly one result, also on errors and at the end; where an I/O call hangs, once it returns.",
+            "Each job has exactly one result, also on errors and at shutdown; where an I/O call hangs, once the call "
+            "returns.",
             "Each submitted job returns exactly one result, also on errors and at shutdown.",
             f"{_JOBS} results/no-error faults/one-result interleavings/results interleavings/stuck "
             "interleavings/raised",
         ),
         (
-            "Processes that share derive equal names, in every environment.",
+            "Processes that share derive equal names, also under another Python version, start method, working "
+            "directory, locale, time zone, host name and order of imports.",
             "Processes that share derive the same name for the same block.",
             "determinism/one-name determinism/one-seed seed_settings/shares seed_settings/unique-temp-names",
         ),
         (
-            "A process of the same run configuration with another hash seed or hash algorithm is refused when it opens "
-            "the root, each time. Other models use the root, in folders of their own.",
-            "A process of the same run configuration with another hash seed, hash algorithm or block size is refused "
-            "when it opens the root.",
+            "A process of the same run configuration with another hash seed, hash algorithm or number of bytes per "
+            "block is refused each time it opens the root (the bytes: by a unit test, not by a rule). Other models use "
+            "the root, in folders of their own.",
+            "A process of the same run configuration with another hash seed, hash algorithm or number of bytes per "
+            "block is refused when it opens the root.",
             "seed_settings/refused seed_settings/one-owner seed_settings/refusal seed_settings/admitted "
             "interleavings/refused-opening interleavings/two-seeds",
         ),
         (
-            "What one process stored is found by every process, until it is removed or found damaged. A store over a "
-            "damaged file of the right size repairs nothing: the next load is a miss.",
+            "A block that one process stored is a hit in every process, until it is removed or found damaged. A store "
+            "over a damaged file of the right size repairs nothing: the next load is a miss.",
             "A block that one process stored is a hit in every process, until it is removed or found damaged.",
             f"{_FOUND} soak/files soak/loads interleavings/lost-store interleavings/failed-load outage/stored-is-found "
             "outage/soon",
         ),
         (
             "After a power loss blocks may be missing, never wrong, on file systems that keep the order of names and "
-            "bytes (ext4, XFS) or with `integrity: require`. No durable block is missing.",
+            "bytes (ext4, XFS) or with `integrity: require`. With `durability: durable` no stored block is missing.",
             "After a power loss blocks may be missing, never wrong, on file systems that keep the order of names and",
             "crash_states/* power_loss/*",
         ),
         (
-            "No call of the scheduler's thread waits for I/O, but opening, `drain_jobs` and `shutdown`.",
+            "No call of the scheduler's thread waits for I/O, except opening, `drain_jobs` and `shutdown`.",
             "No call of the scheduler's thread waits for I/O,",
             "nonblocking/* faults/not-blocked",
         ),
         (
-            "No temp file, pinned slot, descriptor or hung thread is left; temp files of killed processes go with "
-            "garbage collection.",
-            "No temp file, pinned slot or descriptor remains.",
+            "After shutdown no temp file, pinned slot, descriptor or thread of the process remains. Garbage collection "
+            "removes temp files of killed processes.",
+            "After shutdown no temp file, pinned slot, descriptor or thread of the process remains.",
             "leftovers/files leftovers/slots leftovers/descriptors leftovers/ends interleavings/left-over "
             "outage/threads",
         ),
         (
-            "A fault makes only blocks and jobs fail that it meets; afterwards everything works again.",
+            "A fault makes only those blocks and jobs fail that it meets; afterwards the tier works again.",
             "A fault makes only those blocks and jobs fail that it meets.",
             "faults/others-unharmed faults/lives faults/works-again faults/explained faults/reported outage/unharmed "
             "outage/lives outage/recovers outage/shown",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 
@@ -17,14 +18,21 @@ HEAD = """\
 # Guarantees
 
 **{promises} promises of a tier to its engine, {cited} rules that judge them, {mutants} mutants that break a rule.**
-{uncited}Of kvtier {version}. Written by `kvtier-harness docs guarantees` from the declarations; tests compare them with
-the sources.
+{uncited}{unbroken}Of kvtier {version}.
 
-A promise is a sentence of a contract in plain words. A *rule* is what a checker demands of a run; its id begins with
-the checker's name, and each finding names its rule. A *mutant* is a tier with one known defect that breaks the rule
-([mutants.md](mutants.md)). `kvtier-harness conform` runs the scenarios on any tier. Terms:
-[glossary.md](glossary.md). [From the README to a command](#from-the-readme-to-a-command) is the shortest way to check a
-guarantee yourself.
+- A *promise* is one sentence of a contract, or of the README's guarantees, in plain words.
+- A *rule* is what a checker demands of a run. Its id begins with the checker's name, and each finding names its rule.
+- A *mutant* is a tier with one known defect that breaks the rule ([mutants.md](mutants.md)).
+- A *scenario* is a program of runs, whose records the checkers judge. Those in **bold** detect the row's mutants, so
+  run them first; the others judge the same rules on other traffic.
+
+[From the README to a command](#from-the-readme-to-a-command) is the shortest way to check a guarantee yourself.
+`kvtier-harness conform` runs the scenarios on any tier. The options of kvtier that a guarantee depends on, and their
+defaults: [vllm.md](vllm.md#defaults-and-exceptions-of-the-guarantees). Terms: [glossary.md](glossary.md).
+
+`kvtier-harness docs guarantees` writes this page from the promises in `harness/core/guarantees.py` and from the rules
+that the checkers declare. `tests/tiering/harness/core/test_guarantees.py` requires that each promise stands in its
+source, and that each sentence of the two contracts has a row here or is listed as no promise.
 """
 INDEX_HEAD = """
 ### From the README to a command
@@ -38,7 +46,7 @@ RULES_HEAD = """
 ## Rules
 
 What each rule demands, and which deviation is no finding. The runs of scenarios marked "separate" need more than a tier
-and a folder, such as several hosts. Tests of the rules without a mutant judge records that were written by hand.
+and a folder, such as several hosts. Scenarios in **bold** detect the rule's mutants.
 
 Terms of the column *tolerates*:
 
@@ -69,8 +77,8 @@ TERMS = {
         "Python's `sys.getswitchinterval()`, 5 ms: how long a thread may keep Python's lock while others wait."
     ),
     "longest service, hand-over": (
-        "The longest run of one task, and the longest time from a thread's last task or a task's arrival to "
-        "the thread's next start ([starvation-bound.md](starvation-bound.md))."
+        "The longest run of one task, and the longest time for which a thread was free while a task of its own "
+        "direction waited ([starvation-bound.md](starvation-bound.md))."
     ),
     "overtaking blocks": "Blocks of jobs that were submitted later and ended earlier.",
     "shortage of the machine": (
@@ -110,25 +118,48 @@ def page() -> str:
     cited = {rule.id for guarantee in GUARANTEES for rule in rules_of(guarantee)}
     others = len(RULES) - len(cited)
     uncited = f"{others} more rules belong to no promise. " if others else ""
-    known = {"cited": len(cited), "uncited": uncited, "version": version("kvtier")}
+    known = {"cited": len(cited), "uncited": uncited, "unbroken": _without_mutant(), "version": version("kvtier")}
     text = HEAD.format(promises=len(GUARANTEES), mutants=named, **known)
     for source, title in SECTIONS.items():
         text += f"\n## {title[0].upper()}{title[1:]}\n\n`{source}`\n\n"
         text += "| promise | rules | scenarios | mutants |\n|---|---|---|---|\n"
         for guarantee in (one for one in GUARANTEES if one.source == source):
             rules = rules_of(guarantee)
-            where = dict.fromkeys(name for rule in rules for name in judged_in(rule))
             mutants = dict.fromkeys(name for rule in rules for name in broken_by(rule))
-            text += _row(guarantee.promise, _code(rule.id for rule in rules), ", ".join(where), ", ".join(mutants))
+            where = _scenarios(rules)
+            text += _row(guarantee.promise, _code(rule.id for rule in rules), where, ", ".join(mutants))
         if source == README:
             text += INDEX_HEAD + "".join(_index_row(one) for one in GUARANTEES if one.source == README)
     terms = _row("term", "meaning") + "|---|---|\n" + "".join(_row(*term) for term in TERMS.items())
     text += RULES_HEAD.format(terms=terms)
     for rule in RULES.values():
-        names = ", ".join(f"{name} (separate)" if apart else name for name, apart in judged_in(rule).items())
         tolerates = rule.tolerates or "nothing"
-        text += _row(f"`{rule.id}`", rule.text, tolerates, names, ", ".join(broken_by(rule)) or "none")
+        mutants_of = ", ".join(broken_by(rule)) or "none"
+        text += _row(f"`{rule.id}`", rule.text, tolerates, _scenarios([rule], mark=True), mutants_of)
     return text
+
+
+def _scenarios(rules: Sequence[Rule], mark: bool = False) -> str:
+    """The scenarios that judge the rules, in bold and first where they detect mutants, most mutants first; with `mark`
+    those that are run apart are marked."""
+    apart = {name: alone for rule in rules for name, alone in judged_in(rule).items()}
+    detects = Counter(MUTANTS[name].scenario for rule in rules for name in broken_by(rule))
+    names = sorted(apart, key=lambda name: -detects[name])
+    marks = {name: " (separate)" if mark and apart[name] else "" for name in names}
+    return ", ".join(f"**{name}**{marks[name]}" if detects[name] else f"{name}{marks[name]}" for name in names)
+
+
+def _without_mutant() -> str:
+    """A sentence on the rules that no mutant breaks, or nothing."""
+    without = [rule for rule in RULES.values() if not broken_by(rule)]
+    if not without:
+        return ""
+    names = [rule.id for rule in without if not rule.id.startswith(("outage/", "power_loss/"))]
+    names += [f"{checker}/*" for checker in ("outage", "power_loss") if any(r.checker == checker for r in without)]
+    return (
+        f"{len(without)} rules have no mutant ({_code(names)}): their runs need\n"
+        "several hosts or a loss of power. Tests judge these rules by records that were written by hand. "
+    )
 
 
 def runs_for(guarantee: Guarantee) -> list[Scenario]:
