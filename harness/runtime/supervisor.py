@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from harness.core import notes
 from harness.core.history import HistoryWriter, Job, Note, Stop, in_words, read_records
 from harness.core.installation import python_path
@@ -31,6 +33,8 @@ REAP_SECONDS_MAX = 60.0
 """Time for killed workers, possibly thousands, to end."""
 SILENCE_SECONDS_MAX = 60.0
 """A worker without a message for this time hangs. It is made to print its stacks, then killed."""
+PAUSE_SECONDS_MIN = 1.0
+"""The parent looks for messages each 0.1 s. If it did not for so long, the pause is its own: it counts against nobody."""
 GO_AFTER_SECONDS = 0.2
 STACKS_SECONDS_MAX = 5.0
 """Time for a process that did not come up to print its stacks, before it is killed."""
@@ -156,6 +160,14 @@ class Child:
             return f"it {self.how_it_ended()}, which neither the tier nor the harness sent"
         return ""
 
+    def was_stopped_by_others(self) -> bool:
+        """Whether it stands still by a signal (SIGSTOP) that was not the harness's."""
+        if signal.SIGSTOP in self._signalled:
+            return False
+        with suppress(psutil.Error):
+            return bool(psutil.Process(self.pid).status() == psutil.STATUS_STOPPED)
+        return False
+
     def reap(self) -> None:
         """Wait for a process that has closed its stdout, or was killed; release its pipes."""
         self._process.reap()
@@ -187,6 +199,7 @@ class Workers:
         self.children: list[Child] = []
         self._events: queue.SimpleQueue[tuple[Child, dict[str, Any]]] = queue.SimpleQueue()
         self._on_tick = on_tick
+        self._looked_seconds = time.monotonic()
         self._oom_kills_before = _oom_kills()
         self.broken_off = ""  # why the run ended early; the ends of its processes are then not judged
         self._incomplete: list[Child] = []
@@ -270,12 +283,15 @@ class Workers:
 
     def until(self, satisfied: Callable[[], bool], seconds: float | None = None) -> bool:
         """Handle the workers' messages until `satisfied()`, or until time is up; returns which."""
-        deadline = None if seconds is None else time.monotonic() + seconds
-        tick_due = time.monotonic()
+        since = tick_due = time.monotonic()
+        deadline = None if seconds is None else since + seconds
         while not satisfied():
             now = time.monotonic()
-            if deadline is not None and now >= deadline:
-                return False
+            pause_seconds = self._own_pause(now)
+            if deadline is not None:
+                deadline += min(pause_seconds, now - since)
+                if now >= deadline:
+                    return False
             if now >= tick_due:
                 tick_due = now + 0.25
                 self._kill_silent(now)
@@ -286,6 +302,15 @@ class Workers:
                 continue
         self._on_tick(self.children)
         return True
+
+    def _own_pause(self, now: float) -> float:
+        """Seconds for which this process did not look for messages, if they are many: no worker is charged with them."""
+        pause_seconds, self._looked_seconds = now - self._looked_seconds, now
+        if pause_seconds < PAUSE_SECONDS_MIN:
+            return 0.0
+        for child in self.children:
+            child.message_seconds = min(now, child.message_seconds + pause_seconds)
+        return pause_seconds
 
     def _handle(self, child: Child, message: dict[str, Any]) -> None:
         child.message_seconds = time.monotonic()
@@ -343,6 +368,8 @@ class Workers:
         for child in self.children:
             silence = now - child.message_seconds
             if child.state == "running" and silence > SILENCE_SECONDS_MAX:
+                if child.was_stopped_by_others():
+                    child.outside = "it was stopped by a signal that neither the tier nor the harness sent"
                 child.signal(signal.SIGABRT)  # faulthandler prints every thread's stack: its last output
                 if silence > SILENCE_SECONDS_MAX + 5:
                     child.kill()

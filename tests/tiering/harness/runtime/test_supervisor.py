@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import math
 import os
 import select
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,64 @@ def test_a_stopped_worker_ends_in_good_order(tmp_path: Path) -> None:
         workers.go(children)
     assert [c.exit_code for c in children] == [0, 0]
     assert sorted(s.exit_code for s in History.read(tmp_path).stops) == [0, 0]
+
+
+class Clock:
+    """The parent's clock: it jumps, or runs `rate` times as fast from now on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._began, self._ahead, self._rate = time.monotonic(), 0.0, 1.0
+        monkeypatch.setattr("harness.runtime.supervisor.time", self)
+        self.time = time.time
+
+    def monotonic(self) -> float:
+        now = time.monotonic()
+        return now + self._ahead + (now - self._began) * (self._rate - 1)
+
+    def jump(self, seconds: float) -> None:
+        self._ahead += seconds
+
+    def run(self, rate: float) -> None:
+        self._began, self._rate = time.monotonic(), rate
+
+
+def test_time_in_which_the_harness_did_not_look_is_no_silence_of_a_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, stopped = Clock(monkeypatch), []
+
+    def stop_once(children: Any) -> None:
+        """As when the harness is stopped, while its workers are not."""
+        if not stopped and children[0].state == "running":
+            stopped.append(clock.jump(1000))
+
+    with Workers(stop_once) as workers:
+        child = workers.start(instruction(tmp_path))
+        workers.await_ready([child])
+        workers.go([child])
+        heard = child.message_seconds
+        assert workers.until(lambda: bool(stopped) and child.message_seconds > heard + 1000.1, seconds=60), (
+            "its own pause does not count against a limit either"
+        )
+        assert child.alive
+    assert child.exit_code == 0
+
+
+def test_a_silent_worker_that_somebody_stopped_is_no_fault_of_the_tier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    with Workers() as workers:
+        child = workers.start(instruction(tmp_path))
+        workers.await_ready([child])
+        workers.go([child])
+        os.kill(child.pid, signal.SIGSTOP)
+        monkeypatch.setattr("harness.runtime.supervisor.PAUSE_SECONDS_MIN", math.inf)
+        clock.run(rate=200)
+        workers.wait([child])
+        clock.run(rate=1)
+    (stop,) = History.read(tmp_path).stops
+    assert "it was stopped by a signal that neither the tier nor the harness sent" in stop.outside
 
 
 def test_an_error_in_the_block_leaves_no_child(tmp_path: Path) -> None:
