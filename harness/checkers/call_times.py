@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 from harness.checkers.base import Findings, Rule, milliseconds
-from harness.checkers.evidence import NOT_EACH_TIME, Hindrance, confirmed, late_wake_ups
+from harness.checkers.evidence import NOT_EACH_TIME, Hindrance, confirmed, is_accounted, late_wake_ups
 from harness.core import notes
 from harness.core.history import History
 
@@ -164,6 +164,12 @@ def _judge_lock(process: int, history: History, findings: Findings) -> None:
     times = sum(len(each) >= LOCK_TIMES for each in held)
     if times:
         longest = max(max(each, default=0.0) for each in held)
+        if not is_accounted(history, process):
+            text = (
+                f"process {process}: a thread waited {milliseconds(longest)} for the interpreter's lock or for a CPU; "
+                "this kernel does not say how much of it without a CPU"
+            )
+            return findings.doubt(text, rule=LOCK, process=process)
         text = (
             f"process {process}: a thread that had a CPU waited {milliseconds(longest)} for the interpreter's lock, "
             f"and {LOCK_SECONDS * 1000:g} ms or longer {sum(map(len, held))} times"

@@ -61,7 +61,13 @@ class Hindrance:
     def __init__(self, history: History, process: int) -> None:
         self._delays = _Spans(_delays(history, process))
         self._stops = _Spans(_delays(history, process, with_threads=False))
-        self._threads = _thread_delays(history, process)
+        threads = _thread_delays(history, process)
+        self._threads = list(threads.values())
+        # The number of the main thread is the process's. It is the scheduler's, which makes all calls.
+        pids = {f"{s.pid}" for s in history.starts if s.process == process}
+        mine = [threads[pid] for pid in pids & threads.keys()]
+        self.knows_scheduler = bool(mine) and len(mine) == len(pids)
+        self._scheduler = mine
         self._locks = _Spans((begin, end, late - delay) for begin, end, late, delay in late_wake_ups(history, process))
         self._machine = _Spans(
             (n.detail["from_seconds"], n.monotonic_seconds, _lost(n.detail))
@@ -74,6 +80,15 @@ class Hindrance:
         without the interpreter's lock."""
         own = self._delays.within(begin, end) + self._locks.within(begin, end)
         return min(end - begin, own + self._machine.within(begin, end))
+
+    def scheduler_seconds(self, begin: float, end: float) -> float:
+        """The most that the scheduler's thread was hindered between these moments; where the kernel's account does not
+        name that thread, any thread (`knows_scheduler`)."""
+        if not self.knows_scheduler:
+            return self.seconds(begin, end)
+        own = sum(delays.within(begin, end) for delays in self._scheduler)
+        lost = own + self._stops.within(begin, end) + self._locks.within(begin, end)
+        return min(end - begin, lost + self._machine.within(begin, end))
 
     def delayed_seconds(self, begin: float, end: float) -> float:
         """The most that one thread was without a CPU between these moments, or that the machine lost."""
@@ -111,7 +126,7 @@ def _delays(history: History, process: int, with_threads: bool = True) -> Iterab
                 yield begin, end, end - begin
 
 
-def _thread_delays(history: History, process: int) -> list[_ThreadDelays]:
+def _thread_delays(history: History, process: int) -> dict[str, _ThreadDelays]:
     """The delays of each thread. A delay is booked when it ends, so it may have begun as much before the sample."""
     found: dict[str, list[tuple[float, float, float, float]]] = {}
     for note in history.notes:
@@ -119,7 +134,7 @@ def _thread_delays(history: History, process: int) -> list[_ThreadDelays]:
             sampled = float(note.detail["from_seconds"]) + float(note.detail["seconds"])
             for thread, (delay, cpu) in note.detail.get("threads", {}).items():
                 found.setdefault(thread, []).append((sampled, note.monotonic_seconds, delay, cpu))
-    return [_ThreadDelays(samples) for samples in found.values()]
+    return {thread: _ThreadDelays(samples) for thread, samples in found.items()}
 
 
 def late_wake_ups(history: History, process: int) -> Iterable[tuple[float, float, float, float]]:
@@ -128,6 +143,11 @@ def late_wake_ups(history: History, process: int) -> Iterable[tuple[float, float
         if note.process == process and note.is_a(notes.Canary):
             for woke, late, delay in note.detail.get("latest", ()):
                 yield woke - late, woke, late, delay
+
+
+def is_accounted(history: History, process: int) -> bool:
+    """Whether the kernel says how long the process's threads were runnable without a CPU."""
+    return all(n.detail.get("accounted", True) for n in history.notes if n.is_a(notes.Canary) and n.process == process)
 
 
 def _lost(detail: dict[str, float]) -> float:

@@ -6,7 +6,7 @@ the same process wakes up anyhow (the canary). Three signs, any of them makes it
    median submit is longer than the canary is typically late. Below that, submitting cannot be told from noise: unknown.
 2. now and then: more than one submit in a thousand (and more than one) took longer than `NOISE_FACTOR` times the worst
    the canary saw, and longer than half of its job or than the median job. A queue that blocks when full looks like
-   this.
+   this. In both, time in which the scheduler's thread had no CPU or no lock does not count.
 3. where the tier says how it scheduled: for at least three quarters of the jobs all tasks had ended before the submit
    returned, be it ever so fast.
 
@@ -28,6 +28,7 @@ from typing import Any
 from harness.checkers.base import Findings, Rule, Value, Verdict, canary_seconds, milliseconds
 from harness.checkers.call_times import RULES as CALL_RULES
 from harness.checkers.call_times import judge_calls
+from harness.checkers.evidence import Hindrance
 from harness.checkers.shortages import Shortages
 from harness.core import notes
 from harness.core.history import History, Job
@@ -39,13 +40,13 @@ JOBS_MIN = 8
 HABIT = Rule(
     "nonblocking/habit",
     "More than half of the submits of a process take less than half of the time from submit to result.",
-    "a median submit that is no longer than the typical wake-up delay of the process",
+    "a median submit that is no longer than the typical wake-up delay of the process; hindered time",
 )
 NOW_AND_THEN = Rule(
     "nonblocking/now-and-then",
     "No submit takes longer than half of its own job's time to the result, or than the median job's time.",
     f"one submit in 1,000 (at least one); submits of at most {NOISE_FACTOR:g} times the longest wake-up delay of the "
-    "process",
+    "process; hindered time",
 )
 ALL_ENDED = Rule(
     "nonblocking/all-ended",
@@ -75,6 +76,7 @@ def check(history: History) -> Verdict:
         data[str(process)] = {"p50_seconds": p50, "p99_seconds": p99, "max_seconds": longest, "blocked": blocked}
         if process in in_submit:
             continue
+        hindrance = Hindrance(history, process)
         over, shown = _over_when_submitted(process, mine, history)
         if shown >= JOBS_MIN and over * 4 >= shown * 3:
             findings.add(
@@ -89,7 +91,7 @@ def check(history: History) -> Verdict:
                 f"(median {milliseconds(p50)})"
             )
             typical = [float(n.detail.get("typical_seconds", n.detail["late_seconds"])) for n in canaries]
-            if typical and p50 > median(typical):
+            if typical and median(_unhindered(j, hindrance) for j in mine) > median(typical):
                 findings.add(f"{what}; it waits for the I/O", rule=HABIT, process=process)
             else:
                 text = f"{what}, but that is within this process's scheduling noise"
@@ -99,7 +101,7 @@ def check(history: History) -> Verdict:
                 text = f"process {process} has no canary, and {blocked} submits took over half of their job's life"
                 findings.doubt(text, rule=NOW_AND_THEN, process=process)
             continue
-        _now_and_then(process, mine, NOISE_FACTOR * max(late), NOISE_FACTOR * median(late), findings)
+        _now_and_then(process, mine, NOISE_FACTOR * max(late), NOISE_FACTOR * median(late), hindrance, findings)
     calls = judge_calls(history, findings, in_submit)
     value: Value = "false" if findings else "unknown" if findings.doubts or not jobs else "true"
     p50, p99, longest = _percentiles([_submit(j) for j in jobs])
@@ -123,17 +125,25 @@ def _over_when_submitted(process: int, jobs: list[Job], history: History) -> tup
 
 
 def _now_and_then(
-    process: int, jobs: list[Job], noise_seconds: float, typical_noise_seconds: float, findings: Findings
+    process: int,
+    jobs: list[Job],
+    noise_seconds: float,
+    typical_noise_seconds: float,
+    hindrance: Hindrance,
+    findings: Findings,
 ) -> None:
     """Sign 2. Submits that only the worst moments of the machine explain leave it undecided."""
     typical = median(map(_life, jobs))
     slow = [j for j in jobs if _submit(j) > typical_noise_seconds and _submit(j) > min(_life(j) / 2, typical)]
-    long = [j for j in slow if _submit(j) > noise_seconds]
+    long = [j for j in slow if _unhindered(j, hindrance) > noise_seconds]
+    if hindrance.knows_scheduler:
+        slow = [j for j in slow if _unhindered(j, hindrance) > typical_noise_seconds]
     few = max(1, len(jobs) // 1000)
     if len(long) <= few:
         if len(slow) > few:
             text = f"process {process}: {len(slow)} submits took up to {milliseconds(max(map(_submit, slow)))}"
-            findings.doubt(f"{text}, within {milliseconds(noise_seconds)} of noise", rule=NOW_AND_THEN, process=process)
+            why = f"within {milliseconds(noise_seconds)} of noise without the time in which the process was hindered"
+            findings.doubt(f"{text}, {why}", rule=NOW_AND_THEN, process=process)
         return
     for job in sorted(long, key=_submit, reverse=True):
         findings.add(
@@ -151,6 +161,11 @@ def _now_and_then(
 
 def _submit(job: Job) -> float:
     return job.submit_returned_seconds - job.submitted_seconds
+
+
+def _unhindered(job: Job, hindrance: Hindrance) -> float:
+    """Of the submit what nothing hindered: the canary, which sleeps most of the time, sees no preemption."""
+    return _submit(job) - hindrance.scheduler_seconds(job.submitted_seconds, job.submit_returned_seconds)
 
 
 def _life(job: Job) -> float:

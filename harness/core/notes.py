@@ -102,12 +102,14 @@ class Canary(NamedTuple):
     """How late a probe thread of the process woke up within one second: the latest and the median.
 
     `latest` has the wake-ups that were late by more than a millisecond: when the thread ran, how late that was, and how
-    much of it the thread was runnable without a CPU. The rest of it waited for the interpreter's lock.
+    much of it the thread was runnable without a CPU. The rest of it waited for the interpreter's lock. Not `accounted`:
+    the kernel does not say how long a thread was without a CPU.
     """
 
     late_seconds: float
     typical_seconds: float | None = None
     latest: Sequence[Sequence[float]] = ()
+    accounted: bool = True
 
 
 class Delayed(NamedTuple):

@@ -34,7 +34,7 @@ REAP_SECONDS_MAX = 60.0
 SILENCE_SECONDS_MAX = 60.0
 """A worker without a message for this time hangs. It is made to print its stacks, then killed."""
 PAUSE_SECONDS_MIN = 1.0
-"""The parent looks for messages each 0.1 s. If it did not for so long, the pause is its own: it counts against nobody."""
+"""The parent looks for messages each 0.1 s. A longer pause is its own, and counts against nobody."""
 GO_AFTER_SECONDS = 0.2
 STACKS_SECONDS_MAX = 5.0
 """Time for a process that did not come up to print its stacks, before it is killed."""
@@ -304,7 +304,7 @@ class Workers:
         return True
 
     def _own_pause(self, now: float) -> float:
-        """Seconds for which this process did not look for messages, if they are many: no worker is charged with them."""
+        """Seconds for which this process did not look for messages, if many: no worker is charged with them."""
         pause_seconds, self._looked_seconds = now - self._looked_seconds, now
         if pause_seconds < PAUSE_SECONDS_MIN:
             return 0.0

@@ -100,6 +100,7 @@ class Canary:
         late: list[float] = []
         latest: list[tuple[float, float, float]] = []
         since, delay = time.monotonic(), _run_delay()
+        accounted = delay is not None
         while True:
             before = time.monotonic()
             stopped = self._stop.wait(CANARY_SLEEP_SECONDS)
@@ -108,9 +109,10 @@ class Canary:
                 late.append(max(0.0, now - before - CANARY_SLEEP_SECONDS))
                 if late[-1] > CANARY_LATE_SECONDS:
                     before_delay, delay = delay, _run_delay()
-                    latest.append((now, round(late[-1], 6), round(min(late[-1], delay - before_delay), 6)))
-            if stopped or now - since >= 1.0:
-                canary = notes.Canary(max(late, default=0.0), median(late) if late else 0.0, latest)
+                    without_cpu = (delay or 0.0) - (before_delay or 0.0)
+                    latest.append((now, round(late[-1], 6), round(min(late[-1], without_cpu), 6)))
+            if late and (stopped or now - since >= 1.0):
+                canary = notes.Canary(max(late), median(late), latest, accounted)
                 self._notes.append(note_of(self._process, now, canary, "latest wake-up of this second"))
                 late, latest, since, delay = [], [], now, _run_delay()
                 _take_highest_nice_value()
@@ -126,11 +128,12 @@ class Canary:
         self._thread.join()
 
 
-def _run_delay() -> float:
-    """Seconds that this thread has been runnable without a CPU; 0 where the kernel does not say."""
+def _run_delay() -> float | None:
+    """Seconds that this thread has been runnable without a CPU; None where the kernel does not say."""
     with contextlib.suppress(OSError, ValueError, IndexError):
-        return int(Path("/proc/thread-self/schedstat").read_bytes().split()[1]) / 1e9
-    return 0.0
+        ran, waited, times = map(int, Path("/proc/thread-self/schedstat").read_bytes().split())
+        return waited / 1e9 if ran or times else None  # zeros: it does not count
+    return None
 
 
 def _take_highest_nice_value() -> None:

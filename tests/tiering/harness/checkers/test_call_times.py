@@ -100,3 +100,13 @@ def test_the_interpreters_lock_is_held_where_a_thread_with_a_cpu_waits_for_it_ag
     elsewhere = [note("delayed", woke, 0, from_seconds=woke - 0.05, seconds=0.04) for woke, _, _ in waits]
     assert judge(*three("quiet"), late(*waits), *elsewhere).value == "true", "the thread with the lock had no CPU"
     assert judge(*three("quiet"), late(*waits[:3])).value == "true", "in one window only"
+
+
+def test_a_lock_is_no_explanation_where_the_kernel_does_not_say_how_long_a_thread_had_no_cpu() -> None:
+    waits = [(at + i / 4, 0.05, 0.0) for at in range(3) for i in (1, 2, 3)]
+    unaccounted = late(*waits)
+    unaccounted.detail["accounted"] = False
+    verdict = judge(*three("quiet"), unaccounted)
+    assert verdict.value == "unknown", verdict
+    assert "this kernel does not say how much of it without a CPU" in verdict.findings[0]
+    assert judge(*three("quiet"), late(*waits)).value == "false"

@@ -359,6 +359,24 @@ def test_nonblocking_forgives_one_submit_and_what_lies_within_noise() -> None:
     )
 
 
+def test_nonblocking_charges_no_submit_with_time_without_a_cpu() -> None:
+    history = submits(good_history(), 0.01)
+    for i in (3, 4, 5):
+        change_job(history, i, submit_returned_seconds=10.0 * i + 5.0, finished_seconds=10.0 * i + 20.0)
+    assert judge("nonblocking", history).value == "false"
+    preempted = [note("delayed", at + 5.0, 0, from_seconds=at, seconds=4.995) for at in (30.0, 40.0)]
+    history.notes.append(preempted[0])
+    assert judge("nonblocking", history).value == "false", "two are left, and one is forgiven"
+    history.notes.append(preempted[1])
+    assert judge("nonblocking", history).value == "unknown", "the canary, which sleeps most of the time, was on time"
+    for one in preempted:
+        one.detail["threads"] = {"1000": [4.995, 0.005]}
+    assert judge("nonblocking", history).value == "true", "it was the scheduler's thread"
+    for one in preempted:
+        one.detail["threads"] = {"1000": [0.001, 0.005], "1001": [4.995, 0.005]}
+    assert judge("nonblocking", history).value == "false", "it was another thread"
+
+
 def test_nonblocking_cannot_tell_without_a_canary_or_within_noise() -> None:
     history = submits(good_history(), 0.95, seconds=0.001)
     assert judge("nonblocking", history).value == "unknown"

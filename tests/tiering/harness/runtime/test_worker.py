@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import threading
 from pathlib import Path
@@ -136,6 +137,32 @@ def test_a_tier_that_prints_does_not_garble_the_protocol(tmp_path: Path) -> None
     assert child.state == "done"
     assert child.counts["requests"] == 4
     assert "looking up" in child.last_output()
+
+
+def test_a_canary_that_measured_nothing_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "CANARY_SLEEP_SECONDS", 600.0)
+    canary = Canary(0)
+    canary.close()
+    assert canary.take() == [], "a wake-up delay of 0 would be a measurement"
+
+
+@pytest.mark.parametrize(("delay", "accounted"), [(None, False), (0.5, True)])
+def test_a_canary_says_whether_the_kernel_counts_the_time_without_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, delay: float | None, accounted: bool
+) -> None:
+    calls, woke = itertools.count(), threading.Event()
+
+    def run_delay() -> float | None:
+        if next(calls):  # the first is made before the first sleep
+            woke.set()
+        return delay
+
+    monkeypatch.setattr(worker, "_run_delay", run_delay)
+    monkeypatch.setattr(worker, "CANARY_LATE_SECONDS", -1.0)
+    canary = Canary(0)
+    assert woke.wait(30)
+    canary.close()
+    assert [note.detail.get("accounted", True) for note in canary.take()] == [accounted]
 
 
 def test_the_canary_gives_way_to_others_as_a_tiers_threads_do() -> None:
