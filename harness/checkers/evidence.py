@@ -26,6 +26,9 @@ IDLE_CPU = 0.05
 HELD_FACTOR = 4
 """How many times the device's longest call a wait must exceed: a job is more than one call."""
 
+UNMEASURED_SECONDS = 1.0
+"""What a wait must exceed where neither the device nor an unloaded life was measured."""
+
 NOT_EACH_TIME = "a deviation that does not come in each repetition of the same situation"
 """A tolerance of rules that `confirmed` judges."""
 
@@ -50,9 +53,9 @@ def confirmed(times: int, repetitions: int) -> Confirmed:
     return "unsure" if 2 * times > repetitions else "no"
 
 
-def device_seconds(history: History) -> float:
-    """The longest call of the device probe within half a second, in a typical one; 0 where it was not measured."""
-    return median([float(n.detail["longest_seconds"]) for n in history.notes if n.is_a(notes.Device)] or [0.0])
+def device_seconds(history: History, otherwise: float = 0.0) -> float:
+    """The longest call of the device probe within half a second, in a typical one; `otherwise` if nobody measured."""
+    return median([float(n.detail["longest_seconds"]) for n in history.notes if n.is_a(notes.Device)] or [otherwise])
 
 
 class Hindrance:

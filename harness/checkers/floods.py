@@ -41,7 +41,15 @@ from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from harness.checkers.base import Findings, Rule, Value, Verdict, milliseconds
-from harness.checkers.evidence import HELD_FACTOR, NOT_EACH_TIME, confirmed, device_seconds, least_life, most_life
+from harness.checkers.evidence import (
+    HELD_FACTOR,
+    NOT_EACH_TIME,
+    UNMEASURED_SECONDS,
+    confirmed,
+    device_seconds,
+    least_life,
+    most_life,
+)
 from harness.core import notes
 from harness.core.history import Direction, History, Job, Note
 
@@ -109,10 +117,11 @@ def check(history: History) -> Verdict:
         phases.append(phase | _expected(phase, unloaded.get(note.process, {})))
         if not phase["flood_ended"]:
             findings.doubt(f"{_called(phase)}: nothing of the flood ended in {milliseconds(phase['seconds'])}")
-    _judge_starved(phases, findings, device_seconds(history))
+    spread_seconds = device_seconds(history, otherwise=UNMEASURED_SECONDS / HELD_FACTOR)
+    _judge_starved(phases, findings, spread_seconds)
     if not in_submit:  # a job that runs inside its submit waits for no other
         _judge_head_of_line(phases, unloaded, findings)
-        _judge_service(phases, findings, device_seconds(history))
+        _judge_service(phases, findings, spread_seconds)
         _judge_models(phases, told, findings)
     hangs = [note for note in history.notes if note.is_a(notes.Hang)]
     cuts = [_judge_cut(note, history, findings) for note in hangs if note.detail.get("cut")]

@@ -15,7 +15,15 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from harness.checkers.base import Findings, Rule, milliseconds, of_job
-from harness.checkers.evidence import HELD_FACTOR, REPETITIONS, Hindrance, device_seconds, least_life, most_life
+from harness.checkers.evidence import (
+    HELD_FACTOR,
+    REPETITIONS,
+    UNMEASURED_SECONDS,
+    Hindrance,
+    device_seconds,
+    least_life,
+    most_life,
+)
 from harness.core import notes
 from harness.core.history import DIRECTIONS, Direction, History, Job
 
@@ -27,8 +35,6 @@ THREADS_LEAST = 8
 HELD_SECONDS_MIN = 0.02
 NO_PAUSE_FACTOR = 30
 """A single wait of so many times what is allowed is no pause of the machine."""
-UNMEASURED_SECONDS = 1.0
-"""What a wait must exceed where neither the device nor an unloaded life was measured."""
 OTHER: Mapping[Direction, Direction] = {"load": "store", "store": "load"}
 
 JOB_HELD = Rule(

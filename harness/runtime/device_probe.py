@@ -39,10 +39,17 @@ class _Probe:
         self._timed("read", self._read)
         self._timed("unlink", lambda: os.unlink(self._name))
 
+    def note(self, since: float) -> notes.Device:
+        """What was measured since then."""
+        longest, call = max(self.took)
+        return notes.Device(since, longest, median(took for took, _ in self.took), call)
+
     def _timed(self, call: str, do: Callable[[], None]) -> None:
         before = time.monotonic()
-        do()
-        self.took.append((time.monotonic() - before, call))
+        try:
+            do()
+        finally:
+            self.took.append((time.monotonic() - before, call))
 
     def _open(self, path: str, flags: int) -> int:
         try:
@@ -71,26 +78,28 @@ def device_probe(root_dir: Path, block_bytes: int, note: Callable[[float, notes.
 
     Its folder lies beside the root, which belongs to the tier.
 
-    A device that refuses a call (full, read-only, gone) is not measured from then on."""
+    A device that refuses a call (full, read-only, gone) is not measured from then on. A call that is refused counts
+    too: it may have taken long."""
     stop = threading.Event()
     measured: list[tuple[float, notes.Device]] = []
 
     def run() -> None:
-        place = None
+        place = device_folder(root_dir)
         with contextlib.suppress(OSError):
-            place = device_folder(root_dir)
             place.mkdir()
             probe = _Probe(place, block_bytes)
-            since = time.monotonic()
-            while not stop.wait(PAUSE_SECONDS):
-                probe.round()
-                if (now := time.monotonic()) - since >= NOTE_SECONDS:
-                    longest, call = max(probe.took)
-                    typical = median(took for took, _ in probe.took)
-                    measured.append((now, notes.Device(since, longest, typical, call)))
-                    since, probe.took = now, []
-        if place is not None:
-            shutil.rmtree(place, ignore_errors=True)
+            since, is_over = time.monotonic(), False
+            try:
+                while not is_over:  # once more when the run is over: it may have lasted no longer than the pause
+                    is_over = stop.wait(PAUSE_SECONDS)
+                    probe.round()
+                    if (now := time.monotonic()) - since >= NOTE_SECONDS:
+                        measured.append((now, probe.note(since)))
+                        since, probe.took = now, []
+            finally:
+                if probe.took:
+                    measured.append((time.monotonic(), probe.note(since)))
+        shutil.rmtree(place, ignore_errors=True)
 
     thread = threading.Thread(target=run, name="device probe", daemon=True)
     thread.start()

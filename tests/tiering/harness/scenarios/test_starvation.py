@@ -108,6 +108,17 @@ def test_a_probe_that_ends_only_with_the_flood_is_starved() -> None:
     assert early.data["phases"][0]["longest_gap_seconds"] == 9.5
 
 
+def test_a_flood_of_half_a_second_proves_nothing_where_nobody_measured_the_device() -> None:
+    short = [j._replace(submitted_seconds=j.submitted_seconds / 20, finished_seconds=j.finished_seconds / 20)
+             for j in (*FLOOD, job(1000, 3, "store", 0.5, 10.5))]  # fmt: skip
+    starved = history(short, [])
+    starved.notes[0].detail["over_seconds"] = 0.5
+    assert floods.check(starved).value == "unknown", "one slow call explains it"
+    detail = {"from_seconds": 0.0, "longest_seconds": 0.01, "median_seconds": 0.001, "call": "write"}
+    starved.notes.append(Note(-1, 0.5, "device", "", detail))
+    assert floods.check(starved).value == "false"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no memory file system")
 def test_the_time_that_the_harness_takes_to_verify_blocks_is_not_the_tiers(tmp_path: Path) -> None:
