@@ -1,7 +1,8 @@
-"""What every checker declares and returns, and the few questions about a history that several of them ask; no clock, no
-files.
+"""What every checker declares and returns, and questions about a history that several of them share.
 
-A checker's module declares `RULES`, what it judges, and has a function `check(history) -> Verdict`.
+No clock, no files. A checker's module declares `RULES`, what it judges, and has a function `check(history) -> Verdict`.
+Values of a verdict: "true" is pass, "false" fail, "unknown" inconclusive. The docstrings of checkers say what is
+judged, what is not covered, and when a verdict is inconclusive.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
-"""Does a call of the scheduler's thread wait for the device, for the number of files, or hold the interpreter's lock?
+"""Whether a call of the scheduler's thread waits for I/O, grows with the root, or holds Python's lock.
 
-Judged by windows in which calls were timed (notes `Calls`), each condition `REPETITIONS` times; `nonblocking` includes
-it. A rule is broken when it is broken in each repetition: a pause of the machine does not come again.
-1. calls that take as long as a delayed call of the device, in windows in which each call of the device is delayed:
-   more of them than the windows without delay explain, at least one in `SHARE`.
-2. the median of a kind of call on a root of many files is more than `GROWTH_FACTOR` times that on a root of few.
-3. the median of a kind of call is longer than a delayed call of the device, with no delay at all.
-4. the canary had a CPU and waited for the interpreter's lock for `LOCK_SECONDS`, `LOCK_TIMES` times in a window.
-A tier that runs jobs inside `submit` (an oracle) is measured by rules 1, 3 and 4, not judged.
+Part of `nonblocking`.
+
+The scenario times calls in windows (notes `Calls`), in each condition `REPETITIONS` times. A rule is broken if it is
+broken in each repetition, since a pause of the machine does not come again.
+1. Each call of the device is delayed: more calls take as long as that delay than the windows without delay explain, and
+   more than one in `SHARE`.
+2. The root has many files: the median of a kind of call is more than `GROWTH_FACTOR` times that with few files.
+3. Nothing is delayed: the median of a kind of call is longer than the delay of condition 1.
+4. The canary has a CPU and waits `LOCK_SECONDS` or longer for the interpreter's lock, `LOCK_TIMES` times in a window.
+Of a tier that runs jobs inside `submit` (the reference tier) only rule 2 is judged.
 """
 
 from __future__ import annotations

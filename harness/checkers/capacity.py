@@ -1,17 +1,18 @@
-"""Did a full root keep its limit and evict the least recently used blocks, while loads and stores went on?
+"""Whether a full root keeps its limit and evicts the least recently used blocks while loads and stores continue.
 
-Judged: each sample of the files' bytes, less what was stored while it was taken, against `max_bytes` and the `slack`;
-evictions of different processes, which must not overlap; failed loads, for which an evicted file is the only reason
-allowed; failed stores, which must have been refused; for each writer the longest time without a stored block
-(`GAP_SECONDS_MAX`, and ten times the latest wake-up of any process); and recency: a block that a reader loads again and
-again is lost only if other blocks of at least `keeps` of the limit (half of it) were stored or loaded since its last
-use. An exact order would demand the low water mark's part of it; half leaves room for marks of use that are renewed
-only now and then, and for samples.
+Judged:
+- each sample of the files' bytes, less what was stored while it was taken, against `max_bytes` and the `slack`;
+- evictions of different processes, which must not overlap;
+- failed loads, whose only permitted reason is an evicted file, and failed stores, which must have been refused;
+- for each writer the longest time without a stored block: `GAP_SECONDS_MAX`, plus ten times the latest wake-up;
+- recency: a block that a reader loads again and again may be evicted only after other blocks of at least `keeps` of the
+  limit (half of it) were stored or loaded since its last use. Half, because modification times are renewed only now and
+  then, and victims are chosen from samples.
 
 Not covered: bytes (integrity), which other blocks were evicted, several hosts.
 
-unknown: the tier keeps no limit or the run sets none, or the root was not full, was hardly turned over, or the readers
-loaded too little.
+unknown: the tier keeps no limit, the run sets none, the root was not full or hardly turned over, or the readers loaded
+too little.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Does the tier keep each promise that its engine relies on?
+"""Whether the tier keeps each promise that its engine relies on.
 
-Covers what the driver "contract" wrote down (notes "promise"): a promise that was begun and never ended killed or hung
-its process, and is broken. Not covered: several processes, floods, crashes, faults.
+Judged: the results that the driver "contract" recorded (notes "promise"). A promise whose check began and did not end
+is broken: the call hung or ended its process. So is an error that the worker recorded, and a process that ended by
+itself.
 
-false, too: a process that died by itself outside a promise, or an error that it noted.
+Not covered: several processes, floods, crashes, faults.
 
-unknown: no promise was asked for, or the process was stopped before the last.
+unknown: no promise was checked, or the process was stopped before the last one.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""In every state that a crash may leave: is every block that loads correct, does the tier open and store again, and are
-all blocks there that a store which waits for the device had reported?
+"""Whether the tier opens, serves correct bytes and stores again in every state of its files that a crash may leave.
 
-Covers each recorded phase and each way to store (notes "crashphase" and "crashstate"). A block that is missing or
-refused is a finding only where the store had waited for the device. What the tier raised is one, and a process of it
-that ended badly.
+Judged for each recorded phase and each way to store (notes "crashphase" and "crashstate"). A missing or refused block
+is a finding only if its store had waited for the device. An exception of the tier is a finding, and so is a process
+that ended with an error.
 
-unknown: no phase; a recording that is incomplete or could not be made.
+unknown: no phase was recorded, or a recording is incomplete.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""Does every process derive the same file name for the same tokens, and are exactly those names on disk?
+"""Whether every process derives the same file name for the same tokens, and exactly those names are on disk.
 
-Covers: one block, one name, in all processes and incarnations; two blocks, two names; equal seeds of the chain; and,
-where the run listed the files under its root, that the block files there are exactly the names of blocks with a store
-reported ok. A block file is one whose suffix block names have; the tier's bookkeeping or a file in quarantine is no
-block file, and what is neither is for `leftovers`. A store that failed or whose process died may have left its file or
-not. A name in quarantine is not missing.
+Judged: a block has one name in all processes and restarts; two blocks have two names; all hash seeds are equal; and, if
+the files under the root were listed, the block files are those of the blocks reported stored.
 
-Not covered: what is in the files (integrity), names of blocks that the traffic never asked for, other platforms or
-Python versions than those of the run.
+- A block file has the suffix of block names. The tier's own files and quarantined files are none; `leftovers` judges
+  all others.
+- A store that failed, or whose process ended, may have left its file or not.
+- A file in quarantine does not count as missing.
+
+Not covered: the content of files (integrity), names of blocks outside the traffic, other platforms and Python versions.
 
 unknown: no block was named by two processes.
 """
@@ -83,7 +84,8 @@ def check(history: History) -> Verdict:
         listing = "files on disk not compared"
     value: Value = "false" if findings else "true" if compared else "unknown"
     own = sum(block >= 0 for block in by_block)
-    groups = f", {len(by_block) - own} also in another group of layers" if own < len(by_block) else ""
+    also = "each" if len(by_block) == 2 * own else len(by_block) - own
+    groups = f", {also} also in another group of layers" if also else ""
     figure = (
         f"{own} blocks named{groups}; {compared} names derived again by another process, {findings.count} findings; "
         f"{listing}"

@@ -1,9 +1,9 @@
-"""What a rule of time may charge a tier with: the bounds of a job's life, and how long a process was hindered.
+"""What a rule on times may charge to a tier: the bounds of a job's life, and how long a process was hindered.
 
-A result arrives between two polls: the tier is charged with the time until the first of them. A thread that is
-runnable without a CPU, that waits for the interpreter's lock, or that is stopped is not idle: such time is measured by
-the kernel (`Delayed`, `Pressure`) and by the canary, and is never charged. A finding is confirmed: it counts when it
-comes again, since defects do and pauses do not.
+- A result arrives between two polls. The tier is charged with the time until the first of them.
+- A thread that is runnable without a CPU, waits for the interpreter's lock, or is stopped is not idle. The kernel
+  (notes `Delayed`, `Pressure`) and the canary measure such time; it is never charged.
+- A deviation is a finding only if it comes `REPETITIONS` times: a defect repeats, a pause of the machine does not.
 """
 
 from __future__ import annotations

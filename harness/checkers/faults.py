@@ -1,22 +1,24 @@
-"""Does the tier keep, under each fault, the guarantees that the registry of faults states for it?
+"""Whether the tier keeps, under each fault, the guarantees that `harness.faults.table` states for it.
 
-From the steps of a fault (notes "met": before, under, look, repair, after, last), their jobs (`request` is the step)
-and what lookups said (notes "asked"):
-- no wrong byte: no block of any load reported ok was wrong;
-- one result: each job got one, also those that hung until the lift;
-- reported: what was reported stored under the fault is found afterwards, and right;
-- others unharmed: no more blocks were hurt (stores or loads failed, stored blocks not found) than the fault can have
-  hurt, where that is known; a fault of stores hurts no load, and the other way round;
-- counted: if anything was hurt, the tier counts a failure, by a reason that the registry allows;
-- no block: what failed to be stored, or was seen to be gone, is not found, or found and right;
-- no leftovers: no file but blocks has come; not blocked: no submit took as long as half the hang, and the direction
-  that does not hang went on; repaired: stored again, found and right; explained: see "opening" notes.
-Where the tier shows too little (it counts nothing) that item is "not shown", and decides nothing. Whatever the registry
-says, after the lift all blocks and fresh ones are stored, found and right (liveness).
+Judged from the steps of a fault (notes "met": before, under, look, repair, after, last), their jobs (`request` is the
+step) and the answers of lookups (notes "asked"):
+- no wrong byte: no block of a load reported ok was wrong;
+- one result: each job has one, also a job that hung until the fault was lifted;
+- reported: a block reported stored under the fault is found afterwards, and right;
+- others unharmed: no more stores, loads or lookups failed than the fault can affect, where that number is known; a
+  fault of one direction affects no job of the other;
+- counted: if a block failed, the tier counts a failure under a reason that the table allows;
+- no block: a block that failed to be stored, or was seen to be gone, is not found, or is found and right;
+- no leftovers: no file but blocks was added;
+- not blocked: no submit took half as long as the hang, and the direction that does not hang continued;
+- repaired: the block was stored again, found and right;
+- explained: see the notes "opening".
+An item that the tier does not show, such as counters, is "not shown" and decides nothing. After each fault all blocks,
+and fresh ones, must be stored, found and right.
 
-Not covered: whether the fault struck at all where nothing counts its strikes.
+Not covered: whether the fault took effect, where nothing counts its effects.
 
-unknown: no fault was met, or the tier failed already before a fault came.
+unknown: no fault was injected, or the tier failed before a fault.
 """
 
 from __future__ import annotations

@@ -1,34 +1,31 @@
-"""Did single jobs of each direction end during each flood? Judged by when jobs were submitted and when they ended.
+"""Whether single jobs of each direction end while a flood of other jobs runs; judged by submits and results alone.
 
-A phase is a flood of jobs of one class or of one size, kept deeper than the tier's threads, and a probe: one block at a
-time, the next when the last has ended. Per phase:
-1. a probe of the other class must end before the flood does; none ended, while the flood finished at least
-   `FLOOD_FACTOR` * threads jobs, is starvation, whatever the schedule says;
-2. while one call of the device hangs for ever (notes "hang" to "lifted"), jobs of both classes go on ending. Where the
-   process's host is cut off from its volume (detail "cut"), no call of either class can end well, and instead:
-   no lookup waits for its answer longer than `hung_seconds_max` (option); no task waits for longer behind fewer hung
-   tasks of its own class than it has threads, which were then held by the other class; where the tier reports hung
-   threads (gauges "*_threads_hung"), it reports one within that time after a task hangs, never more than there are
-   threads, and none at the end; the jobs end after the heal, and then both classes succeed, in the same process;
-3. a probe of the other class waits for blocks, not for whole jobs (head of line): behind jobs that are `size` times
-   larger its mean wait may grow by the root of `size`, which is halfway, in factors, from not at all to in proportion.
-   Judged for sizes at least `SIZE_FACTOR_MIN` apart, both floods deeper than the threads, where the wait grows by more
-   than the longest life of a single block with nothing else in flight.
-4. a flood may slow a probe down as much as it slows itself down. Unloaded lives are measured before the floods. Behind
-   single blocks of the other class, of which `s` seconds of a thread are spent on each, a probe takes on average `s`
-   and its unloaded life times the slowdown of the flood's own blocks; `SERVICE_FACTOR` times that are allowed.
-5. where two processes use one root with different models at the same time, neither model's probes take
-   `SERVICE_FACTOR` times as long as the other's.
-A job is charged with the time until the last poll that did not return it. Each flood is repeated: rules 1 and 3 to 5
-fail what is broken in each repetition, and leave undecided what is broken in most of them. Jobs that run inside their
-submit wait for no other: rules 3 to 5 do not apply.
-A probe of the flood's own class waits its turn behind it: that delay is reported, never judged.
+A *phase* is a flood of jobs of one direction or one size, kept deeper than the tier's threads, and a *probe*: one block
+at a time, the next after the last has ended. For each phase:
+1. A probe of the other direction must end before the flood does. None ended while the flood finished at least
+   `FLOOD_FACTOR` * threads jobs: starvation, whatever the schedule.
+2. While one call of the device hangs (notes "hang" to "lifted"), jobs of both directions continue to end. A host that
+   is cut off from its volume (detail "cut") can end no job well. Instead:
+   - no lookup waits longer than `hung_seconds_max` (option);
+   - no task waits longer behind fewer hung tasks of its direction than there are threads of it, since the other
+     direction then holds these threads;
+   - a tier that reports hung threads (gauges "*_threads_hung") reports one within that time, never more than there are
+     threads, and none at the end;
+   - the jobs end after the host is back, and then both directions succeed in the same process.
+3. A probe waits for blocks of the other direction, not for whole jobs. Behind jobs that are `size` times larger its
+   mean wait may grow by the square root of `size`. Judged for sizes at least `SIZE_FACTOR_MIN` apart, both floods
+   deeper than the threads, and growth above the longest unloaded life.
+4. A flood slows a probe down no more than its own blocks. If its blocks take `s` seconds of a thread each, a probe may
+   take on average `SERVICE_FACTOR` times `s` plus its unloaded life times the slowdown of the flood's own blocks.
+5. Two processes use one root with different models: neither model's probes take `SERVICE_FACTOR` times as long as the
+   other's.
+A job is charged with the time until the last poll that did not return it. Each flood is repeated. Rules 1 and 3 to 5
+fail if broken in each repetition, and are inconclusive if broken in most. Rules 3 to 5 do not apply to jobs that run
+inside their submit. The wait of a probe in the flood's own direction is reported, not judged.
 
-How long each class went without an end is reported too; `starvation` judges each wait.
+Not covered: hangs of a tier that runs jobs inside `submit`; the scenario leaves them out.
 
-Not covered: phases of a tier that runs jobs inside `submit` under a hang (they are not run).
-
-unknown: no phase, or no flood that was ever deeper than the threads, or a phase in which nothing of the flood ended.
+unknown: no phase, no flood that was deeper than the threads, or a phase in which no job of the flood ended.
 """
 
 from __future__ import annotations

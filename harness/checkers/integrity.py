@@ -1,8 +1,9 @@
-"""Is every byte that came back the right one? Loads reported ok were compared with what the blocks are.
+"""Whether every loaded byte is right. The worker compared each block of each load reported ok with its content.
 
-Covers: each block of each load job reported ok (also of jobs that failed in part), judged by the worker byte for byte.
-Not covered: blocks that were reported failed (their slots hold rubbish by contract), bytes that were never loaded
-again, blocks served from memory without a job.
+Judged: each block reported loaded, also of jobs that failed in part.
+
+Not covered: blocks reported failed (the content of their slots is undefined), blocks that were never loaded, blocks
+served from memory without a job.
 
 false: any wrong block. unknown: no block was verified.
 """

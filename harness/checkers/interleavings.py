@@ -1,11 +1,12 @@
-"""Is the tier right in every order of its processes' system calls?
+"""Whether the tier is right in every order of its processes' system calls that was explored.
 
-Covers the programs that the driver "interleavings" explored (notes "explored"): after each schedule what `RULES` say,
-by the results of the operations, the files, and a next process that opens the root, loads each block, stores it, and
-loads it again. Not covered: programs that were not run, orders of memory accesses within a process, power loss.
+Judged: the programs that the driver "interleavings" explored (notes "explored"). After each schedule: the results of
+the operations, the files, and a next process that opens the root, loads each block, stores it and loads it again.
 
-unknown: no program was run, system calls cannot be stopped here, or a limit cut a program off before all of its
-schedules, or all with so many preemptions, were run.
+Not covered: programs that were not run, orders of memory accesses within a process, power loss.
+
+unknown: no program was run, system calls cannot be stopped here, or a limit ended a program before all of its schedules
+(or all with a given number of preemptions) were run.
 """
 
 from __future__ import annotations

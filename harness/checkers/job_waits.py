@@ -1,9 +1,8 @@
-"""Jobs and classes that are held back, judged by jobs alone: what `starvation` says of a tier whatever its schedule.
+"""Jobs and directions that are held back, judged by jobs alone; `starvation` includes it for every tier.
 
-A count is not a duration: jobs that overtake a slow call of the device show nothing. So what is held back must be so
-for longer than the device's own spread, which is measured in the same run: `HELD_FACTOR` times the longest of the
-device probe's calls and of the lives of single blocks with nothing else in flight. Time in which the process was
-hindered is not charged.
+A count of overtaking jobs is no duration: many cached loads may end during one slow call of the device. So a wait must
+also exceed the device's own times, which the run measures: `HELD_FACTOR` times the longest call of the device probe,
+and of the unloaded lives. Hindered time is not charged. docs/starvation-bound.md has the formulas.
 """
 
 from __future__ import annotations

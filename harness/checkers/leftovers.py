@@ -1,16 +1,18 @@
-"""What does a run leave behind? No temp file, no pinned slot, no leaked descriptor, no account that does not add up.
+"""Whether a run leaves temp files, pinned slots, leaked descriptors or contradictions in the tier's own state.
 
-Covers: every file under the root at the end that is neither a block's name, nor bookkeeping that the tier's adapter
-declares, nor quarantined; each process's Stop record: slots still pinned, descriptors above those at its start, the
-tier's own findings, an exit code that says it broke. A process that was meant to die (a "fault" note aimed at it) is
-excused from its exit code and from what only a living process can say, from temp files only as far as the note says
-(its "files_left_max", where the file system has no unnamed files): those are what others find.
-Where no process named a block, only names that say "tmp" or "part" count as temp files.
+Judged: every file under the root at the end that is neither a block's name, nor one of the tier's declared own files,
+nor quarantined; and each process's Stop record: pinned slots, descriptors beyond those at its start, findings of the
+tier's own checks, and an exit code that shows an error.
 
-Not covered: memory, threads, files outside the root, block files that nobody expects (determinism).
+- A process that a fault was meant to kill (a "fault" note) is excused from its exit code and from what only a living
+  process can report. Of temp files it may leave as many as the note says ("files_left_max"), where the file system has
+  no unnamed files.
+- Where no process named a block, only file names with "tmp", "temp" or ".part" count as temp files.
 
-false: a leftover, or a process that died by itself. unknown: no process recorded its end, or something outside the tier
-ended one (an operator, the OOM killer, a resource limit, a run that was interrupted), so that it could not clean up.
+Not covered: memory, threads, files outside the root, unexpected block files (determinism).
+
+false: a leftover, or a process that ended by itself. unknown: no process recorded its end, or something outside the
+tier ended one before it could clean up: an operator, the OOM killer, a resource limit, an interrupted run.
 """
 
 from __future__ import annotations

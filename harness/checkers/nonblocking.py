@@ -1,22 +1,21 @@
-"""Does `submit_store` / `submit_load` return at once, or only after the I/O?
+"""Whether `submit_store` and `submit_load` return at once, or only after the I/O.
 
-Absolute times say nothing across machines, so each submit is set against its own job and against how late a thread of
-the same process wakes up anyhow (the canary). Three signs, any of them makes it false:
-1. as a habit: for at least half of a process's jobs the submit took more than half of the job's whole life, and the
-   median submit is longer than the canary is typically late. Below that, submitting cannot be told from noise: unknown.
-2. now and then: more than one submit in a thousand (and more than one) took longer than `NOISE_FACTOR` times the worst
-   the canary saw, and longer than half of its job or than the median job. A queue that blocks when full looks like
-   this. In both, time in which the scheduler's thread had no CPU or no lock does not count.
-3. where the tier says how it scheduled: for at least three quarters of the jobs all tasks had ended before the submit
-   returned, be it ever so fast.
+Absolute times do not compare across machines. So each submit is compared with its own job's life (submit to result),
+and with the wake-up delay of a thread of the same process (the canary). Each of three signs is a finding:
+1. Habit: for at least half of a process's jobs the submit took more than half of the job's life, and the median submit
+   is longer than the typical wake-up delay. Below that delay it is inconclusive.
+2. Now and then: more than one submit in 1,000, and more than one in all, took longer than `NOISE_FACTOR` times the
+   worst wake-up delay, and longer than half of its job's life or than the median job's. A queue that blocks when full
+   does so. In signs 1 and 2 time in which the scheduler's thread had no CPU or no lock does not count.
+3. For at least three quarters of the jobs all tasks had ended when the submit returned, where the tier reports its
+   tasks.
 
-A tier that says of itself that it runs jobs inside `submit` (an oracle) is measured, not judged.
-
-The other calls of the scheduler's thread are judged where the scenario times them (`call_times`).
+A tier that runs jobs inside `submit` (the reference tier) is measured, not judged. The other calls of the scheduler's
+thread are judged where the scenario times them (`call_times`).
 
 Not covered: a submit that is slow because it computes.
 
-unknown: no job with a result, or no canary where sign 1 or 2 would need one.
+unknown: no job with a result, or no canary where sign 1 or 2 needs one.
 """
 
 from __future__ import annotations

@@ -1,19 +1,21 @@
-"""Does an outage of one host, or of the server, fail only the jobs in flight there, and only during the outage?
+"""Whether an outage of one host, or of the server, fails only jobs in flight there, and only during the outage.
 
-Covers, for each fault (notes "fault" and "lifted", by process): on processes that were not hit no block fails, and no
-block that was stored before is missed; on those hit a block fails only in a job that was in flight between the fault
-and `recovery_seconds_max` (option) after its end; after that end each process that lives has a successful store within
-that time, without a restart except after a loss of power; a process that was not switched off does not end. A block
-reported stored is found by the first question that is put after all is well again, from whichever host: only what a
-host without power had reported in its last moments may be missing, and is counted. And the bound of visibility: in the
-rounds for it (notes "soon") the first hit comes at most `visible_seconds_max` (option) after the reported store. Where
-the tier says what its threads do (`Task` records, gauges "*_running_oldest_seconds"), a task that hung for longer than
-`HUNG_SECONDS_MIN` in an outage must show in the gauges then, with at least `HUNG_SHARE_MIN` of its age; and
-threads that were replaced because their calls hung ("*_threads_hung") are none any more when a process ends well.
+Judged for each fault (notes "fault" and "lifted", by process):
+- On processes that were not hit no block fails, and no block that was stored before is missed.
+- On processes that were hit a block fails only in a job that was in flight between the fault and `recovery_seconds_max`
+  (option) after its end.
+- Within that time each process that lives stores a block again, without a restart unless it lost its power.
+- A process that kept its power does not end.
+- A block reported stored is found by the first lookup after the recovery, on each host. Blocks that a host without
+  power reported in its last moments may be missing; they are counted.
+- In rounds on visibility (notes "soon") the first hit comes at most `visible_seconds_max` (option) after the store.
+- Where the tier reports tasks and gauges "*_running_oldest_seconds": a task that hung for more than `HUNG_SECONDS_MIN`
+  shows there with at least `HUNG_SHARE_MIN` of its age.
+- At the end of a process no thread counts as hung ("*_threads_hung").
 
 Not covered: wrong bytes (integrity), results (results), temp files (leftovers).
 
-unknown: a fault that met no job in flight on those that it hit, no fault at all, or no round for visibility.
+unknown: no fault, a fault during which no job was in flight on the processes that it hit, or no round on visibility.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Does the death of one process lose only its own jobs in flight?
+"""Whether the death of a process loses only its own jobs in flight.
 
-Covers, in a run whose only faults are processes killed and paused: no job that got a result failed, in whatever
-process, above all not the first store after a restart and no load of a block that was said to be there; every
-process that was to start again came up (notes "error" tell); a paused process went on.
+Judged, in a run whose only faults are processes killed and paused: no job that has a result failed, in any process. In
+particular the first store after a restart succeeds, and a load of a block that a lookup called a hit. Every process
+that should restart did (notes "error"), and a paused process continued.
 
-Not covered: whether finished stores are found (visibility), wrong bytes (integrity), what lies about (leftovers).
+Not covered: whether finished stores are found (visibility), wrong bytes (integrity), files left behind (leftovers).
 
-unknown: no process was killed in the middle of a job, none stored anything after its restart, or nobody asked for a
+unknown: no process was killed in the middle of a job, none stored a block after its restart, or no process looked up a
 block that a killed process had reported stored.
 """
 

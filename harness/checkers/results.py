@@ -1,18 +1,17 @@
-"""Did each submitted job get exactly one result that accounts for all of its blocks?
+"""Whether each submitted job has exactly one result that accounts for all of its blocks.
 
-Covers, per job: exactly one record and one result (none only where the process died, and then the outcome is "info");
-ok and failed together are the job's blocks, each once; outcome and lists agree; no result before its submission; errors
-that a worker noted (a second result, a job that never moved, an exception of the tier). A job that was submitted and
-has no record is lost.
+Judged for each job: one record and one result (none only if the process was killed; the outcome is then "info"); ok and
+failed blocks together are the job's blocks, each once; outcome and lists agree; no result before the submit. Errors
+that the worker recorded are findings: a second result, a job without progress, an exception of the tier. So is a
+submitted job without a record.
 
-Failures: in a run without faults a failed load is wrong, since lookup had said that the block is there; a failed store
-is wrong too, except for blocks that the tier says it refused: it may refuse what exceeds its stated bounds, and such
-blocks are counted, not judged. After the first fault any failure may be its consequence, and is counted only.
+- Without a fault a failed load is a finding, since the lookup had called the block a hit.
+- So is a failed store, except for blocks that the tier reports as refused: these are counted, not judged.
+- After the first fault every failure may be its consequence, and is only counted.
 
-Not covered: whether ok is true (integrity), when results come (starvation, nonblocking).
+Not covered: whether a block reported ok is right (integrity), when results come (starvation, nonblocking).
 
-unknown: no job has a result, or the machine explains each failure: the root's file system was full, a limit was too
-small (`checkers.shortages`).
+unknown: no job has a result, or the machine explains each failure, such as a full disk (`checkers.shortages`).
 """
 
 from __future__ import annotations

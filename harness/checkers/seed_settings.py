@@ -1,15 +1,17 @@
-"""Which processes share blocks under each setting of the seed, and is a root of another seed refused?
+"""Which processes share blocks under each setting of the hash seed, and whether a root of another seed is refused.
 
-Covers three kinds of notes of the determinism scenario. "cell": what one process, under one setting, calls the same
-blocks, with the family that the rules put it in: processes of one family have equal names and equal seed digests, of
-two families (a private one is a family of its own) no name and no digest in common; "refused" must be refused, by a
-text that names PYTHONHASHSEED. In each process different blocks have different names. "pair": a process opened a root
-that another had filled; if the rules say that they share, it is accepted without a warning, else it is refused or
-warns on stderr, and never derives the other's names. "race": processes of different seeds opened one root at one
-moment, and again: one seed is accepted. "created": temp files that a process made while the application seeded every
-generator alike; no name twice. "instance": what an instance calls itself; no id twice.
+Judged from the notes of the scenario `determinism`:
+- "cell": the names that one process derives for the same blocks under one setting, and the *family* of that setting by
+  the rules of sharing. Processes of one family have equal names and seed digests. Those of two families have none in
+  common. A setting that must be refused is refused with a text that names PYTHONHASHSEED. In each process different
+  blocks have different names.
+- "pair": a process opened a root that another had filled. If the rules let them share, it is accepted without a
+  warning. Otherwise it is refused or warned on stderr, and derives none of the other's names.
+- "race": processes of different seeds opened one root at the same time, and again later: one seed is accepted.
+- "created": temp files of a process whose application seeded every random generator alike: no name comes twice.
+- "instance": the ids of instances: none comes twice.
 
-Not covered: settings that were skipped (listed), names of blocks that nobody asked for.
+Not covered: settings that were skipped (listed), names of blocks that were not derived.
 
 unknown: the tier refused every cell, fewer than two processes of one family were compared, or no pair was tried.
 """

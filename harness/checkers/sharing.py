@@ -1,25 +1,24 @@
-"""Do processes find each other's blocks? The hit ratio between two oracles computed from exactly the requests replayed.
+"""Whether processes find each other's blocks. The hit ratio is compared with two oracles of the replayed requests.
 
-Upper oracle: one endless shared cache. Lower oracle: one endless cache per process. Both depend only on who was dealt
-what, not on order: of a prefix-chained block, every reference but the first can hit. A reference that could have hit
-and did not is *lost*, and is put down to the first missing block of its request:
-- in flight: no store of that block had finished when the request looked it up (concurrent duplicates are honest work);
-- not stored: no store of it ever succeeded (refused, failed, or the process died);
-- load failed: a load of it in this request failed, so it was recomputed;
-- no room: the tier says that it had blocks of this request and no memory to bring them to;
+Upper oracle: one endless shared cache. Lower oracle: one endless cache for each process. Both depend on which process
+got which request, not on the order: of a block every reference but the first can hit. A reference that could hit and
+did not is *lost*. The first missing block of its request gives the reason:
+- in flight: no store of that block had ended when the request looked it up; both processes computed it;
+- not stored: no store of it succeeded (refused, failed, or the process was killed);
+- load failed: a load of it in this request failed, so it was computed again;
+- no room: the tier reports that it had blocks of this request and no free slot to load them into;
 - given up: the run ended before the request did;
 - not looked up: the request stored its blocks at once, so that processes store them at the same time;
-- evicted: since its store the tier has reported evictions of blocks, each of which explains one lost block;
-- unexplained: it was there, and was not found.
+- evicted: the tier has reported evictions since its store, and each evicted block explains one lost block;
+- unexplained: it was stored, and was not found.
 
-true: hits that only another process can have made possible, no more hits than the shared oracle has, and no loss is
-unexplained, however few there are.
-false: more hits than the shared oracle, or an unexplained loss.
-unknown: nothing to share in this traffic, no second process, nothing stored, at least half of what sharing could add
-to private caches lost for want of room, or no hit although every loss is explained.
+true: there are hits that need another process, no more hits than the upper oracle has, and no unexplained loss.
+false: more hits than the upper oracle, or an unexplained loss.
+unknown: no block to share in this traffic, one process, nothing stored, at least half of what sharing adds to private
+caches lost because no slot was free, or no hit although every loss is explained.
 
-Not covered: whether hit blocks held the right bytes (integrity), how fast sharing is, a root that was filled before the
-run (state `warm_root` in the run's options, and the upper bound is not judged), tiers that evict.
+Not covered: whether hits had the right bytes (integrity), how fast sharing is, tiers that evict. With a root that was
+filled before the run (`warm_root` in its options) the upper bound is not judged.
 """
 
 from __future__ import annotations
@@ -98,7 +97,7 @@ def check(history: History) -> Verdict:
         value, why = "unknown", "no hit that needed another process, though each miss is explained; "
     else:
         value = "true"
-    explained = ", ".join(f"{lost[r]} {text}" for r, text in REASONS.items() if lost[r] or r == "unexplained")
+    explained = ", ".join(f"{text}: {lost[r]}" for r, text in REASONS.items() if lost[r] or r == "unexplained")
     duplicates = sum(stored.values()) / len(stored) if stored else math.nan
     figure = (
         f"{why}{percent(hits, total)} of {total} block references hit, between {percent(private.hit_blocks, total)} "

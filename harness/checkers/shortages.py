@@ -1,7 +1,7 @@
-"""Which failures the machine explains: what the operating system refused, where the harness itself saw the shortage.
+"""Which failures a shortage of the machine explains: those of the operating system that the harness itself observed.
 
-Reads the notes "room" that the harness took while the run lasted. A tier's own word is not enough: an ENOSPC that it
-reports while the file system had room stays a finding, and so does an EMFILE of a process that had an ample limit.
+Reads the notes "room" that the harness recorded during the run. The tier's own report is not enough: an ENOSPC while
+the file system had space stays a finding, and so does an EMFILE of a process with an ample limit.
 """
 
 from __future__ import annotations

@@ -1,19 +1,17 @@
-"""Does anything grow in a long run, and do the tier's counters, the history and the files agree at its end?
+"""Whether memory, descriptors, threads or queues grow in a long run, and the tier's counters agree with the history.
 
-Growth, per process and quantity (memory, descriptors, threads, each queue, and references to None that compiled code
-gave back without having taken them: the last one ends a Python before 3.12 with an abort): samples are parted by time
-into up to `BINS_MAX` bins after a warm-up of `WARM_UP` of the run; the bins' medians are tried for a trend by Mann and
-Kendall (`SIGMAS` standard deviations of chance), which asks how steadily it rises and not how noisy it is, and the size
-of the rise (Theil and Sen's slope over the time judged) must exceed `LEAST`: one more descriptor is chance, memory
-breathes.
+Growth, for each process and quantity (memory, descriptors, threads, each queue, and references to None that compiled
+code released without having taken them, which ends a Python before 3.12): after a warm-up of `WARM_UP` of the run the
+samples are divided by time into up to `BINS_MAX` bins. A finding needs both a significant trend of the bins' medians
+(Mann and Kendall, `SIGMAS` standard deviations) and a rise above `LEAST` (Theil and Sen's slope over the time judged).
 
-Agreement: what the tier counted ("stored", "loaded", "failed ...", at its end) equals the sums over its jobs; each
-block that was stored and not removed since is a file; each block file was stored by a process; nothing was
-quarantined; a load fails only of a block that was removed, at most once per removal and request in flight.
+Agreement: the tier's counters at its end ("stored", "loaded", "failed ...") equal the sums over its jobs. Each block
+that was stored and not removed is a file, and each block file was stored by a process. Nothing is in quarantine. A load
+fails only for a block that was removed, at most once for each removal and request in flight.
 
-Not covered: growth slower than the noise, growth outside the processes other than files, what `results` judges.
+Not covered: growth below the noise, growth outside the processes other than files, what `results` judges.
 
-unknown: too few samples for any process; a process that died.
+unknown: too few samples for any process, or a process that was killed.
 """
 
 from __future__ import annotations

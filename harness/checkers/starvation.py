@@ -1,33 +1,28 @@
-"""Does any class of jobs wait longer than the schedule allows? docs/starvation-bound.md derives what is checked here.
+"""Whether a direction or a job waits longer than the schedule allows; docs/starvation-bound.md derives the bound.
 
-Where the tier says how it scheduled (`Task` records), per process and its incarnation:
-1. own class first: no thread takes the other class while its own class has a task waiting;
-2. FIFO within a class;
-3. work-conserving: no thread is free while one and the same task waits for longer than a hand-over may take, which is
-   the larger of the longest service time then and `NOISE_FACTOR` times the lateness of the canary then (a thread that
-   only asks to be woken); tasks that have not begun yet count by the age that the gauges report;
-4. each wait <= ceil((ahead + 1) / threads of the class) * (longest service + longest hand-over);
-5. overtakes: tasks of the other class that came later and started earlier; by own threads none (this is rule 1), in all
-   at most (threads of the other group) * (ceil(wait / shortest service) + 1).
-6. stamps against the scheduler's own clock: a job's tasks come between its submit's call and return, and end before its
-   result; a poll that begins later than a hand-over after the last end returns the result.
-Within that, enqueue and start are stamped under the pool's lock and taken at their word; service and hand-over times
-are measured.
-Rules 3 to 5 are left out for a process that died, since what it ran last is not in the history, and for one that had a
-call hang for ever, since then the longest service time says nothing; `floods` judges those. Such a process has a note
-"hang" on it, or its tier says that it replaces threads that hang (gauges "*_threads_hung") and more threads of a group
-ran than its options give it.
+Judged for each process and restart, where the tier reports its schedule (`Task` records):
+1. Own direction first: no thread takes the other direction while a task of its own waits.
+2. FIFO within a direction.
+3. Work-conserving: no thread is free while one task waits for longer than a hand-over may take. That is the largest of
+   the longest service time then, `NOISE_FACTOR` times the canary's lateness then, and a switch interval for each
+   thread. A task that has not started counts by the age in the gauges.
+4. Each wait <= ceil((ahead + 1) / threads of the direction) * (longest service + longest hand-over).
+5. Overtaking tasks came later and started earlier. By the direction's own threads there are none (rule 1); in all at
+   most (threads of the other group) * (ceil(wait / shortest service) + 1).
+6. Stamps agree with the scheduler's clock: a job's tasks arrive between the call and the return of its submit, and end
+   before its result. The first poll after the last end, and a hand-over later, returns the result.
+Arrival and start are stamped under the pool's lock, and these stamps are trusted; service and hand-over are measured.
 
-Whatever the tier says, jobs are judged too (`job_waits`): no job, and no class as a whole, is held back while later
-jobs end, for longer than the device's own spread. Where the tier says nothing, this is all.
+Rules 3 to 5 are left out for a process that was killed, since its last tasks are not in the history, and for one with a
+hung call, since the longest service is then not finite; `floods` judges those. A call hung if a note "hang" names the
+process, or if the tier reports hung threads (gauges "*_threads_hung") and more threads ran than its options give it.
 
-Rules of time are charged with what the tier did for certain: a job's life ends with the last poll that did not return
-it; time in which the process was hindered does not count; and what came fewer than `REPETITIONS` times is a doubt, not
-a finding.
+For every tier jobs are judged too (`job_waits`): no job, and no direction, is held back while later jobs end. Without
+`Task` records nothing else is judged. `evidence` says which time is charged to a tier.
 
-Not covered: waiting inside the device, waits outside the tier (for slots).
+Not covered: waits inside the device, waits outside the tier (for slots).
 
-unknown: no loads, or no stores, or the two never met (no task came while the other class had one waiting or running).
+unknown: no loads, no stores, or no task that arrived while the other direction had one waiting or running.
 """
 
 from __future__ import annotations

@@ -1,15 +1,14 @@
-"""Is what one process reported stored found by every process that asks afterwards?
+"""Whether a block that one process reported stored is found by every process that looks it up afterwards.
 
-Covers the answers that processes wrote down (notes "asked"): a question put after a store of the block was reported
-ok by any process, must be answered "hit" by the `lookups`-th time that a process asks (option, default 1); no
-question may stay without an answer. A process that got a hit once and then a miss counts from one again. A miss is
-explained, and no finding, where the tier says that it had no slot to load a block into, or that it evicted blocks since
-the store: each evicted block explains one lost block.
+Judged: the lookups that processes recorded (notes "asked"). After any process reported the block stored, the
+`lookups`-th lookup of a process (option, default 1) must be a hit. Every lookup must get an answer. After a hit and
+then a miss of one process the count starts again. A miss is no finding where the tier reports that it had no free slot,
+or that it evicted blocks since the store: each evicted block explains one lost block.
 
 Not covered: whether the bytes are right (integrity), loads that fail after a hit (results, recovery), how long an
 answer takes.
 
-unknown: no process asked for a block that it had not stored itself, after somebody had.
+unknown: no process looked up a block that only another process had stored.
 """
 
 from __future__ import annotations

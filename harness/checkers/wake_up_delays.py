@@ -1,6 +1,7 @@
-"""How long a thread's wake-up may take on this machine at a given time, and which tasks waited then; for `starvation`.
+"""How late a thread wakes on this machine at a given time, and which tasks waited then; for `starvation`.
 
-The yardstick does not come from the tier: it is the canary, a thread of the same process that only asks to be woken.
+The measure does not come from the tier. It is the canary, a thread of the harness in the same process that only sleeps
+and wakes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a history tells of a finding beyond what its checker said: request, incarnation, file, writer, trace id.
+"""Facts about a finding from the history, beyond those of its checker: request, restart, file, writer, trace id.
 
-Nothing is guessed: a field that the history does not decide stays unknown.
+A field that the history does not decide stays unknown.
 """
 
 from __future__ import annotations

@@ -443,7 +443,8 @@ def test_sharing_puts_duplicates_in_flight_down_to_themselves() -> None:
     lost = verdict.data["lost"]
     assert verdict.value == "true"
     assert lost["in flight"] > 0 == lost["unexplained"]
-    assert f"missed: {lost['in flight']} ({lost['in flight']} store still running, 0 unexplained)" in verdict.figure
+    late = lost["in flight"]
+    assert f"possible hits missed: {late} (store still running: {late}, unexplained: 0)" in verdict.figure
     assert verdict.data["hit_blocks"] + sum(lost.values()) == verdict.data["shared_hit_blocks"]
 
 
