@@ -78,9 +78,9 @@ def judge_calls(history: History, findings: Findings, in_submit: set[int]) -> li
         call: max(float(w["median_seconds"]) for each in windows.values() for w in each)
         for (_, call), windows in by_call.items()
     }
-    said = ", ".join(f"{call} {milliseconds(seconds)}" for call, seconds in sorted(worst.items()))
+    listed = ", ".join(f"{call} {milliseconds(seconds)}" for call, seconds in sorted(worst.items()))
     skipped = [f"skipped: {n.text}" for n in history.notes if n.is_a(notes.Skipped)]
-    return [f"largest medians of a window: {said}", *skipped]
+    return [f"largest medians of a window: {listed}", *skipped]
 
 
 def _conclude(text: str, rule: Rule, process: int, times: int, of: int, findings: Findings) -> None:

@@ -176,13 +176,13 @@ def _judge_evictions(history: History, evictions: list[Note], findings: Findings
     suffixes = {PurePosixPath(name.name).suffix for name in history.names}
     there = sum(PurePosixPath(f).suffix in suffixes and not is_bookkeeping(f, own) for f in history.files)
     written = sum(len(job.ok) for job in history.jobs if job.direction == "store")
-    told = sum(note.detail["blocks"] for note in evictions)
-    if history.files and suffixes and told > written - there:
+    gone = sum(note.detail["blocks"] for note in evictions)
+    if history.files and suffixes and gone > written - there:
         findings.add(
-            f"{told} blocks are reported evicted; {written} were stored and {there} are there at the end",
+            f"{gone} blocks are reported evicted; {written} were stored and {there} are there at the end",
             rule=REPORTED_ONCE,
             expected=f"{written - there} at most",
-            seen=f"{told}",
+            seen=f"{gone}",
         )
 
 

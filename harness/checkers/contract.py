@@ -206,7 +206,7 @@ _OF_PROMISES = {
 }
 """Promise by name -> what is demanded, and what is tolerated."""
 ENDS = Rule("contract/ends", "No call of the tier ends or hangs its process.")
-RULES = (*(Rule(f"contract/{name.replace('_', '-')}", *said) for name, said in _OF_PROMISES.items()), ENDS)
+RULES = (*(Rule(f"contract/{name.replace('_', '-')}", *texts) for name, texts in _OF_PROMISES.items()), ENDS)
 
 
 def _rule(promise: str) -> str:

@@ -53,7 +53,7 @@ from harness.core.history import Direction, History, Job, Note
 FLOOD_FACTOR = 4
 CLASSES: tuple[Direction, Direction] = ("load", "store")
 SIZE_FACTOR_MIN = 32
-"""Sizes that are nearer to each other would be told apart by noise."""
+"""Sizes that are nearer to each other cannot be separated from noise."""
 SERVICE_FACTOR = 8
 """How much longer than expected a probe may take on average."""
 
@@ -99,12 +99,12 @@ def check(history: History) -> Verdict:
     by_tag: dict[tuple[int, int], list[Job]] = defaultdict(list)
     for job in history.jobs:
         by_tag[job.process, job.request].append(job)
-    told = {s.process: s.detail for s in history.starts}
-    in_submit = bool(told) and all(d.get("runs_in_submit") for d in told.values())
-    unloaded = {process: _unloaded(process, history, by_tag) for process in told}
+    details = {s.process: s.detail for s in history.starts}
+    in_submit = bool(details) and all(d.get("runs_in_submit") for d in details.values())
+    unloaded = {process: _unloaded(process, history, by_tag) for process in details}
     phases: list[dict[str, Any]] = []
     for note in (n for n in history.notes if n.is_a(notes.Flood)):
-        detail = told.get(note.process, {})
+        detail = details.get(note.process, {})
         threads = int(detail.get("read_threads") or 0) + int(detail.get("write_threads") or 0)
         number = note.detail["number"]
         phase = _measure(note, by_tag[note.process, 2 * number + 1], by_tag[note.process, 2 * number])
@@ -119,7 +119,7 @@ def check(history: History) -> Verdict:
     if not in_submit:  # a job that runs inside its submit waits for no other
         _judge_head_of_line(phases, unloaded, findings)
         _judge_service(phases, findings, spread_seconds)
-        _judge_models(phases, told, findings)
+        _judge_models(phases, details, findings)
     hangs = [note for note in history.notes if note.is_a(notes.Hang)]
     cuts = [_judge_cut(note, history, findings) for note in hangs if note.detail.get("cut")]
     hung = [_judge_hang(note, history, findings) for note in hangs if not note.detail.get("cut")]
@@ -237,8 +237,8 @@ def _conclude(text: str, rule: Rule, phase: Mapping[str, Any], times: int, of: i
     """A finding if it came again in each repetition, a doubt if in most of them."""
     match confirmed(times, of):
         case "yes":
-            said = f"{text} (in {times} of {of} repetitions)" if of > 1 else text
-            findings.add(said, rule=rule, seconds=phase["over_seconds"], process=phase["process"])
+            whole = f"{text} (in {times} of {of} repetitions)" if of > 1 else text
+            findings.add(whole, rule=rule, seconds=phase["over_seconds"], process=phase["process"])
         case "unsure":
             findings.doubt(f"{text}, but only in {times} of {of} repetitions", rule=rule, process=phase["process"])
 
@@ -287,10 +287,10 @@ def _judge_service(phases: list[dict[str, Any]], findings: Findings, spread_seco
             _conclude(text, SERVICE, least, len(slow), len(judged), findings)
 
 
-def _judge_models(phases: list[dict[str, Any]], told: Mapping[int, Mapping[str, Any]], findings: Findings) -> None:
+def _judge_models(phases: list[dict[str, Any]], details: Mapping[int, Mapping[str, Any]], findings: Findings) -> None:
     """Rule 5."""
     alike: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    models = {process: str(detail.get("model_name", "")) for process, detail in told.items()}
+    models = {process: str(detail.get("model_name", "")) for process, detail in details.items()}
     usual = models.get(min(models, default=0), "")
     for phase in phases:
         if models.get(phase["process"], usual) != usual and phase["expected_seconds"] and phase["probe_least_seconds"]:
@@ -367,7 +367,7 @@ def _judge_cut(note: Note, history: History, findings: Findings) -> dict[str, An
     threads = _threads(process, history)
     tasks = [t for t in history.tasks if t.process == process and t.finished_seconds > since]
     gauges = [g for g in history.gauges if g.process == process]
-    told = any("load_threads_hung" in g.values for g in gauges)
+    shown = any("load_threads_hung" in g.values for g in gauges)
     for task in tasks:
         came, began = max(task.enqueued_seconds, since), max(task.started_seconds, since)
         if min(task.started_seconds, until) - came > bound:
@@ -379,7 +379,7 @@ def _judge_cut(note: Note, history: History, findings: Findings) -> dict[str, An
                     f"{who}: a {task.direction} waited {milliseconds(min(task.started_seconds, until) - came)} for a "
                     f"thread, with {hung} hung {task.direction}s for {threads[task.direction]} threads of its class"
                 )
-        if told and min(task.finished_seconds, until) - began > bound:
+        if shown and min(task.finished_seconds, until) - began > bound:
             name = f"{task.group}_threads_hung"
             if not any(began <= g.monotonic_seconds <= began + bound and g.values.get(name) for g in gauges):
                 found(f"{who}: a {task.direction} hung, and its thread was not replaced in {milliseconds(bound)}")

@@ -205,8 +205,8 @@ def _times(excess: float) -> int:
 def threads_asked(history: History, process: int) -> dict[Direction, int]:
     """Threads of each group by the options of this process's tier; 0 if they are not recorded."""
     own = next((s.detail for s in history.starts if s.process == process and "read_threads" in s.detail), {})
-    told = {**history.options, **own}
-    return {"load": int(told.get("read_threads") or 0), "store": int(told.get("write_threads") or 0)}
+    known = {**history.options, **own}
+    return {"load": int(known.get("read_threads") or 0), "store": int(known.get("write_threads") or 0)}
 
 
 def gaps(jobs: list[Job]) -> Iterator[tuple[float, float, int]]:

@@ -89,10 +89,10 @@ def check(history: History) -> Verdict:
                 explained[why] += 1
                 continue
             but = f" ({excused} of them refused)" if excused else ""
-            said = f" with {job.reasons.replace(' ', ', ')}" if job.reasons else ""
+            named = f" with {job.reasons.replace(' ', ', ')}" if job.reasons else ""
             room = _room(job, shortages)
             findings.add(
-                f"{who} failed for block {some(job.failed)}{but}{said} although no fault was injected{room}",
+                f"{who} failed for block {some(job.failed)}{but}{named} although no fault was injected{room}",
                 rule=NO_FAILURE,
                 **of_job(job, block=job.failed[0], seen=job.reasons or None),
             )

@@ -83,8 +83,8 @@ class Shortages:
         return ""
 
     def _few_threads(self, process: int) -> str:
-        told = next((s.detail for s in self._history.starts if s.process == process), {})
-        most = AMPLE_THREADS + int(told.get("read_threads") or 0) + int(told.get("write_threads") or 0)
+        own = next((s.detail for s in self._history.starts if s.process == process), {})
+        most = AMPLE_THREADS + int(own.get("read_threads") or 0) + int(own.get("write_threads") or 0)
         threads = [g.values["threads"] for g in self._history.gauges if g.process == process and "threads" in g.values]
         if max(threads, default=0.0) > most:
             return ""

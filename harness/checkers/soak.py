@@ -168,8 +168,8 @@ def _agreement(history: History, findings: Findings) -> dict[str, Any]:
 def _counters(history: History, findings: Findings) -> str:
     """Compares what each process's tier counted with its jobs; in words."""
     above = {s.process for s in history.starts if s.detail.get("keeps_in_memory")}
-    told = {n.process: n.detail["counts"] for n in history.notes if n.is_a(notes.Counts) and n.process not in above}
-    for process, counts in told.items():
+    counted = {n.process: n.detail["counts"] for n in history.notes if n.is_a(notes.Counts) and n.process not in above}
+    for process, counts in counted.items():
         sums: Counter[str] = Counter()
         for job in (j for j in history.jobs if j.process == process and j.results):
             sums["stored" if job.direction == "store" else "loaded"] += len(job.ok)
@@ -187,7 +187,7 @@ def _counters(history: History, findings: Findings) -> str:
                 )
     if above:
         return "are of the files, below a memory tier that serves the jobs: compared by the tier's own findings alone"
-    return f"of {len(told)} processes compared" if told else "not shown by the tier"
+    return f"of {len(counted)} processes compared" if counted else "not shown by the tier"
 
 
 def _judge_failures(history: History, removed: dict[int, list[float]], findings: Findings) -> None:
