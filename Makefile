@@ -79,7 +79,7 @@ LOAD_OPTIONS = $(if $(TRACE),--trace "$(TRACE)") $(if $(ROOT_DIR),--root-dir "$(
 load: $(RUN)/.installed ## processes share one root under traffic (TRACE= ROOT_DIR= PROCESSES= DURATION= TIER= SEED= BLOCK_BYTES=)
 	@$(RUN)/bin/python -m harness run load $(LOAD_OPTIONS) $(ARGS)
 
-observe: $(RUN)/.installed ## watch a load run: Prometheus, and Grafana and Tempo where containers run (ARGS="--seconds 60")
+observe: $(RUN)/.installed ## watch a run of `make load`: Prometheus, and Grafana and Tempo where containers run (ARGS="--seconds 60")
 	@$(RUN)/bin/python -m harness observe $(ARGS)
 
 dashboards: $(DEV)/.installed ## generate dashboards/*.json, the rules for Kubernetes and docs/metrics.md

@@ -24,7 +24,9 @@ COMMANDS = {
     "report": member("harness.commands.report:report", "Write the report of a recorded run again."),
     "compare": member("harness.commands.compare:compare_runs", "Compare two recorded runs."),
     "watch": member("harness.commands.watch:watch", "Judge a root that live engines use, from outside."),
-    "observe": member("harness.commands.observe:observe", "Make a load run with Prometheus and Grafana beside it."),
+    "observe": member(
+        "harness.commands.observe:observe", "Run the scenario load with Prometheus and Grafana beside it."
+    ),
     "clean": member("harness.commands.clean:clean", "List or remove the folders that killed runs left in a root."),
     "install-peer": member("harness.commands.install_peer:install_peer", "Install a peer's tier in a folder."),
     "findings": member("harness.commands.findings:findings", "Compare vLLM's tier with kvtier, case by case."),

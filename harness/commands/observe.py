@@ -26,9 +26,7 @@ def _invoke(runs_dir: str, wait: bool | None, **values: Any) -> None:
 
 
 def _command() -> click.Command:
-    text = (
-        "Make a load run with Prometheus beside it, and Grafana and Tempo where containers run; print what panels show."
-    )
+    text = "Run the scenario load with Prometheus, and Grafana and Tempo where containers run; print what panels show."
     wait = "keep the servers up until Enter (default: where stdin is a terminal)"
     params = [*scenario_params(LOAD), click.Option(["--wait/--no-wait"], default=None, help=wait)]
     for param in params:

@@ -49,7 +49,7 @@ GUARANTEES: tuple[Guarantee, ...] = (
             "results/no-failure contract/stored-blocks-load faults/no-block",
         ),
         (
-            "A lookup that cannot answer says so, and answers in a later step.",
+            "A lookup whose answer is not known yet returns RETRY; a later step has the answer.",
             "RETRY: repeat in the next step.",
             "visibility/answered contract/lookups-answer-each-key",
         ),
@@ -140,12 +140,12 @@ GUARANTEES: tuple[Guarantee, ...] = (
             "contract/pending-work-is-reported",
         ),
         (
-            "Each process reports each block that it stored or removed once.",
+            "Each process reports each block that it stored or removed, and reports it once.",
             "Events since the last call.",
             "contract/events-are-reported-once capacity/evictions-reported-once",
         ),
         (
-            "Gauges show current values: they also fall, and do not grow while the traffic stays the same.",
+            "Gauges show current values. They fall again, and do not grow while the traffic stays the same.",
             "Plain numbers of the present state, for scrapes and progress lines; any thread may call it.",
             "contract/accounts-are-in-order soak/growth",
         ),
@@ -218,7 +218,7 @@ GUARANTEES: tuple[Guarantee, ...] = (
             "contract/groups-are-separate determinism/own-name",
         ),
         (
-            "Requests with a cache salt share no block with others.",
+            "Requests share blocks only with requests of the same cache salt, or also without one.",
             "`keys` of a request with this cache salt, which shares no block with others;",
             "contract/salts-are-separate",
         ),

@@ -243,7 +243,7 @@ class Checked(NamedTuple):
 
 
 def verify(folder: Folder, fix: bool = False) -> Iterator[Checked]:
-    """Read each block once and check it against its trailer, as a load would. Safe under load.
+    """Read each block once and check it against its trailer, as a load would. Safe beside engines.
 
     With `fix`, what is not the block it should be is moved to quarantine, as a load would do. Blocks of vLLM are read
     and counted as unverified. Without a manifest, the size of most blocks is taken for the right one. Nothing is read
