@@ -101,7 +101,11 @@ class Naming(Protocol):
 
 
 class Adapter(ABC):
-    """One tier under test, in one process. Constructed in the process that uses it; closed by it."""
+    """One tier under test, in one process. Constructed in the process that uses it; closed by it.
+
+    The tier makes files under `root_dir` alone, through no symbolic link, and with no permission that the umask takes
+    away.
+    """
 
     name: ClassVar[str]
     exposes_schedule: ClassVar[bool] = False  # `tasks()` returns every task of every job

@@ -183,6 +183,25 @@ _OF_PROMISES = {
         "A block that could not be loaded is a miss in the next request, until it is stored again.",
         "a load that brought the right bytes from elsewhere",
     ),
+    "objects_are_no_blocks": (
+        "A folder, FIFO, socket, useless link or device node at a block's name is no data, holds no call, and harms no "
+        "other block.",
+        "a store there that fails; device nodes where the harness may not make one",
+    ),
+    "other_content_is_no_data": (
+        "A link to another block's file, a copy of it, or a file of zeros at a block's name is no data, and a store "
+        "there changes no other block.",
+        "",
+    ),
+    "links_are_not_followed_by_stores": (
+        "A store at a name where somebody left a symbolic link makes and changes no file outside the root.",
+        "a store there that fails",
+    ),
+    "others_cannot_write": (
+        "What a tier makes under the root has no permission to write that the process's umask takes away, and the "
+        "umask stays.",
+        "",
+    ),
     "accounts_are_in_order": (
         "The tier's own checks find nothing, its gauges are numbers, and its schedule covers the stored bytes.",
         "",

@@ -19,7 +19,7 @@ from harness.report.verdict_text import VERDICT_WORDS
 @click.argument("names", nargs=-1)
 @click.option("--seed", type=SEED, help="the integer that the runs derive from (default: a fresh one)")
 @click.option("--runs-dir", type=PATH, default="runs", show_default=True, help="keeps folders of mutants that survive")
-@click.option("--write", type=PATH, help="write the table to this file")
+@click.option("--write", type=PATH, help="write the table to this file; with NAMES its other rows stay")
 def mutants(names: tuple[str, ...], seed: int | None, runs_dir: str, write: str | None) -> None:
     """Run mutants, tiers with one known defect: all, or those NAMED. Its checker must detect each."""
     from harness.mutants.registry import MUTANTS
@@ -44,5 +44,7 @@ def mutants(names: tuple[str, ...], seed: int | None, runs_dir: str, write: str 
     detected = sum(trial.detected for trial in trials)
     console.print(f"{detected} of {len(trials)} mutants detected in {sum(t.seconds for t in trials):.0f} s")
     if write:
-        Path(write).write_text(table(trials), encoding="utf-8")
+        page = Path(write)
+        earlier = page.read_text(encoding="utf-8") if names and page.exists() else ""
+        page.write_text(table(trials, earlier), encoding="utf-8")
     sys.exit(0 if detected == len(trials) else 1)

@@ -163,6 +163,12 @@ GUARANTEES: tuple[Guarantee, ...] = (
     *_of(
         ADAPTER,
         (
+            "Files are made under the root alone, through no symbolic link, and nobody else may write to them.",
+            "The tier makes files under `root_dir` alone, through no symbolic link, and with no permission that the "
+            "umask takes away.",
+            "contract/links-are-not-followed-by-stores contract/others-cannot-write",
+        ),
+        (
             "A result names the keys of its job as they were submitted, each once.",
             "A job's result: the keys that succeeded and those that failed, as `submit_*` received them.",
             "results/accounts",
@@ -293,7 +299,8 @@ GUARANTEES: tuple[Guarantee, ...] = (
         (
             "A load succeeds only with the bytes that were stored under that key.",
             "A load succeeds only with the bytes that were stored under that key.",
-            "integrity/bytes faults/no-wrong-byte faults/repaired interleavings/wrong-bytes",
+            "integrity/bytes faults/no-wrong-byte faults/repaired interleavings/wrong-bytes "
+            "contract/other-content-is-no-data contract/objects-are-no-blocks",
         ),
         (
             "A block is visible whole or not at all, also when processes die while they store.",

@@ -17,6 +17,7 @@ from harness.mutants import (
     lookups,
     protocols,
     schedule,
+    strange_files,
 )
 from harness.mutants.base import MUTANTS as ENTERED
 from harness.mutants.base import Mutant
@@ -37,7 +38,7 @@ _MODULES = (
         lookups,
         protocols,
     ),
-    *(schedule, block_names, crash_states),
+    *(schedule, block_names, crash_states, strange_files),
 )
 MUTANTS: dict[str, Mutant] = {
     mutant.name: mutant

@@ -15,6 +15,7 @@ from harness.checkers import CHECKERS
 from harness.core.history import History
 from harness.entry_point import Terminated
 from harness.mutants.base import Mutant
+from harness.mutants.registry import MUTANTS
 from harness.report.verdict_text import VERDICT_WORDS
 from harness.runner import Results, run
 from harness.scenarios import scenario
@@ -104,14 +105,21 @@ that survives is a failing test. `make false-alarms` is the control: the same sh
 """
 
 
-def table(trials: Iterable[Trial]) -> str:
-    """docs/mutants.md."""
-    trials = list(trials)
-    page = PAGE_HEAD.format(detected=sum(trial.detected for trial in trials), tried=len(trials))
-    for trial in trials:
-        finding = trial.finding.splitlines()[0] if trial.detected else f"**survived** ({VERDICT_WORDS[trial.value]})"
-        page += _row(*facts(trial.mutant), finding, f"{trial.seconds:.1f}")
-    return page
+def table(trials: Iterable[Trial], page: str = "") -> str:
+    """docs/mutants.md. Of an earlier `page` it keeps the rows of mutants without a trial, and the text behind them."""
+    rows = {trial.mutant.name: _row_of(trial) for trial in trials}
+    lines = page.splitlines(keepends=True)
+    kept = {line[2:].split(" | ")[0]: line for line in lines if line.startswith("| ")}
+    order = [*MUTANTS, *(name for name in rows if name not in MUTANTS)] if page else rows
+    found = [row for name in order if (row := rows.get(name) or kept.get(name))]
+    detected = sum("| **survived** (" not in row for row in found)
+    behind = "".join(lines).rpartition("\n| ")[2].partition("\n")[2]
+    return PAGE_HEAD.format(detected=detected, tried=len(found)) + "".join(found) + behind
+
+
+def _row_of(trial: Trial) -> str:
+    finding = trial.finding.splitlines()[0] if trial.detected else f"**survived** ({VERDICT_WORDS[trial.value]})"
+    return _row(*facts(trial.mutant), finding, f"{trial.seconds:.1f}")
 
 
 def facts(mutant: Mutant) -> tuple[str, str, str, str]:

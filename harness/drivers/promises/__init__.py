@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from harness.adapters.base import Adapter
-from harness.drivers.promises import accounts, blocks, calls, keys, lifecycle
+from harness.drivers.promises import accounts, blocks, calls, keys, lifecycle, strange_files
 from harness.drivers.promises.subject import SLOTS_MIN, Broken, Subject
 
 __all__ = [
@@ -66,6 +66,10 @@ PROMISES: tuple[Promise, ...] = (
     lifecycle.a_reopened_root_has_everything,
     blocks.a_vanished_block_is_no_data,
     blocks.a_failed_load_becomes_a_miss,
+    strange_files.objects_are_no_blocks,
+    strange_files.other_content_is_no_data,
+    strange_files.links_are_not_followed_by_stores,
+    strange_files.others_cannot_write,
     accounts.accounts_are_in_order,
     accounts.counts_are_of_what_happened,
     accounts.events_are_reported_once,
@@ -80,7 +84,13 @@ OF_LIFE: tuple[Promise, ...] = (
     lifecycle.calls_after_close_are_harmless,
 )
 """Promises about opening, draining and closing, which also hold on a root that other processes use."""
-NEEDS_FILES = (blocks.a_vanished_block_is_no_data, blocks.a_failed_load_becomes_a_miss)
+NEEDS_FILES = (
+    blocks.a_vanished_block_is_no_data,
+    blocks.a_failed_load_becomes_a_miss,
+    strange_files.objects_are_no_blocks,
+    strange_files.other_content_is_no_data,
+    strange_files.links_are_not_followed_by_stores,
+)
 OF_ADAPTERS = (
     blocks.slots_are_memory,
     keys.keys_name_prefixes,

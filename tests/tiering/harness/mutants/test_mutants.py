@@ -103,3 +103,19 @@ def test_the_table_has_a_row_for_each(tmp_path: Path) -> None:
     rows = [line for line in table(trials).splitlines() if line.startswith("| ")][1:]
     assert len(rows) == len(MUTANTS)
     assert all(rf"finding \| of {name} | 1.2 |" in row for name, row in zip(MUTANTS, rows, strict=True))
+
+
+def test_rows_of_mutants_without_a_trial_stay_on_the_page() -> None:
+    names = ["LookupBlocks", "PollBlocks", "LeaksSlots"]
+    earlier = table([Trial(MUTANTS[name], "false", f"early {name}", 1, 1.0, "") for name in names]) + "\nA remark.\n"
+    fresh = [Trial(MUTANTS[name], "false", f"late {name}", 1, 2.0, "") for name in ("StepBlocks", "PollBlocks")]
+    page = table(fresh, earlier)
+    rows = [line for line in page.splitlines() if line.startswith("| ")][1:]
+    order = [name for name in MUTANTS if name in {*names, "StepBlocks"}]
+    assert [row.split()[1] for row in rows] == order
+    assert [row.split(" | ")[4] for row in rows] == [
+        f"{'late' if name in ('StepBlocks', 'PollBlocks') else 'early'} {name}" for name in order
+    ]
+    assert page.startswith("# Mutants")
+    assert "**4 of 4 mutants are detected.**" in page
+    assert page.endswith(" |\n\nA remark.\n")

@@ -1,0 +1,215 @@
+"""Promises about what a crash or an attacker leaves at a block's name, and about who may write to files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from harness.adapters.base import Adapter
+from harness.drivers.promises.subject import Block, Subject, require
+
+RELEASE_SECONDS = 0.02
+RELEASES = 10
+HELD_FACTOR = 2
+"""How many times as long as for a single answer a promise waits before it frees a call that a FIFO holds."""
+UMASK = 0o022
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+DEV_ZERO = os.makedev(1, 5)
+
+Put = Callable[[Path, Path], None]
+"""Puts something at the first path, which is free; the second is another block's file."""
+
+
+def _folder(path: Path, other: Path) -> None:
+    path.mkdir()
+    (path / "inhabitant").touch()
+
+
+def _socket(path: Path, other: Path) -> None:
+    # A socket's address holds 108 bytes: bind by a short name, through the folder's descriptor.
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(f"/proc/self/fd/{folder}/left")
+            os.rename("left", path.name, src_dir_fd=folder, dst_dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+def _device(path: Path, other: Path) -> None:
+    os.mknod(path, stat.S_IFCHR | 0o666, DEV_ZERO)
+
+
+def _zeros(path: Path, other: Path) -> None:
+    path.write_bytes(bytes(other.stat().st_size))
+
+
+_NO_FILES: Mapping[str, Put] = {
+    "folder": _folder,
+    "FIFO": lambda path, other: os.mkfifo(path),
+    "socket": _socket,
+    "link to nowhere": lambda path, other: path.symlink_to("nowhere"),
+    "link to itself": lambda path, other: path.symlink_to(path.name),
+    "device node": _device,
+}
+_OTHER_CONTENT: Mapping[str, Put] = {
+    "symbolic link to another block's file": lambda path, other: path.symlink_to(other.resolve()),
+    "hard link to another block's file": lambda path, other: os.link(other, path),
+    "copy of another block's file": lambda path, other: _write(path, other.read_bytes()),
+    "file of zeros in the right size": _zeros,
+}
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def objects_are_no_blocks(subject: Subject) -> None:
+    """A folder, FIFO, socket, useless link or device node at a block's name is no data, holds no call, and harms no
+    other block."""
+    for what, put in _NO_FILES.items():
+        blocks, path = _replaced(subject, put)
+        if not path:
+            continue
+        seconds = HELD_FACTOR * subject.answer_seconds_max
+        with _freed(path, seconds) as held:
+            later = subject.open()
+            _load_what_is_found(subject, later, blocks, what)
+            with subject.request(later) as name:
+                job = subject.submit(later, "store", [blocks[1]], [0], name)
+                result = subject.results(later, [job])[job]
+            subject.account(result, [blocks[1]])
+            last = subject.open()
+            if result.ok:
+                subject.load_all(last, [blocks[1]], f"blocks that were stored again where a {what} had been")
+            subject.load_all(last, blocks[::2], f"blocks beside a {what}")
+        require(not held, f"a {what} at a block's name held a call for {seconds:g} s")
+        subject.close()
+
+
+def other_content_is_no_data(subject: Subject) -> None:
+    """A link to another block's file, a copy of it, or a file of zeros at a block's name is no data, and a store there
+    changes no other block."""
+    for what, put in _OTHER_CONTENT.items():
+        blocks, _ = _replaced(subject, put)
+        later = subject.open()
+        _load_what_is_found(subject, later, blocks, what)
+        for _ in range(2):  # the first may have removed it
+            with subject.request(later) as name:
+                job = subject.submit(later, "store", [blocks[1]], [0], name)
+                subject.account(subject.results(later, [job])[job], [blocks[1]])
+        subject.load_all(subject.open(), blocks[::2], f"blocks, after a store where a {what} was,")
+        subject.close()
+
+
+def links_are_not_followed_by_stores(subject: Subject) -> None:
+    """A store at a name where somebody left a symbolic link makes and changes no file outside the root."""
+    outside = Path(subject.setup.root_dir).with_name(f"{Path(subject.setup.root_dir).name}-outside")
+    outside.mkdir()
+    victim, absent = outside / "victim", outside / "absent"
+    for target in (victim, absent):
+        victim.write_bytes(b"not the tier's")
+        before = victim.lstat()
+        adapter = subject.open()
+        blocks = subject.blocks(adapter, 2)
+        subject.store(adapter, blocks)
+        path = subject.file(adapter, blocks[0])
+        path.unlink()
+        path.symlink_to(target)
+        later = subject.open()
+        subject.look_up(later, blocks)
+        with subject.request(later) as name:
+            job = subject.submit(later, "store", blocks, range(2), name)
+            subject.account(subject.results(later, [job])[job], blocks)
+        subject.close()
+        made = sorted(each.name for each in outside.iterdir() if each != victim)
+        require(not made, f"a store through a link made {made[:3]} outside the root")
+        require(victim.exists(), "a store through a link removed a file outside the root")
+        same = victim.read_bytes() == b"not the tier's" and victim.lstat().st_mode == before.st_mode
+        require(same, "a store through a link changed a file outside the root")
+
+
+def others_cannot_write(subject: Subject) -> None:
+    """What a tier makes under the root has no permission to write that the process's umask takes away, and the umask
+    stays."""
+    umask = os.umask(UMASK)
+    try:
+        adapter = subject.open()
+        blocks = subject.blocks(adapter, 4)
+        subject.store(adapter, blocks)
+        subject.store(adapter, blocks)
+        subject.load_all(adapter, blocks, "blocks")
+        subject.close()
+    finally:
+        left = os.umask(umask)
+    require(left == UMASK, f"the tier has changed the process's umask from {UMASK:03o} to {left:03o}")
+    root = Path(subject.setup.root_dir)
+    modes = {path.relative_to(root): path.lstat().st_mode for path in root.rglob("*") if not path.is_symlink()}
+    wrong = {str(path): f"{mode & 0o7777:04o}" for path, mode in modes.items() if mode & OTHERS_WRITE}
+    require(
+        not wrong, f"{len(wrong)} files or folders can be written by others, such as {next(iter(wrong.items()), '')}"
+    )
+
+
+def _replaced(subject: Subject, put: Put) -> tuple[list[Block], Path | None]:
+    """Three stored blocks, the file of the second replaced; no path where this machine cannot make such a thing."""
+    adapter = subject.open()
+    blocks = subject.blocks(adapter, 3)
+    subject.store(adapter, blocks)
+    path, other = subject.file(adapter, blocks[1]), subject.file(adapter, blocks[0])
+    path.unlink()
+    try:
+        put(path, other)
+    except OSError:  # device nodes are root's
+        return blocks, None
+    return blocks, path
+
+
+def _load_what_is_found(subject: Subject, adapter: Adapter, blocks: list[Block], what: str) -> None:
+    """Look three blocks up and load what is found: the second is no data, the others are there."""
+    with subject.request(adapter) as name:
+        verdicts = subject.ask(adapter, blocks, name)
+        require(verdicts[0] == verdicts[2] == "hit", f"with a {what} in the place of one block others are not found")
+        hits = [block for block, verdict in zip(blocks, verdicts, strict=True) if verdict == "hit"]
+        result = subject.load_hits(adapter, hits, range(len(hits)), name)
+    require(blocks[1].key not in result.ok, f"a {what} is reported loaded as a block")
+    require(
+        set(result.ok) == {blocks[0].key, blocks[2].key},
+        f"with a {what} in the place of one block others were not loaded",
+    )
+
+
+@contextlib.contextmanager
+def _freed(path: Path, seconds: float) -> Iterator[list[str]]:
+    """Free the calls that a FIFO at `path` holds: after `seconds`, which then adds an entry, and at the end."""
+    over, held = threading.Event(), list[str]()
+
+    def free() -> None:
+        if not over.wait(seconds):
+            held.append(str(path))
+        while not over.wait(RELEASE_SECONDS):
+            _free(path)
+
+    thread = threading.Thread(target=free, daemon=True)
+    thread.start()
+    try:
+        yield held
+    except Exception:
+        for _ in range(RELEASES):
+            _free(path)
+            over.wait(RELEASE_SECONDS)
+        raise
+    finally:
+        over.set()
+        thread.join()
+
+
+def _free(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        if stat.S_ISFIFO(path.lstat().st_mode):
+            os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))  # both ends, so that each open call returns
