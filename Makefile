@@ -50,7 +50,7 @@ PYTHONS = 3.11 3.12 3.13 3.14
 
 ci-matrix: ## `make test` on each Python from 3.11 to 3.14 that this machine has, in .venv-VERSION (PYTHONS="3.11 3.14")
 	@worst=0; ran=; absent=; for version in $(PYTHONS); do \
-	  if ! command -v python$$version >/dev/null; then absent="$$absent $$version"; continue; fi; \
+	  if ! python$$version -c "" >/dev/null 2>&1; then absent="$$absent $$version"; continue; fi; \
 	  echo "== Python $$version"; ran="$$ran $$version"; \
 	  $(MAKE) --no-print-directory test DEV=.venv-$$version PYTHON=python$$version || { worst=1; echo "== Python $$version: FAILED"; }; \
 	done; \

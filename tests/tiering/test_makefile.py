@@ -93,11 +93,15 @@ def test_each_path_of_test_fast_exists(checkout: Path) -> None:
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
+SHIM = 127
+"""Exit code of pyenv's program for a version that is not chosen."""
+
+
 def pythons(folder: Path, **exit_codes: int) -> str:
-    """A PATH with a Python of each named version, whose every command ends with the given exit code; and no other."""
+    """A PATH with a program of each named version, which works unless its exit code is `SHIM`; and no other Python."""
     for version, code in exit_codes.items():
         program = folder / f"python{version.replace('_', '.').removeprefix('v')}"
-        program.write_text(f"#!/bin/sh\nexit {code}\n")
+        program.write_text(f"#!/bin/sh\nexit {SHIM if code == SHIM else 0}\n")
         program.chmod(0o755)
     for tool in ("make", "sh", "touch", "echo"):
         (folder / tool).symlink_to(shutil.which(tool) or "")
@@ -109,9 +113,10 @@ def pythons(folder: Path, **exit_codes: int) -> str:
     [
         ({"v3_11": 0, "v3_13": 0}, 0, "ran on: 3.11 3.13; not installed: 3.12 3.14"),
         ({"v3_11": 1, "v3_12": 0}, 2, "ran on: 3.11 3.12; not installed: 3.13 3.14"),
+        ({"v3_11": 0, "v3_12": SHIM}, 0, "ran on: 3.11; not installed: 3.12 3.13 3.14"),
         ({}, 2, "ran on: none; not installed: 3.11 3.12 3.13 3.14"),
     ],
-    ids=["two pass", "one fails", "none"],
+    ids=["two pass", "one fails", "one does not start", "none"],
 )
 def test_ci_matrix_names_the_versions_it_ran_on_and_those_it_lacks(
     checkout: Path, tmp_path_factory: pytest.TempPathFactory, present: dict[str, int], code: int, summary: str
