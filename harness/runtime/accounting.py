@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -127,8 +127,8 @@ class Accounting:
 
     def _run(self) -> None:
         pressure_due = time.monotonic() + PRESSURE_SECONDS
-        with suppress(HistoryLost):  # the evidence ends here; rules that need it become inconclusive
-            writer = HistoryWriter(self._path)
+        # When the evidence is lost, it ends here; rules that need it become inconclusive.
+        with suppress(HistoryLost), closing(HistoryWriter(self._path)) as writer:
             while not self._stop.wait(SAMPLE_SECONDS):
                 now = time.monotonic()
                 found = [note for watched in self._workers() for note in self._sample(watched, now)]
@@ -139,7 +139,6 @@ class Accounting:
                     writer.flush()
                 elif found:
                     writer.write(*found)
-            writer.close()
         for process in self._processes.values():
             process.threads.close()
 

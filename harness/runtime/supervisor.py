@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -405,15 +405,14 @@ def write_post_mortem(child: Child) -> None:
     now = time.monotonic()
     after = path.with_name(f"history-{child.label}-after.jsonl")
     after.unlink(missing_ok=True)  # half of one that did not fit
-    writer = HistoryWriter(after)
-    for job_id in submitted.keys() - finished:
-        at, detail = submitted[job_id].monotonic_seconds, submitted[job_id].detail
-        what = (child.process, job_id, detail["request"], detail["direction"], detail["blocks"])
-        writer.write(Job(*what, at, at, now, time.time(), "info", [], [], 0, [], 0))
-    if not stopped:
-        code = child.exit_code
-        assert code is not None
-        writer.write(
-            Stop(child.process, child.instruction.incarnation, now, code, 0, 0, [], child.ended_from_outside())
-        )
-    writer.close()
+    with closing(HistoryWriter(after)) as writer:
+        for job_id in submitted.keys() - finished:
+            at, detail = submitted[job_id].monotonic_seconds, submitted[job_id].detail
+            what = (child.process, job_id, detail["request"], detail["direction"], detail["blocks"])
+            writer.write(Job(*what, at, at, now, time.time(), "info", [], [], 0, [], 0))
+        if not stopped:
+            code = child.exit_code
+            assert code is not None
+            writer.write(
+                Stop(child.process, child.instruction.incarnation, now, code, 0, 0, [], child.ended_from_outside())
+            )

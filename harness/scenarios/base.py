@@ -9,6 +9,7 @@ import dataclasses
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,8 +122,8 @@ class Context:
         if self._notes is None and notes:
             self._notes = HistoryWriter(self.run_dir / "history-harness.jsonl")
         if self._notes is not None:
-            self._notes.write(*notes)
-            self._notes.close()
+            with closing(self._notes):
+                self._notes.write(*notes)
 
 
 @dataclass(frozen=True)

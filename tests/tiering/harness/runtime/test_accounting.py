@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,6 +71,26 @@ def test_a_stopped_process_did_not_run(tmp_path: Path, busy: subprocess.Popen[by
         return any(n.detail.get("stopped") for n in notes)
 
     account(tmp_path, 0, busy.pid, stopped, lambda: os.kill(busy.pid, signal.SIGSTOP))
+
+
+def test_evidence_that_cannot_be_written_leaves_no_file_open(
+    tmp_path: Path, busy: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full folder of runs. Python 3.13 and later also report the error of a file that nothing closed."""
+    unraisable: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda seen: unraisable.append(seen.exc_value))
+    (tmp_path / "history-accounting.jsonl").symlink_to("/dev/full")
+    accounting = Accounting(tmp_path, lambda: [Watched(3, busy.pid)])
+    try:
+        busy.send_signal(signal.SIGSTOP)  # there is something to write
+        deadline = time.monotonic() + 20
+        while any(thread.name == "accounting" for thread in threading.enumerate()):
+            assert time.monotonic() < deadline, "the thread did not meet the full device"
+            time.sleep(0.02)
+    finally:
+        busy.send_signal(signal.SIGCONT)
+        accounting.close()
+    assert not unraisable
 
 
 def test_a_process_that_has_ended_is_no_error(tmp_path: Path, busy: subprocess.Popen[bytes]) -> None:
