@@ -71,7 +71,9 @@ class Hindrance:
         mine = [threads[pid] for pid in pids & threads.keys()]
         self.knows_scheduler = bool(mine) and len(mine) == len(pids)
         self._scheduler = mine
-        self._locks = _Spans((begin, end, late - delay) for begin, end, late, delay in late_wake_ups(history, process))
+        late = list(late_wake_ups(history, process))
+        self._late = _Spans((begin, end, seconds) for begin, end, seconds, _ in late)
+        self._locks = _Spans((begin, end, seconds - delay) for begin, end, seconds, delay in late)
         self._machine = _Spans(
             (n.detail["from_seconds"], n.monotonic_seconds, _lost(n.detail))
             for n in history.notes
@@ -82,6 +84,7 @@ class Hindrance:
         """The most that one thread of the process may have been hindered between these moments: without a CPU, then
         without the interpreter's lock."""
         own = self._delays.within(begin, end) + self._locks.within(begin, end)
+        own = max(own, self._late.within(begin, end))  # samples may be missing: of the last moments of a process, say
         return min(end - begin, own + self._machine.within(begin, end))
 
     def scheduler_seconds(self, begin: float, end: float) -> float:

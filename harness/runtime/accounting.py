@@ -2,13 +2,14 @@
 
 `Accounting` is a thread of the harness's own process. It samples `/proc/PID/task/TID/schedstat` (CPU time, run delay)
 of every worker of this machine, which neither stops a worker nor takes its interpreter's lock. A sample of a thread is
-one read of an open file, about 1 us. What is notable goes to `history-accounting.jsonl`: notes `Delayed` of single
+one read of an open file, about 1 us; beyond its share of the descriptors it opens a file for each sample. What is notable goes to `history-accounting.jsonl`: notes `Delayed` of single
 processes, and `Pressure` of the whole machine. Workers in another PID namespace have no such notes.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -25,6 +26,8 @@ THREADS_SECONDS = 0.1
 PRESSURE_SECONDS = 0.25
 DELAY_SECONDS_MIN = 0.0005
 """A shorter run delay within one sample is not written."""
+DESCRIPTORS_SHARE = 4
+"""Of the descriptors that this process may have, the account takes one in so many."""
 STOOD_SAMPLES = 3
 """The canary of a worker runs every 10 ms. A process without CPU time in so many samples in a row was stopped, or none
 of its threads got a CPU."""
@@ -37,11 +40,33 @@ class Watched(NamedTuple):
     pid: int
 
 
-class _Threads:
-    """The threads of one process, by open files on their schedstat."""
+class _Descriptors:
+    """How many files may stay open: the run needs others, and its workers may have thousands of threads."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self) -> None:
+        self._free = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // DESCRIPTORS_SHARE
+
+    def take(self, path: str) -> int:
+        """A descriptor, or -1: the file is to be opened for each read. Raises `OSError`."""
+        if self._free <= 0:
+            os.stat(path)
+            return -1
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._free -= 1
+        return file
+
+    def give_back(self, file: int) -> None:
+        if file >= 0:
+            os.close(file)
+            self._free += 1
+
+
+class _Threads:
+    """The threads of one process, by files on their schedstat that stay open, as far as there are descriptors."""
+
+    def __init__(self, pid: int, descriptors: _Descriptors) -> None:
         self._folder = f"/proc/{pid}/task"
+        self._descriptors = descriptors
         self._files: dict[str, int] = {}
         self._last: dict[str, tuple[int, int]] = {}
         self._look_due = 0.0
@@ -57,7 +82,7 @@ class _Threads:
         cpu, delays = 0, {}
         for thread, file in list(self._files.items()):
             try:
-                ran, waited, _ = map(int, os.pread(file, 64, 0).split())
+                ran, waited, _ = map(int, self._read(thread, file).split())
             except (OSError, ValueError):  # it has ended
                 self._forget(thread)
                 continue
@@ -75,10 +100,16 @@ class _Threads:
         for thread in threads:
             if thread not in self._files:
                 with suppress(OSError):
-                    self._files[thread] = os.open(f"{self._folder}/{thread}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+                    self._files[thread] = self._descriptors.take(f"{self._folder}/{thread}/schedstat")
+
+    def _read(self, thread: str, file: int) -> bytes:
+        if file >= 0:
+            return os.pread(file, 64, 0)
+        with open(f"{self._folder}/{thread}/schedstat", "rb", buffering=0) as opened:
+            return opened.read(64)
 
     def _forget(self, thread: str) -> None:
-        os.close(self._files.pop(thread))
+        self._descriptors.give_back(self._files.pop(thread))
         self._last.pop(thread, None)
 
     def close(self) -> None:
@@ -89,9 +120,9 @@ class _Threads:
 class _Process:
     """What was sampled of one worker, and since when it has not run."""
 
-    def __init__(self, watched: Watched, now: float) -> None:
+    def __init__(self, watched: Watched, now: float, descriptors: _Descriptors) -> None:
         self.watched = watched
-        self.threads = _Threads(watched.pid)
+        self.threads = _Threads(watched.pid, descriptors)
         self._sampled_seconds = now
         self._without_cpu: list[float] = []  # beginnings of samples in a row
 
@@ -119,6 +150,7 @@ class Accounting:
     def __init__(self, run_dir: Path, workers: Callable[[], Iterable[Watched]]) -> None:
         self._workers = workers
         self._processes: dict[Watched, _Process] = {}
+        self._descriptors = _Descriptors()
         self._pressure = _Pressure()
         self._stop = threading.Event()
         self._path = run_dir / "history-accounting.jsonl"
@@ -146,7 +178,7 @@ class Accounting:
         process = self._processes.get(watched)
         try:
             if process is None:
-                process = self._processes[watched] = _Process(watched, now)
+                process = self._processes[watched] = _Process(watched, now, self._descriptors)
                 process.threads.sample(now)
                 return []
             return process.sample(now)

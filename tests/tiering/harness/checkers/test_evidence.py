@@ -24,15 +24,23 @@ def test_a_job_is_charged_until_the_last_poll_that_did_not_return_it() -> None:
 
 
 def test_time_without_a_cpu_or_the_lock_is_not_charged() -> None:
-    history = History.of([delayed(1.0, 2.0, 0.3), delayed(1.5, 2.0, 0.4, process=1), late((3.0, 0.5, 0.125))])
+    samples = [delayed(1.0, 2.0, 0.3), delayed(1.5, 2.0, 0.4, process=1), delayed(2.5, 3.0, 0.125)]
+    history = History.of([*samples, late((3.0, 0.5, 0.125))])
     hindrance = Hindrance(history, 0)
     assert hindrance.free_seconds(0.0, 1.0) == 1.0
     assert math.isclose(hindrance.seconds(1.0, 2.0), 0.3)
     assert math.isclose(hindrance.seconds(1.9, 2.0), 0.1), "no more than the overlap"
-    assert math.isclose(hindrance.seconds(2.0, 3.0), 0.375), "of the late wake-up what the thread could have run"
+    assert math.isclose(hindrance.seconds(2.0, 3.0), 0.5), "without a CPU, then without the lock"
     assert hindrance.seconds(5.0, 6.0) == 0.0
     stolen = Hindrance(History.of([note("pressure", 2.0, from_seconds=1.0, steal_seconds=0.5)]), 0)
     assert stolen.seconds(1.0, 2.0) == 0.5
+
+
+def test_a_late_canary_is_evidence_where_no_sample_was_taken() -> None:
+    hindrance = Hindrance(History.of([late((3.0, 0.5, 0.5))]), 0)
+    assert hindrance.seconds(2.5, 3.0) == 0.5, "it was runnable without a CPU, and nobody sampled the process"
+    both = Hindrance(History.of([late((3.0, 0.5, 0.5)), delayed(2.5, 3.0, 0.5)]), 0)
+    assert both.seconds(2.0, 3.0) == 0.5, "it counts once"
 
 
 def test_an_idle_thread_was_hindered_as_one_thread_not_as_all_of_them_together() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +18,9 @@ from harness.core.history import Note, read_records
 from harness.runtime.accounting import Accounting, Watched
 
 BUSY = "print(flush=True)\nwhile True: pass"
+
+
+MANY = "import threading\nfor _ in range(40): threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
 
 
 @pytest.fixture
@@ -97,3 +101,25 @@ def test_a_process_that_has_ended_is_no_error(tmp_path: Path, busy: subprocess.P
     busy.kill()
     busy.wait()
     account(tmp_path, 0, busy.pid, lambda notes: (tmp_path / "history-accounting.jsonl").exists(), lambda: None)
+
+
+def test_the_account_leaves_descriptors_to_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (40, 1024))
+    child = subprocess.Popen([sys.executable, "-c", MANY + BUSY], stdout=subprocess.PIPE)
+    assert child.stdout
+    try:
+        child.stdout.readline()
+        most = [own]
+
+        def stopped(notes: list[Note]) -> bool:
+            most.append(len(os.listdir("/proc/self/fd")))
+            return any(n.detail.get("stopped") for n in notes)
+
+        account(tmp_path, 0, child.pid, stopped, lambda: os.kill(child.pid, signal.SIGSTOP))
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    assert max(most) <= own + 10 + 5, "a quarter of the descriptors, the history, and those of this test"
+    assert len(os.listdir("/proc/self/fd")) <= own
