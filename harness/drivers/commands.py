@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.core import notes
+from harness.core.patience import Patience
 from harness.drivers.replay import IDLE_SECONDS_MAX, IDLE_SECONDS_MIN, PASS_SECONDS_MAX, Active, Plan, Replay
 from harness.runtime.worker import Worker
 
@@ -102,12 +103,12 @@ class CommandDriver(Replay):
             want.asks_left, want.until_seconds = asks, now + chase_seconds
         self.active, waiting = [], finds
         stores.reverse()
-        moved_seconds, idle_seconds, begun = now, IDLE_SECONDS_MIN, False
+        patience, idle_seconds, begun = Patience(self.stall_seconds_max), IDLE_SECONDS_MIN, False
         while self.active or waiting or stores:
             now = time.monotonic()
             if self.worker.parent.stop.is_set():
                 return False
-            if now - moved_seconds > self.stall_seconds_max:
+            if patience.is_over():
                 self.worker.note(notes.Error(), f"nothing moved for {self.stall_seconds_max:g} s in order {number}")
                 self.stalled = True
                 return False
@@ -133,7 +134,8 @@ class CommandDriver(Replay):
             waiting += [want for want in ended if not want.over]
             self.worker.tick()
             if moved:
-                moved_seconds, idle_seconds = time.monotonic(), IDLE_SECONDS_MIN
+                idle_seconds = IDLE_SECONDS_MIN
+                patience.renew()
             else:
                 time.sleep(idle_seconds)
                 idle_seconds = min(2 * idle_seconds, IDLE_SECONDS_MAX)

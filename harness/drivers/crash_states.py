@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from harness.adapters import adapter_class
 from harness.core import content, notes
+from harness.core.patience import Patience
 from harness.core.traffic import tokens_of
 from harness.explore.crash_states import CrashStates, State, Tree, materialise, owed_after, tree_at
 from harness.explore.recording import Recording, Step, mark
@@ -64,10 +65,10 @@ class _Tier:
         request = f"find-{next(self._numbers)}"
         self.adapter.request_started(request)
         keys = [self.keys[block] for block in blocks]
-        deadline = time.monotonic() + ANSWER_SECONDS_MAX
+        patience = Patience(ANSWER_SECONDS_MAX)
         while "retry" in (verdicts := self.adapter.lookup(keys, request)):
             self.adapter.step()
-            if time.monotonic() > deadline:
+            if patience.is_over():
                 raise Silent("a lookup had no answer")
             time.sleep(0.0002)
         hits = [block for block, verdict in zip(blocks, verdicts, strict=True) if verdict == "hit"]
@@ -90,10 +91,10 @@ class _Tier:
             self.adapter.request_started(name)
         submit = self.adapter.submit_store if store else self.adapter.submit_load
         submit(number, [self.keys[block] for block in blocks], list(blocks), name)
-        deadline = time.monotonic() + ANSWER_SECONDS_MAX
+        patience = Patience(ANSWER_SECONDS_MAX)
         while not (finished := self.adapter.poll()):
             self.adapter.step()
-            if time.monotonic() > deadline:
+            if patience.is_over():
                 raise Silent(f"a {'store' if store else 'load'} had no result")
             time.sleep(0.0002)
         if not request:
@@ -154,8 +155,8 @@ def _record(worker: Worker, root: Path) -> None:
 
 def _evicts(tier: _Tier) -> bool:
     """Whether a tier whose limit is exceeded has evicted blocks, and was closed."""
-    deadline = time.monotonic() + ANSWER_SECONDS_MAX
-    while not (evicted := tier.adapter.evictions()) and time.monotonic() < deadline:
+    patience = Patience(ANSWER_SECONDS_MAX)
+    while not (evicted := tier.adapter.evictions()) and not patience.is_over():
         tier.adapter.step()
         time.sleep(0.0002)
     tier.adapter.close()

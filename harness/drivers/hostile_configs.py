@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import time
 from pathlib import Path
 
 from harness.adapters import adapter_class
 from harness.adapters.base import Adapter
 from harness.checkers.base import is_bookkeeping
 from harness.core import content, notes
+from harness.core.patience import Patience
 from harness.core.traffic import tokens_of
 from harness.faults import hostile_configs
 from harness.runtime.worker import Worker
@@ -34,16 +34,16 @@ def _round_trip(adapter: Adapter, block: int) -> str:
     content.poison(slots[1])
     req_id = f"opening-{block}"
     adapter.request_started(req_id)
-    deadline = time.monotonic() + TRY_SECONDS_MAX
+    patience = Patience(TRY_SECONDS_MAX)
     for number, submit in enumerate((adapter.submit_store, adapter.submit_load)):
         while number and adapter.lookup([key], req_id) != ["hit"]:  # asked for before it is loaded, as engines do
             adapter.step()
-            if time.monotonic() > deadline:
+            if patience.is_over():
                 return "the block stored was not found"
         submit(number, [key], [number], req_id)
         while not (finished := adapter.poll()):
             adapter.step()
-            if time.monotonic() > deadline:
+            if patience.is_over():
                 return "no result came"
         if finished[0].failed:
             return f"{'load' if number else 'store'} failed"

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from harness.adapters.base import Finished
 from harness.core.history import Job, Name
+from harness.core.patience import Patience
 from harness.core.traffic import tokens_of
 from harness.drivers.jobs_in_flight import Flight, Flights
 from harness.runtime.worker import Worker
@@ -115,9 +116,9 @@ class Jobs:
         self, satisfied: Callable[[], bool], seconds_max: float, on_pass: Callable[[], None] = lambda: None
     ) -> bool:
         """Step, collect and tick until `satisfied()`, told to stop, or time is up; returns whether it was satisfied."""
-        deadline, idle_seconds = time.monotonic() + seconds_max, IDLE_SECONDS_MIN
+        patience, idle_seconds = Patience(seconds_max), IDLE_SECONDS_MIN
         while not satisfied():
-            if time.monotonic() >= deadline or self.worker.parent.stop.is_set():
+            if patience.is_over() or self.worker.parent.stop.is_set():
                 return False
             on_pass()
             self.adapter.step()

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from harness.core import notes
 from harness.core.history import Direction, Job, Name, Outcome, Request
+from harness.core.patience import Patience
 from harness.core.traffic import tokens_of
 from harness.drivers.jobs_in_flight import Flights
 from harness.runtime.worker import Worker
@@ -91,7 +92,7 @@ class Replay:
         stop = self.worker.parent.stop
         last_start = None if start_seconds_max is None else go_seconds + start_seconds_max
         idle_seconds = IDLE_SECONDS_MIN
-        moved_seconds = time.monotonic()
+        patience = Patience(self.stall_seconds_max)
         stopping_since: float | None = None
         while True:
             now = time.monotonic()
@@ -102,7 +103,7 @@ class Replay:
                 break
             if stopping_since is not None and now - stopping_since > STOP_SECONDS_MAX:
                 break
-            if now - moved_seconds > self.stall_seconds_max and self.active:
+            if patience.is_over() and self.active:
                 self.worker.note(notes.Error(), f"nothing moved for {self.stall_seconds_max:g} s with jobs in flight")
                 self.stalled = True
                 break
@@ -114,10 +115,11 @@ class Replay:
             moved |= self._finish()
             self.worker.tick()
             if moved:
-                moved_seconds, idle_seconds = time.monotonic(), IDLE_SECONDS_MIN
+                idle_seconds = IDLE_SECONDS_MIN
+                patience.renew()
                 continue
             if not self.active:
-                moved_seconds = now
+                patience.renew()
                 next_start = go_seconds + self.plans[self.next].start_seconds
                 stop.wait(min(0.05, max(0.0, next_start - now)))
             else:

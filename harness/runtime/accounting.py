@@ -2,8 +2,9 @@
 
 `Accounting` is a thread of the harness's own process. It samples `/proc/PID/task/TID/schedstat` (CPU time, run delay)
 of every worker of this machine, which neither stops a worker nor takes its interpreter's lock. A sample of a thread is
-one read of an open file, about 1 us; beyond its share of the descriptors it opens a file for each sample. What is notable goes to `history-accounting.jsonl`: notes `Delayed` of single
-processes, and `Pressure` of the whole machine. Workers in another PID namespace have no such notes.
+one read of an open file, about 1 us; beyond its share of the descriptors it opens a file for each sample. What is
+notable goes to `history-accounting.jsonl`: notes `Delayed` of single processes, and `Pressure` of the whole machine.
+Workers in another PID namespace have no such notes.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import time
 
 from harness.adapters.base import Finished
 from harness.core import content
+from harness.core.patience import Patience
 from harness.drivers.promises.subject import PAUSE_SECONDS, Subject, keys_of, require
 
 
@@ -170,9 +171,9 @@ def pending_work_is_reported(subject: Subject) -> None:
         told = adapter.has_pending_work()
         subject.results(adapter, [job])
     require(told, "no work is pending, though a job has no result yet")
-    until = time.monotonic() + subject.answer_seconds_max
+    patience = Patience(subject.answer_seconds_max)
     while adapter.has_pending_work():
-        require(time.monotonic() < until, f"work is pending {subject.answer_seconds_max:g} s after the last result")
+        require(not patience.is_over(), f"work is pending {subject.answer_seconds_max:g} s after the last result")
         adapter.step()
         adapter.poll()
         time.sleep(PAUSE_SECONDS)

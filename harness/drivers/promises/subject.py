@@ -16,6 +16,7 @@ from typing import NamedTuple
 from harness.adapters.base import Adapter, Finished, TierSetup, Verdict
 from harness.core import content
 from harness.core.history import Direction
+from harness.core.patience import Patience
 
 ANSWER_SECONDS_MAX = 10.0
 """A lookup that says "retry" for so long, or a job without a result for so long, breaks its promise."""
@@ -111,7 +112,7 @@ class Subject:
 
     def ask_keys(self, adapter: Adapter, keys: Sequence[bytes], name: str) -> list[Verdict]:
         """`ask` for keys of any kind."""
-        until = time.monotonic() + self.answer_seconds_max
+        patience = Patience(self.answer_seconds_max)
         verdicts: list[Verdict] = ["retry"] * len(keys)
         while True:
             waiting = [i for i, verdict in enumerate(verdicts) if verdict == "retry"]
@@ -122,7 +123,7 @@ class Subject:
                 verdicts[i] = verdict
             if "retry" not in verdicts:
                 return verdicts
-            require(time.monotonic() < until, f"a lookup said retry for {self.answer_seconds_max:g} s")
+            require(not patience.is_over(), f"a lookup said retry for {self.answer_seconds_max:g} s")
             adapter.step()
             time.sleep(PAUSE_SECONDS)
 
@@ -154,10 +155,10 @@ class Subject:
         """Step until each of these jobs has its one result. A result of another job breaks the promise."""
         waiting = set(jobs)
         found: dict[int, Finished] = {}
-        until = time.monotonic() + self.answer_seconds_max
+        patience = Patience(self.answer_seconds_max)
         while waiting - found.keys():
             require(
-                time.monotonic() < until,
+                not patience.is_over(),
                 f"no result of {len(waiting - found.keys())} jobs in {self.answer_seconds_max:g} s",
             )
             adapter.step()

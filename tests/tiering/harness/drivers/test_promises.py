@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,6 +37,26 @@ def test_a_correct_tier_keeps_each_promise(tmp_path: Path, tier: str, promise: C
         promise(one)
     finally:
         one.close()
+
+
+def test_files_that_the_harness_itself_opens_for_a_moment_are_no_leak(tmp_path: Path) -> None:
+    """As the canary does, more often the busier the machine is."""
+    over, one = threading.Event(), subject(tmp_path, adapter_class("memory"))
+
+    def open_and_close() -> None:
+        while not over.wait(0.001):
+            file = os.open("/proc/self/stat", os.O_RDONLY)
+            over.wait(0.001)
+            os.close(file)
+
+    thread = threading.Thread(target=open_and_close)
+    thread.start()
+    try:
+        for _ in range(20):
+            lifecycle.close_gives_everything_back(one)
+    finally:
+        over.set()
+        thread.join()
 
 
 BREAKS = {
