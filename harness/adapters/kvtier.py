@@ -13,7 +13,7 @@ import kvtier
 from harness.adapters.base import Adapter, Eviction, Finished, TierSetup, Verdict
 from harness.adapters.kvtier_names import KvtierNaming, run_config
 from harness.adapters.kvtier_watch import Watch
-from harness.adapters.none_references import NoneReferences
+from harness.adapters.none_refcount import NoneReferences
 from harness.core.history import DIRECTIONS, Direction, Task
 from kvtier import (
     REFUSAL_REASONS,

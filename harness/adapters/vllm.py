@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from harness.adapters.base import Adapter, Finished, PeerMissing, TierSetup, Verdict
-from harness.adapters.none_references import NoneReferences
+from harness.adapters.none_refcount import NoneReferences
 from harness.adapters.peers import PEERS, peer_python
 
 VERSION = "0.33.0"

@@ -34,7 +34,7 @@ class EngineFailed(Exception):
 
 
 class EngineProcess:
-    """`harness.e2e.engine` under `python`, with its children in a session of its own. `overlay` goes first in its path.
+    """`harness.e2e.vllm_engine` under `python`, its children in a session of its own. `overlay` goes first in its path.
 
     The constructor does not wait; `up` does. One request at a time; `request` is `send` and `answer` in one.
     """
@@ -52,7 +52,7 @@ class EngineProcess:
         log.write_bytes(b"")
         self._process = JsonProcess(
             str(python),
-            "harness.e2e.engine",
+            "harness.e2e.vllm_engine",
             path=os.pathsep.join(map(str, filter(None, (overlay, REPOSITORY)))),
             environment={**_ENVIRONMENT, **environment},
             stderr=log,

@@ -361,7 +361,7 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 
 def make_model(python: Path, folder: Path, seed: int) -> None:
     """Tiny, and the same for the same seed; made by the engines' Python, which has torch."""
-    code = "import sys; from harness.e2e.engine import make_model; make_model(sys.argv[1], int(sys.argv[2]))"
+    code = "import sys; from harness.e2e.vllm_engine import make_model; make_model(sys.argv[1], int(sys.argv[2]))"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     subprocess.run([str(python), "-c", code, str(folder), str(seed)], env=environment, check=True)
 

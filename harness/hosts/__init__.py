@@ -12,9 +12,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from harness.hosts.base import Host, Volume
-from harness.hosts.gluster import gluster_hosts
-from harness.hosts.moosefs import moosefs_hosts
-from harness.hosts.nfs import nfs_hosts
+from harness.hosts.file_systems.gluster import gluster_hosts
+from harness.hosts.file_systems.moosefs import moosefs_hosts
+from harness.hosts.file_systems.nfs import nfs_hosts
 
 HOSTS: dict[str, Callable[[Path], AbstractContextManager[Volume]]] = {
     "gluster": lambda writable: gluster_hosts(),  # its hosts share this machine's files

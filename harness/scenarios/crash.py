@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from harness.core import notes
 from harness.core.seeds import stream
 from harness.faults import PUBLISH_STEPS, FaultUnavailable, Injection
-from harness.faults.strace_attach import Attached
+from harness.faults.failing_system_calls import Attached
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 from harness.scenarios.worker_group import RENDEZVOUS_SECONDS, WorkerGroup
 

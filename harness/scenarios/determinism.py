@@ -36,7 +36,7 @@ from harness.checkers.seed_settings import PRIVATE, REFUSED
 from harness.core import notes
 from harness.core.installation import module_command, python_path
 from harness.faults import FaultUnavailable
-from harness.faults.strace_attach import Attached
+from harness.faults.failing_system_calls import Attached
 from harness.runtime.supervisor import WorkerFailed
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 from harness.scenarios.surroundings import USUAL, Surroundings, folder, surroundings, together

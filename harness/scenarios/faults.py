@@ -42,7 +42,7 @@ from harness.faults import (
     small_disk,
     stale_temps,
 )
-from harness.faults.strace_attach import Attached
+from harness.faults.failing_system_calls import Attached
 from harness.runtime.supervisor import Child, WorkerFailed
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 

@@ -30,8 +30,8 @@ from harness.core import notes
 from harness.core.seeds import stream
 from harness.faults.mounts import require_root, run_command, undertaken
 from harness.faults.rules import FaultUnavailable
-from harness.hosts.kernel import Kernel, add_control, require_kernels
-from harness.hosts.network import Network, network
+from harness.hosts.namespaces import Network, network
+from harness.hosts.user_mode_kernel import Kernel, add_control, require_kernels
 from harness.runtime.worker import Instruction
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 from harness.scenarios.worker_group import Chain, WorkerGroup

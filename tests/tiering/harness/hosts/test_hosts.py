@@ -21,7 +21,7 @@ from harness.checkers.base import Verdict
 from harness.core.history import Gauge, History, Job, Note, Start, Stop, Task
 from harness.faults import FaultUnavailable, is_mounted
 from harness.hosts import Volume, gluster_hosts, moosefs_hosts, remote
-from harness.hosts.network import Daemon
+from harness.hosts.namespaces import Daemon
 
 BLOCKS = [1, 2]
 

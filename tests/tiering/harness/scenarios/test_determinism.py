@@ -10,7 +10,7 @@ import pytest
 from harness.checkers import CHECKERS
 from harness.core.history import History, Note
 from harness.faults import FaultUnavailable
-from harness.faults.strace_attach import Attached
+from harness.faults.failing_system_calls import Attached
 from harness.runner import Results
 from harness.scenarios.base import UsageError
 from harness.scenarios.determinism import SEEDS, DeterminismOptions, find_pythons, rule

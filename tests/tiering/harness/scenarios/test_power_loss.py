@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness.faults import FaultUnavailable
-from harness.hosts.kernel import require_kernels
+from harness.hosts.user_mode_kernel import require_kernels
 from harness.report.volume_page import power_table
 from harness.runner import Results, run
 from harness.scenarios import scenario

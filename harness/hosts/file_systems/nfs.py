@@ -1,5 +1,5 @@
 """Real NFSv4.2: an nfs-ganesha server, and hosts that are Linux kernels of their own (user-mode-linux) with the
-kernel's NFS client; see `harness.hosts.kernel`.
+kernel's NFS client; see `harness.hosts.user_mode_kernel`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from harness.faults.rules import FaultUnavailable
 from harness.hosts.base import Host, Volume
-from harness.hosts.kernel import Kernel, add_control, require_kernels
-from harness.hosts.network import SERVER_ADDRESS, Daemon, Network, host_address, network
+from harness.hosts.namespaces import SERVER_ADDRESS, Daemon, Network, host_address, network
+from harness.hosts.user_mode_kernel import Kernel, add_control, require_kernels
 
 MOUNT = Path("/mnt/volume")
 MODULES = Path("/usr/lib/uml/modules")

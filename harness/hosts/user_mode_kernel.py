@@ -21,7 +21,7 @@ from pathlib import Path
 from harness.faults.rules import FaultUnavailable
 from harness.hosts import remote
 from harness.hosts.base import write_program
-from harness.hosts.network import END_SECONDS_MAX, POLL_SECONDS, Network
+from harness.hosts.namespaces import END_SECONDS_MAX, POLL_SECONDS, Network
 
 MEMORY = "512M"
 AGENT_PORT = 7000

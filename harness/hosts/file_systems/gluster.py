@@ -16,8 +16,8 @@ from pathlib import Path
 
 from harness.faults.rules import FaultUnavailable
 from harness.hosts.base import Host, Volume
-from harness.hosts.fuse import FuseHost
-from harness.hosts.network import SERVER_ADDRESS, Daemon, network
+from harness.hosts.file_systems.fuse import FuseHost
+from harness.hosts.namespaces import SERVER_ADDRESS, Daemon, network
 
 PORT = 24007
 PING_SECONDS_MAX = 4

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from harness.faults.rules import FaultUnavailable
 from harness.hosts.base import Host, Volume
-from harness.hosts.fuse import READY_SECONDS_MAX, FuseHost
-from harness.hosts.network import POLL_SECONDS, SERVER_ADDRESS, Daemon, network
+from harness.hosts.file_systems.fuse import READY_SECONDS_MAX, FuseHost
+from harness.hosts.namespaces import POLL_SECONDS, SERVER_ADDRESS, Daemon, network
 
 _NEW = "MFSM NEW"
 """Metadata of a volume that holds nothing."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from harness.faults.mounts import is_mounted
 from harness.faults.rules import FaultUnavailable
 from harness.hosts.base import Host
-from harness.hosts.network import POLL_SECONDS, Daemon, Network
+from harness.hosts.namespaces import POLL_SECONDS, Daemon, Network
 
 READY_SECONDS_MAX = 30.0
 

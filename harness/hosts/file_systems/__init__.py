@@ -1,0 +1,1 @@
+"""Network file systems that several hosts on one machine share, one module each."""
