@@ -38,6 +38,10 @@ _FOUND = (
     "visibility/stored-is-found sharing/stored-is-found contract/another-instance-finds-them "
     "contract/a-reopened-root-has-everything contract/many-keys-stay-apart"
 )
+_GROWTH = (
+    "contract/hits-leave-nothing contract/misses-leave-nothing contract/stores-leave-nothing "
+    "contract/loads-leave-nothing contract/failures-leave-nothing contract/requests-leave-nothing"
+)
 _BESIDE = "contract/others-come-and-go recovery/own-jobs recovery/restarts"
 
 GUARANTEES: tuple[Guarantee, ...] = (
@@ -358,7 +362,7 @@ GUARANTEES: tuple[Guarantee, ...] = (
             "removes temp files of killed processes.",
             "After shutdown no temp file, pinned slot, descriptor or thread of the process remains.",
             "leftovers/files leftovers/slots leftovers/descriptors leftovers/ends interleavings/left-over "
-            "outage/threads",
+            f"outage/threads {_GROWTH}",
         ),
         (
             "A fault makes only those blocks and jobs fail that it meets; afterwards the tier works again.",

@@ -12,6 +12,7 @@ from harness.mutants import (
     crash_states,
     faults_and_ends,
     files,
+    growth,
     held_back,
     jobs,
     lookups,
@@ -38,7 +39,7 @@ _MODULES = (
         lookups,
         protocols,
     ),
-    *(schedule, block_names, crash_states, strange_files),
+    *(schedule, block_names, crash_states, strange_files, growth),
 )
 MUTANTS: dict[str, Mutant] = {
     mutant.name: mutant

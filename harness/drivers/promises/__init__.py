@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from harness.adapters.base import Adapter
-from harness.drivers.promises import accounts, blocks, calls, keys, lifecycle, strange_files
+from harness.drivers.promises import accounts, blocks, calls, growth, keys, lifecycle, strange_files
 from harness.drivers.promises.subject import SLOTS_MIN, Broken, Subject
 
 __all__ = [
@@ -75,6 +75,12 @@ PROMISES: tuple[Promise, ...] = (
     accounts.events_are_reported_once,
     accounts.instances_have_their_own_ids,
     lifecycle.close_gives_everything_back,
+    growth.hits_leave_nothing,
+    growth.misses_leave_nothing,
+    growth.stores_leave_nothing,
+    growth.loads_leave_nothing,
+    growth.failures_leave_nothing,
+    growth.requests_leave_nothing,
 )
 OF_LIFE: tuple[Promise, ...] = (
     lifecycle.others_come_and_go,

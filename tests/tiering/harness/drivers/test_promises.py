@@ -6,6 +6,7 @@ import os
 import re
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from typing import Any
 import pytest
 
 from harness.adapters import adapter_class
-from harness.adapters.base import TierSetup
+from harness.adapters.base import TierSetup, Verdict
 from harness.adapters.reference import ReferenceAdapter
 from harness.drivers import promises
-from harness.drivers.promises import PROMISES, Broken, Subject, blocks, calls, lifecycle
+from harness.drivers.promises import PROMISES, Broken, Subject, blocks, calls, growth, lifecycle
 from harness.mutants import contract_jobs
 from harness.mutants.registry import MUTANTS
 from harness.runner import run
@@ -29,8 +30,22 @@ def subject(tmp_path: Path, tier: type[Any], **more: float) -> Subject:
     return Subject(tier, setup, **more)
 
 
-@pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
-@pytest.mark.parametrize("tier", ["memory", "kvtier", "kvtier-stack"])
+def _pairs() -> list[Any]:
+    """Each correct tier with each promise. Of those about growth, which take longer, one runs by default."""
+    quick = ("reference", growth.misses_leave_nothing)
+    return [
+        pytest.param(
+            tier,
+            promise,
+            marks=[pytest.mark.slow] if promise.__module__ == growth.__name__ and (tier, promise) != quick else [],
+            id=f"{tier}-{promise.__name__}",
+        )
+        for tier in ("reference", "kvtier", "kvtier-stack")
+        for promise in PROMISES
+    ]
+
+
+@pytest.mark.parametrize(("tier", "promise"), _pairs())
 def test_a_correct_tier_keeps_each_promise(tmp_path: Path, tier: str, promise: Callable[[Subject], None]) -> None:
     one = subject(tmp_path, adapter_class(tier))
     try:
@@ -69,7 +84,15 @@ def test_each_promise_has_a_tier_that_breaks_it() -> None:
     assert broken == {promise.__name__ for promise in PROMISES}
 
 
-@pytest.mark.parametrize("name", BREAKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=[pytest.mark.slow] if ".growth:" in mutant.tier and name != "RemembersEachMiss" else []
+        )
+        for name, mutant in BREAKS.items()
+    ],
+)
 def test_a_broken_promise_is_detected(tmp_path: Path, name: str) -> None:
     mutant = BREAKS[name]
     (promise,) = (one for one in PROMISES if one.__name__ == mutant.options["promise"][0])
@@ -85,6 +108,38 @@ def test_a_broken_promise_is_detected(tmp_path: Path, name: str) -> None:
         one.close()
     why = str(broken.value) if isinstance(broken.value, Broken) else f"raised {broken.typename}: {broken.value}"
     assert re.search(mutant.finding, f"{promise.__name__}: {why}")
+
+
+class RemembersSomeMisses(ReferenceAdapter):
+    """The latest 1,000 misses are remembered."""
+
+    def __init__(self, setup: TierSetup) -> None:
+        super().__init__(setup)
+        self._missed: OrderedDict[bytes, list[object]] = OrderedDict()
+
+    def lookup(self, keys: Sequence[bytes], req_id: str) -> list[Verdict]:
+        verdicts = super().lookup(keys, req_id)
+        for key, verdict in zip(keys, verdicts, strict=True):
+            if verdict == "miss":
+                self._missed[key] = [verdict, req_id]
+                if len(self._missed) > 1000:
+                    self._missed.popitem(last=False)
+        return verdicts
+
+
+def test_a_cache_that_fills_up_to_a_bound_is_no_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    judge = growth._grown
+
+    def noted(samples: Any, operations: int) -> Any:
+        grown = judge(samples, operations)
+        seen.append(bool(grown))
+        return grown
+
+    monkeypatch.setattr(growth, "_grown", noted)
+    growth.misses_leave_nothing(subject(tmp_path, RemembersSomeMisses, answer_seconds_max=100.0))
+    assert seen[0], "the cache was full before it could look like growth"
+    assert not seen[-1]
 
 
 class Mortal(ReferenceAdapter):
