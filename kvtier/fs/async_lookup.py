@@ -10,6 +10,7 @@ ever. When a batch has had no answer for longer than `hung_seconds`, every open 
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import queue
@@ -60,9 +61,8 @@ class PresenceCache:
 
     def lookup(self, key: OffloadKey, req_id: str) -> bool | None:
         """True, False, or None while the answer is under way. May append a probe to `unsent`."""
-        try:
-            answered = self.answered[req_id]
-        except KeyError:
+        answered = self.answered.get(req_id)
+        if answered is None:
             answered = self.answered[req_id] = {}
         probe = answered.get(key)
         if key in self.known:
@@ -79,11 +79,11 @@ class PresenceCache:
     def take_unsent(self) -> list[Probe]:
         """The probes to send: each that a request still waits for."""
         probes, self.unsent = self.unsent, []
-        return [probe for probe in probes if self._is_open(probe)]
+        return [probe for probe in probes if probe.present is None and self._latest.get(probe.key) is probe]
 
     def answer(self, probe: Probe, present: bool) -> None:
         """The answer of a probe that was sent; dropped if a store, a load or an eviction has overtaken it."""
-        if self._is_open(probe):
+        if probe.present is None and self._latest.get(probe.key) is probe:
             probe.present = present
             if present:
                 self._remember(probe.key)
@@ -131,20 +131,14 @@ class PresenceCache:
         assert len(self.known) <= self._known_keys_max, f"{len(self.known)} of {self._known_keys_max} present"
 
     def __repr__(self) -> str:
-        return (
-            f"<PresenceCache: {len(self.known)} present, {len(self.answered)} requests, {len(self._latest)} probes, "
-            f"{len(self.unsent)} unsent>"
-        )
-
-    def _is_open(self, probe: Probe) -> bool:
-        return probe.present is None and self._latest.get(probe.key) is probe
+        known, answered, probes = len(self.known), len(self.answered), len(self._latest)
+        return f"<PresenceCache: {known} present, {answered} requests, {probes} probes, {len(self.unsent)} unsent>"
 
     def _release(self, probe: Probe | None) -> None:
-        if probe is None or probe is _FAILED_LOAD:
-            return
-        probe.requests -= 1
-        if not probe.requests and self._latest.get(probe.key) is probe:
-            del self._latest[probe.key]
+        if probe is not None and probe is not _FAILED_LOAD:
+            probe.requests -= 1
+            if not probe.requests and self._latest.get(probe.key) is probe:
+                del self._latest[probe.key]
 
     def _remember(self, key: OffloadKey) -> None:
         self.known[key] = None
@@ -182,10 +176,14 @@ class AsyncLookupManager:
         self._cache = PresenceCache(known_keys_max)
         self._traceparent: str | None = None
         self._batches: queue.SimpleQueue[tuple[list[Probe], float, str | None] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[bool] = queue.SimpleQueue()  # of the second thread; False: the end
         self._answers: queue.SimpleQueue[tuple[list[Probe], Sequence[bool], ProbeFact]] = queue.SimpleQueue()
         self._facts: list[ProbeFact] = []
         background = background or BackgroundThreads()
-        self._threads = [background.start("lookup", f"{thread_name}_{n}", self._work) for n in range(THREADS)]
+        # The second thread is called when needed: two threads that wait on one queue wake each other. With a batch of
+        # one key, that took 22 us of CPU time instead of 13.
+        works: tuple[Callable[[], None], ...] = self._work, functools.partial(self._work, self._calls)
+        self._threads = [background.start("lookup", f"{thread_name}_{n}", work) for n, work in enumerate(works)]
 
     def __repr__(self) -> str:
         """A status line."""
@@ -220,6 +218,8 @@ class AsyncLookupManager:
             now = time.monotonic()
             self._sent_seconds.append(now)
             self._batches.put((batch[start : start + size], now, self._traceparent))
+            if len(self._sent_seconds) > 1:  # the first thread has another, and may hang
+                self._calls.put(True)
 
     def oldest_seconds(self) -> float:
         """How long the oldest batch has been without an answer; 0 when there is none."""
@@ -250,6 +250,7 @@ class AsyncLookupManager:
         """Ends the threads after the batches at hand."""
         for _ in self._threads:
             self._batches.put(None)
+        self._calls.put(False)
         for thread in self._threads:
             thread.join()
 
@@ -261,8 +262,8 @@ class AsyncLookupManager:
             for probe, present in zip(batch, found, strict=True):
                 self._cache.answer(probe, present)
 
-    def _work(self) -> None:
-        while (item := self._batches.get()) is not None:
+    def _work(self, calls: queue.SimpleQueue[bool] | None = None) -> None:
+        while (calls is None or calls.get()) and (item := self._batches.get()) is not None:
             batch, sent, traceparent = item
             started = time.monotonic()
             found = self._probe([probe.key for probe in batch])

@@ -134,7 +134,6 @@ class FileSystemTierManager(SecondaryTierManager):
         return _ANSWER[present]
 
     def on_schedule_end(self, context: ScheduleEndContext) -> None:
-        self._lookup.flush()
         for fact in self._lookup.take_facts():
             self._observer.on_event(LookupBatch(self.tier_type, *fact))
         if self._quota:
@@ -149,6 +148,7 @@ class FileSystemTierManager(SecondaryTierManager):
             self._observer.on_event(TierAnswers(self.tier_type, hits, misses, retries, self._missed_evicted))
             self._answers, self._missed_evicted = dict.fromkeys(_ANSWER, 0), 0
         self._need()
+        self._lookup.flush()  # last: the threads that it wakes need Python's lock
 
     # --- jobs ---
 

@@ -20,12 +20,14 @@ class Disk:
     def __init__(self) -> None:
         self.present: set[OffloadKey] = set()
         self.batches: list[list[OffloadKey]] = []
+        self.threads: set[str] = set()  # that probed
         self.go = threading.Event()
         self.go.set()
         self.answered = threading.Semaphore(0)
 
     def probe(self, keys: Sequence[OffloadKey]) -> list[bool]:
         self.batches.append(list(keys))
+        self.threads.add(threading.current_thread().name)
         answers = [key in self.present for key in keys]
         self.answered.release()
         assert self.go.wait(30)
@@ -168,4 +170,29 @@ def test_what_is_remembered_is_bounded(disk: Disk) -> None:
     keys = [OffloadKey(bytes([n]) * 36) for n in range(10)]
     lookups.mark_present(keys)
     assert [lookups.lookup(key, "r1") for key in keys] == [None] * 7 + [True] * 3
+    lookups.shutdown()
+
+
+def test_steps_of_one_batch_wake_one_thread_alone(disk: Disk, lookups: AsyncLookupManager) -> None:
+    for n in range(20):
+        assert not settle(lookups, OffloadKey(bytes([n]) * 36), f"r{n}")
+    assert len(disk.threads) == 1, disk.threads
+
+
+def test_while_the_first_thread_hangs_the_second_answers() -> None:
+    hangs, first = threading.Event(), threading.Semaphore(0)
+
+    def probe(keys: Sequence[OffloadKey]) -> list[bool]:
+        if A in keys:
+            first.release()
+            assert hangs.wait(30)
+        return [True] * len(keys)
+
+    lookups = AsyncLookupManager(probe, known_keys_max=100, thread_name="lookup")
+    assert lookups.lookup(A, "r0") is None
+    lookups.flush()
+    assert first.acquire(timeout=30)
+    for n in range(20):
+        assert settle(lookups, OffloadKey(bytes([n]) * 36), f"r{n}")
+    hangs.set()
     lookups.shutdown()
