@@ -71,7 +71,7 @@ class Hindrance:
         mine = [threads[pid] for pid in pids & threads.keys()]
         self.knows_scheduler = bool(mine) and len(mine) == len(pids)
         self._scheduler = mine
-        late = list(late_wake_ups(history, process))
+        self._wake_ups = late = list(late_wake_ups(history, process))
         self._late = _Spans((begin, end, seconds) for begin, end, seconds, _ in late)
         self._locks = _Spans((begin, end, seconds - delay) for begin, end, seconds, delay in late)
         self._machine = _Spans(
@@ -95,6 +95,11 @@ class Hindrance:
         own = sum(delays.within(begin, end) for delays in self._scheduler)
         lost = own + self._stops.within(begin, end) + self._locks.within(begin, end)
         return min(end - begin, lost + self._machine.within(begin, end))
+
+    def unexplained_seconds(self) -> float:
+        """The longest part of a late wake-up of the canary that the kernel's account does not explain."""
+        waits = (late - max(delay, self.delayed_seconds(due, woke)) for due, woke, late, delay in self._wake_ups)
+        return max(waits, default=0.0)
 
     def delayed_seconds(self, begin: float, end: float) -> float:
         """The most that one thread was without a CPU between these moments, or that the machine lost."""

@@ -6,7 +6,8 @@ and with the wake-up delay of a thread of the same process (the canary). Each of
    is longer than the typical wake-up delay. Below that delay it is inconclusive.
 2. Now and then: more than one submit in 1,000, and more than one in all, took longer than `NOISE_FACTOR` times the
    worst wake-up delay, and longer than half of its job's life or than the median job's. A queue that blocks when full
-   does so. In signs 1 and 2 time in which the scheduler's thread had no CPU or no lock does not count.
+   does so. Where the kernel's account covers the process, only what it leaves unexplained of wake-up delays counts.
+   In signs 1 and 2 time in which the scheduler's thread had no CPU or no lock does not count.
 3. For at least three quarters of the jobs all tasks had ended when the submit returned, where the tier reports its
    tasks.
 
@@ -34,6 +35,8 @@ from harness.core.history import History, Job
 from harness.core.statistics import percentile
 
 NOISE_FACTOR = 8.0
+NOISE_SECONDS_MIN = 0.02
+"""Submits of at most this time are noise, where the kernel's account explains the canary's delays."""
 JOBS_MIN = 8
 
 HABIT = Rule(
@@ -44,8 +47,9 @@ HABIT = Rule(
 NOW_AND_THEN = Rule(
     "nonblocking/now-and-then",
     "No submit takes longer than half of its own job's time to the result, or than the median job's time.",
-    f"one submit in 1,000 (at least one); submits of at most {NOISE_FACTOR:g} times the longest wake-up delay of the "
-    "process; hindered time",
+    f"one submit in 1,000 (at least one); submits of at most {NOISE_FACTOR:g} * longest wake-up delay of the process, "
+    f"or max({NOISE_SECONDS_MIN * 1000:g} ms, {NOISE_FACTOR:g} * the part of it that the kernel's account does not "
+    "explain), if that is less; hindered time",
 )
 ALL_ENDED = Rule(
     "nonblocking/all-ended",
@@ -133,8 +137,11 @@ def _now_and_then(
 ) -> None:
     """Sign 2. Submits that only the worst moments of the machine explain leave it undecided."""
     typical = median(map(_life, jobs))
+    if hindrance.knows_scheduler:  # of the canary's delays only what the kernel's account leaves unexplained is noise
+        noise_seconds = min(noise_seconds, max(NOISE_SECONDS_MIN, NOISE_FACTOR * hindrance.unexplained_seconds()))
+        typical_noise_seconds = min(noise_seconds, typical_noise_seconds)
     slow = [j for j in jobs if _submit(j) > typical_noise_seconds and _submit(j) > min(_life(j) / 2, typical)]
-    long = [j for j in slow if _unhindered(j, hindrance) > noise_seconds]
+    long = [j for j in slow if hindrance.free_seconds(j.submitted_seconds, j.submit_returned_seconds) > noise_seconds]
     if hindrance.knows_scheduler:
         slow = [j for j in slow if _unhindered(j, hindrance) > typical_noise_seconds]
     few = max(1, len(jobs) // 1000)

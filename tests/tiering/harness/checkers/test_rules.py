@@ -374,7 +374,22 @@ def test_nonblocking_charges_no_submit_with_time_without_a_cpu() -> None:
     assert judge("nonblocking", history).value == "true", "it was the scheduler's thread"
     for one in preempted:
         one.detail["threads"] = {"1000": [0.001, 0.005], "1001": [4.995, 0.005]}
-    assert judge("nonblocking", history).value == "false", "it was another thread"
+    assert judge("nonblocking", history).value == "unknown", "it was another thread, which may have held a lock"
+
+
+def test_nonblocking_finds_submits_that_block_on_a_machine_on_which_the_kernel_explains_every_delay() -> None:
+    history = submits(good_history(), 0.01)
+    for i in (3, 4):
+        change_job(history, i, submit_returned_seconds=10.0 * i + 5.0, finished_seconds=10.0 * i + 20.0)
+    history.notes += [canary(0, 0.002), canary(0, 2.0, at=20.0)]
+    assert judge("nonblocking", history).value == "unknown", "the canary was late by 2 s"
+    history.notes[-1].detail["latest"] = [[20.0, 2.0, 1.999]]
+    history.notes.append(note("delayed", 20.0, 0, from_seconds=18.0, seconds=1.999, threads={"1000": [1.999, 0.0]}))
+    assert judge("nonblocking", history).value == "false", "it had no CPU then, and the submits were at other times"
+    history.notes[-2].detail["latest"] = [[20.0, 2.0, 0.5]]
+    history.notes[-1].detail["threads"] = {"1000": [0.001, 0.0]}
+    history.notes[-1].detail["seconds"] = 0.001
+    assert judge("nonblocking", history).value == "unknown", "1.5 s are left unexplained"
 
 
 def test_nonblocking_cannot_tell_without_a_canary_or_within_noise() -> None:
