@@ -18,7 +18,9 @@ from harness.entry_point import HARNESS, VERSION, ExitCode
 COMMANDS = {
     "run": member("harness.commands.run:run_group", "Run a scenario against a tier and judge it."),
     "conform": member("harness.commands.conform:conform", "Run the contract and all scenarios on one tier."),
-    "explore": member("harness.commands.explore:explore", "Run small programs in every order of their system calls."),
+    "explore": member(
+        "harness.commands.explore:explore", "Run small programs in each order of their system calls that can differ."
+    ),
     "list": member("harness.commands.listing:list_all", "List scenarios, tiers and mutants."),
     "check": member("harness.commands.check:check", "Judge a recorded run again."),
     "report": member("harness.commands.report:report", "Write the report of a recorded run again."),

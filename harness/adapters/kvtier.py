@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -255,7 +256,8 @@ class KvtierAdapter(Adapter):
 
         file_bytes = self.setup.block_bytes + TRAILER_PAGE_BYTES
         limit = max(file_bytes, -(-blocks * file_bytes * 10 // 9))  # its low water mark is at 90 %
-        evictor = Evictor(self.setup.root_dir, CapacityConfig(max_bytes=limit))
+        chance = random.Random(0)  # each call makes the same choices
+        evictor = Evictor(self.setup.root_dir, CapacityConfig(max_bytes=limit), chance=chance)
         evictor.pacing = "urgent"  # without pauses
         if operation == "evict":
             evictor.step()

@@ -59,7 +59,7 @@ class ReferenceAdapter(Adapter):
         """Publish the digest of the seed, unless a process was first. Raises ValueError where that has another."""
         if record.exists() and (not record.is_file() or record.stat().st_size != len(digest)):
             _publish(record, digest)
-        theirs = _publish_first(record, digest)
+        theirs = publish_first(record, digest)
         if theirs != digest:
             raise ValueError(
                 f"the root's seed has the digest {theirs.decode(errors='backslashreplace')!r}, "
@@ -199,7 +199,7 @@ def _holds(path: Path, content: bytes) -> bool:
         return False
 
 
-def _publish_first(path: Path, content: bytes) -> bytes:
+def publish_first(path: Path, content: bytes) -> bytes:
     """Publish the file whole unless there is one; the content of the one that is there. Of processes that publish
     different contents at the same time, all see the same one, where the file system has hard links."""
     name = path.with_name(f"{os.urandom(16).hex()}.tmp")

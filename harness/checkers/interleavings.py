@@ -1,4 +1,4 @@
-"""Whether the tier is right in every order of its processes' system calls that was explored.
+"""Whether the tier is right in each explored order of its processes' system calls.
 
 Judged: the programs that the driver "interleavings" explored (notes "explored"). After each schedule: the results of
 the operations, the files, and a next process that opens the root, loads each block, stores it and loads it again.
@@ -24,6 +24,7 @@ _TEXTS = {
     "results": "Each job of a living process gets exactly one result.",
     "failed store": "A store fails in no process.",
     "failed load": "A block that nothing removes or damages is loaded.",
+    "lookup": "A lookup finds a block that is there and that nothing removes, and none that no process stores.",
     "lost store": "A block that was reported stored is loaded by the next process.",
     "raised": "No operation raises an exception, and no process dies by itself.",
     "stuck": "Each living process comes to its end, also when another was killed.",

@@ -1,4 +1,4 @@
-"""The command `explore`: programs in every order of their system calls, or one recorded schedule again.
+"""The command `explore`: programs in each order of their system calls that can differ, or one recorded schedule again.
 
 It makes a run of the scenario `interleavings`, and prints the schedules that break a rule.
 """

@@ -343,8 +343,8 @@ GUARANTEES: tuple[Guarantee, ...] = (
             "A block that one process stored is a hit in every process, until it is removed or found damaged. A store "
             "over a damaged file of the right size repairs nothing: the next load is a miss.",
             "A block that one process stored is a hit in every process, until it is removed or found damaged.",
-            f"{_FOUND} soak/files soak/loads interleavings/lost-store interleavings/failed-load outage/stored-is-found "
-            "outage/soon",
+            f"{_FOUND} soak/files soak/loads interleavings/lost-store interleavings/failed-load interleavings/lookup "
+            "outage/stored-is-found outage/soon",
         ),
         (
             "After a power loss blocks may be missing, never wrong, on file systems that keep the order of names and "

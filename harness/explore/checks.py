@@ -60,15 +60,20 @@ class Check:
                 yield f"raised: process {actor}: {error}"
 
     def _done(self, outcome: Outcome) -> Iterator[tuple[int, Step, dict[str, Any]]]:
-        """Every operation of a process that came to its end."""
+        """Every operation whose result its process reported, also before it was killed."""
         for actor, (steps, results) in enumerate(zip(self._spec.actors, outcome.results, strict=True)):
             for step, result in zip(steps, results or (), strict=False):
                 yield actor, step, result
 
     def _results(self, outcome: Outcome) -> Iterator[str]:
+        known = {(actor, block) for actor in range(len(self._spec.actors)) for block in self._lasting(present=True)}
         for actor, step, result in self._done(outcome):
-            who = f"process {actor}: {step}"
-            if step.operation not in ("load", "store") or "seen" in result:
+            who, found = f"process {actor}: {step}", (actor, step.block) in known
+            if step.operation == "lookup":
+                yield from self._lookup(who, step.block, result["seen"], found)
+            if step.block in self._lasting() and result.get("seen", "hit") == "hit" and result["ok"]:
+                known.add((actor, step.block))
+            if step.operation not in ("load", "store"):
                 continue
             if result["results"] != 1 or result.get("outcomes", 1) != 1:
                 yield f"results: {who} got {result['results']} results for {result.get('outcomes', 1)} blocks"
@@ -81,8 +86,22 @@ class Check:
             why = f"{who} failed ({result['reasons'] or 'no reason given'})"
             if step.operation == "store" and not result["refused_blocks"]:
                 yield f"failed store: {why} although no fault was injected"
-            if step.operation == "load" and (step.block, "") in self._spec.given and not self._spec.has("evict"):
+            if step.operation == "load" and found:
                 yield f"failed load: {why} although the block was there"
+
+    def _lasting(self, present: bool = False) -> set[str]:
+        """The blocks that nothing removes or damages; with `present` those of them that are there at the beginning."""
+        given = dict(self._spec.given)
+        blocks = set(given) if present else set(self._spec.blocks)
+        return set() if self._spec.has("evict") else {block for block in blocks if not given.get(block)}
+
+    def _lookup(self, who: str, block: str, seen: str, found: bool) -> Iterator[str]:
+        """`found`: the block was there at the beginning, or this process has found or stored it."""
+        stored = any(Step("store", block) in steps for steps in self._spec.actors)
+        if seen == "hit" and not stored and block not in dict(self._spec.given):
+            yield f"lookup: {who} is a hit, and no process stores the block"
+        if seen == "miss" and found:
+            yield f"lookup: {who} is a miss although the block was there"
 
     def _openings(self, outcome: Outcome) -> Iterator[str]:
         opened = [(a, r) for a, s, r in self._done(outcome) if s.operation.startswith("open") and "digest" in r]
@@ -137,7 +156,7 @@ class Check:
                 yield f"next process: it stores {block}, which is reported ok, and cannot load it"
             elif again.get("wrong") and not first.get("wrong"):
                 yield f"next process: it stores {block}, and loads wrong bytes: {_kind(again['wrong'])}"
-        if self._spec.has("evict") and not outcome.killed and present < min(KEEP_BLOCKS, self._placed(reported)):
+        if self._spec.has("evict") and present < min(KEEP_BLOCKS, self._placed(reported)):
             yield f"evicted too much: {present} blocks are left, and the limit allows {KEEP_BLOCKS}"
         if (left := asked[-1]["blocks"]) is not None and left > KEEP_BLOCKS:
             yield f"next process: it evicts, and {left} blocks are left, where the limit allows {KEEP_BLOCKS}"

@@ -14,7 +14,7 @@ import select
 import signal
 import socket
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,7 @@ def _live(actor: Actor, root: Path, parent: socket.socket) -> None:
     parent.recv(len(_GO))
     os.close(listener)
     while True:
-        parent.send(json.dumps(_steps(actor, subject)).encode())
+        parent.send(json.dumps(_steps(actor, subject, parent)).encode())
         if actor.again is None:
             os._exit(0)
         if parent.recv(len(_AGAIN)) != _AGAIN:
@@ -141,9 +141,14 @@ def _live(actor: Actor, root: Path, parent: socket.socket) -> None:
         parent.recv(len(_GO))
 
 
-def _steps(actor: Actor, subject: object) -> dict[str, Any]:
+def _steps(actor: Actor, subject: object, parent: socket.socket) -> dict[str, Any]:
     try:
-        return {"result": actor.steps(subject)}
+        value = actor.steps(subject)
+        if isinstance(value, Iterator):
+            reports, value = value, None
+            for value in reports:
+                parent.send(json.dumps({"so far": value}).encode())
+        return {"result": value}
     except BaseException as error:
         return {"error": _in_words(error)}
 

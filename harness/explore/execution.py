@@ -19,6 +19,11 @@ STEPS_MAX = 5000
 """A schedule of more steps ends as stuck: its actors poll without end."""
 YIELDS_MAX = 6
 """How often a thread may look again after a sleep while others could go on; then it waits for a step of theirs."""
+POLLS_MAX = 50
+POLL_SECONDS = 0.005
+POLLING_SECONDS = 1.0
+"""If all others have ended, a process may sleep so often while it changes nothing; then each of its steps takes that
+time, so that a deadline by the clock may come, and after so many seconds the schedule is stuck."""
 STALL_SECONDS = 1.0
 """If nobody can continue, timed waits may end by themselves for so long; then the schedule is stuck."""
 
@@ -107,9 +112,11 @@ class _Run:
         self._clocks: dict[int, dict[str, int]] = {}  # of each actor: what happened before its start
         self._killed: list[int] = []
         self._reduction = False
+        self._reports: dict[int, int] = {}  # of each actor: how many results it had given after the last step
         self._unchanged: set[int] = set()  # actors whose last step left nothing: the kill before it is the same
         self._linked: set[int] = set()  # inodes of files that were written without a name and have got one
         self._last = ""
+        self._sleeps, self._polling_since = 0, 0.0
 
     def follow(self, prefix: Schedule, sleep: frozenset[str], reduction: bool, names: Sequence[str]) -> Execution:
         execution = self._execution
@@ -133,6 +140,9 @@ class _Run:
                         choice = actor.choice(number)
                         start = self._clocks.get(actor.index, {})
                         self._record(Event(choice, self._effect(choice), actor.stopped[number].since, start))
+                break
+            if self._polls():
+                stuck = f"it looks again and again, and all others have ended: {self._who_waits()}"
                 break
             if step >= STEPS_MAX:
                 stuck = f"no end after {STEPS_MAX} steps: {self._who_waits()}"
@@ -180,6 +190,15 @@ class _Run:
         mortal = [one for one in self._started if not one.ended and one.actor.mortal]
         return tuple(f"{one.index}!" for one in mortal if one.index not in self._unchanged)
 
+    def _polls(self) -> bool:
+        """Whether the only process that has not ended looks at the same files without end."""
+        going = [actor for actor in self._actors if not actor.ended]
+        if len(going) != 1 or going[0].sleeps - self._sleeps < POLLS_MAX:
+            return False
+        self._polling_since = self._polling_since or time.monotonic()
+        time.sleep(POLL_SECONDS)
+        return time.monotonic() - self._polling_since > POLLING_SECONDS
+
     def _default(self, awake: list[str], stopped: dict[str, Stopped]) -> str:
         """The same thread again; else the first one of those that have slept least."""
         least = min(stopped[choice].yields for choice in awake)
@@ -226,6 +245,8 @@ class _Run:
                 decoded.length, decoded.inode, result, data,
             )  # fmt: skip
         self._last = choice
+        if effect.writes or effect.updates or choice.endswith("!"):
+            self._sleeps, self._polling_since = actor.sleeps, 0.0
         self._unchanged.discard(actor.index)
         if self._reduction and effect.fades:
             self._unchanged.add(actor.index)
@@ -253,6 +274,9 @@ class _Run:
             for number, stopped in actor.stopped.items():
                 if stopped.since >= 0 and dependent(effect, Effect.of(actor.index, stopped.call)):
                     actor.decode_again(number)
+            if actor.reports != self._reports.get(actor.index, 0):  # it has promised more: a kill now is another one
+                self._reports[actor.index] = actor.reports
+                self._unchanged.discard(actor.index)
         self._since_now()
 
     def _start_due(self) -> None:
@@ -298,7 +322,7 @@ class _Run:
     def _outcome(self, stuck: str | None) -> Outcome:
         actors = self._actors
         errors = tuple(None if actor.killed else actor.error for actor in actors)
-        results = tuple(None if actor.killed else actor.result for actor in actors)
+        results = tuple(actor.so_far if actor.killed else actor.result for actor in actors)
         return Outcome(self._root, results, errors, tuple(self._killed), tuple(self._execution.calls), stuck)
 
     def finish(self) -> None:

@@ -19,8 +19,8 @@ class Actor(NamedTuple):
 
     `open(root)` runs before calls are stopped, and makes what `steps` works on: the adapter of a tier, or just the
     root where the opening itself is explored. It must not change the root if `after` is given. `steps(subject)` runs
-    with every call under the root stopped, and returns a JSON value, the actor's result. It calls the tier from one
-    thread, as an engine does.
+    with every call under the root stopped, and returns a JSON value, the actor's result, or an iterator over what the
+    result is so far, whose last value is the result. It calls the tier from one thread, as an engine does.
     """
 
     name: str
@@ -86,8 +86,9 @@ class Call(NamedTuple):
 class Outcome(NamedTuple):
     """The end of one schedule. `root` is its folder, valid until the check returns.
 
-    `results[i]` is what actor i's steps returned; None if it was killed, did not end, or raised (`errors[i]`, the
-    traceback's last line). `stuck` says why nobody could go on ("deadlock: ..."), None when all actors ended.
+    `results[i]` is what actor i's steps returned; if it was killed, its result so far. It is None if there is none, or
+    the actor did not end, or raised (`errors[i]`, the traceback's last line). `stuck` says why nobody could go on
+    ("deadlock: ..."), None when all actors ended.
     """
 
     root: Path

@@ -57,6 +57,9 @@ class ActorProcess:
         self.ended = False
         self.killed = False
         self.result: Any = None
+        self.so_far: Any = None  # the last of `reports` values that its steps have given up to now
+        self.reports = 0
+        self.sleeps = 0  # that were ended at once
         self.error: str | None = None
         self._done = self._exiting = False  # the steps have returned; the process is on its way out
         self._numbers: dict[int, int] = {}  # thread id -> number
@@ -99,6 +102,7 @@ class ActorProcess:
     def wake(self) -> bool:
         """End the sleeps of this process's threads; whether there were any."""
         sleeping, self.sleeping = self.sleeping, {}
+        self.sleeps += len(sleeping)
         for number, notification in sleeping.items():
             self._yields[number] = self._yields.get(number, 0) + 1
             seccomp.give(self._process.listener, notification, 0)
@@ -192,6 +196,9 @@ class ActorProcess:
         message = self._process.socket.recv(MESSAGE_BYTES_MAX)
         if message:
             value = json.loads(message)
+            if "so far" in value:
+                self.so_far, self.reports = value["so far"], self.reports + 1
+                return
             self.result, self.error, self._done = value.get("result"), value.get("error"), True
         else:
             self._end()

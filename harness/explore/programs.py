@@ -22,7 +22,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -232,14 +232,23 @@ class Subject:
 
     def run(self, steps: Sequence[Step]) -> list[dict[str, Any]]:
         """Each operation, one after the other: what it gave, as JSON values. A refused opening ends it."""
-        done = []
-        for step in steps:
-            done.append({"step": str(step), **self._run(step)})
-            if "refused" in done[-1]:
-                break
-        return done
+        return list(self.reports(steps))[-1]
 
-    def _run(self, step: Step) -> dict[str, Any]:
+    def reports(self, steps: Sequence[Step]) -> Iterator[list[dict[str, Any]]]:
+        """The same, after each operation what all gave so far."""
+        done: list[dict[str, Any]] = []
+        for step in steps:
+            request = f"request {next(self._jobs)}" if step.block else ""
+            if request:
+                self.adapter.request_started(request)
+            done.append({"step": str(step), **self._run(step, request)})
+            yield done
+            if request:
+                self.adapter.request_finished(request)
+            if "refused" in done[-1]:
+                return
+
+    def _run(self, step: Step, request: str) -> dict[str, Any]:
         if step.operation.startswith("open"):
             try:
                 self.open(step.operation == "open other")
@@ -249,22 +258,16 @@ class Subject:
         if step.operation in ("evict", "collect"):
             self.adapter.operate(step.operation, KEEP_BLOCKS)
             return {"ok": True}
-        key, request = self._kit.keys[step.block], f"request {next(self._jobs)}"
-        self.adapter.request_started(request)
-        result: dict[str, Any]
+        key = self._kit.keys[step.block]
         if step.operation == "lookup" or (step.operation == "load" and self.adapter.keeps_in_memory):
             verdict = self._lookup(key, request)
-            result = {"ok": True, "seen": verdict}
-            if step.operation == "load" and verdict == "hit":
-                result = self._load(key, step.block, request)
-            elif step.operation == "load":
-                result = {"ok": False, "results": 1, "reasons": "miss"}
-        elif step.operation == "load":
-            result = self._load(key, step.block, request)
-        else:
-            result = self._job("store", key, BLOCKS.index(step.block), request)
-        self.adapter.request_finished(request)
-        return result
+            if step.operation == "lookup":
+                return {"ok": True, "seen": verdict}
+            if verdict != "hit":
+                return {"ok": False, "results": 1, "reasons": "miss"}
+        if step.operation == "load":
+            return self._load(key, step.block, request)
+        return self._job("store", key, BLOCKS.index(step.block), request)
 
     @property
     def adapter(self) -> Adapter:
@@ -313,7 +316,7 @@ class Subject:
 
 def run_steps(steps: Sequence[Step]) -> Callable[[Subject], object]:
     """An actor's steps, for the engine."""
-    return lambda subject: subject.run(steps)
+    return lambda subject: subject.reports(steps)
 
 
 def in_child(work: Callable[[], Any], tick: Callable[[], bool] = lambda: True) -> Any:

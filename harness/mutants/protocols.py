@@ -24,7 +24,7 @@ from harness.mutants.base import AdapterClass, detected_by
 ATTEMPTS = 3
 
 
-def _shown_by(program: str, rule: str, finding: str, kills: int = 0) -> Callable[[AdapterClass], AdapterClass]:
+def shown_by(program: str, rule: str, finding: str, kills: int = 0) -> Callable[[AdapterClass], AdapterClass]:
     """Every schedule of this program is run, and one of them must break the rule."""
     options: dict[str, Any] = {"program": (program,), "kills": kills}
     return detected_by(f"interleavings/{rule}", finding, scenario="interleavings", **options)
@@ -193,7 +193,7 @@ class SoundProtocol(ReferenceAdapter):
         return time.time() - temp.stat().st_mtime > TEMP_AGE_SECONDS
 
 
-class _Unsealed(SoundProtocol):
+class Unsealed(SoundProtocol):
     """Correct, too: a block's file holds the block alone, as vLLM's, so that only its size says whether it is whole."""
 
     def _parts(self, key: bytes, block: bytes | memoryview) -> list[bytes]:
@@ -201,8 +201,8 @@ class _Unsealed(SoundProtocol):
         return [bytes(block[:half]), bytes(block[half:])]
 
 
-@_shown_by("store A | load A", "wrong-bytes", r"wrong bytes: .*(zero|untouched)")
-class WritesInPlace(_Unsealed):
+@shown_by("store A | load A", "wrong-bytes", r"wrong bytes: .*(zero|untouched)")
+class WritesInPlace(Unsealed):
     """A block is written under its final name, into a file that has its full size from the start."""
 
     def _store(self, key: bytes, block: memoryview) -> None:
@@ -216,8 +216,8 @@ class WritesInPlace(_Unsealed):
             os.close(descriptor)
 
 
-@_shown_by("store A | load A", "wrong-bytes", r"wrong bytes: .*(zero|untouched)")
-class RenamesBeforeTheWrite(_Unsealed):
+@shown_by("store A | load A", "wrong-bytes", r"wrong bytes: .*(zero|untouched)")
+class RenamesBeforeTheWrite(Unsealed):
     """The temp file gets the block's name once it has its size, and its bytes later."""
 
     def _fill(self, descriptor: int, key: bytes, block: memoryview) -> None:
@@ -230,7 +230,7 @@ class RenamesBeforeTheWrite(_Unsealed):
         return
 
 
-@_shown_by("store A | load A", "lost-store", r"lost store: A was reported stored")
+@shown_by("store A | load A", "lost-store", r"lost store: A was reported stored")
 class LinksBeforeTheTrailer(SoundProtocol):
     """A file gets its block's name when the block is written, and its digest afterwards."""
 
@@ -244,7 +244,7 @@ class LinksBeforeTheTrailer(SoundProtocol):
         temp.unlink()
 
 
-@_shown_by("store A | store A", "failed-store", r"failed store: .*ENOENT")
+@shown_by("store A | store A", "failed-store", r"failed store: .*ENOENT")
 class SharesItsTempName(SoundProtocol):
     """The temp file of a block has one name in all processes, and each opens it as it finds it."""
 
@@ -258,7 +258,7 @@ class SharesItsTempName(SoundProtocol):
         os.rename(temp, path)
 
 
-@_shown_by("store A | store A", "failed-store", r"failed store: .*EEXIST")
+@shown_by("store A | store A", "failed-store", r"failed store: .*EEXIST")
 class SeedsItsTempName(SoundProtocol):
     """Temp names come from a generator that is seeded alike in all processes; a store that finds its name taken fails,
     and removes the file."""
@@ -274,7 +274,7 @@ class SeedsItsTempName(SoundProtocol):
             raise
 
 
-@_shown_by("store A | store B", "failed-store", r"failed store: .*ENOENT")
+@shown_by("store A | store B", "failed-store", r"failed store: .*ENOENT")
 class UnlinksTempFilesOfOthers(SoundProtocol):
     """Before a store, all temp files of the folder are removed, also those of running writers."""
 
@@ -284,7 +284,7 @@ class UnlinksTempFilesOfOthers(SoundProtocol):
         return super()._create(temp)
 
 
-@_shown_by("store A | collect", "failed-store", r"failed store: .*ENOENT")
+@shown_by("store A | collect", "failed-store", r"failed store: .*ENOENT")
 class CollectsTempFilesOfRunningWriters(SoundProtocol):
     """Garbage collection removes temp files of any age."""
 
@@ -292,7 +292,7 @@ class CollectsTempFilesOfRunningWriters(SoundProtocol):
         return True
 
 
-@_shown_by("store A | store A", "lost-store", r"lost store: A was reported stored")
+@shown_by("store A | store A", "lost-store", r"lost store: A was reported stored")
 class ChecksThenAppends(SoundProtocol):
     """A store that finds no file appends the block to a new one; two stores append it twice."""
 
@@ -307,7 +307,7 @@ class ChecksThenAppends(SoundProtocol):
             os.close(descriptor)
 
 
-@_shown_by("A short: load A | store A", "lost-store", r"lost store: A was reported stored")
+@shown_by("A short: load A | store A", "lost-store", r"lost store: A was reported stored")
 class QuarantinesByName(SoundProtocol):
     """A load checks that the damaged file is still there, and then moves whatever has its name."""
 
@@ -317,7 +317,7 @@ class QuarantinesByName(SoundProtocol):
                 self._move_away(path)
 
 
-@_shown_by("A short: store A | store A", "lost-store", r"lost store: A was reported stored", kills=1)
+@shown_by("A short: store A | store A", "lost-store", r"lost store: A was reported stored", kills=1)
 class RepairsByUnlink(SoundProtocol):
     """A store removes a damaged file by its name before it links its own; if it is killed in between, the file that
     another store has just published is gone."""
@@ -326,7 +326,7 @@ class RepairsByUnlink(SoundProtocol):
         path.unlink(missing_ok=True)
 
 
-@_shown_by("A, B: evict | evict", "evicted-too-much", r"evicted too much: 0 blocks are left")
+@shown_by("A, B: evict | evict", "evicted-too-much", r"evicted too much: 0 blocks are left")
 class EvictsAfterMeasuring(SoundProtocol):
     """The blocks are counted before the lease is taken; by then another process may have evicted."""
 
@@ -337,7 +337,7 @@ class EvictsAfterMeasuring(SoundProtocol):
                 self._remove_oldest(excess)
 
 
-@_shown_by("A, B: evict | evict", "evicted-too-much", r"evicted too much: 0 blocks are left")
+@shown_by("A, B: evict | evict", "evicted-too-much", r"evicted too much: 0 blocks are left")
 class LeasesWithoutALock(SoundProtocol):
     """The lease is a file that says whether it is taken: it is read, and then written."""
 
@@ -352,7 +352,7 @@ class LeasesWithoutALock(SoundProtocol):
             lease.write_bytes(b"free")
 
 
-@_shown_by("A, B: evict", "next-process", r"next process: it evicts, and 2 blocks are left", kills=1)
+@shown_by("A, B: evict", "next-process", r"next process: it evicts, and 2 blocks are left", kills=1)
 class LeavesItsLeaseToNobody(SoundProtocol):
     """The lease is a file that only its maker removes: if that process is killed, no process evicts again."""
 
@@ -368,7 +368,7 @@ class LeavesItsLeaseToNobody(SoundProtocol):
             lease.unlink()
 
 
-@_shown_by("store A", "next-process", r"next process: it cannot store A", kills=1)
+@shown_by("store A", "next-process", r"next process: it cannot store A", kills=1)
 class LocksWithAFile(SoundProtocol):
     """A store makes a lock file and removes it at its end; if it is killed, each later store of the block fails."""
 
@@ -384,7 +384,7 @@ class LocksWithAFile(SoundProtocol):
         lock.unlink()
 
 
-@_shown_by("A: store B | evict", "stuck", r"stuck: deadlock")
+@shown_by("A: store B | evict", "stuck", r"stuck: deadlock")
 class LocksInEitherOrder(SoundProtocol):
     """A store locks the folder and then the lease, an eviction the lease and then the folder."""
 
@@ -406,7 +406,7 @@ class LocksInEitherOrder(SoundProtocol):
             os.close(descriptor)
 
 
-@_shown_by("open | open", "refused-opening", r"refused opening: process \d")
+@shown_by("open | open", "refused-opening", r"refused opening: process \d")
 class ChecksItsConfigThenWrites(SoundProtocol):
     """A process that finds no `config.json` writes one in place; another reads it before it is whole."""
 
@@ -417,7 +417,7 @@ class ChecksItsConfigThenWrites(SoundProtocol):
             raise ValueError(f"the root's seed has another digest than {digest.decode()}")
 
 
-@_shown_by("open | open other", "two-seeds", r"two seeds: process")
+@shown_by("open | open other", "two-seeds", r"two seeds: process")
 class RenamesItsConfigOverAnother(SoundProtocol):
     """A process that finds no `config.json` renames its own to it, over one that another process has made since."""
 
@@ -430,7 +430,7 @@ class RenamesItsConfigOverAnother(SoundProtocol):
             raise ValueError(f"the root's seed has another digest than {digest.decode()}")
 
 
-@_shown_by("store A", "left-over", r"left over: .*tmp of the killed process stays", kills=1)
+@shown_by("store A", "left-over", r"left over: .*tmp of the killed process stays", kills=1)
 class NeverCollects(SoundProtocol):
     """Garbage collection takes each temp file for that of a running writer, also of one that was killed."""
 
@@ -438,7 +438,7 @@ class NeverCollects(SoundProtocol):
         return False
 
 
-@_shown_by("A: store A | load A", "failed-load", r"failed load: process 1: load A failed \(ENOENT\)")
+@shown_by("A: store A | load A", "failed-load", r"failed load: process 1: load A failed \(ENOENT\)")
 class ReplacesByUnlink(SoundProtocol):
     """A store of a block that is there removes its file before it links the new one; a load in between fails."""
 
@@ -450,7 +450,7 @@ class ReplacesByUnlink(SoundProtocol):
         os.rename(temp, path)
 
 
-@_shown_by("A, B: load A | evict", "raised", r"raised: process 0: RuntimeError")
+@shown_by("A, B: load A | evict", "raised", r"raised: process 0: RuntimeError")
 class ExpectsTheFileToStay(SoundProtocol):
     """A load that has seen its block's file raises an exception if the file is gone when it is opened."""
 
@@ -463,7 +463,7 @@ class ExpectsTheFileToStay(SoundProtocol):
             raise RuntimeError("the block was there") from error
 
 
-@_shown_by("store A | store A", "results", r"results: process \d: store A got 2 results")
+@shown_by("store A | store A", "results", r"results: process \d: store A got 2 results")
 class ReportsALostRaceTwice(SoundProtocol):
     """A store that finds the block published by another one reports its result twice."""
 

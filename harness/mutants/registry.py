@@ -11,6 +11,7 @@ from harness.mutants import (
     contract_tiers,
     crash_states,
     faults_and_ends,
+    file_races,
     files,
     growth,
     held_back,
@@ -38,6 +39,7 @@ _MODULES = (
         jobs,
         lookups,
         protocols,
+        file_races,
     ),
     *(schedule, block_names, crash_states, strange_files, growth),
 )

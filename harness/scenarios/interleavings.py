@@ -1,10 +1,10 @@
-"""Small programs of two or three processes run in every order of their system calls, with one killed at any call.
+"""Small programs of two or three processes, run in each order of their system calls that can differ, with kills.
 
 A program is a text, for example "A short: load A | store A": under the root is a block A whose file was cut short, one
 process loads it, another stores it. Each call of each process below the root is stopped in the kernel until it is its
-turn (seccomp user notification). All orders are run that can differ: orders of independent calls lead to the same end.
-A kill may come before each call. After each schedule the results, the files, and a next process that opens the root,
-loads and stores are checked.
+turn (seccomp user notification). One order is run of each class of equivalent orders: those that differ only in calls
+that do not affect each other, and so lead to the same end. A kill may come before each call. After each schedule the
+results, the files, and a next process that opens the root, loads and stores are checked.
 
 Shows that no order of these processes' system calls breaks a rule, and how many schedules that took. A program whose
 schedules were not all run makes the verdict inconclusive. It does not show anything about programs that were not run,
@@ -27,9 +27,12 @@ SHORT = (
     "store A",
     "store A | lookup A",
     "store A | load A",
+    "store A | lookup A, load A",
+    "store A, store B",
     "store A | store A",
     "store A | store B",
     "A: store A | load A",
+    "A: load A | load A",
     "A corrupt: load A | load A",
     "A corrupt: load A | store A",
     "A short: load A | load A",

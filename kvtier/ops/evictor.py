@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
 import threading
 import time
 from collections import deque
@@ -54,6 +55,8 @@ class Evictor:
 
     Background eviction has a duty cycle of 10 %. Eviction is urgent from when the root is at its limit, or a process
     has used half of its grant and requests it through the lease, until the root is at its low water mark.
+
+    `chance` decides which folders a sample has, and where the listing of the rest begins.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Evictor:
         *,
         lease: type[EvictorLease] = EvictorLease,
         victims: type[Victims] = Victims,
+        chance: random.Random | None = None,
     ) -> None:
         self.root_dir = os.path.realpath(root_dir)
         self.config = config
@@ -77,7 +81,8 @@ class Evictor:
         self._grant = ProcessGrant(self._due)
         self._duty = DutyCycle(self._is_urgent)
         self._lease = lease(self.root_dir)
-        self._sampler, self._victims = Sampler(self._duty), victims(self._duty)
+        chance = chance or random.Random(os.urandom(16))  # the application's own generator is left alone
+        self._sampler, self._victims = Sampler(self._duty, chance), victims(self._duty, chance)
         self.gc = Collector(self.root_dir, self._duty, unreadable)
         self._facts: deque[Evicted] = deque(maxlen=FACTS_MAX)
         self._thread: threading.Thread | None = None

@@ -4,7 +4,6 @@ are a fair sample of all, which makes a measurement of millions of files cheap.
 
 from __future__ import annotations
 
-import os
 import random
 from dataclasses import dataclass, field
 
@@ -28,9 +27,9 @@ class FolderSample:
 class Sampler:
     """Takes another sample each time."""
 
-    def __init__(self, duty: DutyCycle) -> None:
+    def __init__(self, duty: DutyCycle, chance: random.Random) -> None:
         self._duty = duty
-        self._random = random.Random(os.urandom(16))  # the application's own generator is left alone
+        self._random = chance
 
     def sample(self, folder: Folder) -> FolderSample:
         """A folder's bytes and ages: from all of it when it is small, else from some of its first-level folders."""

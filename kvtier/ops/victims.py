@@ -5,7 +5,6 @@ file's mtime, which a load renews only when it has grown old, so it survives res
 from __future__ import annotations
 
 import bisect
-import os
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,9 +62,9 @@ def _cutoff(blocks: list[BlockFile], fraction: float) -> float:
 class Victims:
     """Lists blocks in the order of their eviction. Remembers where each folder's list ended, for the next pass."""
 
-    def __init__(self, duty: DutyCycle) -> None:
+    def __init__(self, duty: DutyCycle, chance: random.Random) -> None:
         self._duty = duty
-        self._random = random.Random(os.urandom(16))
+        self._random = chance
         self._position: dict[str, str] = {}  # folder -> the first-level folder that was listed last
 
     def of(self, excess: FolderExcess) -> Iterator[BlockFile]:

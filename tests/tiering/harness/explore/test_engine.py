@@ -45,6 +45,30 @@ def not_stuck(outcome: Outcome) -> list[str]:
     return [outcome.stuck] if outcome.stuck else []
 
 
+def test_results_that_a_killed_process_had_given_are_kept_and_a_kill_after_each_is_tried() -> None:
+    def reports(root: Path) -> object:
+        put(root / "a", b"1")
+        for count in range(3):
+            yield count
+            os.path.exists(root / "a")  # reads: the kill after it equals the kill before it, but for what was given
+
+    found = explore(program(reports), kills=1)
+    assert found.complete, found.incomplete
+    given = {state[0] for state in found.final_states}  # type: ignore[index]
+    assert given == {"(None,)", "(0,)", "(1,)", "(2,)"}
+
+
+def test_a_process_that_polls_for_a_dead_one_is_stuck_and_one_with_a_deadline_is_not() -> None:
+    def polls(root: Path, deadline: float) -> object:
+        while not (root / "a").exists() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return "done"
+
+    for seconds, stuck in ((1e6, True), (0.3, False)):
+        one = program(lambda root, seconds=seconds: polls(root, time.monotonic() + seconds))
+        assert {state[3] for state in explore(one).final_states} == {stuck}  # type: ignore[index]
+
+
 def test_two_locks_taken_in_opposite_orders_are_a_deadlock() -> None:
     actors = lock_twice("a", "b"), lock_twice("b", "a")
     found = explore(program(*actors, setup=two_files, check=not_stuck))
