@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from harness.faults import FAULTS
-from harness.runner import Results
+from harness.runner import Results, run
+from harness.scenarios import scenario
 from harness.scenarios.base import UsageError
 from harness.scenarios.faults import FaultsOptions, prepare
 from tests.tiering.harness.together import run_together
@@ -111,3 +115,18 @@ def test_faults_are_chosen_by_name_or_by_their_beginning() -> None:
     assert len(prepare(FaultsOptions()).faults) == len(FAULTS)
     with pytest.raises(UsageError, match="--fault is 'nonsense'"):
         prepare(FaultsOptions(fault=("nonsense",)))
+
+
+def test_a_damage_that_the_file_system_of_the_root_cannot_have_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "mkfifo", refuse)
+    options = FaultsOptions(**SHORT, tier="memory", fault=("damage_fifo", "damage_truncate"))
+    results = run(scenario("faults"), options, tmp_path / "runs")
+    assert results.verdict == "true", str(results.verdicts)
+    table = next(v for v in results.verdicts if v["name"] == "faults")["data"]["faults"]
+    assert table["damage_fifo"]["verdict"] == "skipped"
+    assert "the root's file system refuses it: ENOSYS" in table["damage_fifo"]["why"]
