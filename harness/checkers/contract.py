@@ -193,10 +193,9 @@ _OF_PROMISES = {
         "other block.",
         "a store there that fails; device nodes where the harness may not make one",
     ),
-    "other_content_is_no_data": (
-        "A link to another block's file, a copy of it, or a file of zeros at a block's name is no data, and a store "
-        "there changes no other block.",
-        "",
+    "a_store_changes_no_other_block": (
+        "A store at a name where somebody left a link to another block's file does not change that block.",
+        "a store there that fails",
     ),
     "links_are_not_followed_by_stores": (
         "A store at a name where somebody left a symbolic link makes and changes no file outside the root.",

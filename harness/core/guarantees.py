@@ -304,7 +304,7 @@ GUARANTEES: tuple[Guarantee, ...] = (
             "A load succeeds only with the bytes that were stored under that key.",
             "A load succeeds only with the bytes that were stored under that key.",
             "integrity/bytes faults/no-wrong-byte faults/repaired interleavings/wrong-bytes "
-            "contract/other-content-is-no-data contract/objects-are-no-blocks",
+            "contract/objects-are-no-blocks contract/a-store-changes-no-other-block",
         ),
         (
             "A block is visible whole or not at all, also when processes die while they store.",

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -236,6 +237,21 @@ def _symlink_loop(case: Case) -> str:
     return _link_to(case, case.path.name)
 
 
+def _hard_link(case: Case) -> str:
+    case.path.unlink()
+    os.link(_other(case), case.path)
+    return f"replaced by a hard link to {_other(case).name}"
+
+
+def _device(case: Case) -> str:
+    case.path.unlink()
+    try:
+        os.mknod(case.path, stat.S_IFCHR | 0o666, os.makedev(1, 5))
+    except OSError as error:
+        raise FaultUnavailable(f"no device node can be made here: {error.strerror}") from error
+    return "replaced by the device of endless zeros"
+
+
 def _unreadable(case: Case) -> str:
     if os.geteuid() == 0:
         raise FaultUnavailable("a file without permissions is no fault for root, who reads it anyway")
@@ -270,6 +286,8 @@ DAMAGES: dict[str, Damage] = {
     "symlink": Damage("a symbolic link to another block in its place", _STAYS, _symlink, needs_other=True),
     "symlink_dangling": Damage("a symbolic link to nowhere in its place", _STAYS, _symlink_dangling),
     "symlink_loop": Damage("a symbolic link to itself in its place", _STAYS, _symlink_loop),
+    "hard_link": Damage("a hard link to another block's file in its place", _CAUGHT, _hard_link, needs_other=True),
+    "device": Damage("a device node in its place, which reads as endless zeros", _STAYS, _device),
     "unreadable": Damage("no permission to read it", "a miss, counted as EACCES; the file left alone", _unreadable),
 }
 """Every kind of damage to a block file at rest, by name. Guarantees under each: no wrong byte, the job's other blocks

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from harness.adapters.base import Finished
 from harness.adapters.reference import ReferenceAdapter, _seal
-from harness.mutants.base import breaks
+from harness.mutants.base import breaks, detected_by
+
+HARD_LINK = ("damage_hard_link",)
 
 
 @breaks("objects_are_no_blocks", r"a FIFO at a block's name held a call")
@@ -36,7 +38,7 @@ class ReadsADeviceNode(ReferenceAdapter):
             return file.read(self.setup.block_bytes)
 
 
-@breaks("other_content_is_no_data", r"wrong bytes: other key")
+@detected_by("faults/no-wrong-byte", r"no wrong byte: block \d+: other key", scenario="faults", fault=HARD_LINK)
 class TrustsTheName(ReferenceAdapter):
     """The digest at the end of a file is of the block alone, so another block's file is taken for the one it is named
     after."""
@@ -57,7 +59,7 @@ class TrustsTheName(ReferenceAdapter):
         self._finished.append(Finished(job_id, keys, ()))
 
 
-@breaks("other_content_is_no_data", r"blocks, after a store where a hard link .* could not be loaded|are not found")
+@breaks("a_store_changes_no_other_block", r"blocks (to whose file another name was a link|that were reported stored)")
 class RepairsInPlace(ReferenceAdapter):
     """A store over a damaged file writes into it, and so into every name that the file has."""
 

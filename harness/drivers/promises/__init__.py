@@ -67,7 +67,7 @@ PROMISES: tuple[Promise, ...] = (
     blocks.a_vanished_block_is_no_data,
     blocks.a_failed_load_becomes_a_miss,
     strange_files.objects_are_no_blocks,
-    strange_files.other_content_is_no_data,
+    strange_files.a_store_changes_no_other_block,
     strange_files.links_are_not_followed_by_stores,
     strange_files.others_cannot_write,
     accounts.accounts_are_in_order,
@@ -94,7 +94,7 @@ NEEDS_FILES = (
     blocks.a_vanished_block_is_no_data,
     blocks.a_failed_load_becomes_a_miss,
     strange_files.objects_are_no_blocks,
-    strange_files.other_content_is_no_data,
+    strange_files.a_store_changes_no_other_block,
     strange_files.links_are_not_followed_by_stores,
 )
 OF_ADAPTERS = (

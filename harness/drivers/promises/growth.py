@@ -21,8 +21,9 @@ from harness.adapters.base import Adapter
 from harness.core.statistics import Interval, bootstrap
 from harness.drivers.promises.subject import Block, Subject, require
 
-BATCHES = 8
+BATCHES = 6
 KEYS = 8
+TIMES = 4
 SHARE_OF_SECONDS = 0.4
 """The part of the longest wait for an answer after which growth is no longer tried again."""
 OPERATIONS_MIN, OPERATIONS_MAX = 1 << 8, 1 << 14
@@ -122,7 +123,7 @@ def _stored(subject: Subject) -> tuple[Adapter, list[Block]]:
 
 def _repeat(subject: Subject, adapter: Adapter, kind: str, operate: Callable[[], object], operations: int) -> None:
     """Batches of `operate`, each call of which makes `operations`, until nothing grows; else the promise is broken."""
-    times, began = KEYS, time.monotonic()
+    times, began = TIMES, time.monotonic()
     while grown := _grown(_batches(adapter, operate, times), times * operations):
         seconds = (time.monotonic() - began) / (SHARE_OF_SECONDS * subject.answer_seconds_max)
         if times * operations >= OPERATIONS_MAX or seconds > (1 if times * operations >= OPERATIONS_MIN else 2):
