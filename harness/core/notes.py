@@ -163,6 +163,7 @@ class Calls(NamedTuple):
     slow: int
     median_seconds: float
     longest_seconds: float
+    cpu_seconds: float = 0.0  # median CPU time of the thread that called
 
 
 class Counts(NamedTuple):

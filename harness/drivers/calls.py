@@ -48,6 +48,7 @@ class Calls:
         self._strangers = itertools.count(base + STRANGERS_BASE)
         self._requests = itertools.count()
         self._took: dict[str, list[float]] = defaultdict(list)
+        self._computed: dict[str, list[float]] = defaultdict(list)  # CPU seconds
         self._open: list[tuple[str, list[bytes]]] = []
         self._question: Question | None = None
 
@@ -75,14 +76,16 @@ class Calls:
         return made
 
     def _timed(self, name: str, call: Callable[..., T], *arguments: Any) -> T:
-        before = time.monotonic()
+        before, cpu_before = time.monotonic(), time.thread_time()
         result = call(*arguments)
         self._took[name].append(time.monotonic() - before)
+        self._computed[name].append(time.thread_time() - cpu_before)
         return result
 
     def window(self, number: int, condition: str, seconds: float, delay_seconds: float, files: int) -> None:
         """Passes for so long, and `PASSES_MIN` if there is time; then a note of each kind of call."""
         self._took.clear()
+        self._computed.clear()
         began = time.monotonic()
         passes = 0
         while (now := time.monotonic()) < began + seconds or (passes < PASSES_MIN and now < began + WINDOW_SECONDS_MAX):
@@ -95,7 +98,8 @@ class Calls:
         for name, took in self._took.items():
             slow = sum(seconds >= delay_seconds for seconds in took)
             what = (number, condition, name, files, began, over, delay_seconds)
-            self.worker.note(notes.Calls(*what, len(took), slow, median(took), max(took)))
+            cpu_seconds = round(median(self._computed[name]), 6)
+            self.worker.note(notes.Calls(*what, len(took), slow, median(took), max(took), cpu_seconds))
 
     def _pass(self, number: int) -> None:
         req_id = f"{self.worker.process}-calls-{next(self._requests)}"

@@ -85,6 +85,16 @@ def test_a_call_that_takes_long_without_any_delay_is_found_unless_the_process_wa
     assert judge(*long, *hindered).value == "unknown"
 
 
+def test_a_call_that_computes_for_long_is_found_on_a_machine_that_hinders_it() -> None:
+    hindered = [note("delayed", float(n + 1), 0, from_seconds=float(n), seconds=1.0) for n in range(3)]
+    slow = [{"median_seconds": 0.3}] * 3
+    assert judge(*three("quiet", *slow), *hindered).value == "unknown"
+    computes = [{"median_seconds": 0.3, "cpu_seconds": 0.03}] * 3
+    verdict = judge(*three("quiet", *computes), *hindered)
+    assert (verdict.value, verdict.findings[0].rule) == ("false", "nonblocking/long-call")
+    assert judge(*three("quiet", *computes[:1], *slow[:2]), *hindered).value == "unknown", "in one window of three"
+
+
 def late(*wake_ups: tuple[float, float, float]) -> Note:
     return note("canary", 100.0, 0, late_seconds=0.05, latest=[list(w) for w in wake_ups])
 
