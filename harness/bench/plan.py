@@ -26,6 +26,9 @@ KIB, MIB = 1 << 10, 1 << 20
 JOB_BLOCKS = 16
 TIERS = ("kvtier", "kvtier-direct", "kvtier-buffered", "kvtier-pure", "vllm")
 LARGE_JOB_BLOCKS = 512
+FLOOR, PEER_FLOOR = "C program, kvtier's calls", "C program, vllm's calls"
+LOAD_SET_BYTES = 256 * MIB
+"""Of the blocks that a flood of loads reads in turn."""
 SCALE_JOBS = 32
 """Jobs of each direction in flight, over all processes together."""
 SCALE_SLOTS = 4
@@ -132,16 +135,21 @@ def throughput(bench: Bench) -> Iterator[Sample]:
 def _ceilings(bench: Bench, row: str, block_bytes: int, blocks: int, number: int) -> Iterator[Sample]:
     raw = bench.contestants["raw"]
     on_file = {"path": str(bench.ceiling_file), "block_bytes": block_bytes, "volume_bytes": blocks * block_bytes}
-    in_folder = {"folder": str(bench.root("files")), "block_bytes": block_bytes, "blocks": blocks}
     measured: dict[str, tuple[str, dict[str, Any]]] = {
         "device, 16 threads": ("device", {**on_file, "threads": 16}),
         "device, fio": ("fio", on_file),
-        "file per block": ("files", {**in_folder, "threads": 16}),
+        "file per block": ("files", {"threads": 16}),
+        FLOOR: ("floor", {"calls": "kvtier", "threads": 32}),
+        PEER_FLOOR: ("floor", {"calls": "vllm", "threads": 32}),
     }
     for name, (measure, arguments) in measured.items():
+        if measure in ("files", "floor"):
+            folder = {"folder": str(bench.root("files")), "block_bytes": block_bytes, "blocks": blocks}
+            arguments = folder | arguments
         for result in raw.measure(measure, arguments=arguments):
             for phase, value in result.items():
-                yield Sample("throughput", row, phase, "MiB/s", name, number, value)
+                unit = "s/GiB" if phase.endswith("CPU") else "MiB/s"
+                yield Sample("throughput", row, phase, unit, name, number, value)
     for result in raw.measure("memcpy", arguments={"size_bytes": 64 * MIB, "repeats": 5}):
         yield Sample("throughput", row, "warm", "MiB/s", "memcpy", number, result["mib_per_second"])
 
@@ -181,10 +189,11 @@ def floods(bench: Bench) -> Iterator[Sample]:
         ("store", LARGE_JOB_BLOCKS, 64 * KIB),
         ("store", JOB_BLOCKS, 256 * KIB),
         ("load", LARGE_JOB_BLOCKS, 64 * KIB),
+        ("load", JOB_BLOCKS, 256 * KIB),
     ):
         other = "load" if direction == "store" else "store"
         row = f"one-block {other} under {job_blocks}-block {direction}s, {block_bytes // KIB} KiB"
-        load_set = 8 * LARGE_JOB_BLOCKS if direction == "load" else 0
+        load_set = LOAD_SET_BYTES // block_bytes if direction == "load" else 0
         slots = probes + max(load_set, 2 * bench.size.flood_jobs * job_blocks)
         for number in range(bench.size.flood_rounds):
             for who in bench.turns(number, "kvtier", "vllm"):

@@ -10,9 +10,11 @@ import mmap
 import os
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Go = Callable[[], None]
@@ -96,6 +98,23 @@ def files(go: Go, folder: str, block_bytes: int, blocks: int, threads: int) -> d
 
         results[name] = blocks * block_bytes / _in_threads(work, buffers) / (1 << 20)
     return results
+
+
+def floor(go: Go, calls: str, folder: str, block_bytes: int, blocks: int, threads: int) -> dict[str, Any]:
+    """MiB/s and CPU s/GiB of `floor.c`: `threads` threads make the system calls of the tier `calls` ("kvtier", "vllm")
+    for each block, and do nothing else; {} without the program's source or a C compiler."""
+    source, compiler = Path(__file__).with_name("floor.c"), shutil.which("cc")
+    if compiler is None or not source.exists():
+        go()
+        return {}
+    with tempfile.TemporaryDirectory(prefix="bench-floor-") as made:
+        program = f"{made}/floor"
+        subprocess.run([compiler, "-O2", "-pthread", "-o", program, source], check=True, stdin=subprocess.DEVNULL)
+        go()
+        command = [program, calls, folder, str(block_bytes), str(blocks), str(threads)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def memcpy(go: Go, size_bytes: int, repeats: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.bench.plan import Sample
+from harness.bench.plan import FLOOR, PEER_FLOOR, Sample
 from harness.bench.targets import Values, by_line
 from harness.core.statistics import paired_ratio, relative_spread
 
@@ -25,11 +25,13 @@ ORDER = (
     "kvtier-durable",
     "kvtier-pure",
     "vllm",
+    FLOOR,
+    PEER_FLOOR,
     "file per block",
     "device, 16 threads",
     "device, fio",
 )
-RATIOS = (("kvtier", "vllm"), ("kvtier-durable", "kvtier"))
+RATIOS = (("kvtier", "vllm"), ("kvtier", FLOOR), ("kvtier-durable", "kvtier"))
 """Numerator and denominator of the ratios, in lines that have both."""
 
 

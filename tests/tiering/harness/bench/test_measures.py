@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from harness.bench import raw
 from harness.bench.commit_comparison import METRICS, Comparison
 from harness.bench.compared_tiers import REPOSITORY, Contestant, in_turn
 from harness.bench.disk import Disk, Unavailable, own_disk, plain_folder
-from harness.bench.plan import SECTIONS, SMOKE, Bench
+from harness.bench.plan import FLOOR, SECTIONS, SMOKE, Bench, Sample
 from harness.bench.show import rows
 from harness.bench.targets import targets
 
@@ -25,10 +27,10 @@ def kvtier() -> Iterator[Contestant]:
 
 @pytest.fixture
 def bench(tmp_path: Path, kvtier: Contestant) -> Iterator[Bench]:
-    raw = Contestant("raw")
+    ceilings = Contestant("raw")
     with plain_folder(tmp_path) as disk:
-        yield Bench(SMOKE, disk, [kvtier, raw], tmp_path)
-    raw.close()
+        yield Bench(SMOKE, disk, [kvtier, ceilings], tmp_path)
+    ceilings.close()
 
 
 @pytest.mark.parametrize(
@@ -55,20 +57,51 @@ def test_a_section_yields_its_figures(bench: Bench, section: str, figures: set[s
 
 def test_requests_of_the_device_show_which_load_comes_from_the_page_cache(tmp_path: Path, kvtier: Contestant) -> None:
     """On a disk of its own: the first two loads of a block read the device, the third does not."""
-    raw = Contestant("raw")
+    ceilings = Contestant("raw")
     try:
         with own_disk(tmp_path, 320 << 20) as disk:
             kvtier.gaps.clear()
-            samples = list(SECTIONS["throughput"](Bench(SMOKE, disk, [kvtier, raw], tmp_path)))
+            samples = list(SECTIONS["throughput"](Bench(SMOKE, disk, [kvtier, ceilings], tmp_path)))
     except Unavailable as error:
         pytest.skip(str(error))
     finally:
-        raw.close()
+        ceilings.close()
     assert kvtier.gaps == []
     found = {s.metric: s.value for s in samples if s.metric.endswith("requests")}
     assert min(found["store requests"], found["cold requests"]) >= 1
     assert found["second requests"] > 0
     assert found["warm requests"] == 0
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+@pytest.mark.parametrize(("calls", "trailer_bytes"), [("kvtier", 4096), ("vllm", 0)])
+def test_the_floor_leaves_the_files_that_the_tier_would(tmp_path: Path, calls: str, trailer_bytes: int) -> None:
+    figures = raw.floor(lambda: None, calls, str(tmp_path), 65536, 40, 4)
+    assert set(figures) == {"store", "cold", "store CPU", "cold CPU"}
+    assert min(figures.values()) > 0
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.stat().st_size for path in files] == [65536 + trailer_bytes] * 40
+    assert all(re.fullmatch(r"(...)/(..)_g0/\1\2[0-9a-f]{59}\.bin", str(f.relative_to(tmp_path))) for f in files)
+
+
+def test_targets_compare_small_stores_with_the_floor_and_many_processes_with_the_peer() -> None:
+    samples = [
+        Sample("throughput", "64 KiB", "store", "MiB/s", who, 0, value) for who, value in (("kvtier", 98), (FLOOR, 100))
+    ]
+    samples += [
+        Sample("scale", "16 processes", metric, "MiB/s", who, 0, value)
+        for metric, ours in (("store", 80), ("load", 300))
+        for who, value in (("kvtier", ours), ("vllm", 100))
+    ]
+    samples += [
+        Sample("floods", "one-block store under 16-block loads, 256 KiB", "p99", "ms", who, 0, value)
+        for who, value in (("kvtier", 9), ("vllm", 10))
+    ]
+    found = {target.what: (target.wanted, target.outcome) for target in targets(samples)}
+    assert found[f"64 KiB: store, against {FLOOR}"] == (">= 0.97", "met")
+    assert found["16 processes on one root: store, against vllm"] == (">= 0.9", "missed")
+    assert found["16 processes on one root: load, against vllm"] == (">= 2", "met")
+    assert found["one-block store under 16-block loads, 256 KiB: p99, against vllm"] == ("<= 1", "met")
 
 
 def test_durability_is_a_share_of_the_same_tier_without_it(tmp_path: Path, kvtier: Contestant) -> None:
@@ -126,10 +159,10 @@ def test_the_commits_tier_is_timed_and_not_this_checkouts_again(
 
 
 def test_contestants_take_turns_and_a_missing_one_is_left_out(kvtier: Contestant) -> None:
-    raw = Contestant("raw")
-    assert in_turn([kvtier, raw], 0) == [kvtier, raw]
-    assert in_turn([kvtier, raw], 1) == [raw, kvtier]
-    raw.missing = "gone"
-    assert in_turn([kvtier, raw], 1) == [kvtier]
-    raw.missing = None
-    raw.close()
+    ceilings = Contestant("raw")
+    assert in_turn([kvtier, ceilings], 0) == [kvtier, ceilings]
+    assert in_turn([kvtier, ceilings], 1) == [ceilings, kvtier]
+    ceilings.missing = "gone"
+    assert in_turn([kvtier, ceilings], 1) == [kvtier]
+    ceilings.missing = None
+    ceilings.close()
