@@ -21,7 +21,7 @@ class Effect:
     updates: frozenset[Object] = frozenset()
     waits_for_lock: bool = False
     releases: bool = False
-    fades: bool = False  # nothing of it is left when its actor is killed
+    fades: bool = False  # nothing of it is left when its actor is killed, which releases its locks anyway
 
     @classmethod
     def of(cls, actor: int, call: Decoded, fades: bool = False) -> Effect:
@@ -30,7 +30,7 @@ class Effect:
         releases = only_locks and not (lock and lock.takes)
         waits = lock is not None and lock.waits
         touched = frozenset(call.reads), frozenset(call.writes), frozenset(call.updates)
-        return cls(actor, *touched, waits, releases, fades or not (call.writes or call.updates))
+        return cls(actor, *touched, waits, releases, fades or releases or not (call.writes or call.updates))
 
 
 def dependent(a: Effect, b: Effect) -> bool:

@@ -243,6 +243,7 @@ SOUND = {
     "order of a listing": program(puts_x_and_lists, puts("y")),
     "times of a folder": program(makes_folder_old, sees_age_of_folder, setup=one_folder),
     "modes": program(chmods(0o644, 0o600), chmods(0o600), setup=a_file),
+    "two that try a lock": program(tries_lock, tries_lock, setup=a_file),
     "an unnamed file that had a name": program(writes_after_unlink, reads_n_twice),
     "two names of one inode": program(writes_a, reads_b, setup=two_names),
     "a folder appears and vanishes": program(makes_folder, removes_folder),
