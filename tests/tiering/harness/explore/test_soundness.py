@@ -89,6 +89,7 @@ def test_a_relation_that_is_too_fine_misses_final_states(name: str, depends: Dep
     assert missed(explore(SOUND[name], depends=depends), brute)
 
 
+@pytest.mark.slow
 def test_a_kill_after_a_write_into_an_unnamed_file_counts_if_the_file_has_had_a_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
