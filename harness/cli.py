@@ -17,6 +17,7 @@ from harness.entry_point import HARNESS, VERSION, ExitCode
 
 COMMANDS = {
     "run": member("harness.commands.run:run_group", "Run a scenario against a tier and judge it."),
+    "node": member("harness.commands.node:node", "Run a scenario over several nodes: one call on each."),
     "conform": member("harness.commands.conform:conform", "Run the contract and all scenarios on one tier."),
     "explore": member(
         "harness.commands.explore:explore", "Run small programs in each order of their system calls that can differ."
@@ -48,6 +49,7 @@ EXPECTED = {
     "harness.adapters.base:PeerMissing": ExitCode.INCONCLUSIVE,
     "harness.monitoring.live_dashboards:NoDashboards": ExitCode.INCONCLUSIVE,
     "harness.monitoring.live_dashboards:NoPrometheus": ExitCode.INCONCLUSIVE,
+    "harness.cluster.store:ClusterLost": ExitCode.IO,
     "harness.commands.install_peer:InstallFailed": ExitCode.IO,
 }
 """Exceptions whose text is a sentence for the user. Where one was raised, its module has been imported."""

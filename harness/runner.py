@@ -38,6 +38,7 @@ from harness.core.statistics import percentile
 from harness.entry_point import HARNESS, ExitCode, Terminated, check_packages, errno_text
 from harness.recorded_run import check_run, read_results
 from harness.runtime.accounting import Accounting
+from harness.runtime.placement import Here, Placement
 from harness.runtime.process import LAST_OUTPUT_LINES
 from harness.runtime.supervisor import Child, WorkerFailed, Workers
 from harness.scenarios import scenario
@@ -102,22 +103,25 @@ def run(
     on_start: Callable[[CommonOptions, Path, str], None] = lambda options, run_dir, traffic: None,
     on_tick: Callable[[Sequence[Child]], None] = lambda children: None,
     on_stage: Callable[[str], None] = lambda stage: None,
+    placement: Placement | None = None,
 ) -> Results:
-    """Run a scenario and judge it. Raises `UsageError` and `PeerMissing` before anything is made; after that every end,
-    also Ctrl-C, leaves a judged folder."""
+    """Run a scenario, its workers where `placement` puts them (default: here), and judge it. Raises `UsageError` and
+    `PeerMissing` before anything is made; after that every end, also Ctrl-C, leaves a judged folder."""
     check_packages()
     if options.seed is None:
         options = dataclasses.replace(options, seed=fresh_seed())
     assert options.seed is not None
     python = tier_python(options.tier)
+    placement = placement or Here()
     if options.root_dir is not None:
         check_root(options.root_dir)
     check_tier(options)
-    check_machine(chosen, options, runs_dir)
+    check_machine(chosen, options, runs_dir, machines=placement.machines)
     prepared = chosen.prepare(options)
-    check_machine(chosen, options, runs_dir, prepared)
+    check_machine(chosen, options, runs_dir, prepared, placement.machines)
+    placement.check(options.root_dir)
     run_dir = _make_run_dir(runs_dir, f"{chosen.name}-{options.tier.replace(':', '.')}")
-    command = shlex.join([HARNESS.program, "run", chosen.name, *as_arguments(options)])
+    command = shlex.join([HARNESS.program, *placement.words, "run", chosen.name, *as_arguments(options)])
     write_json(
         run_dir / "options.json",
         {
@@ -129,7 +133,7 @@ def run(
         },
     )
     with run_root(options.root_dir, run_dir, options.keep) as root_dir:
-        return _run(chosen, options, prepared, python, run_dir, root_dir, on_start, on_tick, on_stage)
+        return _run(chosen, options, prepared, python, run_dir, root_dir, placement, on_start, on_tick, on_stage)
 
 
 def _run(
@@ -139,6 +143,7 @@ def _run(
     python: str,
     run_dir: Path,
     root_dir: Path,
+    placement: Placement,
     on_start: Callable[[CommonOptions, Path, str], None],
     on_tick: Callable[[Sequence[Child]], None],
     on_stage: Callable[[str], None],
@@ -150,7 +155,8 @@ def _run(
     started_seconds = time.monotonic()
     ended: dict[str, Any] = {"interrupted": False, "reason": ""}
     room = RoomWatch({"root": root_dir, "runs": run_dir}, _low_bytes(options))
-    workers = Workers(on_tick)
+    placement.begin(run_dir, root_dir)
+    workers = Workers(on_tick, placement)
     accounting = Accounting(run_dir, workers.watched)
     context = Context(options, run_dir, root_dir, workers, python)
     try:
@@ -171,8 +177,9 @@ def _run(
         room.probe("root", options.block_bytes)
         reserve.release()  # what could not be written until now can be
         workers.complete()
+        lost = placement.collect()
         context.close(room.close())
-        ended["reason"] = "; ".join(filter(None, [ended["reason"], *dict.fromkeys(workers.troubles)]))
+        ended["reason"] = "; ".join(filter(None, [ended["reason"], *dict.fromkeys(workers.troubles), *lost]))
         if ended["interrupted"]:
             device = {"why": "the run was interrupted"}
         elif seconds * DEVICE_SHARE < DEVICE_SECONDS_MIN:

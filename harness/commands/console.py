@@ -23,6 +23,7 @@ from harness.entry_point import HARNESS, errno_text, pip_install
 from harness.report.junit import write_junit
 from harness.report.verdict_text import VERDICT_WORDS, deciding, join
 from harness.runner import Results, run
+from harness.runtime.placement import Placement
 from harness.runtime.supervisor import Child
 from harness.scenarios.base import CommonOptions, Scenario
 
@@ -44,6 +45,7 @@ def carry_out(
     say: Callable[[Results], None],
     also_on_start: Callable[[Path], None] = lambda run_dir: None,
     also_on_tick: Callable[[Sequence[Child]], None] = lambda children: None,
+    placement: Placement | None = None,
 ) -> Results:
     """Run a scenario with progress unless `quiet`, `say` its verdict, write its report, and put it on the list of runs.
 
@@ -70,7 +72,7 @@ def carry_out(
             also_on_tick(children)
             progress.tick(children)
 
-        results = run(chosen, options, runs_dir, on_start, on_tick, progress.stage)
+        results = run(chosen, options, runs_dir, on_start, on_tick, progress.stage, placement)
     say(results)
     write_pages(results, runs_dir)
     return results

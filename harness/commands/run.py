@@ -6,16 +6,19 @@ import functools
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from harness.commands.lazy import LazyGroup, Member
 from harness.scenarios import names, scenario, title
 
+if TYPE_CHECKING:
+    from harness.runtime.placement import Placement
+
 
 def _members() -> Mapping[str, Member]:
-    return {name: Member(title(name), functools.partial(_command, name)) for name in names()}
+    return {name: Member(title(name), functools.partial(command, name)) for name in names()}
 
 
 @click.group(name="run", cls=LazyGroup, members=_members)
@@ -23,8 +26,8 @@ def run_group() -> None:
     """Run a scenario against a tier and judge it."""
 
 
-def _command(name: str) -> click.Command:
-    """`run NAME`."""
+def command(name: str, placement: Placement | None = None) -> click.Command:
+    """`run NAME`, with its workers where `placement` puts them (default: here)."""
     from rich.console import Console  # here: `run --help` does without
 
     from harness.commands.clean import notice
@@ -39,7 +42,8 @@ def _command(name: str) -> click.Command:
         check_junit(junit)
         console = Console(stderr=as_json, highlight=False)
         notice(options.root_dir)
-        results = carry_out(chosen, options, Path(runs_dir), console, quiet or as_json, say_how(as_json, console))
+        say = say_how(as_json, console)
+        results = carry_out(chosen, options, Path(runs_dir), console, quiet or as_json, say, placement=placement)
         say_page(results, as_json, console, Path(runs_dir) / "latest")
         say_junit(junit, [results])
         sys.exit(results.exit_code)

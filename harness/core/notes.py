@@ -383,6 +383,16 @@ class Room(NamedTuple):
     until_seconds: float | None = None
 
 
+class Node(NamedTuple):
+    """Another node of the run: the processes that ran on it, by how much their clocks may differ from the harness's at
+    most, and how the node was lost, if it was."""
+
+    node: int
+    processes: Sequence[int]
+    clock_bound_seconds: float
+    lost: str
+
+
 class Explored(NamedTuple):
     """The schedules of one program were run. `complete`: all, or all with at most `preemptions_max`; else `incomplete`
     says why not. `excused`: schedules after which something is so by design."""
@@ -419,7 +429,7 @@ About: TypeAlias = (
     Phase | Fault | Lifted | Hang | Skipped | Unfit | Unready | Refused | Met | Error | Canary | Delayed | Pressure
     | Device | Calls | Counts | Submitted | Asked | Stepped | Promise | Flood | Unloaded | Opening | Cell | Pair | Race
     | Instance | Created | Removed | Missed | Evicted | Sample | Soon | Power | CrashPhase
-    | CrashState | Room | Explored | Counterexample
+    | CrashState | Room | Node | Explored | Counterexample
 )  # fmt: skip
 
 KINDS: Mapping[str, type[Any]] = {kind.__name__.lower(): kind for kind in About.__args__}

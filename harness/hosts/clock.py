@@ -1,5 +1,6 @@
 """`python -m harness.hosts.clock NS module arguments...`: runs a module whose monotonic clock is NS nanoseconds ahead
-of its kernel's, so that what it writes down can be compared with what others write. Only `remote` calls it.
+of its kernel's, so that what it writes down can be compared with what others write. `remote` and `runtime.placement`
+call it.
 """
 
 from __future__ import annotations

@@ -146,24 +146,32 @@ class _Process:
 
 
 class Accounting:
-    """Samples the workers that `workers()` names, from the call of the constructor until `close`."""
+    """Samples the workers that `workers()` names, from the call of the constructor until `close`.
 
-    def __init__(self, run_dir: Path, workers: Callable[[], Iterable[Watched]]) -> None:
-        self._workers = workers
+    Records are on `clock`."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        workers: Callable[[], Iterable[Watched]],
+        name: str = "accounting",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._workers, self._clock = workers, clock
         self._processes: dict[Watched, _Process] = {}
         self._descriptors = _Descriptors()
-        self._pressure = _Pressure()
+        self._pressure = _Pressure(clock())
         self._stop = threading.Event()
-        self._path = run_dir / "history-accounting.jsonl"
+        self._path = run_dir / f"history-{name}.jsonl"
         self._thread = threading.Thread(target=self._run, name="accounting", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        pressure_due = time.monotonic() + PRESSURE_SECONDS
+        pressure_due = self._clock() + PRESSURE_SECONDS
         # When the evidence is lost, it ends here; rules that need it become inconclusive.
         with suppress(HistoryLost), closing(HistoryWriter(self._path)) as writer:
             while not self._stop.wait(SAMPLE_SECONDS):
-                now = time.monotonic()
+                now = self._clock()
                 found = [note for watched in self._workers() for note in self._sample(watched, now)]
                 if now >= pressure_due:
                     pressure_due = now + PRESSURE_SECONDS
@@ -194,9 +202,9 @@ class Accounting:
 class _Pressure:
     """Time lost on the whole machine: stolen by the hypervisor, and stalls by the kernel's pressure accounting."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: float) -> None:
         self._last = _lost()
-        self._seconds = time.monotonic()
+        self._seconds = now
 
     def sample(self, now: float) -> list[Note]:
         """One note of the time since the last call, if anything was lost."""

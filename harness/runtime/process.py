@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any, ClassVar, TextIO
 
 from harness.core.installation import ROOT, module_command
 
@@ -42,6 +42,9 @@ class JsonProcess:
 
     Raises `OSError` where the operating system refuses the process or the thread.
     """
+
+    is_here: ClassVar[bool] = True
+    ended_outside: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -133,12 +136,11 @@ class JsonProcess:
     def last_output(self, lines: int = LAST_OUTPUT_LINES) -> str:
         """The last lines of its stderr."""
         if self._stderr_path:
-            text = self._stderr_path.read_bytes() if self._stderr_path.is_file() else b""
-        elif self._unnamed:
+            return last_lines(self._stderr_path, lines)
+        text = self._last_output
+        if self._unnamed:
             text = os.pread(self._unnamed.fileno(), os.fstat(self._unnamed.fileno()).st_size, 0)
-        else:
-            text = self._last_output
-        return "\n".join(text.decode(errors="replace").splitlines()[-lines:])
+        return _last_lines(text, lines)
 
     def wait(self, seconds: float) -> None:
         """Wait until it ends; raises `TimeoutError`."""
@@ -172,6 +174,15 @@ class JsonProcess:
         except TimeoutError:
             self.kill()
         return self.reap()
+
+
+def last_lines(path: Path, lines: int = LAST_OUTPUT_LINES) -> str:
+    """The last lines of a file; "" where there is none."""
+    return _last_lines(path.read_bytes() if path.is_file() else b"", lines)
+
+
+def _last_lines(text: bytes, lines: int) -> str:
+    return "\n".join(text.decode(errors="replace").splitlines()[-lines:])
 
 
 def claim_stdout() -> TextIO:

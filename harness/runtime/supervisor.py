@@ -6,7 +6,6 @@ module does not depend on what the workers do.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import queue
 import signal
@@ -21,9 +20,8 @@ import psutil
 
 from harness.core import notes
 from harness.core.history import HistoryWriter, Job, Note, Stop, in_words, read_records
-from harness.core.installation import python_path
 from harness.runtime.accounting import Watched
-from harness.runtime.process import JsonProcess
+from harness.runtime.placement import Here, Placement
 from harness.runtime.worker import Instruction
 
 READY_SECONDS_MAX = 180.0
@@ -64,9 +62,9 @@ class Child:
         events: queue.SimpleQueue[tuple[Child, dict[str, Any]]],
         env: Mapping[str, str | None],
         python: str,
+        placement: Placement,
     ) -> None:
         self.instruction = instruction
-        self.stderr_path = Path(instruction.setup.run_dir) / f"stderr-{instruction.label}.txt"
         self.counts: dict[str, float] = {}
         self.gauges: dict[str, float] = {}
         self.python = python
@@ -82,15 +80,7 @@ class Child:
             events.put((self, {"event": "end"} if ended else message))
 
         with _starting(self.label):
-            self._process = JsonProcess(
-                python,
-                "harness.runtime.worker",
-                path=python_path(python, self.stderr_path.parent),
-                environment=env,
-                stderr=self.stderr_path,
-                on_message=on_message,
-            )
-        self._process.send(dataclasses.asdict(instruction))
+            self._process = placement.start(instruction, env, python, on_message)
 
     @property
     def label(self) -> str:
@@ -103,6 +93,11 @@ class Child:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs on this machine, where its pid names it."""
+        return self._process.is_here
 
     @property
     def alive(self) -> bool:
@@ -154,6 +149,8 @@ class Child:
         code = self.exit_code
         if self.outside or code is None:
             return self.outside
+        if self._process.ended_outside:
+            return self._process.ended_outside
         if not self.makes_tier:
             return f"it {self.how_it_ended()} before its tier was made"
         if code < 0 and -code in SENT_FROM_OUTSIDE and -code not in self._signalled:
@@ -195,7 +192,12 @@ def _oom_kills() -> int:
 class Workers:
     """The worker processes of a run, as a context manager. `on_tick` is called about four times a second."""
 
-    def __init__(self, on_tick: Callable[[Sequence[Child]], None] = lambda children: None) -> None:
+    def __init__(
+        self,
+        on_tick: Callable[[Sequence[Child]], None] = lambda children: None,
+        placement: Placement | None = None,
+    ) -> None:
+        self._placement = placement or Here()
         self.children: list[Child] = []
         self._events: queue.SimpleQueue[tuple[Child, dict[str, Any]]] = queue.SimpleQueue()
         self._on_tick = on_tick
@@ -223,14 +225,14 @@ class Workers:
             self.wait(seconds=REAP_SECONDS_MAX)
 
     def watched(self) -> list[Watched]:
-        """Workers that run here now."""
-        return [Watched(child.process, child.pid) for child in list(self.children) if child.alive]
+        """Workers that run on this machine now."""
+        return [Watched(child.process, child.pid) for child in list(self.children) if child.alive and child.is_here]
 
     def start(
         self, instruction: Instruction, env: Mapping[str, str | None] | None = None, python: str = sys.executable
     ) -> Child:
         """Start one worker. `env` is laid over this process's environment; a value of None removes the name."""
-        child = Child(instruction, self._events, env or {}, python)
+        child = Child(instruction, self._events, env or {}, python, self._placement)
         self.children.append(child)
         return child
 
@@ -381,7 +383,7 @@ def write_targets(children: Sequence[Child]) -> None:
     served = [
         {"targets": [child.metrics_address], "labels": {"instance": f"process-{child.label}", "run": run_dir.name}}
         for child in children
-        if child.metrics_address and child.alive
+        if child.metrics_address and child.alive and child.is_here
     ]
     fresh = run_dir / ".file_sd.json"
     fresh.write_text(json.dumps(served, indent=1) + "\n", encoding="utf-8")

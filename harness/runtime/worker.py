@@ -74,6 +74,10 @@ class Instruction:
     def history_path(self) -> Path:
         return Path(self.setup.run_dir) / f"history-{self.label}.jsonl"
 
+    @property
+    def stderr_name(self) -> str:
+        return f"stderr-{self.label}.txt"
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
 

@@ -68,11 +68,16 @@ def common_needs(options: CommonOptions, prepared: Any = None, root_blocks: int 
     return dataclasses.replace(needs, **changes)
 
 
-def check_machine(chosen: Scenario, options: CommonOptions, runs_dir: Path, prepared: Any = None) -> None:
-    """Raises `UsageError` where this machine has less than the scenario needs at least; starts nothing. Without
-    `prepared` only what the options alone say is checked, which takes no time."""
+def check_machine(
+    chosen: Scenario, options: CommonOptions, runs_dir: Path, prepared: Any = None, machines: int = 1
+) -> None:
+    """Raises `UsageError` where this machine, one of `machines` with as many processes each, has less than the scenario
+    needs at least; starts nothing. Without `prepared` only what the options alone say is checked, which takes no
+    time."""
     machine = Machine.here(Path(options.root_dir or runs_dir), runs_dir)
-    if lacking := shortage(chosen.needs(options, prepared), machine):
+    needs = chosen.needs(options, prepared)
+    needs = dataclasses.replace(needs, processes=-(-needs.processes // machines))
+    if lacking := shortage(needs, machine):
         raise UsageError(f"{chosen.name}: {lacking}")
 
 
@@ -133,8 +138,9 @@ class Scenario:
     `text` is its module's docstring: a sentence, then paragraphs on what is done, what it shows and what it does not.
     Fewer than `seconds_min` of traffic give no verdict. `short` are options of a run that takes seconds: mutants and
     false alarms use them. `tiers` are correct tiers that such a run must pass. `on_hosts` are options of a run on two
-    hosts that share a volume; None: it does not run there. `apart` says how a scenario is run that needs more than a
-    tier and a folder: `conform` leaves it out. `lacks` says why a tier cannot be judged by it; "": it can.
+    hosts that share a volume; None: it does not run there. `on_nodes`: it runs over several nodes. `apart` says how a
+    scenario is run that needs more than a tier and a folder: `conform` leaves it out. `lacks` says why a tier cannot be
+    judged by it; "": it can.
     """
 
     name: str
@@ -148,6 +154,7 @@ class Scenario:
     short: Mapping[str, Any] = field(default_factory=dict)
     tiers: tuple[str, ...] = ("kvtier", "reference")
     on_hosts: Mapping[str, Any] | None = None
+    on_nodes: bool = False
     apart: str = ""
     lacks: Callable[[type[Adapter]], str] = lambda tier: ""
 

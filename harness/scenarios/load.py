@@ -131,5 +131,6 @@ SCENARIO = Scenario(
     prepare=prepare,
     run=run,
     needs=needs,
+    on_nodes=True,
     short={"processes": 2, "requests": 150, "speed": 0.0, "seconds": 5.0, "block_bytes": 16384, "slots": 512},
 )

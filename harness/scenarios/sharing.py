@@ -117,4 +117,5 @@ SCENARIO = Scenario(
     needs=lambda options, plan: common_needs(options, root_blocks=ROUNDS_MIN * options.blocks),
     short={"seconds": 1.0},
     on_hosts={"processes": 4, "seconds": 3.0},
+    on_nodes=True,
 )

@@ -25,10 +25,9 @@ import pytest
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = sorted(
-    set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]) - {"dev", "gpu"}
-)
-"""`gpu` is torch alone; `make install` installs that and `dev`."""
+OPTIONAL = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+EXTRAS = sorted(OPTIONAL - {"dev", "gpu", "cluster"})
+"""`gpu` and `cluster` are torch alone; `make install` installs torch and `dev`."""
 MAIN_JOB = ["kvtier-harness", "run", "load", "--processes", "2", "--seconds", "3", "--requests", "50", "--seed", "7"]
 WORKS = {
     "": ["python", "-c", "import kvtier; print(kvtier.FileSystemTierManager)"],
