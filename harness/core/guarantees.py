@@ -341,15 +341,17 @@ GUARANTEES: tuple[Guarantee, ...] = (
         ),
         (
             "A block that one process stored is a hit in every process, until it is removed or found damaged. A store "
-            "over a damaged file of the right size repairs nothing: the next load is a miss.",
+            "of a block whose file has the right size leaves that file unread: if it is damaged, the next load is a "
+            "miss, and a store after that repairs it.",
             "A block that one process stored is a hit in every process, until it is removed or found damaged.",
             f"{_FOUND} soak/files soak/loads interleavings/lost-store interleavings/failed-load interleavings/lookup "
             "outage/stored-is-found outage/soon",
         ),
         (
-            "After a power loss blocks may be missing, never wrong, on file systems that keep the order of names and "
-            "bytes (ext4, XFS) or with `integrity: require`. With `durability: durable` no stored block is missing.",
-            "After a power loss blocks may be missing, never wrong, on file systems that keep the order of names and",
+            "After a power loss blocks may be missing, never wrong: on ext4 and XFS, and with `integrity: require` on "
+            "other file systems. With `durability: durable` no stored block is missing.",
+            "After a power loss blocks may be missing, never wrong: on ext4 and XFS, and with `integrity: require` "
+            "elsewhere.",
             "crash_states/* power_loss/*",
         ),
         (

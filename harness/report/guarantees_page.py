@@ -20,7 +20,8 @@ HEAD = """\
 **{promises} promises of a tier to its engine, {cited} rules that judge them, {mutants} mutants that break a rule.**
 {uncited}{unbroken}Of kvtier {version}.
 
-- A *promise* is one sentence of a contract, or of the README's guarantees, in plain words.
+- A *promise* is one sentence of a contract, or of the README's guarantees, in plain words. Those of the README come
+  first; users of kvtier can stop after them. The other sections are for authors of tiers and of checkers.
 - A *rule* is what a checker demands of a run. Its id begins with the checker's name, and each finding names its rule.
 - A *mutant* is a tier with one known defect that breaks the rule ([mutants.md](mutants.md)).
 - A *scenario* is a program of runs, whose records the checkers judge. Those in **bold** detect the row's mutants, so
@@ -34,13 +35,17 @@ defaults: [vllm.md](vllm.md#defaults-and-exceptions-of-the-guarantees). Terms: [
 that the checkers declare. `tests/tiering/harness/core/test_guarantees.py` requires that each promise stands in its
 source, and that each sentence of the two contracts has a row here or is listed as no promise.
 """
-INDEX_HEAD = """
+INDEX_HEAD = """\
 ### From the README to a command
 
 The fewest runs that judge all rules of the row. `kvtier-harness run SCENARIO --tier NAME` judges another tier.
 
 | guarantee | checkers | commands |
 |---|---|---|
+"""
+DETAILS_HEAD = """
+### The rules of each guarantee
+
 """
 RULES_HEAD = """
 ## Rules
@@ -89,7 +94,7 @@ TERMS = {
     ),
 }
 """Terms of the tolerances."""
-SECTIONS = {**SOURCES, VLLM: "the interface of vLLM's secondary tiers"}
+SECTIONS = {README: SOURCES[README], **SOURCES, VLLM: "the interface of vLLM's secondary tiers"}
 
 
 def rules_of(guarantee: Guarantee) -> list[Rule]:
@@ -122,14 +127,14 @@ def page() -> str:
     text = HEAD.format(promises=len(GUARANTEES), mutants=named, **known)
     for source, title in SECTIONS.items():
         text += f"\n## {title[0].upper()}{title[1:]}\n\n`{source}`\n\n"
+        if source == README:
+            text += INDEX_HEAD + "".join(_index_row(one) for one in GUARANTEES if one.source == README) + DETAILS_HEAD
         text += "| promise | rules | scenarios | mutants |\n|---|---|---|---|\n"
         for guarantee in (one for one in GUARANTEES if one.source == source):
             rules = rules_of(guarantee)
             mutants = dict.fromkeys(name for rule in rules for name in broken_by(rule))
             where = _scenarios(rules)
             text += _row(guarantee.promise, _code(rule.id for rule in rules), where, ", ".join(mutants))
-        if source == README:
-            text += INDEX_HEAD + "".join(_index_row(one) for one in GUARANTEES if one.source == README)
     terms = _row("term", "meaning") + "|---|---|\n" + "".join(_row(*term) for term in TERMS.items())
     text += RULES_HEAD.format(terms=terms)
     for rule in RULES.values():
@@ -158,7 +163,8 @@ def _without_mutant() -> str:
     names += [f"{checker}/*" for checker in ("outage", "power_loss") if any(r.checker == checker for r in without)]
     return (
         f"{len(without)} rules have no mutant ({_code(names)}): their runs need\n"
-        "several hosts or a loss of power. Tests judge these rules by records that were written by hand. "
+        "several hosts or a loss of power. Real runs judged kvtier by them ([filesystems.md](filesystems.md)). That these\n"
+        "rules find a defect is shown by records written by hand. "
     )
 
 
