@@ -163,8 +163,8 @@ def _without_mutant() -> str:
     names += [f"{checker}/*" for checker in ("outage", "power_loss") if any(r.checker == checker for r in without)]
     return (
         f"{len(without)} rules have no mutant ({_code(names)}): their runs need\n"
-        "several hosts or a loss of power. Real runs judged kvtier by them ([filesystems.md](filesystems.md)). That these\n"
-        "rules find a defect is shown by records written by hand. "
+        "several hosts or a loss of power. Real runs judged kvtier by them ([filesystems.md](filesystems.md)). That\n"
+        "these rules find a defect is shown by records written by hand. "
     )
 
 
