@@ -20,8 +20,11 @@ from harness.core.history import History, Job
 REPETITIONS = 3
 """So often a situation is repeated by a scenario, and so often a rule of time must be broken for a finding."""
 
-IDLE_CPU = 0.05
-"""The share of a CPU that a thread may take in a time in which it idled: for wake-ups that found nothing to do."""
+IDLE_CPU = 0.01
+"""The share of a CPU that a thread may take in a time in which it idled: for wake-ups that found nothing to do.
+
+Measured on kvtier's threads beside 20 to 25 runnable threads on 2 cores: idle ones took 0.31 % at most in 22,000
+windows of 50 ms, 0.06 % in windows of 200 ms; of working ones half took more than 1.4 %. Three times the highest."""
 
 HELD_FACTOR = 4
 """How many times the device's longest call a wait must exceed: a job is more than one call."""

@@ -56,6 +56,12 @@ def test_an_idle_thread_was_hindered_as_one_thread_not_as_all_of_them_together()
     assert Hindrance(History.of(busy), 0).idle_seconds(1.0, 2.0) > 0.99, "it had tasks, as its CPU time shows"
     woken = Hindrance(History.of([sample(1.15, a=(0.148, 0.0001)), *busy[20:]]), 0)
     assert woken.idle_seconds(1.0, 1.148) < 0.01, "it was woken, and got no CPU"
+    loaded = [sample(1.0 + i / 100, a=(0.0085, 0.0003)) for i in range(1, 101)]
+    assert Hindrance(History.of(loaded), 0).idle_seconds(1.0, 2.0) > 0.99, (
+        "it had tasks, on a machine with many threads"
+    )
+    looks = [sample(1.0 + i / 100, a=(0.0085, 0.00003)) for i in range(1, 101)]
+    assert Hindrance(History.of(looks), 0).idle_seconds(1.0, 2.0) < 0.2, "it only looked whether there was a task"
     before = Hindrance(History.of([delayed(1.0, 2.0, 0.3)]), 0)
     assert math.isclose(before.idle_seconds(1.0, 2.0), 0.7), "a history that does not tell threads apart"
 
