@@ -10,7 +10,7 @@ DIST      := dist
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-run test test-fast ci-matrix lint format types cov load scenarios interleavings soak capacity shared-volume power-loss install-peer install-vllm findings e2e-vllm observe dashboards schemas mutants false-alarms bench bench-compare bench-gpu bench-gpu-compare bench-docs docs-check bench-eviction fuzz-trailer dist clean
+.PHONY: help install install-run test test-fast ci-matrix lint format types cov load scenarios interleavings soak capacity shared-volume power-loss install-peer install-vllm conformance findings e2e-vllm observe dashboards schemas mutants false-alarms bench bench-compare bench-gpu bench-gpu-compare bench-docs docs-check bench-eviction fuzz-trailer dist clean
 
 help: ## print this list
 	@echo "usage: make TARGET [NAME=value ...]"; echo
@@ -123,6 +123,10 @@ install-vllm: .venv-vllm/.installed ## the same for vLLM
 
 e2e-vllm: $(RUN)/.installed .venv-engine/.installed ## real vLLM engines on one root, pass by pass: generations must be equal
 	@$(RUN)/bin/python -m harness e2e-vllm $(ARGS)
+
+conformance: $(RUN)/.installed .venv-$(PEER)/.installed ## the suite of docs/conformance.md on a peer and on the controls (PEER=lmcache SEED=)
+	@$(RUN)/bin/python -m harness conformance $(PEER) --write docs/findings $(if $(SEED),--seed $(SEED)) $(ARGS)
+	@$(RUN)/bin/python -m harness docs conformance
 
 findings: $(RUN)/.installed .venv-vllm/.installed ## the verdict of every scenario on vLLM's tier and on kvtier; writes docs/findings-vllm-0.33.md
 	@$(RUN)/bin/python -m harness findings --write docs/findings-vllm-0.33.md $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -33,6 +33,7 @@ COMMANDS = {
     "clean": member("harness.commands.clean:clean", "List or remove the folders that killed runs left in a root."),
     "install-peer": member("harness.commands.install_peer:install_peer", "Install a peer's tier in a folder."),
     "findings": member("harness.commands.findings:findings", "Compare vLLM's tier with kvtier, case by case."),
+    "conformance": member("harness.commands.conformance:conformance", "Judge tiers of other projects by one suite."),
     "mutants": member("harness.commands.mutants:mutants", "Run tiers with a known defect: each must be detected."),
     "false-alarms": member("harness.commands.false_alarms:false_alarms", "Run correct tiers: each run must pass."),
     "shared-volume": member(

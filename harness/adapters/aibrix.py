@@ -57,7 +57,7 @@ class AibrixAdapter(PeerAdapter):
         self._tier = self._aibrix.shfs.SHFSConnector.from_envs(self._folder, self._executor)
         if not (status := self._tier.open()).is_ok():
             raise OSError(str(status))
-        self._loop = asyncio.new_event_loop()
+        self._loop = asyncio.SelectorEventLoop()  # uvloop, which AIBrix sets, keeps a pipe for the whole process
         slab = self._aibrix.torch.frombuffer(self.memory, dtype=self._aibrix.torch.uint8)
         size = setup.block_bytes
         self._regions = [

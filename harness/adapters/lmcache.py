@@ -11,6 +11,7 @@ import hashlib
 import os
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -42,13 +43,14 @@ def import_peer() -> SimpleNamespace:
 class LmcacheAdapter(PeerAdapter):
     """LMCache's FSL2Adapter, driven as its store and prefetch controllers drive it.
 
-    Options: `use_odirect` (false), the adapter's own.
+    Options: `use_odirect` (false), the adapter's own. `one_thread` (false) gives its event loop an executor of one
+    thread instead of asyncio's default, so that a schedule of system calls can be replayed.
     """
 
     name: ClassVar[str] = "lmcache"
     separates: ClassVar[tuple[str, ...]] = ("model_name", "ranks", "rank")
     hash_algorithms: ClassVar[tuple[str, ...]] = ("blake3",)
-    choices: ClassVar[Mapping[str, bool]] = {"use_odirect": False}
+    choices: ClassVar[Mapping[str, bool]] = {"one_thread": False, "use_odirect": False}
 
     def __init__(self, setup: TierSetup) -> None:
         super().__init__(setup)
@@ -56,6 +58,8 @@ class LmcacheAdapter(PeerAdapter):
         self._hasher = self._lmcache.hasher.TokenHasher(setup.tokens_per_block, "blake3")
         config = self._lmcache.adapter.FSL2AdapterConfig(setup.root_dir, use_odirect=self.options["use_odirect"])
         self._tier = self._lmcache.adapter.FSL2Adapter(config)
+        if self.options["one_thread"]:
+            self._tier._loop.set_default_executor(ThreadPoolExecutor(1))
         self._kv_rank = self._lmcache.api.ObjectKey.ComputeKVRank(setup.ranks, setup.rank, setup.ranks, setup.rank)
         slab = self._lmcache.torch.frombuffer(self.memory, dtype=self._lmcache.torch.uint8)
         self._objects = [self._object(slab, slot) for slot in range(setup.slots)]

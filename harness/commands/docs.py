@@ -32,6 +32,7 @@ MEMBERS = {
     "faults": member("harness.commands.docs:faults", "Write docs/faults.md from the declared faults."),
     "results": member("harness.commands.docs:results", "Write docs/results.md from the schema of results.json."),
     "guarantees": member("harness.commands.docs:guarantees", "Write docs/guarantees.md from the declared rules."),
+    "conformance": member("harness.commands.docs:conformance", "Write docs/conformance.md and the pages of findings."),
     "filesystems": member("harness.report.volume_page:main", "Print the tables of docs/filesystems.md."),
 }
 
@@ -94,3 +95,12 @@ def guarantees(output: str) -> None:
     check_output("--output", Path(output))
     Path(output).write_text(page(), encoding="utf-8")
     click.echo(output)
+
+
+@click.command()
+def conformance() -> None:
+    """Write docs/conformance.md and each peer's page of findings from the records under docs/findings."""
+    from harness.commands.conformance import write_pages  # here: the other pages do without
+
+    for path in write_pages(PAGES):
+        click.echo(path)

@@ -19,6 +19,9 @@ from harness.commands.findings import PAGE_HEAD as FINDINGS_HEAD
 from harness.core.statistics import paired_ratio
 from harness.error_rates.page import page as error_rates
 from harness.error_rates.series import read_log
+from harness.findings import pages as conformance_pages
+from harness.findings.record import file_name, records
+from harness.findings.suite import CONTROLS
 from harness.mutants.registry import MUTANTS
 from harness.mutants.trial import PAGE_HEAD as MUTANTS_HEAD
 from harness.mutants.trial import facts
@@ -83,6 +86,18 @@ def test_the_page_of_findings_has_every_case_and_both_verdicts() -> None:
     assert all(set(row[1:]) <= set(VERDICTS) for row in cells(page))
     for case in CASES:
         assert f"\n## {case.title}\n\n{case.what}\n\n**vllm**: " in page, case.title
+
+
+def test_the_pages_of_conformance_follow_from_the_kept_records() -> None:
+    found = records(DOCS / "findings")
+    made = {"conformance.md": conformance_pages.conformance(found)}
+    for one in found:
+        if one["tier"] not in CONTROLS:
+            made[f"findings/{file_name(one['tier'])}.md"] = conformance_pages.findings(one)
+    kept = [DOCS / "conformance.md", *(DOCS / "findings").glob("*.md")]
+    assert {path.relative_to(DOCS).as_posix(): path.read_text() for path in kept} == made, (
+        "kvtier-harness docs conformance"
+    )
 
 
 FIGURES_OF_README = (

@@ -42,7 +42,7 @@ def test_a_peer_without_an_environment_is_missing_and_says_how_to_install_it(
 @pytest.mark.parametrize(
     ("name", "options", "sentence"),
     [
-        ("lmcache", {"speed": 1}, "unknown option speed; the lmcache tier takes use_odirect"),
+        ("lmcache", {"speed": 1}, "unknown option speed; the lmcache tier takes one_thread, use_odirect"),
         ("lmcache", {"use_odirect": 1}, "use_odirect is 1; valid choices: true, false"),
         ("sglang", {"speed": 1}, "unknown option speed; the sglang tier takes none"),
         ("aibrix", {"speed": 1}, "unknown option speed; the aibrix tier takes none"),

@@ -1,0 +1,51 @@
+"""Whose words promise a guarantee: sentences of the tiers' own documentation, and scripts that show a defect alone.
+
+A guarantee without such a sentence counts because any user expects it; `Row.why` says so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.findings.suite import Row
+
+REPRO = Path(__file__).with_name("repro")
+
+_LMCACHE_SHARED = "critical for multi-node shared-FS setups", "FSL2Adapter._key_exists_on_disk"
+_LMCACHE_MISS = "Incomplete read for %s: expected %d, got %d", "the warning of FSL2Adapter._execute_load"
+_SGLANG_NONE = "Returns None if the key does not exist.", "HiCacheStorage.get"
+_SGLANG_TRUE = "Returns True if the operation was successful, False otherwise.", "HiCacheStorage.set"
+_AIBRIX_SHARED = (
+    "All prefiller and decoder vllm engines can access the same shared directory to store and retrieve KVCache blocks.",
+    "SHFSConnector",
+)
+_AIBRIX_ATOMIC = "Write atomically: write to temp file first, then rename", "SHFSConnector._put"
+
+PROMISES: dict[tuple[str, str], tuple[str, str]] = {
+    ("lmcache", "found"): _LMCACHE_SHARED,
+    ("lmcache", "stores"): _LMCACHE_SHARED,
+    ("lmcache", "killed"): _LMCACHE_SHARED,
+    ("lmcache", "size"): _LMCACHE_MISS,
+    ("sglang", "results"): _SGLANG_NONE,
+    ("sglang", "others"): _SGLANG_NONE,
+    ("sglang", "repair"): _SGLANG_TRUE,
+    ("sglang", "reported"): _SGLANG_TRUE,
+    ("aibrix", "found"): _AIBRIX_SHARED,
+    ("aibrix", "stores"): _AIBRIX_SHARED,
+    ("aibrix", "killed"): _AIBRIX_ATOMIC,
+}
+"""(tier, row) -> a sentence of the tier's source or documentation, and where it stands."""
+
+
+def promised(tier: str, row: Row) -> str:
+    """Which words promise the row, or why any user expects it."""
+    if found := PROMISES.get((tier, row.name)):
+        sentence, place = found
+        return f'The tier\'s own words: "{sentence}" ({place}).'
+    return f"Any user expects it: {row.why[0].lower()}{row.why[1:]}"
+
+
+def script(tier: str, row: str) -> str:
+    """The file below `REPRO` that shows the defect with the peer alone; "": there is none."""
+    name = f"{tier}_{row}.py"
+    return name if (REPRO / name).exists() else ""
