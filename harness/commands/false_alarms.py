@@ -106,7 +106,7 @@ def false_alarms(
                     console.print(f"left out: {name} of {tier}: {why}", soft_wrap=True)
 
     cells = plan(log.seed, chosen_conditions, chosen_tiers, chosen_names, mutants if with_mutants else ())
-    done = {row.cell for row in log.rows}
+    done = log.done()
     until = math.inf if duration is None else time.monotonic() + duration
     once = runs is None and duration is None
     wanted = itertools.takewhile(lambda cell: not (once and cell.repetition), (c for c in cells if c not in done))
@@ -123,7 +123,7 @@ def false_alarms(
 
     run_cells(itertools.islice(wanted, runs), jobs, until, make, say)
     if write:
-        Path(write).write_text(page([log.seed], log.rows), encoding="utf-8")
+        Path(write).write_text(page(log.seeds, log.rows), encoding="utf-8")
     sys.exit(_conclude(made, console))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -61,19 +62,46 @@ class Row:
 
 
 class Log:
-    """The rows of a series, one JSON line each after a head with its seed. Appended to while the series goes on."""
+    """The rows of one or more series, one JSON line each after a head with the seed of their series. Logs may be put
+    one behind the other. Appended to while the last series goes on."""
 
     def __init__(self, path: Path | None, seed: int) -> None:
-        """An existing log is continued, with its own seed. Raises `DamagedFile` and OSError."""
-        self.rows: list[Row] = []
-        self._path, self.seed = path, seed
+        """An existing log is continued, with the seed of its last series. Raises `DamagedFile` and OSError."""
+        self._series: list[tuple[int, list[Row]]] = [(seed, [])]
+        self._path = path
         if path is not None and path.exists():
-            self.seed, self.rows = read_log(path)
+            self._series = read_log(path)
+            self._cut_torn_line(path)
         elif path is not None:
             self._append({"series": seed})
 
+    @staticmethod
+    def _cut_torn_line(path: Path) -> None:
+        """A row behind the torn line would make that line damage."""
+        text = path.read_bytes()
+        if not text.endswith(b"\n"):
+            os.truncate(path, text.rfind(b"\n") + 1)
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(dict.fromkeys(seed for seed, _ in self._series))
+
+    @property
+    def seed(self) -> int:
+        """Of the series that goes on."""
+        return self._series[-1][0]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Of all series."""
+        return [row for _, rows in self._series for row in rows]
+
+    def done(self) -> set[Cell]:
+        """Runs that the series has."""
+        return {row.cell for seed, rows in self._series for row in rows if seed == self.seed}
+
     def add(self, row: Row) -> None:
-        self.rows.append(row)
+        self._series[-1][1].append(row)
         self._append(asdict(row))
 
     def _append(self, value: Mapping[str, Any]) -> None:
@@ -82,21 +110,24 @@ class Log:
                 file.write(json.dumps(value, separators=(",", ":")) + "\n")
 
 
-def read_log(path: Path) -> tuple[int, list[Row]]:
-    """Seed and rows of a log. A torn last line is left out; any other bad line raises `DamagedFile`."""
+def read_log(path: Path) -> list[tuple[int, list[Row]]]:
+    """Seed and rows of each series. A torn last line is left out; any other bad line raises `DamagedFile`."""
     lines = read_file(path, LOG_BYTES_MAX).decode("utf-8", "replace").split("\n")
     try:
-        seed = int(json.loads(lines[0])["series"])
+        series: list[tuple[int, list[Row]]] = [(int(json.loads(lines[0])["series"]), [])]
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedFile(f"{str(path)!r} is no log of false-alarms: its first line names no series") from error
-    rows = []
     for number, line in enumerate(lines[1:], 2):
         try:
-            rows += [Row(**json.loads(line))] if line else []
+            values = json.loads(line) if line else {}
+            if "series" in values:
+                series.append((int(values["series"]), []))
+            elif values:
+                series[-1][1].append(Row(**values))
         except (ValueError, TypeError) as error:
             if number < len(lines):
                 raise DamagedFile(f"{str(path)!r} is damaged: line {number}: {error}") from error
-    return seed, rows
+    return series
 
 
 def plan(

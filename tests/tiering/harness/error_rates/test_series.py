@@ -66,6 +66,19 @@ def test_a_log_is_continued_and_a_torn_line_is_made_again(tmp_path: Path) -> Non
     log = Log(path, 99)
     assert (log.seed, log.rows) == (SEED, [ROW])
     assert log.rows[0].cell == Cell("quiet", "kvtier", "load", 0)
+    log.add(ROW)
+    assert Log(path, 99).rows == [ROW, ROW], "the torn line is gone"
+
+
+def test_logs_of_several_series_may_be_put_one_behind_the_other(tmp_path: Path) -> None:
+    path, other = tmp_path / "log.jsonl", tmp_path / "other.jsonl"
+    Log(path, 5).add(ROW)
+    Log(other, 6).add(replace(ROW, tier="reference"))
+    path.write_text(path.read_text() + other.read_text())
+    log = Log(path, 99)
+    assert (log.seed, log.seeds, [row.tier for row in log.rows]) == (6, [5, 6], ["kvtier", "reference"])
+    assert log.done() == {Cell("quiet", "reference", "load", 0)}, "the other run was one of another series"
+    assert "Seeds 5, 6;" in page(log.seeds, log.rows)
 
 
 @pytest.mark.parametrize("text", ["", "[]\n", '{"series":5}\n{"tier":1}\n{"a":1}\n'])
