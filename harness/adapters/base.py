@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
+from harness.adapters.metric_meanings import Meaning
 from harness.core.history import Direction, Task
 from harness.core.run_files import process_label
 
@@ -250,6 +251,10 @@ class Adapter(ABC):
     def metrics_address(self) -> str | None:
         """host:port of this process's /metrics, if it serves one."""
         return None
+
+    def metric_meanings(self) -> Sequence[Meaning]:
+        """What the samples of this instance's endpoint count; each is compared with the results of its jobs."""
+        return ()
 
 
 def other(direction: Direction) -> Direction:

@@ -14,6 +14,7 @@ import kvtier
 from harness.adapters.base import Adapter, Eviction, Finished, TierSetup, Verdict
 from harness.adapters.kvtier_names import KvtierNaming, run_config
 from harness.adapters.kvtier_watch import Watch
+from harness.adapters.metric_meanings import Meaning
 from harness.adapters.none_refcount import NoneReferences
 from harness.core.history import DIRECTIONS, Direction, Task
 from kvtier import (
@@ -270,6 +271,22 @@ class KvtierAdapter(Adapter):
     def metrics_address(self) -> str | None:
         return self._watch.address if self._watch else None
 
+    def metric_meanings(self) -> Sequence[Meaning]:
+        if self.setup.watch_windows:
+            return ()  # it counts in every other window only
+        tier = self._tier.tier_type
+        found = [Meaning("jobs in flight", "kvtier_jobs_in_flight", {"tier": tier})]
+        for direction in DIRECTIONS:
+            of: dict[str, str] = {"tier": tier, "direction": direction}
+            found += [
+                Meaning("jobs", "kvtier_jobs_total", of, direction),
+                Meaning("blocks ok", "kvtier_blocks_total", {**of, "outcome": "ok"}, direction),
+                Meaning("blocks failed", "kvtier_block_failures_total", of, direction),
+                Meaning("bytes", "kvtier_transferred_bytes_total", of, direction),
+                Meaning("jobs timed", "kvtier_job_seconds_count", of, direction),
+            ]
+        return found
+
 
 class _WatchedTier:
     """A tier as it is, which also remembers what the manager is cascading into its files, and what did not arrive."""
@@ -443,6 +460,9 @@ class KvtierStackAdapter(KvtierAdapter):
 
     def has_pending_work(self) -> bool:
         return self._manager.has_pending_work()
+
+    def metric_meanings(self) -> Sequence[Meaning]:
+        return ()  # its endpoint counts the file tier's jobs
 
     def _sources(self) -> dict[str, Gauges]:
         return {**super()._sources(), "cpu": self._manager.gauges}

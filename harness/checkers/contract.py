@@ -214,6 +214,10 @@ _OF_PROMISES = {
         "The blocks that a tier counts as stored, loaded and failed are those of its results, in each instance from 0.",
         "tiers that count nothing, and those that count files below a memory of their own",
     ),
+    "metrics_are_true": (
+        "Counters, histograms and gauges of a tier's own endpoint are those of the results of its instance, from 0.",
+        "tiers without an endpoint, and adapters that do not say what its samples mean",
+    ),
     "events_are_reported_once": (
         "Each block that an instance stored is reported once as having appeared, and none that was not stored.",
         "tiers without events are not asked",

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+from harness.adapters.metric_meanings import Done, contradictions
 from harness.checkers.base import (
     About,
     Finding,
@@ -50,7 +51,13 @@ NO_FAILURE = Rule(
     "(see the terms)",
 )
 NO_ERROR = Rule("results/no-error", "No call of the tier raises, and no job stays in flight without progress.")
-RULES = (ONE_RESULT, ACCOUNTS, NO_FAILURE, NO_ERROR)
+METRICS = Rule(
+    "results/metrics",
+    "At the end of an incarnation the tier's own Prometheus endpoint has the figures of its jobs' results, from 0.",
+    "tiers without an endpoint, and adapters that do not say what its samples mean; incarnations that were killed, or "
+    "that had a job without a result",
+)
+RULES = (ONE_RESULT, ACCOUNTS, NO_FAILURE, NO_ERROR, METRICS)
 
 
 _Key = tuple[int, int, int]  # process, incarnation, job id
@@ -120,6 +127,7 @@ def check(history: History) -> Verdict:
                     findings.add(text, rule=ONE_RESULT, **known)
                 else:
                     counts["info"] += 1
+    compared = _judge_metrics(history, lives, findings)
     for why, count in explained.items():
         findings.doubt(f"{count} jobs or processes failed for want of something: {why}")
     value: Value = "false" if findings else "unknown" if findings.doubts or not counts["results"] else "true"
@@ -127,9 +135,28 @@ def check(history: History) -> Verdict:
         f"{counts['results']} of {len(records)} jobs got exactly one result, {counts['info']} lost to process exit; "
         f"failed: {counts['failed loads']} loads, {counts['failed stores']} stores "
         f"({counts['refused']} blocks refused); "
-        f"{findings.count} findings"
+        f"{findings.count} findings" + (f"; metrics of {compared} incarnations compared" if compared else "")
     )
     return Verdict("results", value, figure, findings.list(), {"jobs": len(records), **counts})
+
+
+def _judge_metrics(history: History, lives: Lives, findings: Findings) -> int:
+    """Compares each scrape with the jobs of its incarnation; how many there were to compare."""
+    compared = 0
+    for note in (n for n in history.notes if n.is_a(notes.Scraped)):
+        life = lives.at(note.process, note.monotonic_seconds)
+        jobs = [
+            j for j in history.jobs if j.process == note.process and lives.at(j.process, j.submitted_seconds) == life
+        ]
+        if not all(job.results == 1 for job in jobs):
+            continue
+        compared += 1
+        done = [Done(job.direction, len(job.ok), len(job.failed)) for job in jobs]
+        odd = contradictions(note.detail["values"], done, int(history.options.get("block_bytes") or 0))
+        if odd:
+            text = f"{called(note.process)}: the tier's endpoint has other figures than the results of its jobs: "
+            findings.add(text + some(odd), rule=METRICS, **of_note(note, incarnation=life.incarnation))
+    return compared
 
 
 def _room(job: Job, shortages: Shortages) -> str:

@@ -288,6 +288,11 @@ GUARANTEES: tuple[Guarantee, ...] = (
             "contract/counts-are-of-what-happened soak/counts",
         ),
         (
+            "Metrics that a tier serves are those of its instance's results.",
+            "What the samples of this instance's endpoint count; each is compared with the results of its jobs.",
+            "contract/metrics-are-true results/metrics",
+        ),
+        (
             "Each instance has an id of its own, a new one after each restart.",
             "The id of this instance in the blocks that it writes, unique to it; None if blocks carry no id.",
             "contract/instances-have-their-own-ids seed_settings/unique-ids",
@@ -468,6 +473,7 @@ NO_PROMISE: dict[str, tuple[str, ...]] = {
         'A tier with compiled code adds "none_references_lost" (`references.NoneReferences`), which `soak` judges too.',
         "Empty if it counts nothing.",
         "Another process may be in its own round.",
+        "host:port of this process's /metrics, if it serves one.",
         "host:port of this process's /metrics, if it serves one.",
     ),
 }

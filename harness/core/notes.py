@@ -172,6 +172,13 @@ class Counts(NamedTuple):
     counts: Mapping[str, float]
 
 
+class Scraped(NamedTuple):
+    """What the tier's own endpoint said at the end of its incarnation: quantity, as `adapters.metric_meanings` names
+    it, and value."""
+
+    values: Mapping[str, float]
+
+
 class Submitted(NamedTuple):
     """A job was submitted; it stands here until its result is known."""
 
@@ -427,8 +434,8 @@ class Counterexample(NamedTuple):
 
 About: TypeAlias = (
     Phase | Fault | Lifted | Hang | Skipped | Unfit | Unready | Refused | Met | Error | Canary | Delayed | Pressure
-    | Device | Calls | Counts | Submitted | Asked | Stepped | Promise | Flood | Unloaded | Opening | Cell | Pair | Race
-    | Instance | Created | Removed | Missed | Evicted | Sample | Soon | Power | CrashPhase
+    | Device | Calls | Counts | Scraped | Submitted | Asked | Stepped | Promise | Flood | Unloaded | Opening | Cell
+    | Pair | Race | Instance | Created | Removed | Missed | Evicted | Sample | Soon | Power | CrashPhase
     | CrashState | Room | Node | Explored | Counterexample
 )  # fmt: skip
 

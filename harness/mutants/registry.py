@@ -10,6 +10,7 @@ from harness.mutants import (
     contract_keys,
     contract_tiers,
     crash_states,
+    endpoint,
     faults_and_ends,
     file_races,
     files,
@@ -41,7 +42,7 @@ _MODULES = (
         protocols,
         file_races,
     ),
-    *(schedule, block_names, crash_states, strange_files, growth),
+    *(schedule, block_names, crash_states, strange_files, growth, endpoint),
 )
 MUTANTS: dict[str, Mutant] = {
     mutant.name: mutant

@@ -32,6 +32,7 @@ import psutil
 
 from harness.adapters import adapter_class
 from harness.adapters.base import TierSetup
+from harness.adapters.metric_meanings import scrape
 from harness.core import notes
 from harness.core.history import Gauge, HistoryLost, HistoryWriter, Note, Record, Start, Stop, in_words, note_of
 from harness.core.run_files import process_label
@@ -330,6 +331,13 @@ class Worker:
             self.broke(error)
             return otherwise
 
+    def _scrape(self) -> None:
+        """Record what the tier's own endpoint says, where the adapter says what that means."""
+        address, meanings = self.adapter.metrics_address(), self.adapter.metric_meanings()
+        if address and meanings:
+            with contextlib.suppress(OSError):  # no descriptor is free
+                self.note(notes.Scraped(scrape(address, meanings)), "the tier's endpoint")
+
     def close(self) -> int:
         """The orderly end: the tier's own findings and counts, its close, and the Stop record with what leaked."""
         no_findings: list[str] = []
@@ -337,6 +345,7 @@ class Worker:
         findings = self._attempt(lambda: list(self.adapter.findings()), no_findings)
         if counts := self._attempt(lambda: dict(self.adapter.counts()), no_counts):
             self.note(notes.Counts(counts=counts), "what the tier counted")
+        self._attempt(self._scrape, None)
         self._attempt(self.adapter.close, None)
         self._sample_due = self._gauge_due = 0.0  # the last pass may have been the longest
         self._attempt(self.tick, None)

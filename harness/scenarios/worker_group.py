@@ -34,7 +34,7 @@ class WorkerGroup:
 
     def start(self, processes: Iterable[int], env: Mapping[str, str | None] | None = None) -> None:
         """Start new processes and wait until they can be ordered about. Raises `WorkerFailed`."""
-        fresh = {p: self.context.start(p, "commands", self._arguments, env) for p in processes}
+        fresh = {p: self.context.start(p, "commands", self._arguments, env, serve_metrics=True) for p in processes}
         self.context.workers.await_ready(fresh.values())
         self.context.workers.go(fresh.values())
         self.members.update(fresh)

@@ -72,6 +72,7 @@ PROMISES: tuple[Promise, ...] = (
     strange_files.others_cannot_write,
     accounts.accounts_are_in_order,
     accounts.counts_are_of_what_happened,
+    accounts.metrics_are_true,
     accounts.events_are_reported_once,
     accounts.instances_have_their_own_ids,
     lifecycle.close_gives_everything_back,
@@ -108,6 +109,7 @@ OF_ADAPTERS = (
     keys.groups_are_separate,
     keys.salts_are_separate,
     accounts.counts_are_of_what_happened,
+    accounts.metrics_are_true,
     accounts.events_are_reported_once,
     accounts.instances_have_their_own_ids,
 )

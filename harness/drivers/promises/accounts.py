@@ -1,9 +1,11 @@
-"""Promises about what a tier says of itself: its own checks, gauges, counts, events, and its instance id."""
+"""Promises about what a tier says of itself: its own checks, gauges, counts, metrics, events, and its instance id."""
 
 from __future__ import annotations
 
 from collections import Counter
 
+from harness.adapters.base import Adapter
+from harness.adapters.metric_meanings import Done, contradictions, scrape
 from harness.checkers.base import some
 from harness.drivers.promises.subject import Subject, keys_of, require
 
@@ -66,6 +68,36 @@ def events_are_reported_once(subject: Subject) -> None:
     require(not wrong, f"events name {len(appeared)} blocks, 6 were stored; {len(wrong)} differ")
     require(max(appeared.values()) == 1, "a block is reported twice as having appeared")
     require(not any(removed for _, removed in told), "a block is reported as removed, and nothing removed it")
+
+
+def metrics_are_true(subject: Subject) -> None:
+    """Counters, histograms and gauges of a tier's own endpoint are those of the results of its instance, from 0."""
+    beside = subject.open(serve_metrics=True)
+    if beside.metrics_address() is None or not beside.metric_meanings():
+        return  # it serves none, or the adapter does not say what they mean
+    noise = [Done("store", len(subject.store(beside, subject.blocks(beside, 3)).ok), 0)]
+    for _ in range(2):
+        adapter = subject.open(serve_metrics=True)
+        done = []
+        stored, absent = subject.blocks(adapter, 5), subject.blocks(adapter, 2)
+        for _ in range(2):  # the second time the blocks are present
+            done.append(Done("store", len(subject.store(adapter, stored).ok), 0))
+        done.append(Done("load", len(subject.load(adapter, stored).ok), 0))
+        with subject.request(adapter) as name:
+            subject.ask(adapter, absent, name)
+            for blocks in (absent, [stored[0], *absent]):
+                result = subject.load_hits(adapter, blocks, range(len(blocks)), name)
+                done.append(Done("load", len(result.ok), len(result.failed)))
+        _compare(adapter, done)
+        subject.close(adapter)
+    _compare(beside, noise)
+
+
+def _compare(adapter: Adapter, done: list[Done]) -> None:
+    address = adapter.metrics_address()
+    assert address is not None, "it had one before"
+    odd = contradictions(scrape(address, adapter.metric_meanings()), done, adapter.setup.block_bytes)
+    require(not odd, f"the endpoint has other figures than the results of the instance's jobs: {some(odd)}")
 
 
 def instances_have_their_own_ids(subject: Subject) -> None:

@@ -17,8 +17,9 @@ from harness.adapters import adapter_class
 from harness.adapters.base import TierSetup, Verdict
 from harness.adapters.reference import ReferenceAdapter
 from harness.drivers import promises
-from harness.drivers.promises import PROMISES, Broken, Subject, blocks, calls, growth, lifecycle
+from harness.drivers.promises import PROMISES, Broken, Subject, accounts, blocks, calls, growth, lifecycle
 from harness.mutants import contract_jobs
+from harness.mutants.endpoint import WithEndpoint
 from harness.mutants.registry import MUTANTS
 from harness.runner import run
 from harness.scenarios import contract as scenario
@@ -108,6 +109,12 @@ def test_a_broken_promise_is_detected(tmp_path: Path, name: str) -> None:
         one.close()
     why = str(broken.value) if isinstance(broken.value, Broken) else f"raised {broken.typename}: {broken.value}"
     assert re.search(mutant.finding, f"{promise.__name__}: {why}")
+
+
+def test_an_endpoint_that_counts_right_keeps_its_promise(tmp_path: Path) -> None:
+    one = subject(tmp_path, WithEndpoint)
+    accounts.metrics_are_true(one)
+    one.close()
 
 
 class RemembersSomeMisses(ReferenceAdapter):
