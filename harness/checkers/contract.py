@@ -142,6 +142,10 @@ _OF_PROMISES = {
         "A lookup has one verdict for each key at its place, the same again, for each of several requests at once.",
         "",
     ),
+    "lookups_cost_the_same_per_key": (
+        "A lookup, and the step that sends it, cost the caller's thread no more for each key when there are many keys.",
+        "3 times as much by the lower end of the 95 % interval, or 5 microseconds more; time without a CPU",
+    ),
     "requests_may_end_before_their_jobs": (
         "Stores of a finished request have results. A request may end without a lookup, or without a load of its hits.",
         "",

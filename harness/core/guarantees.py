@@ -235,7 +235,7 @@ GUARANTEES: tuple[Guarantee, ...] = (
         (
             "A lookup has one verdict for each key, without blocking.",
             'One verdict for each key, without blocking; "retry": look it up again after `step`.',
-            "contract/lookups-answer-each-key nonblocking/*",
+            "contract/lookups-answer-each-key contract/lookups-cost-the-same-per-key nonblocking/*",
         ),
         (
             "A store takes the i-th block of its job from the job's i-th slot.",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from harness.adapters.base import TierSetup, Verdict
 from harness.adapters.kvtier import KvtierStackAdapter
 from harness.adapters.reference import MemoryAdapter
-from harness.mutants.base import detected_by
+from harness.mutants.base import breaks, detected_by
 from kvtier.base import ReqContext
 from kvtier.config import FsTierConfig, RunConfig
 from kvtier.cpu.manager import CPUOffloadingManager
@@ -163,3 +163,13 @@ class LosesOneInAHundred(MemoryAdapter):
 
     def _found(self, key: bytes) -> bool:
         return int.from_bytes(key[:2], "big") % 100 != 0 and super()._found(key)
+
+
+@breaks("lookups_cost_the_same_per_key", r"a lookup of 1,024 keys costs .* times as much for each key")
+class SortsForEachKey(MemoryAdapter):
+    """For each of its keys a lookup sorts all of them."""
+
+    def lookup(self, keys: Sequence[bytes], req_id: str) -> list[Verdict]:
+        places = [sorted(keys, reverse=True).index(key) for key in keys]
+        assert len(places) == len(keys)
+        return super().lookup(keys, req_id)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from harness.adapters.base import Adapter
-from harness.drivers.promises import accounts, blocks, calls, growth, keys, lifecycle, strange_files
+from harness.drivers.promises import accounts, blocks, calls, growth, keys, lifecycle, lookup_costs, strange_files
 from harness.drivers.promises.subject import SLOTS_MIN, Broken, Subject
 
 __all__ = [
@@ -55,6 +55,7 @@ PROMISES: tuple[Promise, ...] = (
     calls.results_come_once_whenever_polled,
     calls.a_job_may_name_a_block_twice,
     calls.lookups_answer_each_key,
+    lookup_costs.lookups_cost_the_same_per_key,
     calls.requests_may_end_before_their_jobs,
     calls.requests_do_not_disturb_each_other,
     calls.pending_work_is_reported,
