@@ -140,10 +140,11 @@ false-alarms: $(RUN)/.installed ## correct tiers in short seeded runs under host
 BENCH_OPTIONS = $(if $(SIZE),--size $(SIZE)) $(if $(DIR),--dir "$(DIR)") $(if $(SAVE),--save --small runs/bench-small.json)
 SMALL = tests/tiering/benchmarks/test_small.py --benchmark-enable --benchmark-columns=median,iqr,ops,rounds --benchmark-sort=name
 
-bench: $(DEV)/.installed ## benchmarks of small parts, then the table with peer and device (SIZE=full|quick DIR=/tmp SAVE=1)
+bench: $(DEV)/.installed ## benchmarks of small parts, then the table with peer and device (SIZE=full|quick DIR=/tmp); SAVE=1 keeps it in docs/benchmarks.md
 	@mkdir -p runs
 	$(DEV)/bin/python -m pytest $(SMALL) --benchmark-json=runs/bench-small.json $(ARGS)
 	$(DEV)/bin/python -m harness bench table --out runs/bench.json $(BENCH_OPTIONS)
+	$(if $(SAVE),$(DEV)/bin/python -m harness bench plots)
 
 bench-compare: $(DEV)/.installed ## is this checkout slower than a commit? exit code 0 no, 1 yes, 2 inconclusive (AGAINST=commit DIR=/tmp)
 	$(DEV)/bin/python -m harness bench compare $(if $(AGAINST),--against "$(AGAINST)") $(if $(DIR),--dir "$(DIR)") $(ARGS)
