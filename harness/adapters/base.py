@@ -121,6 +121,9 @@ class Adapter(ABC):
     keeps_limit: ClassVar[bool] = False  # the tier keeps `setup.max_bytes` and reports `evictions()`
     hash_algorithms: ClassVar[tuple[str, ...]] = ("sha256", "sha256_cbor", "xxhash", "xxhash_cbor")
     seed_policies: ClassVar[tuple[str, ...]] = ("fixed", "env", "random")
+    answers_at_close: ClassVar[bool] = (
+        True  # jobs in flight at `close` have a result; vLLM's interface asks it of drain
+    )
     forgets: ClassVar[bool] = False  # stores and loads depend on the files alone, not on what the instance did before
     ignores_folder_status: ClassVar[tuple[str, ...]] = ()  # of the explorer's operations: whose calls do not depend on
     # a folder's size, link count or times

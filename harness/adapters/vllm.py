@@ -117,6 +117,7 @@ class VllmAdapter(Adapter):
     exposes_files: ClassVar[bool] = True
     separates: ClassVar[tuple[str, ...]] = ("model_name", "dtype", "ranks", "rank")
     seed_policies: ClassVar[tuple[str, ...]] = ("fixed",)
+    answers_at_close: ClassVar[bool] = False  # `shutdown` drops queued jobs; vLLM's interface allows it
 
     @classmethod
     def python(cls) -> str:

@@ -168,7 +168,7 @@ _OF_PROMISES = {
     ),
     "close_answers_for_all": (
         "After close every store and load in flight has one result, and each block reported stored is found and right.",
-        "stores that close cancels: they have a result, failed",
+        "stores that close cancels: they have a result, failed; a tier with `answers_at_close = False` may give none",
     ),
     "calls_after_close_are_harmless": (
         "An instance may be closed, polled and drained again. A submit after close returns or raises: no hang, "

@@ -152,6 +152,40 @@ def test_a_cache_that_fills_up_to_a_bound_is_no_growth(tmp_path: Path, monkeypat
     assert not seen[-1]
 
 
+class DropsAtClose(ReferenceAdapter):
+    """Keeps vLLM's interface: a drain gives each job its result, a shutdown releases resources and no more."""
+
+    answers_at_close = False
+
+    def close(self) -> None:
+        self._finished.clear()
+
+
+def test_results_at_close_are_required_only_of_tiers_that_promise_them(tmp_path: Path) -> None:
+    one = subject(tmp_path, DropsAtClose)
+    try:
+        lifecycle.close_answers_for_all(one)
+    finally:
+        one.close()
+    assert not adapter_class("vllm").answers_at_close
+    assert adapter_class("kvtier").answers_at_close
+
+
+def test_results_at_close_are_true_also_where_they_are_not_required(tmp_path: Path) -> None:
+    class Lies(DropsAtClose):
+        """At close it reports what was never stored."""
+
+        def close(self) -> None:
+            self._finished = [finished._replace(ok=(), failed=()) for finished in self._finished]
+
+    one = subject(tmp_path, Lies)
+    try:
+        with pytest.raises(Broken):
+            lifecycle.close_answers_for_all(one)
+    finally:
+        one.close()
+
+
 class Mortal(ReferenceAdapter):
     """A drain ends its process; a load of 64 blocks never returns."""
 
