@@ -160,6 +160,8 @@ class _Run:
                     return execution
                 choice = self._default(awake or enabled, stopped)
             effect = self._effect(choice)
+            if absent := sorted(one for one in asleep if not one.endswith("!") and not self._waits(one)):
+                raise Diverged(f"step {step}: {absent[0]} does not wait to go on; {', '.join(stopped)} do")
             asleep = frozenset(one for one in asleep if not self._depends(self._effect(one), effect))
             self._step(choice, effect, step)
             made = execution.calls[-1].name
@@ -174,6 +176,10 @@ class _Run:
     def _stopped(self, choice: str) -> Stopped:
         actor, _, number = choice.partition(".")
         return self._actors[int(actor)].stopped[int(number)]
+
+    def _waits(self, choice: str) -> bool:
+        actor, _, number = choice.partition(".")
+        return int(number) in self._actors[int(actor)].stopped
 
     def _enabled(self) -> list[str]:
         found: list[str] = []

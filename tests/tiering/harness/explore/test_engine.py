@@ -58,6 +58,13 @@ def test_results_that_a_killed_process_had_given_are_kept_and_a_kill_after_each_
     assert given == {"(None,)", "(0,)", "(1,)", "(2,)"}
 
 
+def test_a_sleeping_choice_whose_thread_did_not_come_is_a_path_that_was_not_followed(tmp_path: Path) -> None:
+    bench = Bench(SOUND["two names of one inode"], 0, tmp_path)
+    ran = bench.run(Item(("0.0",), frozenset({"1.0", "0.9"})), True)
+    bench.close()
+    assert ran.diverged.startswith("step 0: 0.9 does not wait to go on; 0.0, 1.0 do")
+
+
 def test_a_process_that_polls_for_a_dead_one_is_stuck_and_one_with_a_deadline_is_not() -> None:
     def polls(root: Path, deadline: float) -> object:
         while not (root / "a").exists() and time.monotonic() < deadline:
