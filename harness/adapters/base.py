@@ -105,7 +105,7 @@ class Adapter(ABC):
     """One tier under test, in one process. Constructed in the process that uses it; closed by it.
 
     The tier makes files under `root_dir` alone, through no symbolic link, and with no permission that the umask takes
-    away.
+    away. It changes nothing of its process that others rely on, and no list that it is given.
     """
 
     name: ClassVar[str]

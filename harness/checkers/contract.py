@@ -32,7 +32,8 @@ from harness.core import notes
 from harness.core.history import History
 
 _GROWTH = (
-    "caches that fill up to a bound within the time; by the lower end of the 95 % interval 0.1 objects of Python, 128 "
+    "caches that fill up to a bound within the time; growth in fewer than 1,536 operations, where the machine is too "
+    "slow for more; by the lower end of the 95 % interval 0.1 objects of Python, 128 "
     "bytes, 0.002 descriptors or threads, 0.01 entries of queues for each operation; in all 100 objects, 1 MiB, 3 "
     "descriptors or threads, 8 entries"
 )
@@ -232,6 +233,11 @@ _OF_PROMISES = {
     ),
     "close_gives_everything_back": (
         "A closed instance leaves no thread running and no descriptor open.",
+        "",
+    ),
+    "surroundings_stay": (
+        "A tier leaves its process as it is: directory, umask, signals, environment, random generator, locale, time "
+        "zone, collector. It changes no list that it is given.",
         "",
     ),
     "hits_leave_nothing": (

@@ -173,6 +173,11 @@ GUARANTEES: tuple[Guarantee, ...] = (
             "contract/links-are-not-followed-by-stores contract/others-cannot-write",
         ),
         (
+            "The process around a tier, and the arguments of its calls, stay as they are.",
+            "It changes nothing of its process that others rely on, and no list that it is given.",
+            "contract/surroundings-stay",
+        ),
+        (
             "A result names the keys of its job as they were submitted, each once.",
             "A job's result: the keys that succeeded and those that failed, as `submit_*` received them.",
             "results/accounts",

@@ -41,6 +41,7 @@ def drive(worker: Worker, skip: Sequence[str] = (), only: Sequence[str] = ()) ->
     """Each promise that applies to the tier, once; those of `skip` not, or only those of `only`."""
     if worker.parent.receive("go") is None:
         return
+    worker.end_canary()
     kind = type(worker.adapter)
     for promise in contract.PROMISES:
         name = promise.__name__

@@ -5,6 +5,8 @@ them.
 from __future__ import annotations
 
 import json
+import os
+import random
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -127,3 +129,32 @@ class CallsAllInstancesAlike(KvtierAdapter):
 
     def instance_id(self) -> str:
         return "instance"
+
+
+@breaks("surroundings_stay", r"an open instance has changed its process: working directory")
+class EntersItsRoot(MemoryAdapter):
+    """Opening an instance changes the working directory of the process."""
+
+    def __init__(self, setup: TierSetup) -> None:
+        super().__init__(setup)
+        os.chdir(self._folder)
+
+
+@breaks("surroundings_stay", r"an open instance has changed its process: random generator")
+class SeedsTheGenerator(MemoryAdapter):
+    """A store seeds the random generator that the application uses too."""
+
+    def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        super().submit_store(job_id, keys, slots, req_id)
+        random.seed(job_id)
+
+
+@breaks("surroundings_stay", r"lookup changed a list that it was given")
+class TakesKeysFromTheCaller(MemoryAdapter):
+    """A lookup turns the list of keys around that it was given."""
+
+    def lookup(self, keys: Sequence[bytes], req_id: str) -> list[Verdict]:
+        verdicts = super().lookup(keys, req_id)
+        if isinstance(keys, list):
+            keys.reverse()
+        return verdicts

@@ -240,6 +240,10 @@ class Worker:
         self._history.write(*records)
         self._history.flush()
 
+    def end_canary(self) -> None:
+        """Measure no scheduling noise from here on: its records would be memory that grows."""
+        self._canary.close()
+
     def alive(self) -> None:
         """Report to the parent that this process waits for its next order."""
         self.parent.send("progress", counts=self.counts, gauges={})

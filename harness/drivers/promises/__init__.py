@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from harness.adapters.base import Adapter
-from harness.drivers.promises import accounts, blocks, calls, growth, keys, lifecycle, lookup_costs, strange_files
+from harness.drivers.promises import (
+    accounts,
+    blocks,
+    calls,
+    growth,
+    keys,
+    lifecycle,
+    lookup_costs,
+    strange_files,
+    surroundings,
+)
 from harness.drivers.promises.subject import SLOTS_MIN, Broken, Subject
 
 __all__ = [
@@ -77,6 +87,7 @@ PROMISES: tuple[Promise, ...] = (
     accounts.events_are_reported_once,
     accounts.instances_have_their_own_ids,
     lifecycle.close_gives_everything_back,
+    surroundings.surroundings_stay,
     growth.hits_leave_nothing,
     growth.misses_leave_nothing,
     growth.stores_leave_nothing,

@@ -27,7 +27,9 @@ TIMES = 4
 SHARE_OF_SECONDS = 0.4
 """The part of the longest wait for an answer after which growth is no longer tried again."""
 OPERATIONS_MIN, OPERATIONS_MAX = 1 << 8, 1 << 14
-"""Operations of a batch after which growth is a finding: at least, if there is time, and at most."""
+"""Operations of a batch after which growth is a finding: at least, and at most."""
+SECONDS_MAX, NEXT_PHASE = 20.0, 2.5
+"""A phase that would end later is not begun; it takes so many times as long as the one before."""
 QUEUES = ("load_queue", "store_queue", "none_references_lost")
 
 
@@ -122,11 +124,14 @@ def _stored(subject: Subject) -> tuple[Adapter, list[Block]]:
 
 
 def _repeat(subject: Subject, adapter: Adapter, kind: str, operate: Callable[[], object], operations: int) -> None:
-    """Batches of `operate`, each call of which makes `operations`, until nothing grows; else the promise is broken."""
+    """Batches of `operate`, each call of which makes `operations`, until nothing grows; else the promise is broken,
+    unless this machine is too slow for `OPERATIONS_MIN`."""
     times, began = TIMES, time.monotonic()
+    phase_began = began
     while grown := _grown(_batches(adapter, operate, times), times * operations):
-        seconds = (time.monotonic() - began) / (SHARE_OF_SECONDS * subject.answer_seconds_max)
-        if times * operations >= OPERATIONS_MAX or seconds > (1 if times * operations >= OPERATIONS_MIN else 2):
+        now = time.monotonic()
+        is_over = now - began > SHARE_OF_SECONDS * subject.answer_seconds_max
+        if times * operations >= (OPERATIONS_MIN if is_over else OPERATIONS_MAX):
             for quantity, rate, rise in grown:
                 require(
                     rise < quantity.rise,
@@ -134,7 +139,9 @@ def _repeat(subject: Subject, adapter: Adapter, kind: str, operate: Callable[[],
                     f"{rate.high:,.3g}; {rise:,.0f} in {times * operations * BATCHES:,})",
                 )
             return
-        times *= 2
+        if now - began + NEXT_PHASE * (now - phase_began) > SECONDS_MAX:
+            return
+        times, phase_began = 2 * times, now
 
 
 def _batches(adapter: Adapter, operate: Callable[[], object], times: int) -> np.ndarray:
