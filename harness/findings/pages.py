@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from harness.adapters import adapter_class
 from harness.adapters.peers import PEERS
 from harness.checkers import RULES
-from harness.findings.promises import promised, script
+from harness.findings.promises import KNOWN, promised, script
 from harness.findings.record import FAIL, INCONCLUSIVE, PASS, file_name, value_of
 from harness.findings.suite import CONTROLS, DOCUMENTED, ROWS, SUITE, Case, Row, does_not_apply
 
@@ -23,7 +23,8 @@ replays it. A finding counts where the tier's own words promise the guarantee, o
 says which. The worst rule of a row decides its cell. A pass says that these runs found nothing.
 
 `make conformance PEER=NAME` runs the suite for a tier and the controls, and writes this page from the records in
-`docs/findings/`. [adapter.md](adapter.md) says how to judge a tier of your own.
+`docs/findings/`. [adapter.md](adapter.md) says how to judge a tier of your own, and
+[findings-vllm-0.33.md](findings-vllm-0.33.md) what other runs found in vLLM's tier.
 """
 
 CASES_HEAD = """
@@ -31,6 +32,13 @@ CASES_HEAD = """
 
 | case | what is done | command |
 |---|---|---|
+"""
+
+KNOWN_HEAD = """
+## Defects known before
+
+| tier | known from its source or tracker | here | by, or why |
+|---|---|---|---|
 """
 
 FINDINGS_HEAD = """\
@@ -85,6 +93,8 @@ def conformance(found: Sequence[Mapping[str, Any]]) -> str:
         if tier == one["tier"]
     ]
     lines += ["", "Left out, because the tier says that it does not promise it:", "", *own] if own else []
+    lines += [KNOWN_HEAD.rstrip("\n")]
+    lines += [f"| {PEERS[tier].what} | {defect} | {shown} | {why} |" for tier, defect, shown, why in KNOWN]
     lines += [CASES_HEAD.rstrip("\n")]
     lines += [f"| {case.name} | {case.what} | `{_command(case)}` |" for case in SUITE]
     return "\n".join(lines) + "\n"

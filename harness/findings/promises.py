@@ -37,6 +37,36 @@ PROMISES: dict[tuple[str, str], tuple[str, str]] = {
 """(tier, row) -> a sentence of the tier's source or documentation, and where it stands."""
 
 
+KNOWN = (
+    ("lmcache", "one shared temp file for each key, opened for writing by every process", "shown", "stores, killed"),
+    ("lmcache", "a short file stays and is a hit for ever", "shown", "repair"),
+    ("lmcache", "with `use_odirect`, the result of a write is not checked", "shown", "`repro/lmcache_reported.py`"),
+    (
+        "lmcache",
+        "with `use_odirect`, files are opened without O_TRUNC",
+        "not shown",
+        "blocks have one size",
+    ),
+    ("lmcache", "longer files are accepted", "no finding", "the bytes of the block are right"),
+    ("lmcache", "the lock of a lookup locks nothing", "no finding", "`submit_unlock` says so; the load is then a miss"),
+    ("lmcache", "no eviction", "no finding", "`FSL2Adapter` says that it declares no capacity"),
+    ("sglang", "the error of a short read escapes `get`", "shown", "others"),
+    ("sglang", "temp files of killed processes stay", "shown", "temp"),
+    ("sglang", "folders are checked, then created", "not shown", "the harness makes the root before the tier opens it"),
+    ("sglang", "`clear` removes the files of all", "not shown", "no scenario calls it"),
+    ("sglang", "the limit counts for each process", "not shown", "eviction is off, as it is by default"),
+    ("aibrix", "one shared temp file for each key", "shown", "stores"),
+    (
+        "aibrix",
+        "a failing writer unlinks the temp file of another",
+        "shown",
+        "stores, the last call shown",
+    ),
+    ("aibrix", "a file may vanish between `exists`, `stat` and `open`", "no finding", "the load fails with a status"),
+)
+"""(tier, defect known from its source or tracker, whether the suite shows it, the rows or the reason)."""
+
+
 def promised(tier: str, row: Row) -> str:
     """Which words promise the row, or why any user expects it."""
     if found := PROMISES.get((tier, row.name)):

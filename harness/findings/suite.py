@@ -162,7 +162,7 @@ ROWS = (
         "content",
         "A block file of the right size with other content is not loaded.",
         "wrong bytes",
-        "Trackers report files of the right size full of zeros; a power loss leaves them too.",
+        "Trackers report files of the right size full of zeros; a power loss leaves them too. It takes a checksum.",
         ("content:faults/no-wrong-byte", "content:integrity/bytes"),
     ),
     Row(
