@@ -13,7 +13,7 @@ REPRO = Path(__file__).with_name("repro")
 
 _LMCACHE_SHARED = "critical for multi-node shared-FS setups", "FSL2Adapter._key_exists_on_disk"
 _LMCACHE_MISS = "Incomplete read for %s: expected %d, got %d", "the warning of FSL2Adapter._execute_load"
-_SGLANG_NONE = "Returns None if the key does not exist.", "HiCacheStorage.get"
+_SGLANG_EACH = "Returns a list of tensors or None for each key.", "HiCacheStorage.batch_get"
 _SGLANG_TRUE = "Returns True if the operation was successful, False otherwise.", "HiCacheStorage.set"
 _AIBRIX_SHARED = (
     "All prefiller and decoder vllm engines can access the same shared directory to store and retrieve KVCache blocks.",
@@ -26,8 +26,7 @@ PROMISES: dict[tuple[str, str], tuple[str, str]] = {
     ("lmcache", "stores"): _LMCACHE_SHARED,
     ("lmcache", "killed"): _LMCACHE_SHARED,
     ("lmcache", "size"): _LMCACHE_MISS,
-    ("sglang", "results"): _SGLANG_NONE,
-    ("sglang", "others"): _SGLANG_NONE,
+    ("sglang", "others"): _SGLANG_EACH,
     ("sglang", "repair"): _SGLANG_TRUE,
     ("sglang", "reported"): _SGLANG_TRUE,
     ("aibrix", "found"): _AIBRIX_SHARED,
