@@ -183,7 +183,7 @@ class ManagerAdapter(Adapter):
         found = []
         for result in self._tier.get_finished_jobs():
             ok = set(result.successful_keys)
-            failed = [k for k in self._jobs[result.job_id] if k not in ok]
+            failed = [k for k in self._jobs.pop(result.job_id) if k not in ok]
             found.append(Finished(result.job_id, result.successful_keys, failed))
         return found
 
@@ -195,7 +195,7 @@ class ManagerAdapter(Adapter):
         self._tier.on_new_request(self._requests[req_id])
 
     def request_finished(self, req_id: str) -> None:
-        self._tier.on_request_finished(self._requests[req_id])
+        self._tier.on_request_finished(self._requests.pop(req_id))
 
     def drain(self) -> None:
         self._tier.drain_jobs()
