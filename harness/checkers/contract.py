@@ -91,6 +91,10 @@ _OF_PROMISES = {
         "A stored block is found and loads with its bytes, into other slots and in another order.",
         "",
     ),
+    "hits_in_flight_load": (
+        "A block that is a hit while its store is in flight can be loaded at once.",
+        "a miss, or no answer, while the store is in flight",
+    ),
     "another_instance_finds_them": (
         "A block that one instance stored is found by an earlier instance, which had missed it, and by a later one.",
         "",

@@ -50,7 +50,7 @@ GUARANTEES: tuple[Guarantee, ...] = (
         (
             "A block that a lookup calls a hit can be loaded; if it is evicted or removed first, its load fails.",
             "HIT: readable now.",
-            "results/no-failure contract/stored-blocks-load faults/no-block",
+            "results/no-failure contract/stored-blocks-load contract/hits-in-flight-load faults/no-block",
         ),
         (
             "A lookup whose answer is not known yet returns RETRY; a later step has the answer.",

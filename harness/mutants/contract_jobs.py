@@ -318,3 +318,52 @@ class RetriesAfterAFailedLoad(MemoryAdapter):
     def lookup(self, keys: Sequence[bytes], req_id: str) -> list[Verdict]:
         answers = zip(keys, super().lookup(keys, req_id), strict=True)
         return ["retry" if key in self._lost else verdict for key, verdict in answers]
+
+
+@breaks("hits_in_flight_load", r"4 of 4 hits could not be loaded at once")
+class FindsWhatItWillStore(MemoryAdapter):
+    """A block is a hit from its submit on, and is in the root from the next poll on."""
+
+    def __init__(self, setup: TierSetup) -> None:
+        super().__init__(setup)
+        self._waiting: list[tuple[int, Sequence[bytes], Sequence[int], str]] = []
+
+    def submit_store(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        self._waiting.append((job_id, keys, slots, req_id))
+
+    def lookup(self, keys: Sequence[bytes], req_id: str) -> list[Verdict]:
+        waiting = {key for _, keys, _, _ in self._waiting for key in keys}
+        found = super().lookup(keys, req_id)
+        return ["hit" if key in waiting else verdict for key, verdict in zip(keys, found, strict=True)]
+
+    def drain(self) -> None:
+        for job in self._waiting:
+            super().submit_store(*job)
+        self._waiting.clear()
+
+    def poll(self) -> list[Finished]:
+        self.drain()
+        return super().poll()
+
+    def close(self) -> None:
+        self.drain()
+
+
+@breaks("jobs_touch_only_their_slots", r"was written by a load of 8 blocks")
+class WritesBehindLargeLoads(MemoryAdapter):
+    """A load of 8 blocks or more writes to the slot behind its last."""
+
+    def submit_load(self, job_id: int, keys: Sequence[bytes], slots: Sequence[int], req_id: str) -> None:
+        super().submit_load(job_id, keys, slots, req_id)
+        if len(keys) >= 8:
+            self._slot((slots[-1] + 1) % self.setup.slots)[:4] = b"oops"
+
+
+@breaks("keys_name_prefixes", r"a key in a chain of \d+ does not depend on its first token")
+class RestartsLongChains(MemoryAdapter):
+    """After 20 blocks the chain of keys begins again."""
+
+    def keys(self, tokens: Sequence[int], parent: bytes | None = None) -> list[bytes]:
+        size = 20 * self.setup.tokens_per_block
+        parts = [tokens[start : start + size] for start in range(0, len(tokens), size)]
+        return [key for i, part in enumerate(parts) for key in MemoryAdapter.keys(self, part, None if i else parent)]

@@ -52,6 +52,7 @@ PROMISES: tuple[Promise, ...] = (
     keys.many_keys_stay_apart,
     blocks.absent_blocks_are_misses,
     blocks.stored_blocks_load,
+    blocks.hits_in_flight_load,
     blocks.another_instance_finds_them,
     blocks.jobs_touch_only_their_slots,
     blocks.slots_are_free_after_the_result,

@@ -36,6 +36,24 @@ def stored_blocks_load(subject: Subject) -> None:
         require(not result.failed, f"{len(result.failed)} of {count} stored blocks could not be loaded")
 
 
+def hits_in_flight_load(subject: Subject) -> None:
+    """A block that is a hit while its store is in flight can be loaded at once."""
+    adapter = subject.open()
+    for _ in range(4):
+        blocks = subject.blocks(adapter, 4)
+        with subject.request(adapter) as name:
+            jobs = [subject.submit(adapter, "store", blocks, range(4), name)]
+            verdicts = subject.ask(adapter, blocks, name)
+            hits = [block for block, verdict in zip(blocks, verdicts, strict=True) if verdict == "hit"]
+            if hits:
+                jobs.append(subject.submit(adapter, "load", hits, range(8, 8 + len(hits)), name))
+            results = subject.results(adapter, jobs)
+        if hits:
+            result = results[jobs[1]]
+            require(not result.failed, f"{len(result.failed)} of {len(hits)} hits could not be loaded at once")
+            subject.right(adapter, result, hits, range(8, 8 + len(hits)))
+
+
 def another_instance_finds_them(subject: Subject) -> None:
     """A block that one instance stored is found by an earlier instance, which had missed it, and by a later one."""
     one, two = subject.open(), subject.open()
@@ -70,6 +88,12 @@ def jobs_touch_only_their_slots(subject: Subject) -> None:
         else:
             same = slot == bytes([index % 251]) * subject.setup.block_bytes
             require(same, f"slot {index}, which belongs to no job, was written")
+    for index in range(subject.setup.slots):
+        subject.slot(adapter, index)[:] = bytes([index % 251]) * subject.setup.block_bytes
+    subject.load(adapter, old, range(4, 12))
+    for index in [*range(4), *range(12, subject.setup.slots)]:
+        same = subject.slot(adapter, index) == bytes([index % 251]) * subject.setup.block_bytes
+        require(same, f"slot {index}, which belongs to no job, was written by a load of 8 blocks")
 
 
 def slots_are_free_after_the_result(subject: Subject) -> None:

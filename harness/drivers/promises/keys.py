@@ -15,6 +15,7 @@ BITS_MIN = 80
 SAMPLE_BLOCKS = 256
 NEIGHBOURS = ((1, 23), (12, 3), (123, 0), (0, 123), (3, 12), (23, 1), (1 << 16, 1), (1, 1 << 16), (1 << 20, 2), (1, 2))
 """Two tokens each, which differ in order, in where one ends, or only above a number of bits."""
+LONG_BLOCKS = 1024
 
 
 def keys_name_prefixes(subject: Subject) -> None:
@@ -31,6 +32,11 @@ def keys_name_prefixes(subject: Subject) -> None:
     require(one.keys(tokens[3 * size :], keys[2]) == keys[3:], "keys chained after a parent are not those of the whole")
     changed = one.keys([tokens[0] + 1, *tokens[1:]])
     require(not set(changed) & set(keys), "a block's key does not depend on the tokens before it")
+    long = subject.tokens(LONG_BLOCKS)
+    changed = one.keys([long[0] + 1, *long[1:]])
+    require(
+        not set(changed) & set(one.keys(long)), f"a key in a chain of {LONG_BLOCKS} does not depend on its first token"
+    )
     require(one.keys([]) == [], "no tokens have a key")
     if size > 1:
         require(one.keys(tokens[:-1]) == keys[:5], "a block that is not full has a key, or another key")
