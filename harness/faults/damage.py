@@ -5,6 +5,7 @@ Scenarios and tests call it on a tier's root. It depends on files only, not on a
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,12 +15,28 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from harness.core import seeds
+from harness.core.history import in_words
 from harness.faults.rules import FaultUnavailable
 
 PAGE_BYTES = 4096
+
+
+_NOT_POSSIBLE_HERE = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
+"""A FUSE file system without device nodes has no FIFO, one without links refuses links."""
+T = TypeVar("T")
+
+
+def if_possible(act: Callable[[], T]) -> T:
+    """Do it; raises `FaultUnavailable` where the file system of the root cannot have such a thing."""
+    try:
+        return act()
+    except OSError as error:
+        if error.errno in _NOT_POSSIBLE_HERE:
+            raise FaultUnavailable(f"the root's file system refuses it: {in_words(error)}") from error
+        raise
 
 
 class Case(NamedTuple):

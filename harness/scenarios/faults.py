@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import itertools
 import os
@@ -28,7 +27,7 @@ from typing import Any
 from harness.adapters import adapter_class
 from harness.checkers.base import is_bookkeeping
 from harness.core import notes
-from harness.core.history import Name, in_words, read_records
+from harness.core.history import Name, read_records
 from harness.faults import (
     FAULTS,
     Fault,
@@ -43,6 +42,7 @@ from harness.faults import (
     small_disk,
     stale_temps,
 )
+from harness.faults.damage import if_possible
 from harness.faults.failing_system_calls import Attached
 from harness.runtime.supervisor import Child, WorkerFailed
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
@@ -92,9 +92,6 @@ def prepare(options: FaultsOptions) -> Plan:
     faults = tuple(fault for name, fault in FAULTS.items() if name in chosen)
     return Plan(faults, f"{len(faults)} of {len(FAULTS)} faults")
 
-
-_NOT_POSSIBLE_HERE = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
-"""A FUSE file system without device nodes has no FIFO, one without links refuses links."""
 
 Inject = Callable[["Pair", "Ids"], "int | None"]
 """Puts the fault in; called before the step "under"."""
@@ -194,16 +191,6 @@ class Pair:
         self.scene.context.workers.wait(self.children, STEP_SECONDS_MAX)
 
 
-def _injected(inject: Inject, pair: Pair, ids: Ids) -> int | None:
-    """Inject it; raises `FaultUnavailable` where the file system of the root cannot have such a thing."""
-    try:
-        return inject(pair, ids)
-    except OSError as error:
-        if error.errno in _NOT_POSSIBLE_HERE:
-            raise FaultUnavailable(f"the root's file system refuses it: {in_words(error)}") from error
-        raise
-
-
 class Scene:
     """The run of all faults: what they share is numbers."""
 
@@ -238,7 +225,7 @@ class Scene:
             steps["before"] = pair.step({0: {"store": _jobs(ids.old), "name": ids.new}, 1: {"name": ids.old}})
             pair.new_files()
             was = pair.shape_of(ids.old[0]) if fault.mechanism == "damage" else ""
-            hurt = _injected(inject, pair, ids)
+            hurt = if_possible(lambda: inject(pair, ids))
         except FaultUnavailable as error:
             lift()
             self.skip([fault], error)

@@ -86,7 +86,11 @@ def a_store_changes_no_other_block(subject: Subject) -> None:
         subject.store(adapter, blocks)
         path, other = subject.file(adapter, blocks[1]), subject.file(adapter, blocks[0])
         path.unlink()
-        link(other.resolve(), path)
+        try:
+            link(other.resolve(), path)
+        except OSError:  # the root's file system has no such links
+            subject.close()
+            continue
         for _ in range(2):  # the first may have removed the link
             later = subject.open()
             with subject.request(later) as name:
@@ -109,7 +113,10 @@ def links_are_not_followed_by_stores(subject: Subject) -> None:
         subject.store(adapter, blocks)
         path = subject.file(adapter, blocks[0])
         path.unlink()
-        path.symlink_to(target)
+        try:
+            path.symlink_to(target)
+        except OSError:  # the root's file system has no links
+            return
         later = subject.open()
         subject.look_up(later, blocks)
         with subject.request(later) as name:
