@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import mmap
 import os
@@ -31,6 +30,7 @@ import xxhash
 from kvtier.config import PAGE_BYTES, FsTierConfig, RootError
 from kvtier.events import CorruptReason
 from kvtier.fs import native, posix
+from kvtier.fs.quarantine import move_to_quarantine
 from kvtier.fs.trailer import Trailer, writer_of
 from kvtier.hashing import OffloadKey
 
@@ -390,30 +390,15 @@ class BlockIO:
     # --- helpers ---
 
     def _quarantine(self, path: str, reason: str, seen: os.stat_result | None) -> str:
-        """Move a bad file to quarantine; "" when it cannot be moved, or is no longer the file that was `seen` (None: is
-        a block)."""
-        name = os.path.basename(path)
-        try:
-            with posix.opened(os.path.dirname(path)) as folder, contextlib.ExitStack() as closing:
-                # The lock: between check and move no other process moves the file, so no good one gets its name.
-                with contextlib.suppress(OSError):  # NFS refuses it
-                    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
-                    closing.callback(os.close, descriptor)
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)
-                now = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                if self._is_block(name, folder) if seen is None else not os.path.samestat(now, seen):
-                    return ""  # another process has repaired it
-                if not stat.S_ISREG(now.st_mode):
-                    reason = "kind"
-                quarantine, _ = self._open_folder(self._quarantine_path, levels=1)
-                closing.callback(os.close, quarantine)
-                target = f"{name}.{reason}.{os.urandom(4).hex()}"
-                os.rename(name, target, src_dir_fd=folder, dst_dir_fd=quarantine)
-        except OSError as error:
-            logger.warning("cannot quarantine %s (%s): %s", path, reason, error)
-            return ""
-        logger.warning("quarantined %s: %s", path, reason)
-        return os.path.join(self._quarantine_path, target)
+        """Where the bad file went; `seen`: what was read of it (None: something is in a block's way)."""
+
+        def is_bad(folder: int, now: os.stat_result) -> bool:
+            if seen is not None:
+                return os.path.samestat(now, seen)
+            return not self._is_block(os.path.basename(path), folder)
+
+        below = self._quarantine_path
+        return move_to_quarantine(path, reason, is_bad, lambda: self._open_folder(below, levels=1)[0], below)
 
     def _pages(self, count: int) -> memoryview:
         """This thread's page-aligned memory for at least `count` trailers."""

@@ -17,7 +17,7 @@ import kvtier
 
 ROOT = Path(__file__).parents[2]
 LINES_MAX = 500
-CODE_LINES_MAX = {"kvtier": 5_800, "core": 3_240}
+CODE_LINES_MAX = {"kvtier": 5_800, "core": 3_260}
 """Lines of code without blank ones, comments and docstrings: of all Python modules, and of those that are no edge."""
 
 # Packages that kvtier may import besides the standard library -> the modules that may import them.
