@@ -196,12 +196,15 @@ class BlockIO:
 
         The first writer wins; a block that is already there is success. What is there and is no block is quarantined.
         """
-        for attempt in (1, 2, 3):
+        for retries in range(7, -1, -1):
             try:
                 return self._write(path, key, view, traceparent)
             except OSError as error:
-                if attempt == 3 or error.errno not in FOLDER_GONE:
+                if not retries or error.errno not in FOLDER_GONE:
                     return BlockOutcome(reason=errno_name(error))
+                # GlusterFS, two hosts made the folder at once: for a second one has a stale handle, which only an
+                # open that queries the server renews; O_PATH does not.
+                _revalidate_folder(os.path.dirname(path), self._base_path)
         raise AssertionError("unreachable")
 
     def _write(self, path: str, key: OffloadKey, view: memoryview, traceparent: str) -> BlockOutcome:
@@ -440,12 +443,11 @@ def _revalidate_folder(directory: str, base_path: str) -> bool:
     for attempt in range(2):
         try:
             os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            return True
         except FileNotFoundError:
             above = os.path.dirname(directory)
             if attempt or len(directory) <= len(base_path) or not _revalidate_folder(above, base_path):
                 return False
         except OSError:
             return False
-        else:
-            return True
     return False

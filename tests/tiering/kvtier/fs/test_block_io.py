@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
@@ -703,3 +704,26 @@ def test_sigkill_at_each_step_of_a_store(tmp_path: Path, kind: str, step: str) -
         blocks = {int(p.stem) for p in files if p.suffix == ".bin"}
         assert set(reported) <= blocks, "a reported store was lost"
         assert blocks - set(reported) <= {len(reported)}
+
+
+def test_a_stale_handle_of_a_folder_is_renewed_by_an_open_that_queries_the_server(
+    tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on GlusterFS where two hosts make a folder at once: O_PATH and calls relative to it go on with ESTALE."""
+    io, really_open, renewed = one_by_one(named(make_io(tmp_path))), os.open, []
+
+    def opens(name: Any, flags: int, *rest: Any, **keywords: Any) -> int:
+        if name == os.path.dirname(path) and flags & os.O_DIRECTORY and not flags & os.O_PATH:
+            renewed.append(name)
+        return really_open(name, flags, *rest, **keywords)
+
+    def create(folder: int) -> tuple[int, str | None]:
+        if not renewed:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return really_create(folder)
+
+    really_create = io._create
+    monkeypatch.setattr(os, "open", opens)
+    monkeypatch.setattr(io, "_create", create)
+    assert io.write_block(path, KEY, buffer(b"block")).ok
+    assert renewed
