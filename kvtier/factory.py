@@ -17,7 +17,7 @@ from kvtier.fs.async_lookup import AsyncLookupManager
 from kvtier.fs.block_io import BlockIO
 from kvtier.fs.file_mapper import FileMapper
 from kvtier.fs.manager import FileSystemTierManager
-from kvtier.fs.root import check_trust, open_root
+from kvtier.fs.root_manifest import check_trust, open_root
 from kvtier.fs.thread_pool import DualQueue, DualQueueThreadPool
 from kvtier.hashing import BlockHash, OffloadKey, none_hash_digest
 from kvtier.hashing import none_hash as derive_none_hash

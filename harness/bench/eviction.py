@@ -24,8 +24,8 @@ import psutil
 
 from harness.adapters import adapter_class
 from harness.adapters.base import Adapter, TierSetup
+from harness.core.request_traces import tokens_of
 from harness.core.statistics import Interval, bootstrap, percentile
-from harness.core.traffic import tokens_of
 
 BLOCK_BYTES = 64 << 10
 LOADED_BLOCKS = 256

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple
 
-from harness.checkers.shortages import Shortages
+from harness.checkers.machine_refusals import Shortages
 from harness.core import notes
 from harness.core.findings import FINDINGS_MAX, About, Finding, Findings, Rule
 from harness.core.history import History, Job, Note, Stop

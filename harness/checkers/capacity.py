@@ -36,7 +36,7 @@ from harness.checkers.base import (
     of_job,
     of_note,
 )
-from harness.checkers.shortages import Shortages
+from harness.checkers.machine_refusals import Shortages
 from harness.core import notes
 from harness.core.history import History, Job, Note
 

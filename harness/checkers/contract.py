@@ -27,7 +27,7 @@ from harness.checkers.base import (
     unexplained_ends,
     was_meant_to_die,
 )
-from harness.checkers.shortages import Shortages
+from harness.checkers.machine_refusals import Shortages
 from harness.core import notes
 from harness.core.history import History
 

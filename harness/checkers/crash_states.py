@@ -23,7 +23,7 @@ from harness.checkers.base import (
     of_note,
     unexplained_ends,
 )
-from harness.checkers.shortages import Shortages
+from harness.checkers.machine_refusals import Shortages
 from harness.core import notes
 from harness.core.history import History
 

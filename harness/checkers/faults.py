@@ -41,7 +41,7 @@ from harness.checkers.base import (
     some,
     unexplained_ends,
 )
-from harness.checkers.shortages import Shortages
+from harness.checkers.machine_refusals import Shortages
 from harness.core import notes
 from harness.core.history import History, Job, Note
 from harness.faults import FAULTS, Fault

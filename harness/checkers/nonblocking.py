@@ -29,7 +29,7 @@ from harness.checkers.base import Findings, Rule, Value, Verdict, canary_seconds
 from harness.checkers.call_times import RULES as CALL_RULES
 from harness.checkers.call_times import judge_calls
 from harness.checkers.evidence import Hindrance
-from harness.checkers.shortages import Shortages
+from harness.checkers.machine_refusals import Shortages
 from harness.core import notes
 from harness.core.history import History, Job
 from harness.core.statistics import percentile

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 
 from harness.checkers.base import Findings, Life, Lives, Rule, Value, Verdict, of_job, of_note, some
-from harness.checkers.shortages import Shortages
+from harness.checkers.machine_refusals import Shortages
 from harness.core import notes
 from harness.core.history import History, Job
 

@@ -11,7 +11,7 @@ submitted job without a record.
 
 Not covered: whether a block reported ok is right (integrity), when results come (starvation, nonblocking).
 
-unknown: no job has a result, or the machine explains each failure, such as a full disk (`checkers.shortages`).
+unknown: no job has a result, or the machine explains each failure, such as a full disk (`checkers.machine_refusals`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from harness.checkers.base import (
     of_note,
     some,
 )
-from harness.checkers.shortages import Shortages
+from harness.checkers.machine_refusals import Shortages
 from harness.core import notes
 from harness.core.history import History, Job
 from harness.core.limits import amount

@@ -29,7 +29,7 @@ from collections import Counter, defaultdict
 from harness.checkers.base import About, Finding, Findings, Rule, Value, Verdict, percent, some
 from harness.checkers.evictions import Evictions
 from harness.core.history import History, Request
-from harness.core.traffic import oracle_hit_ratio
+from harness.core.request_traces import oracle_hit_ratio
 
 REASONS = {
     "in flight": "store still running",

@@ -26,7 +26,7 @@ from harness.core.seeds import fresh_seed
 from harness.report.verdict_text import VERDICT_WORDS
 
 if TYPE_CHECKING:
-    from harness.error_rates.series import Cell, Row
+    from harness.false_alarms.series import Cell, Row
 
 QUIET_INCONCLUSIVE_MAX = 0.05
 _COLOUR_OF = {word: COLOURS[value] for value, word in VERDICT_WORDS.items()}
@@ -64,11 +64,11 @@ def false_alarms(
     runs_dir: str,
 ) -> None:
     """Control runs: correct tiers in short runs of every scenario, on a quiet machine and under hostile conditions."""
-    from harness.error_rates.conditions import CONDITIONS
-    from harness.error_rates.control_run import run_cell, run_cells, unavailable
-    from harness.error_rates.correct_tiers import CONTROLS
-    from harness.error_rates.page import page
-    from harness.error_rates.series import Log, lacks, names_of_scenarios, plan
+    from harness.false_alarms.conditions import CONDITIONS
+    from harness.false_alarms.control_run import run_cell, run_cells, unavailable
+    from harness.false_alarms.correct_tiers import CONTROLS
+    from harness.false_alarms.page import page
+    from harness.false_alarms.series import Log, lacks, names_of_scenarios, plan
     from harness.mutants.registry import MUTANTS
 
     console = Console(highlight=False)

@@ -1,7 +1,7 @@
 """What was free while a run lasted: samples of the file systems and the memory, and a reserve for the run's records.
 
 What the operating system refused a tier (ENOSPC, EROFS, ENOMEM, ...) is believed only where the harness itself saw the
-shortage; `run` starts the samples, `checkers.shortages` reads them. It judges nothing.
+shortage; `run` starts the samples, `checkers.machine_refusals` reads them. It judges nothing.
 """
 
 from __future__ import annotations

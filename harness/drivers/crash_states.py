@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from harness.adapters import adapter_class
 from harness.core import content, notes
 from harness.core.patience import Patience
-from harness.core.traffic import tokens_of
+from harness.core.request_traces import tokens_of
 from harness.explore.crash_states import CrashStates, State, Tree, materialise, owed_after, tree_at
 from harness.explore.recording import Recording, Step, mark
 from harness.runtime.worker import Worker

@@ -16,7 +16,7 @@ from harness.adapters.base import Adapter
 from harness.checkers.base import is_bookkeeping
 from harness.core import content, notes
 from harness.core.patience import Patience
-from harness.core.traffic import tokens_of
+from harness.core.request_traces import tokens_of
 from harness.faults import hostile_configs
 from harness.runtime.worker import Worker
 

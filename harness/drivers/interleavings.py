@@ -13,7 +13,7 @@ from typing import Any
 from harness.checkers.interleavings import slug
 from harness.core import notes
 from harness.core.run_files import write_json
-from harness.explore import engine
+from harness.explore import search
 from harness.explore.checks import Check
 from harness.explore.diagram import rows
 from harness.explore.minimise import blocks
@@ -43,7 +43,7 @@ def drive(
         return
     limits: dict[str, Any] = {"kills": kills, "preemptions_max": preemptions_max, "limit_seconds": limit_seconds}
     limits |= {"limit_schedules": limit_schedules, "folder": Path(folder) if folder else None}
-    if why := engine.unavailable():
+    if why := search.unavailable():
         worker.note(notes.Unfit(), f"system calls cannot be stopped here: {why}")
         return
     kit, made = Kit.of(worker.adapter), 0
@@ -86,9 +86,9 @@ def _explored(kit: Kit, spec: Spec, limits: Mapping[str, Any]) -> dict[str, Any]
     """All schedules of one program within the limits; fields of `notes.Explored`, and its counterexamples."""
     check = Check(kit, spec)
     program = kit.program(spec, check, check.state)
-    found = engine.explore(program, **limits)
+    found = search.explore(program, **limits)
     examples = [
-        _example(kit, spec, program, engine.minimise(program, violation, limit_seconds=MINIMISE_SECONDS))
+        _example(kit, spec, program, search.minimise(program, violation, limit_seconds=MINIMISE_SECONDS))
         for violation in found.violations[:COUNTEREXAMPLES_MAX]
     ]
     excused: Counter[str] = Counter()
@@ -118,7 +118,7 @@ def _replayed(kit: Kit, spec: Spec, replay: Mapping[str, Any]) -> dict[str, Any]
     program = kit.program(spec, Check(kit, spec))
     schedule = tuple(map(str, replay["schedule"]))
     try:
-        violation = engine.replay(program, schedule, lambda outcome: _violation(program, outcome))
+        violation = search.replay(program, schedule, lambda outcome: _violation(program, outcome))
     except Diverged as error:
         raise CannotExplore(f"the schedule could not be followed: {error}") from error
     kills = sum(choice.endswith("!") for choice in schedule)
@@ -157,9 +157,9 @@ def _decisive(program: Program, violation: Violation) -> int:
         length += count
         prefix = violation.schedule[:length]
         try:
-            again = engine.replay(program, prefix, lambda outcome: _violation(program, outcome))
+            again = search.replay(program, prefix, lambda outcome: _violation(program, outcome))
         except Diverged:
             continue
-        if again.texts and engine.kind_of(again) == engine.kind_of(violation):
+        if again.texts and search.kind_of(again) == search.kind_of(violation):
             break
     return max(0, length - count) if length else 0

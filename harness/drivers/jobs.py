@@ -13,7 +13,7 @@ from typing import NamedTuple
 from harness.adapters.base import Finished
 from harness.core.history import Job, Name
 from harness.core.patience import Patience
-from harness.core.traffic import tokens_of
+from harness.core.request_traces import tokens_of
 from harness.drivers.jobs_in_flight import Flight, Flights
 from harness.runtime.worker import Worker
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from harness.core import notes
 from harness.core.history import Direction, Job, Name, Outcome, Request
 from harness.core.patience import Patience
-from harness.core.traffic import tokens_of
+from harness.core.request_traces import tokens_of
 from harness.drivers.jobs_in_flight import Flights
 from harness.runtime.worker import Worker
 

@@ -1,4 +1,4 @@
-"""An engine's process, the driver's side: start, send, receive, kill, stop. The lines' meaning is `engine`'s."""
+"""An engine's process, the driver's side: start, send, receive, kill, stop. The lines' meaning is `vllm_engine`'s."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from harness.explore import numbers
 from harness.explore.locks import Lock, conflict, flock_of, record_lock_of
 from harness.explore.memory import Memory
 from harness.explore.numbers import AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_FOLLOW, AT_SYMLINK_NOFOLLOW
-from harness.explore.paths import Object, Place, Resolver
+from harness.explore.path_resolution import Object, Place, Resolver
 
 TEXT_BYTES_MAX = 4096
 

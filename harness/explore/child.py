@@ -22,7 +22,7 @@ from harness.explore import seccomp
 from harness.explore.calls import Decoder
 from harness.explore.memory import Memory
 from harness.explore.model import Actor, CannotExplore
-from harness.explore.paths import Resolver
+from harness.explore.path_resolution import Resolver
 from harness.explore.threads import Threads
 
 MESSAGE_BYTES_MAX = 1 << 17

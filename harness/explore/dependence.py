@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from harness.explore.calls import Decoded
-from harness.explore.paths import Object
+from harness.explore.path_resolution import Object
 
 
 @dataclass(frozen=True)

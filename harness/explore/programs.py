@@ -4,7 +4,7 @@
 
 Before the colon stands what is under the root at the beginning, then each actor's operations, separated by commas. An
 actor that begins with "then" starts when the first has ended or was killed: its restart. A and B are blocks of one
-folder, C is one of another folder, where the tier has folders. `Kit` turns a text into the engine's `Program`.
+folder, C is one of another folder, where the tier has folders. `Kit` turns a text into the explorer's `Program`.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class Kit(NamedTuple):
         check: Callable[[Outcome], list[str]],
         state: Callable[[Outcome], Hashable] | None = None,
     ) -> Program:
-        """The engine's program. Of actors that do the same only the first may be killed: the others are its mirror."""
+        """The explorer's program. Of actors that do the same only the first may be killed: others are its mirror."""
         actors = []
         for number, steps in enumerate(spec.actors):
             alike = any(earlier == steps for earlier in spec.actors[:number])

@@ -20,8 +20,8 @@ from harness.explore.dependence import dependent
 from harness.explore.execution import Dependence, Runner, State
 from harness.explore.model import CannotExplore, Diverged, Outcome, Program, Schedule, Violation
 from harness.explore.races import Race, races
+from harness.explore.schedule_tree import Item
 from harness.explore.snapshot import Snapshot
-from harness.explore.tree import Item
 
 ATTEMPTS = 3
 """A schedule that an actor did not follow is run again so often: timers may have come in between."""

@@ -169,7 +169,7 @@ class _PublishesOtherwise(KvtierAdapter):
     publish: Callable[[str, bytes, int], None]
 
     def _build(self, config: FsTierConfig, run: RunConfig) -> FileSystemTierManager:
-        with mock.patch("kvtier.fs.root.publish_file", type(self).publish):
+        with mock.patch("kvtier.fs.root_manifest.publish_file", type(self).publish):
             return super()._build(config, run)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.core import notes
 from harness.core.limits import Needs
-from harness.core.traffic import PlannedRequest, TraceError, TraceRequest, plan, read_trace, synthetic_trace
+from harness.core.request_traces import PlannedRequest, TraceError, TraceRequest, plan, read_trace, synthetic_trace
 from harness.runtime.device_probe import device_probe
 from harness.scenarios.base import CommonOptions, Context, Scenario, UsageError, common_needs, option
 

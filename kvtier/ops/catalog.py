@@ -26,7 +26,7 @@ from kvtier.config import PAGE_BYTES, ConfigError, FsTierConfig, RootError, RunC
 from kvtier.exit_codes import errno_text
 from kvtier.fs.block_io import QUARANTINED_FOR, BlockIO, BlockOutcome, errno_name
 from kvtier.fs.file_mapper import FileMapper
-from kvtier.fs.root import RECORD_BYTES_MAX, check_root
+from kvtier.fs.root_manifest import RECORD_BYTES_MAX, check_root
 from kvtier.fs.trailer import read_trailer
 from kvtier.hashing import OffloadKey
 

@@ -25,7 +25,7 @@ from kvtier.ops.catalog import GONE, Folder, Summary, UnreadableRootError, note,
 from kvtier.ops.evict_command import Evict
 from kvtier.ops.gc import remove_run
 from kvtier.ops.text import age_text, path_text, size_text
-from kvtier.ops.unowned_files import Coverage, cover
+from kvtier.ops.unaccounted_files import Coverage, cover
 
 EXIT_BAD_INPUT = ExitCode.USAGE
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.1, 86400.0  # of `evict --every`

@@ -20,7 +20,7 @@ from kvtier.fs.admission import Evicted
 from kvtier.ops.catalog import bases
 from kvtier.ops.evictor import Evictor
 from kvtier.ops.text import age_text, path_text, size_text
-from kvtier.ops.unowned_files import Coverage, cover
+from kvtier.ops.unaccounted_files import Coverage, cover
 from kvtier.ops.victims import Plan
 
 STUCK_SECONDS = 10.0  # a round ends when nothing was evicted for so long

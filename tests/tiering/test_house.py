@@ -34,7 +34,7 @@ THIRD_PARTY = {
 }
 KVTIER_IMPORTERS_IN_HARNESS = {"adapters/kvtier", "adapters/kvtier_names", "adapters/kvtier_watch", "monitoring/audit"}
 KVTIER_IMPORTERS_IN_HARNESS |= {"entry_point"}  # both commands share exit codes and the handler of exceptions; no tier
-KVTIER_IMPORTERS_IN_HARNESS |= {"explore/queue"}  # the schedule of the pool's threads, which has no adapter
+KVTIER_IMPORTERS_IN_HARNESS |= {"explore/pool_queue"}  # the schedule of the pool's threads, which has no adapter
 KVTIER_IMPORTERS_IN_HARNESS |= {"core/inputs"}  # both commands parse sizes alike
 
 

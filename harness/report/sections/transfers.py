@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from harness.core.history import Direction, History
-from harness.core.traffic import oracle_hit_ratio
+from harness.core.request_traces import oracle_hit_ratio
 from harness.report.figures import (
     BOUND_COLOUR,
     CLASS_COLOURS,

@@ -326,7 +326,7 @@ def test_the_cron_job_is_suspended_and_its_command_is_valid(tmp_path: Path) -> N
 
     from kvtier.config import RunConfig
     from kvtier.fs.file_mapper import FileMapper
-    from kvtier.fs.root import open_root
+    from kvtier.fs.root_manifest import open_root
     from kvtier.ops.cli import main
 
     job = yaml.safe_load((FOLDER / "kubernetes/cronjob.yaml").read_text())["spec"]

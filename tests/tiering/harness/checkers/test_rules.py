@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from harness.checkers import CHECKERS, Verdict
 from harness.checkers.base import FINDINGS_MAX
 from harness.core.history import History, Name, decode, encode
-from harness.core.traffic import oracle_hit_ratio, synthetic_trace
+from harness.core.request_traces import oracle_hit_ratio, synthetic_trace
 from harness.scenarios import scenario
 from tests.tiering.harness.checkers.records import canary, good_history, job, name_of, note, request, start, stop
 

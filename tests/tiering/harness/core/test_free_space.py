@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from harness.checkers import CHECKERS
-from harness.checkers.shortages import Shortages
+from harness.checkers.machine_refusals import Shortages
 from harness.core.free_space import RESERVE_BYTES, Reserve, RoomWatch
 from harness.core.history import Gauge, History
 from harness.core.installation import ROOT as REPOSITORY

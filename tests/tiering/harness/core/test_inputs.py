@@ -16,7 +16,7 @@ import pytest
 
 from harness.adapters import TIERS, UnknownTier, adapter_class
 from harness.core.inputs import UsageError, absolute_path, check_number, check_output, check_path, read_file
-from harness.core.traffic import TraceError, read_trace
+from harness.core.request_traces import TraceError, read_trace
 from harness.scenarios import scenarios
 from harness.scenarios.base import check_tier
 from harness.scenarios.capacity import CapacityOptions

@@ -15,14 +15,14 @@ from harness.adapters import adapter_class
 from harness.adapters.base import TierSetup
 from harness.checkers.interleavings import KINDS
 from harness.core.inputs import UsageError
-from harness.explore import checks, engine
+from harness.explore import checks, search
 from harness.explore.checks import EXCUSED, Check
 from harness.explore.diagram import diagram, rows
 from harness.explore.model import Actor, CannotExplore, Outcome, Program
 from harness.explore.programs import Kit, Step, Subject, in_child, parse
 from harness.scenarios.interleavings import LONG, QUICK, SHORT
 
-pytestmark = pytest.mark.skipif(engine.unavailable() is not None, reason=f"{engine.unavailable()}")
+pytestmark = pytest.mark.skipif(search.unavailable() is not None, reason=f"{search.unavailable()}")
 SOUND = "harness.mutants.protocols:SoundProtocol"
 
 
@@ -202,7 +202,7 @@ def test_a_good_file_that_was_moved_away_is_not_excused(judged: Any) -> None:
 def test_a_diagram_has_a_column_for_each_process_and_marks_the_step(tmp_path: Path) -> None:
     tier = kit(tmp_path)
     spec = parse("store A | load A")
-    trace = engine.replay(tier.program(spec, Check(tier, spec)), ("0.0", "1.0"), lambda outcome: outcome.trace)
+    trace = search.replay(tier.program(spec, Check(tier, spec)), ("0.0", "1.0"), lambda outcome: outcome.trace)
     text = diagram(["0: store A", "1: load A"], rows(trace, tier.files), 1)
     assert text.splitlines()[0].split() == ["process", "0:", "store", "A", "process", "1:", "load", "A"]
     (marked,) = (line for line in text.splitlines() if line.startswith(">>"))
@@ -247,8 +247,8 @@ def test_kvtier_makes_the_same_calls_whatever_size_links_and_times_its_folders_h
         )
         for one in program.actors
     ]
-    plain = engine.replay(program, (), lambda outcome: outcome)
-    other = engine.replay(program._replace(actors=tuple(disguised)), (), lambda outcome: outcome)
+    plain = search.replay(program, (), lambda outcome: outcome)
+    other = search.replay(program._replace(actors=tuple(disguised)), (), lambda outcome: outcome)
     assert [call.name for call in other.trace] == [call.name for call in plain.trace]
     assert [result[0] for result in other.results] == list(plain.results)
     assert all(result[1] >= 4 for result in other.results), "folders were looked at"
@@ -258,7 +258,7 @@ def test_an_eviction_of_two_folders_makes_the_same_calls_each_time(tmp_path: Pat
     tier = kit(tmp_path, "kvtier")
     program = tier.program(parse("A, C: evict"), lambda outcome: [])
     program = program._replace(actors=tuple(one._replace(again=None) for one in program.actors))
-    traces = {engine.replay(program, (), lambda outcome: tuple(call.text for call in outcome.trace)) for _ in range(4)}
+    traces = {search.replay(program, (), lambda outcome: tuple(call.text for call in outcome.trace)) for _ in range(4)}
     assert len(traces) == 1
 
 
@@ -268,5 +268,5 @@ def test_processes_that_explore_log_no_warnings_and_the_one_that_starts_them_doe
     assert in_child(lambda: logging.root.manager.disable) == logging.ERROR
     start, name = Actor("0", lambda root: None, lambda subject: logging.root.manager.disable), "logging"
     program = Program(name, lambda root: None, (start,), lambda outcome: [], None)
-    assert engine.replay(program, (), lambda outcome: outcome.results) == (logging.ERROR,)
+    assert search.replay(program, (), lambda outcome: outcome.results) == (logging.ERROR,)
     assert logging.root.manager.disable == before

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from harness.explore import seccomp
-from harness.explore.engine import explore, replay, unavailable
 from harness.explore.model import CannotExplore
+from harness.explore.search import explore, replay, unavailable
 from tests.tiering.harness.explore.small import SOUND, program
 
 WITHOUT_SECCOMP = """

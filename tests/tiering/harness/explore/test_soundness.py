@@ -8,9 +8,9 @@ import random
 import pytest
 
 from harness.explore.dependence import Effect, dependent, dependent_unless_listed
-from harness.explore.engine import explore, unavailable
 from harness.explore.execution import Dependence, _Run
 from harness.explore.model import Exploration
+from harness.explore.search import explore, unavailable
 from tests.tiering.harness.explore.small import SOUND, random_program
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))

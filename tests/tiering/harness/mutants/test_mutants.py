@@ -12,7 +12,7 @@ import pytest
 
 from harness.checkers import CHECKERS, RULES
 from harness.core.findings import About, Finding
-from harness.error_rates.conditions import busy_neighbour
+from harness.false_alarms.conditions import busy_neighbour
 from harness.mutants.base import Mutant
 from harness.mutants.registry import BASES, MUTANTS
 from harness.mutants.trial import Trial, table, try_control, try_mutant

@@ -11,13 +11,13 @@ from harness.checkers import CHECKERS
 from harness.core import notes
 from harness.core.history import History, note_of
 from harness.core.inputs import UsageError
-from harness.explore import engine
+from harness.explore import search
 from harness.report.sections.interleavings import counterexamples
 from harness.runner import Results, run
 from harness.scenarios.interleavings import LONG, SCENARIO, SHORT, InterleavingsOptions, prepare
 from tests.tiering.harness.checkers.records import start, stop
 
-pytestmark = pytest.mark.skipif(engine.unavailable() is not None, reason=f"{engine.unavailable()}")
+pytestmark = pytest.mark.skipif(search.unavailable() is not None, reason=f"{search.unavailable()}")
 PROTOCOLS = "harness.mutants.protocols"
 
 

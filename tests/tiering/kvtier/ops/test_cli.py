@@ -23,7 +23,7 @@ from kvtier.config import FsTierConfig, RunConfig
 from kvtier.factory import open_fs_tier
 from kvtier.fs.trailer import read_trailer
 from kvtier.hashing import BlockHash, OffloadKey, make_offload_key
-from kvtier.ops import unowned_files
+from kvtier.ops import unaccounted_files
 from kvtier.ops.cli import main
 
 BLOCK = 4096
@@ -115,15 +115,15 @@ def test_a_root_that_an_engine_has_opened_exits_with_0_before_the_first_block(
 def test_a_folder_that_an_engine_adds_during_the_walk_is_not_unowned(
     tmp_path: Path, tier: Tier, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = getattr(unowned_files, name)
+    real = getattr(unaccounted_files, name)
 
     def slow(*arguments: Any) -> list[Any]:
         found = list(real(*arguments))
-        monkeypatch.setattr(unowned_files, name, real)
+        monkeypatch.setattr(unaccounted_files, name, real)
         Tier(tmp_path, "newcomer")
         return found
 
-    monkeypatch.setattr(unowned_files, name, slow)
+    monkeypatch.setattr(unaccounted_files, name, slow)
     assert kvtier(tmp_path, ("inspect",)).code == 0
     assert len(os.listdir(tmp_path)) == 4, "the other engine added its folders"
 
@@ -367,7 +367,7 @@ def test_another_file_system_below_the_root_is_named_and_not_walked(tmp_path: Pa
     assert "at least 1 files, 2 KiB, belong" in result.out
 
 
-LIMITED = "import kvtier.ops.unowned_files as c; c.UNOWNED_{} = {}; from kvtier.ops.cli import main; main()"
+LIMITED = "import kvtier.ops.unaccounted_files as c; c.UNOWNED_{} = {}; from kvtier.ops.cli import main; main()"
 
 
 @pytest.mark.parametrize(

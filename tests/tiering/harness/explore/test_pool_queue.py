@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from harness.explore import queue as q
-from harness.explore.queue import Arrival, QueueBound, explore_queue
+from harness.explore import pool_queue as q
+from harness.explore.pool_queue import Arrival, QueueBound, explore_queue
 from kvtier import DualQueue
 from kvtier.events import Direction
 from kvtier.fs.thread_pool import OTHER, Task

@@ -15,7 +15,7 @@ from harness.explore.dependence import dependent, dependent_unless_listed
 from harness.explore.execution import Dependence
 from harness.explore.minimise import shortest
 from harness.explore.model import CannotExplore, Exploration, Outcome, Program, Schedule, Violation
-from harness.explore.tree import Tree
+from harness.explore.schedule_tree import Tree
 from harness.explore.workers import Bench, Ran, Workers, default_folder
 
 T = TypeVar("T")

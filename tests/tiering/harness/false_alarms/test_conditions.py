@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from harness.core.seeds import stream
-from harness.error_rates.conditions import CONDITIONS, Surroundings
+from harness.false_alarms.conditions import CONDITIONS, Surroundings
 from harness.faults.mounts import is_mounted
 from harness.faults.rules import FaultUnavailable
 

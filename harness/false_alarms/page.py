@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
 from harness.core.statistics import CONFIDENCE, upper_bound
-from harness.error_rates.conditions import CONDITIONS
-from harness.error_rates.correct_tiers import CONTROLS
-from harness.error_rates.series import OUTCOMES, Row
+from harness.false_alarms.conditions import CONDITIONS
+from harness.false_alarms.correct_tiers import CONTROLS
+from harness.false_alarms.series import OUTCOMES, Row
 
 PAGE_HEAD = """\
 # Error rates of the verdicts

@@ -18,10 +18,10 @@ from harness.cli import cli
 from harness.core.findings import About, Finding
 from harness.core.inputs import DamagedFile
 from harness.core.statistics import upper_bound
-from harness.error_rates.control_run import run_cells, without
-from harness.error_rates.correct_tiers import CONTROLS
-from harness.error_rates.page import page
-from harness.error_rates.series import Cell, Log, Row, lacks, names_of_scenarios, plan, read_log
+from harness.false_alarms.control_run import run_cells, without
+from harness.false_alarms.correct_tiers import CONTROLS
+from harness.false_alarms.page import page
+from harness.false_alarms.series import Cell, Log, Row, lacks, names_of_scenarios, plan, read_log
 from harness.mutants.registry import MUTANTS
 
 SEED = 5

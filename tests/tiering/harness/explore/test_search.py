@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.explore.engine import explore, minimise, replay, unavailable
 from harness.explore.model import Actor, CannotExplore, Diverged, Outcome, Program
-from harness.explore.tree import Item
+from harness.explore.schedule_tree import Item
+from harness.explore.search import explore, minimise, replay, unavailable
 from harness.explore.workers import Bench
 from tests.tiering.harness.explore.small import (
     SOUND,
@@ -330,7 +330,7 @@ def test_a_child_process_makes_the_exploration_incomplete() -> None:
 BUSY = """
 import sys
 from pathlib import Path
-from harness.explore.engine import explore
+from harness.explore.search import explore
 from tests.tiering.harness.explore.small import SOUND
 
 def check(outcome):

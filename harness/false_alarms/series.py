@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from harness.adapters import adapter_class
 from harness.core.inputs import DamagedFile, read_file
 from harness.core.seeds import SEED_MAX, stream
-from harness.error_rates.correct_tiers import CONTROLS
+from harness.false_alarms.correct_tiers import CONTROLS
 from harness.mutants.base import Mutant
 from harness.scenarios import scenario, scenarios
 

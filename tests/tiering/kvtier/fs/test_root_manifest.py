@@ -22,9 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtier.config import ConfigError, KVCacheGroup, RootError, RunConfig
-from kvtier.fs import root as layout
+from kvtier.fs import root_manifest as layout
 from kvtier.fs.file_mapper import FileMapper
-from kvtier.fs.root import check_trust, open_root
+from kvtier.fs.root_manifest import check_trust, open_root
 from kvtier.hashing import BlockHash, OffloadKey, make_offload_key
 from kvtier.ops.catalog import folders
 from kvtier.ops.gc import collect
@@ -334,7 +334,7 @@ def test_warn_logs_the_same_and_goes_on(tmp_path: Path, caplog: pytest.LogCaptur
         open_as(mapper, on_mismatch="warn")
         assert not caplog.records
         open_as(mapper, none_digest="1973e238", on_mismatch="warn")
-    assert [(record.name, record.levelname) for record in caplog.records] == [("kvtier.fs.root", "WARNING")]
+    assert [(record.name, record.levelname) for record in caplog.records] == [("kvtier.fs.root_manifest", "WARNING")]
     assert caplog.records[0].getMessage() == refusal(mapper, none_digest="1973e238")
     assert json.loads(Path(mapper.record_path).read_text()) == RECORD  # the first one's stays
 
@@ -509,7 +509,7 @@ CHILD = """
 import json, os, sys
 from kvtier.config import RootError, RunConfig
 from kvtier.fs.file_mapper import FileMapper
-from kvtier.fs.root import open_root
+from kvtier.fs.root_manifest import open_root
 print("ready", flush=True)
 for line in sys.stdin:
     uid, root, run, options = json.loads(line)

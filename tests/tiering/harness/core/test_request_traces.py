@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.core.seeds import fresh_seed, stream
-from harness.core.traffic import (
+from harness.core.request_traces import (
     BLOCK_IDS_MAX,
     TraceError,
     TraceRequest,
@@ -25,6 +24,7 @@ from harness.core.traffic import (
     synthetic_trace,
     tokens_of,
 )
+from harness.core.seeds import fresh_seed, stream
 
 GOOD = {"timestamp": 0, "input_length": 1000, "output_length": 5, "hash_ids": [0, 1]}
 TRACE = os.environ.get("KVTIER_TRACE")
