@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,7 +55,8 @@ def two_nodes(folder: Path, *command: str, prefix: tuple[list[str], list[str]] =
     link.symlink_to(root)
     address = ["--address", "127.0.0.1", "--port", str(free_port()), "--nodes", "2"]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": folder}
-    pipes["env"] = {**os.environ, "PYTHONPATH": str(ROOT)}
+    (temporary := folder / "temporary").mkdir()
+    pipes["env"] = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
     run = ["--", "run", *command, "--root-dir", str(root), "--json"]
     first = subprocess.Popen([*prefix[0], *COMMAND, *address, "--rank", "0", *run], **pipes)
     here = ["--root-dir-here", str(link)]
@@ -95,7 +94,7 @@ def test_a_run_over_two_nodes_is_recorded_and_judged_as_on_one(tmp_path: Path) -
     canaries = {n.process for n in history.notes if n.is_a(notes.Canary)}
     assert canaries == {0, 1, 2}, "what each process measured came along"
     assert not list(ended.root.iterdir()), "no token and no block is left"
-    assert not glob.glob(f"{tempfile.gettempdir()}/kvtier-node-*"), "the agent left its folder"
+    assert not list((tmp_path / "temporary").iterdir()), "the agent left its folder"
 
 
 def called(*arguments: str) -> subprocess.CompletedProcess[str]:

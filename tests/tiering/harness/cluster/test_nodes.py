@@ -64,6 +64,13 @@ def cluster(
         assert not glob.glob(f"{tempfile.gettempdir()}/kvtier-node-*"), "the agent left its folder"
 
 
+@pytest.fixture(autouse=True)
+def temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of this test alone: other agents may run on this machine."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     (tmp_path / "root").mkdir()
