@@ -90,8 +90,7 @@ def test_a_tier_that_shares_on_each_node_alone_is_detected(root: Path) -> None:
     visibility = next(v for v in results.verdicts if v["name"] == "visibility")
     misses = [str(finding) for finding in visibility["findings"]]
     assert any("got a miss" in text for text in misses), misses
-    asked = {f.about.process for f in visibility["findings"] if f.about}
-    assert {process % 2 for process in asked} == {0, 1}, "each node misses what the other stored"
+    assert visibility["data"]["hits_of_others"] > 0, "processes of one node share"
 
 
 @pytest.mark.slow
