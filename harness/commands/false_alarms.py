@@ -26,7 +26,7 @@ from harness.core.seeds import fresh_seed
 from harness.report.verdict_text import VERDICT_WORDS
 
 if TYPE_CHECKING:
-    from harness.false_alarms.series import Cell, Row
+    from harness.false_alarms.repeated_runs import Cell, Row
 
 QUIET_INCONCLUSIVE_MAX = 0.05
 _COLOUR_OF = {word: COLOURS[value] for value, word in VERDICT_WORDS.items()}
@@ -68,7 +68,7 @@ def false_alarms(
     from harness.false_alarms.control_run import run_cell, run_cells, unavailable
     from harness.false_alarms.correct_tiers import CONTROLS
     from harness.false_alarms.page import page
-    from harness.false_alarms.series import Log, lacks, names_of_scenarios, plan
+    from harness.false_alarms.repeated_runs import Log, lacks, names_of_scenarios, plan
     from harness.mutants.registry import MUTANTS
 
     console = Console(highlight=False)

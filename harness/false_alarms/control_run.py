@@ -22,7 +22,7 @@ from harness.core.installation import ROOT, module_command, python_path
 from harness.core.seeds import SEED_MAX, stream
 from harness.false_alarms.conditions import CONDITIONS, Surroundings
 from harness.false_alarms.correct_tiers import CONTROLS
-from harness.false_alarms.series import Cell, Row
+from harness.false_alarms.repeated_runs import Cell, Row
 from harness.faults.rules import FaultUnavailable
 from harness.mutants.base import Mutant
 from harness.mutants.trial import ATTEMPTS_MAX

@@ -13,7 +13,7 @@ from statistics import median
 from harness.core.statistics import CONFIDENCE, upper_bound
 from harness.false_alarms.conditions import CONDITIONS
 from harness.false_alarms.correct_tiers import CONTROLS
-from harness.false_alarms.series import OUTCOMES, Row
+from harness.false_alarms.repeated_runs import OUTCOMES, Row
 
 PAGE_HEAD = """\
 # Error rates of the verdicts

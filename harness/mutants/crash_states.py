@@ -13,7 +13,7 @@ from unittest import mock
 
 from harness.adapters.kvtier import KvtierAdapter
 from harness.mutants.base import detected_by
-from harness.mutants.files import OverBlockIO, Plain
+from harness.mutants.block_files import OverBlockIO, Plain
 from kvtier.config import FsTierConfig, RunConfig
 from kvtier.fs.block_io import BlockIO, BlockOutcome
 from kvtier.fs.manager import FileSystemTierManager

@@ -15,7 +15,7 @@ from harness.adapters.base import Finished, TierSetup, Verdict
 from harness.adapters.kvtier import KvtierAdapter
 from harness.adapters.reference import ReferenceAdapter
 from harness.mutants.base import detected_by
-from harness.mutants.files import OverBlockIO, Plain
+from harness.mutants.block_files import OverBlockIO, Plain
 from harness.mutants.schedule import BlocksInSubmit
 
 NO_FILE: dict[str, Any] = {"scenario": "faults", "fault": ("enospc_create",)}

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from harness.mutants import (
+    block_files,
     block_names,
-    calls,
+    blocking_calls,
     capacity,
+    contract_instances,
     contract_jobs,
     contract_keys,
-    contract_tiers,
     crash_states,
     endpoint,
     faults_and_ends,
     file_races,
-    files,
     growth,
     held_back,
-    jobs,
     lookups,
     protocols,
     schedule,
     strange_files,
+    wrong_results,
 )
 from harness.mutants.base import MUTANTS as ENTERED
 from harness.mutants.base import Mutant
@@ -29,15 +29,15 @@ __all__ = ["BASES", "MUTANTS", "Mutant"]
 
 _MODULES = (
     *(
-        calls,
+        blocking_calls,
         capacity,
         contract_jobs,
         contract_keys,
-        contract_tiers,
-        files,
+        contract_instances,
+        block_files,
         held_back,
         faults_and_ends,
-        jobs,
+        wrong_results,
         lookups,
         protocols,
         file_races,
@@ -57,7 +57,7 @@ for _module in _MODULES:
 BASES = (
     "reference",
     "kvtier",
-    "harness.mutants.files:PlainFiles",
+    "harness.mutants.block_files:PlainFiles",
     "harness.mutants.schedule:SameQueue",
     "harness.mutants.lookups:SameCpuTier",
     "harness.mutants.protocols:SoundProtocol",

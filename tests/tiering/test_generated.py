@@ -18,7 +18,7 @@ from harness.commands.findings import CASES
 from harness.commands.findings import PAGE_HEAD as FINDINGS_HEAD
 from harness.core.statistics import paired_ratio
 from harness.false_alarms.page import page as error_rates
-from harness.false_alarms.series import read_log
+from harness.false_alarms.repeated_runs import read_log
 from harness.findings import pages as conformance_pages
 from harness.findings.record import file_name, records
 from harness.findings.suite import CONTROLS

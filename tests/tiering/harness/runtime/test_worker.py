@@ -19,7 +19,7 @@ from harness.runtime.supervisor import Child, Workers
 from harness.runtime.worker import Canary, Instruction, Parent
 
 BROKEN = "tests.tiering.harness.broken.tiers"
-MUTANTS = "harness.mutants.jobs"
+MUTANTS = "harness.mutants.wrong_results"
 REQUESTS = [[0.0, 0, [0, 1, 2]], [0.0, 1, [0, 1, 3]], [0.0, 2, [4]], [0.0, 3, [0, 1, 2]]]
 
 

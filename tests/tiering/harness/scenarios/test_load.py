@@ -23,7 +23,7 @@ from tests.tiering.harness.scenarios.certain_trace import REQUESTS, write_certai
 
 LOAD = scenario("load")
 BROKEN = "tests.tiering.harness.broken.tiers"
-MUTANTS = "harness.mutants.jobs"
+MUTANTS = "harness.mutants.wrong_results"
 SMALL: dict[str, Any] = {"tier": "memory", "processes": 2, "seed": 5, "block_bytes": 4096, "slots": 64}
 
 

@@ -17,7 +17,7 @@ from tests.tiering.harness.together import run_together, stored_files
 
 pytestmark = pytest.mark.timeout(600)  # of all the runs that the fixture makes
 BROKEN = "tests.tiering.harness.broken.processes"
-MUTANTS = "harness.mutants.jobs"
+MUTANTS = "harness.mutants.wrong_results"
 
 
 SHORT: dict[str, Any] = {"seed": 3, "seconds": 0.0, "block_bytes": 16384}

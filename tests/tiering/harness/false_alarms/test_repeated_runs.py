@@ -21,7 +21,7 @@ from harness.core.statistics import upper_bound
 from harness.false_alarms.control_run import run_cells, without
 from harness.false_alarms.correct_tiers import CONTROLS
 from harness.false_alarms.page import page
-from harness.false_alarms.series import Cell, Log, Row, lacks, names_of_scenarios, plan, read_log
+from harness.false_alarms.repeated_runs import Cell, Log, Row, lacks, names_of_scenarios, plan, read_log
 from harness.mutants.registry import MUTANTS
 
 SEED = 5
