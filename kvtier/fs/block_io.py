@@ -1,5 +1,5 @@
-"""One block <-> one file: probe, write, publish, read, verify. Called by the file tier's threads; with `native` the
-only module that touches block files. Errors of the file system are returned, never raised.
+"""One block <-> one file: probe, write, publish, read, verify. Called by the file tier's threads; with `native` and
+`quarantine` the only code that touches block files. Errors of the file system are returned, never raised.
 
 A file is the block followed by one trailer page, written by one vectored call and read by one vectored call:
 
@@ -196,11 +196,11 @@ class BlockIO:
 
         The first writer wins; a block that is already there is success. What is there and is no block is quarantined.
         """
-        for retries in range(7, -1, -1):
+        for attempt in range(1, 9):
             try:
                 return self._write(path, key, view, traceparent)
             except OSError as error:
-                if not retries or error.errno not in FOLDER_GONE:
+                if error.errno not in FOLDER_GONE or attempt >= (8 if error.errno == errno.ESTALE else 3):
                     return BlockOutcome(reason=errno_name(error))
                 # GlusterFS, two hosts made the folder at once: for a second one has a stale handle, which only an
                 # open that queries the server renews; O_PATH does not.

@@ -179,6 +179,19 @@ def test_steps_of_one_batch_wake_one_thread_alone(disk: Disk, lookups: AsyncLook
     assert len(disk.threads) == 1, disk.threads
 
 
+def test_after_a_burst_steps_of_one_batch_wake_one_thread_alone_again(disk: Disk, lookups: AsyncLookupManager) -> None:
+    keys = [OffloadKey(n.to_bytes(36, "big")) for n in range(100 * 64)]
+    for start in range(0, len(keys), 64):
+        for key in keys[start : start + 64]:
+            lookups.lookup(key, "burst")
+        lookups.flush()
+    for n in range(40):
+        if n == 20:  # calls of the burst that were left over are used up
+            disk.threads.clear()
+        assert not settle(lookups, OffloadKey(bytes([n]) * 36), f"r{n}")
+    assert len(disk.threads) == 1, disk.threads
+
+
 def test_while_the_first_thread_hangs_the_second_answers() -> None:
     hangs, first = threading.Event(), threading.Semaphore(0)
 
