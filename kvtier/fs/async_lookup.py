@@ -265,11 +265,10 @@ class AsyncLookupManager:
     def _work(self, calls: queue.SimpleQueue[bool] | None = None) -> None:
         while calls is None or calls.get():
             try:
-                item = self._batches.get(block=calls is None)
+                if (item := self._batches.get(block=calls is None)) is None:
+                    return
             except queue.Empty:  # the first thread has taken the batch of this call
                 continue
-            if item is None:
-                return
             batch, sent, traceparent = item
             started = time.monotonic()
             found = self._probe([probe.key for probe in batch])

@@ -396,9 +396,7 @@ class BlockIO:
         """Where the bad file went; `seen`: what was read of it (None: something is in a block's way)."""
 
         def is_bad(folder: int, now: os.stat_result) -> bool:
-            if seen is not None:
-                return os.path.samestat(now, seen)
-            return not self._is_block(os.path.basename(path), folder)
+            return os.path.samestat(now, seen) if seen else not self._is_block(os.path.basename(path), folder)
 
         below = self._quarantine_path
         return move_to_quarantine(path, reason, is_bad, lambda: self._open_folder(below, levels=1)[0], below)

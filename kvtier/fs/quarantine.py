@@ -34,8 +34,7 @@ def move_to_quarantine(
                 return ""  # another process has repaired it
             if not stat.S_ISREG(now.st_mode):
                 reason = "kind"
-            below = quarantine()
-            closing.callback(os.close, below)
+            closing.callback(os.close, below := quarantine())
             target = f"{name}.{reason}.{os.urandom(4).hex()}"
             os.rename(name, target, src_dir_fd=folder, dst_dir_fd=below)
     except OSError as error:
