@@ -26,6 +26,9 @@ IDLE_CPU = 0.01
 Measured on kvtier's threads beside 20 to 25 runnable threads on 2 cores: idle ones took 0.31 % at most in 22,000
 windows of 50 ms, 0.06 % in windows of 200 ms; of working ones half took more than 1.4 %. Three times the highest."""
 
+IDLE_CPU_SECONDS = 0.0005
+"""So much a thread may take that idled for less than 50 ms: the same share of the shortest windows measured."""
+
 HELD_FACTOR = 4
 """How many times the device's longest call a wait must exceed: a job is more than one call."""
 
@@ -95,9 +98,14 @@ class Hindrance:
         name that thread, any thread (`knows_scheduler`)."""
         if not self.knows_scheduler:
             return self.seconds(begin, end)
+        return min(end - begin, self.scheduler_delayed_seconds(begin, end) + self._locks.within(begin, end))
+
+    def scheduler_delayed_seconds(self, begin: float, end: float) -> float:
+        """The most that the scheduler's thread was without a CPU between these moments, or that the machine lost: the
+        interpreter's lock, for which another thread waited, may have been its own."""
         own = sum(delays.within(begin, end) for delays in self._scheduler)
-        lost = own + self._stops.within(begin, end) + self._locks.within(begin, end)
-        return min(end - begin, lost + self._machine.within(begin, end))
+        lost = own + self._stops.within(begin, end) + self._machine.within(begin, end)
+        return min(end - begin, lost)
 
     def unexplained_seconds(self) -> float:
         """The longest part of a late wake-up of the canary that the kernel's account does not explain."""
@@ -114,7 +122,8 @@ class Hindrance:
 
         A thread that was free in that time took no task, so its CPU time is small: the delays of busy siblings do not
         count, and those of several threads are not added up."""
-        idle = [delays for delays in self._threads if delays.cpu_seconds(begin, end) <= IDLE_CPU * (end - begin)]
+        most = max(IDLE_CPU * (end - begin), IDLE_CPU_SECONDS)
+        idle = [delays for delays in self._threads if delays.cpu_seconds(begin, end) <= most]
         waited = max((delays.within(begin, end) for delays in idle), default=0.0)
         lost = waited + self._stops.within(begin, end) + self._locks.within(begin, end)
         return max(0.0, end - begin - lost - self._machine.within(begin, end))

@@ -7,7 +7,8 @@ and with the wake-up delay of a thread of the same process (the canary). Each of
 2. Now and then: more than one submit in 1,000, and more than one in all, took longer than `NOISE_FACTOR` times the
    worst wake-up delay, and longer than half of its job's life or than the median job's. A queue that blocks when full
    does so. Where the kernel's account covers the process, only what it leaves unexplained of wake-up delays counts.
-   In signs 1 and 2 time in which the scheduler's thread had no CPU or no lock does not count.
+   In signs 1 and 2 time in which the scheduler's thread had no CPU or no lock does not count. Where only the lock
+   explains such submits, sign 2 is inconclusive: the submit may have held it.
 3. For at least three quarters of the jobs all tasks had ended when the submit returned, where the tier reports its
    tasks.
 
@@ -142,8 +143,8 @@ def _now_and_then(
         typical_noise_seconds = min(noise_seconds, typical_noise_seconds)
     slow = [j for j in jobs if _submit(j) > typical_noise_seconds and _submit(j) > min(_life(j) / 2, typical)]
     long = [j for j in slow if hindrance.free_seconds(j.submitted_seconds, j.submit_returned_seconds) > noise_seconds]
-    if hindrance.knows_scheduler:
-        slow = [j for j in slow if _unhindered(j, hindrance) > typical_noise_seconds]
+    if hindrance.knows_scheduler:  # a submit that held the interpreter's lock itself delays the canary as long
+        slow = [j for j in slow if _with_cpu(j, hindrance) > typical_noise_seconds]
     few = max(1, len(jobs) // 1000)
     if len(long) <= few:
         if len(slow) > few:
@@ -172,6 +173,11 @@ def _submit(job: Job) -> float:
 def _unhindered(job: Job, hindrance: Hindrance) -> float:
     """Of the submit what nothing hindered: the canary, which sleeps most of the time, sees no preemption."""
     return _submit(job) - hindrance.scheduler_seconds(job.submitted_seconds, job.submit_returned_seconds)
+
+
+def _with_cpu(job: Job, hindrance: Hindrance) -> float:
+    """Of the submit what was not without a CPU."""
+    return _submit(job) - hindrance.scheduler_delayed_seconds(job.submitted_seconds, job.submit_returned_seconds)
 
 
 def _life(job: Job) -> float:

@@ -62,6 +62,8 @@ def test_an_idle_thread_was_hindered_as_one_thread_not_as_all_of_them_together()
     )
     looks = [sample(1.0 + i / 100, a=(0.0085, 0.00003)) for i in range(1, 101)]
     assert Hindrance(History.of(looks), 0).idle_seconds(1.0, 2.0) < 0.2, "it only looked whether there was a task"
+    short = Hindrance(History.of([sample(1.01, a=(0.008, 0.00015), b=(0.009, 0.002))]), 0)
+    assert math.isclose(short.idle_seconds(0.999, 1.012), 0.005), "one wake-up is more than 1 % of a short time"
     before = Hindrance(History.of([delayed(1.0, 2.0, 0.3)]), 0)
     assert math.isclose(before.idle_seconds(1.0, 2.0), 0.7), "a history that does not tell threads apart"
 

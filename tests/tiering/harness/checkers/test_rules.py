@@ -392,6 +392,22 @@ def test_nonblocking_finds_submits_that_block_on_a_machine_on_which_the_kernel_e
     assert judge("nonblocking", history).value == "unknown", "1.5 s are left unexplained"
 
 
+def test_nonblocking_does_not_pass_submits_during_which_no_thread_got_the_interpreters_lock() -> None:
+    """The scheduler's thread may have held it itself, in native code: then the canary waits as long as the submit."""
+    history = submits(good_history(), 0.01)
+    own = note("delayed", 900.0, 0, from_seconds=899.0, seconds=0.001, threads={"1000": [0.001, 0.0]})
+    history.notes += [*[canary(0, 0.0015)] * 9, own]
+    assert judge("nonblocking", history).value == "true"
+    latest = []
+    for i in (3, 4, 5, 6, 7):
+        change_job(history, i, submit_returned_seconds=10.0 * i + 5.0, finished_seconds=10.0 * i + 20.0)
+        latest.append([10.0 * i + 5.0, 5.0, 0.0])
+    history.notes.append(note("canary", 100.0, 0, late_seconds=5.0, latest=latest))
+    verdict = judge("nonblocking", history)
+    assert verdict.value == "unknown", verdict
+    assert "5 submits took up to 5.00 s" in verdict.findings[0]
+
+
 def test_nonblocking_cannot_tell_without_a_canary_or_within_noise() -> None:
     history = submits(good_history(), 0.95, seconds=0.001)
     assert judge("nonblocking", history).value == "unknown"
