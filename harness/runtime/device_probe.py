@@ -21,6 +21,8 @@ from harness.core.run_root import device_folder
 
 PAUSE_SECONDS = 0.02
 NOTE_SECONDS = 0.5
+LONG_SECONDS = 0.25
+"""A device of which nothing is known may take so long for a call (`checkers.evidence.UNMEASURED_SECONDS` for a job)."""
 
 
 class _Probe:
@@ -31,6 +33,7 @@ class _Probe:
         self._memory.write(os.urandom(block_bytes))
         self._unnamed, self._name = f"{folder}/new", f"{folder}/block"
         self.took: list[tuple[float, str]] = []
+        self._rounds = 0
 
     def round(self) -> None:
         """Raises `OSError` where a call fails."""
@@ -38,6 +41,11 @@ class _Probe:
         self._timed("rename", lambda: os.rename(self._unnamed, self._name))
         self._timed("read", self._read)
         self._timed("unlink", lambda: os.unlink(self._name))
+        self._rounds += 1
+
+    def says_something(self) -> bool:
+        """Whether the calls show what the device takes. A device that has refused each at once shows nothing."""
+        return bool(self.took) and (self._rounds > 0 or max(self.took)[0] >= LONG_SECONDS)
 
     def note(self, since: float) -> notes.Device:
         """What was measured since then."""
@@ -79,7 +87,7 @@ def device_probe(root_dir: Path, block_bytes: int, note: Callable[[float, notes.
     Its folder lies beside the root, which belongs to the tier.
 
     A device that refuses a call (full, read-only, gone) is not measured from then on. A call that is refused counts
-    too: it may have taken long."""
+    too, since it may have taken long; one that is refused at once in the first round does not."""
     stop = threading.Event()
     measured: list[tuple[float, notes.Device]] = []
 
@@ -97,7 +105,7 @@ def device_probe(root_dir: Path, block_bytes: int, note: Callable[[float, notes.
                         measured.append((now, probe.note(since)))
                         since, probe.took = now, []
             finally:
-                if probe.took:
+                if probe.says_something():
                     measured.append((time.monotonic(), probe.note(since)))
         shutil.rmtree(place, ignore_errors=True)
 
