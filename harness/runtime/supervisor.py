@@ -158,8 +158,8 @@ class Child:
         return ""
 
     def was_stopped_by_others(self) -> bool:
-        """Whether it stands still by a signal (SIGSTOP) that was not the harness's."""
-        if signal.SIGSTOP in self._signalled:
+        """Whether it stands still by a signal (SIGSTOP) that was not the harness's. Unknown on another machine."""
+        if signal.SIGSTOP in self._signalled or not self.is_here:
             return False
         with suppress(psutil.Error):
             return bool(psutil.Process(self.pid).status() == psutil.STATUS_STOPPED)

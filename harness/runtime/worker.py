@@ -339,8 +339,11 @@ class Worker:
         """Record what the tier's own endpoint says, where the adapter says what that means."""
         address, meanings = self.adapter.metrics_address(), self.adapter.metric_meanings()
         if address and meanings:
-            with contextlib.suppress(OSError):  # no descriptor is free
-                self.note(notes.Scraped(scrape(address, meanings)), "the tier's endpoint")
+            try:
+                values = scrape(address, meanings)
+            except OSError:  # no descriptor is free
+                return
+            self.note(notes.Scraped(values), "the tier's endpoint")
 
     def close(self) -> int:
         """The orderly end: the tier's own findings and counts, its close, and the Stop record with what leaked."""

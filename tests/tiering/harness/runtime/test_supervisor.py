@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import math
 import os
+import queue
 import select
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -22,7 +24,7 @@ from harness.adapters.base import TierSetup
 from harness.core.history import History
 from harness.core.installation import ROOT as REPOSITORY
 from harness.core.installation import tracing_is_installed
-from harness.runtime.supervisor import WorkerFailed, Workers
+from harness.runtime.supervisor import Child, WorkerFailed, Workers
 from harness.runtime.worker import Instruction
 
 BROKEN = "tests.tiering.harness.broken.tiers"
@@ -180,6 +182,21 @@ def test_a_silent_worker_that_somebody_stopped_is_no_fault_of_the_tier(
         clock.run(rate=1)
     (stop,) = History.read(tmp_path).stops
     assert "it was stopped by a signal that neither the tier nor the harness sent" in stop.outside
+
+
+def test_the_pid_of_a_worker_elsewhere_names_no_process_of_this_machine(tmp_path: Path) -> None:
+    stopped = subprocess.Popen(["sleep", "60"])
+    try:
+        stopped.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, stopped.pid, os.WSTOPPED | os.WNOWAIT)
+        for is_here in (True, False):
+            process = SimpleNamespace(pid=stopped.pid, is_here=is_here)
+            placement: Any = SimpleNamespace(start=lambda *_, process=process: process)
+            child = Child(instruction(tmp_path), queue.SimpleQueue(), {}, sys.executable, placement)
+            assert child.was_stopped_by_others() == is_here
+    finally:
+        stopped.kill()
+        stopped.wait()
 
 
 def test_an_error_in_the_block_leaves_no_child(tmp_path: Path) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import itertools
 import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from harness.adapters.base import TierSetup
-from harness.core.history import History
+from harness.core.history import History, HistoryLost
 from harness.runtime import worker
 from harness.runtime.supervisor import Child, Workers
 from harness.runtime.worker import Canary, Instruction, Parent
@@ -120,6 +122,24 @@ def test_a_tier_that_raises_ends_the_worker_with_all_records(tmp_path: Path) -> 
     assert [n.text for n in history.notes if n.kind == "error"] == ["RuntimeError: the tier fell over"]
     assert "the tier fell over" in child.last_output()
     assert [j.job_id for j in history.jobs if j.outcome == "info"] == [2]
+
+
+def test_a_history_that_is_lost_at_the_scrape_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scrape that fails is left out; a history that cannot be written is reported."""
+
+    def unreadable(*_: Any) -> dict[str, float]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    def lost(*_: Any) -> None:
+        raise HistoryLost(errno.ENOSPC, "No space left on device", "history-0.jsonl")
+
+    adapter = SimpleNamespace(metrics_address=lambda: "127.0.0.1:9", metric_meanings=lambda: ["some"])
+    about: Any = SimpleNamespace(adapter=adapter, note=lost)
+    monkeypatch.setattr(worker, "scrape", unreadable)
+    worker.Worker._scrape(about)
+    monkeypatch.setattr(worker, "scrape", lambda *_: {"jobs (load)": 1.0})
+    with pytest.raises(HistoryLost):
+        worker.Worker._scrape(about)
 
 
 def test_leaks_and_the_tiers_own_findings_reach_the_stop_record(tmp_path: Path) -> None:
