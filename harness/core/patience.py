@@ -1,4 +1,4 @@
-"""A limit of time of which a pause of the process uses up a quarter at most: a stopped machine is no tier that hangs."""
+"""A limit of time of which one pause of the process uses up a part: a machine that stops is no tier that hangs."""
 
 from __future__ import annotations
 
