@@ -10,14 +10,14 @@ import hashlib
 import mmap
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 
 import pytest
 
 from harness.adapters.base import Adapter, Finished, TierSetup, Verdict
-from harness.drivers.promises import OF_ADAPTERS, PROMISES, Subject, promises
+from harness.drivers.promises import OF_ADAPTERS, PROMISES, Promise, Subject, growth, promises
 from kvtier.base import (
     JobResult,
     LookupResult,
@@ -31,6 +31,8 @@ from kvtier.hashing import OffloadKey
 
 SLOTS = 1024  # twice what a test has in flight: a tier may refuse stores when most slots wait for it
 PROMISE_SLOTS = 128
+OF_TIERS = [promise for promise in PROMISES if promise not in OF_ADAPTERS]
+OF_GROWTH = [promise for promise in OF_TIERS if promise.__module__ == growth.__name__]
 STEPS_MAX = 10_000
 STEP_SECONDS = 0.001
 """A lookup may return RETRY for `STEPS_MAX` steps of at least this length."""
@@ -253,8 +255,17 @@ class TierContract:
 
     # ---- the promises of the harness
 
-    @pytest.mark.parametrize("promise", [p for p in PROMISES if p not in OF_ADAPTERS], ids=lambda p: p.__name__)
-    def test_promise(self, promise: Callable[[Subject], None], block_bytes: int, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("promise", [p for p in OF_TIERS if p not in OF_GROWTH], ids=lambda p: p.__name__)
+    def test_promise(self, promise: Promise, block_bytes: int, tmp_path: Path) -> None:
+        self.check_promise(promise, block_bytes, tmp_path)
+
+    @pytest.mark.parametrize("promise", OF_GROWTH, ids=lambda p: p.__name__)
+    @pytest.mark.parametrize("block_bytes", [4096, pytest.param(65536, marks=pytest.mark.slow)])
+    def test_promise_about_growth(self, promise: Promise, block_bytes: int, tmp_path: Path) -> None:
+        """What an operation leaves behind does not follow from the size of its blocks: one size by default."""
+        self.check_promise(promise, block_bytes, tmp_path)
+
+    def check_promise(self, promise: Promise, block_bytes: int, tmp_path: Path) -> None:
         suite = self
 
         class Bound(ManagerAdapter):

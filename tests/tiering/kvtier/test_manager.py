@@ -94,7 +94,7 @@ class MemoryTier(SecondaryTierManager):
             if key in fail or (job.is_promotion and key not in self.blocks):
                 if job.is_promotion:
                     self._slot(slot)[:8] = RUBBISH
-                    if not self.stubborn:
+                    if key in self.blocks and not self.stubborn:
                         self.distrusted.add(key)
                 continue
             ok.append(key)
@@ -137,7 +137,13 @@ class MemoryTier(SecondaryTierManager):
 
 
 class PromptTier(MemoryTier):
-    """Ends each job when it is polled, as the contract suite (and a device) would have it."""
+    """Ends each job when it is polled, as the contract suite (and a device) would have it.
+
+    It keeps no record of requests that have ended: the contract's promises about growth count them.
+    """
+
+    def on_request_finished(self, req_context: ReqContext) -> None:
+        self.alive.remove(req_context.req_id)
 
     def get_finished_jobs(self) -> Iterable[JobResult]:
         self.drain_jobs()

@@ -166,11 +166,13 @@ def test_a_wrong_use_of_install_peer_makes_nothing(
 def test_another_interpreter_gets_the_harness_without_the_packages_beside_it(site: Path, elsewhere: Path) -> None:
     """Its own packages must not be hidden by those that were compiled for this interpreter."""
     code = (
-        "import json; from pathlib import Path; from harness.runtime.supervisor import python_path\n"
+        "import json; from pathlib import Path; from harness.core.installation import python_path\n"
         "print(json.dumps([python_path('/another/python', Path('run')), python_path('/another/python', Path('run'))]))"
     )
     (elsewhere / "run").mkdir()
-    first, second = json.loads(run(site, elsewhere, "-c", code).stdout)
+    done = run(site, elsewhere, "-c", code)
+    assert done.stderr == ""
+    first, second = json.loads(done.stdout)
     assert first == second
     folder = Path(first.split(os.pathsep)[0])
     assert sorted(path.name for path in folder.iterdir()) == ["harness", "kvtier"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
@@ -97,7 +98,8 @@ def test_each_promise_has_a_tier_that_breaks_it() -> None:
         for name, mutant in BREAKS.items()
     ],
 )
-def test_a_broken_promise_is_detected(tmp_path: Path, name: str) -> None:
+def test_a_broken_promise_is_detected(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "SECONDS_MAX", math.inf)  # a slow machine would leave growth undecided
     mutant = BREAKS[name]
     (promise,) = (one for one in PROMISES if one.__name__ == mutant.options["promise"][0])
     one = subject(tmp_path, adapter_class(mutant.tier), answer_seconds_max=0.5)
@@ -138,6 +140,7 @@ class RemembersSomeMisses(ReferenceAdapter):
 
 
 def test_a_cache_that_fills_up_to_a_bound_is_no_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "SECONDS_MAX", math.inf)
     seen: list[bool] = []
     judge = growth._grown
 
@@ -147,7 +150,7 @@ def test_a_cache_that_fills_up_to_a_bound_is_no_growth(tmp_path: Path, monkeypat
         return grown
 
     monkeypatch.setattr(growth, "_grown", noted)
-    growth.misses_leave_nothing(subject(tmp_path, RemembersSomeMisses, answer_seconds_max=100.0))
+    growth.misses_leave_nothing(subject(tmp_path, RemembersSomeMisses, answer_seconds_max=1e6))
     assert seen[0], "the cache was full before it could look like growth"
     assert not seen[-1]
 

@@ -701,6 +701,28 @@ def test_damage_among_files(blocks: tuple[Path, Path]) -> None:
         mangle(others, "rot")
 
 
+def test_a_hard_link_has_the_other_block(blocks: tuple[Path, Path]) -> None:
+    mine, others = blocks
+    mangle(mine, "hard_link", other=others)
+    assert mine.samefile(others)
+    assert not mine.is_symlink()
+    assert sorted(os.listdir(mine.parent)) == ["mine.bin", "others.bin"]
+
+
+def test_a_device_reads_as_endless_zeros(blocks: tuple[Path, Path]) -> None:
+    mine, _ = blocks
+    try:
+        mangle(mine, "device")
+    except FaultUnavailable as unavailable:
+        pytest.skip(str(unavailable))
+    assert stat.S_ISCHR(mine.lstat().st_mode)
+    try:
+        with mine.open("rb") as file:
+            assert file.read(100_000) == bytes(100_000)
+    except PermissionError:
+        pytest.skip("device nodes cannot be opened on this file system")
+
+
 @pytest.mark.parametrize(
     ("how", "kind"),
     [
@@ -735,7 +757,7 @@ def test_an_unreadable_file_is_no_fault_for_root(blocks: tuple[Path, Path]) -> N
 
 def test_every_damage_is_tested() -> None:
     here = {*CHANGES, "swap", "wrong_key_copy", "symlink", "unreadable"}
-    here |= {"directory", "fifo", "socket", "symlink_dangling", "symlink_loop", "remove"}
+    here |= {"hard_link", "device", "directory", "fifo", "socket", "symlink_dangling", "symlink_loop", "remove"}
     assert here == set(DAMAGES)
 
 
