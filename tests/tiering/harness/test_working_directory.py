@@ -44,6 +44,7 @@ def test_workers_import_the_harness_and_the_tier_of_the_working_directory(folder
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_scenario_with_a_command_of_its_own_finds_the_tier(folder: Path) -> None:
     done = harness(folder, "run", "determinism", "--tier", "my_tier:MyAdapter", "--python", "none", *SMALL)
     assert done.returncode == 0, done
