@@ -171,7 +171,7 @@ def _judge_lock(process: int, history: History, findings: Findings) -> None:
         if not is_accounted(history, process):
             text = (
                 f"process {process}: a thread waited {milliseconds(longest)} for the interpreter's lock or for a CPU; "
-                "this kernel does not say how much of it without a CPU"
+                "no account says how much of it without a CPU"
             )
             return findings.doubt(text, rule=LOCK, process=process)
         text = (

@@ -169,8 +169,12 @@ def late_wake_ups(history: History, process: int) -> Iterable[tuple[float, float
 
 
 def is_accounted(history: History, process: int) -> bool:
-    """Whether the kernel says how long the process's threads were runnable without a CPU."""
-    return all(n.detail.get("accounted", True) for n in history.notes if n.is_a(notes.Canary) and n.process == process)
+    """Whether the kernel says how long the process's threads were runnable without a CPU: by its own canary, and by
+    samples of each of its incarnations."""
+    mine = [n for n in history.notes if n.process == process]
+    sampled = {n.detail["pid"] for n in mine if n.is_a(notes.Sampled)}
+    started = {s.pid for s in history.starts if s.process == process}
+    return started <= sampled and all(n.detail.get("accounted", True) for n in mine if n.is_a(notes.Canary))
 
 
 def _lost(detail: dict[str, float]) -> float:

@@ -112,6 +112,12 @@ class Canary(NamedTuple):
     accounted: bool = True
 
 
+class Sampled(NamedTuple):
+    """From this moment on the kernel's account of the process with this pid is read; what is notable is `Delayed`."""
+
+    pid: int
+
+
 class Delayed(NamedTuple):
     """Between `from_seconds` and the note, a thread of the process was runnable for `seconds` and got no CPU. The
     largest of its threads within one sample; `threads` has the seconds of each and its CPU seconds, by its number in
@@ -433,9 +439,9 @@ class Counterexample(NamedTuple):
 
 
 About: TypeAlias = (
-    Phase | Fault | Lifted | Hang | Skipped | Unfit | Unready | Refused | Met | Error | Canary | Delayed | Pressure
-    | Device | Calls | Counts | Scraped | Submitted | Asked | Stepped | Promise | Flood | Unloaded | Opening | Cell
-    | Pair | Race | Instance | Created | Removed | Missed | Evicted | Sample | Soon | Power | CrashPhase
+    Phase | Fault | Lifted | Hang | Skipped | Unfit | Unready | Refused | Met | Error | Canary | Sampled | Delayed
+    | Pressure | Device | Calls | Counts | Scraped | Submitted | Asked | Stepped | Promise | Flood | Unloaded | Opening
+    | Cell | Pair | Race | Instance | Created | Removed | Missed | Evicted | Sample | Soon | Power | CrashPhase
     | CrashState | Room | Node | Explored | Counterexample
 )  # fmt: skip
 

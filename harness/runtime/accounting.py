@@ -3,8 +3,8 @@
 `Accounting` is a thread of the harness's own process. It samples `/proc/PID/task/TID/schedstat` (CPU time, run delay)
 of every worker of this machine, which neither stops a worker nor takes its interpreter's lock. A sample of a thread is
 one read of an open file, about 1 us; beyond its share of the descriptors it opens a file for each sample. What is
-notable goes to `history-accounting.jsonl`: notes `Delayed` of single processes, and `Pressure` of the whole machine.
-Workers in another PID namespace have no such notes.
+notable goes to `history-accounting.jsonl`: `Sampled` of each process, once, then notes `Delayed` of it, and `Pressure`
+of the whole machine. Workers in another PID namespace have no such notes.
 """
 
 from __future__ import annotations
@@ -113,6 +113,9 @@ class _Threads:
         self._descriptors.give_back(self._files.pop(thread))
         self._last.pop(thread, None)
 
+    def __len__(self) -> int:
+        return len(self._files)
+
     def close(self) -> None:
         for thread in list(self._files):
             self._forget(thread)
@@ -171,8 +174,10 @@ class Accounting:
         # When the evidence is lost, it ends here; rules that need it become inconclusive.
         with suppress(HistoryLost), closing(HistoryWriter(self._path)) as writer:
             while not self._stop.wait(SAMPLE_SECONDS):
-                now = self._clock()
-                found = [note for watched in self._workers() for note in self._sample(watched, now)]
+                now, workers = self._clock(), list(self._workers())
+                for over in self._processes.keys() - set(workers):
+                    self._forget(over)
+                found = [note for watched in workers for note in self._sample(watched, now)]
                 if now >= pressure_due:
                     pressure_due = now + PRESSURE_SECONDS
                     found += self._pressure.sample(now)
@@ -180,8 +185,8 @@ class Accounting:
                     writer.flush()
                 elif found:
                     writer.write(*found)
-        for process in self._processes.values():
-            process.threads.close()
+        for watched in list(self._processes):
+            self._forget(watched)
 
     def _sample(self, watched: Watched, now: float) -> list[Note]:
         process = self._processes.get(watched)
@@ -189,10 +194,15 @@ class Accounting:
             if process is None:
                 process = self._processes[watched] = _Process(watched, now, self._descriptors)
                 process.threads.sample(now)
-                return []
+                return [note_of(watched.process, now, notes.Sampled(watched.pid))] if len(process.threads) else []
             return process.sample(now)
-        except OSError:
+        except OSError:  # it has ended, or /proc does not show it
+            self._forget(watched)
             return []
+
+    def _forget(self, watched: Watched) -> None:
+        """Give its descriptors back to the run."""
+        self._processes.pop(watched).threads.close()
 
     def close(self) -> None:
         self._stop.set()

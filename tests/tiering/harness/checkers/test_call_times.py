@@ -12,6 +12,7 @@ from harness.core.history import History, Note, Start
 from tests.tiering.harness.checkers.records import job, note
 
 DELAY = 0.02
+PID = 1000
 
 
 def window(number: int, condition: str, **more: Any) -> Note:
@@ -28,11 +29,11 @@ def three(condition: str, *changes: dict[str, Any]) -> list[Note]:
     return [window(number, condition, **change) for number, change in enumerate(changes or ({}, {}, {}))]
 
 
-def judge(*windows: Note, in_submit: bool = False) -> Verdict:
-    started = Start(0, 0, 1, "t", "d", 0.0, 0.0, {"runs_in_submit": in_submit})
-    return check(
-        History.of([started, job(0, 1, "store", [1], 1.0, 2.0), note("canary", 1.0, 0, late_seconds=0.1), *windows])
-    )
+def judge(*windows: Note, in_submit: bool = False, sampled: int | None = PID) -> Verdict:
+    started = Start(0, 0, PID, "t", "d", 0.0, 0.0, {"runs_in_submit": in_submit})
+    one, canary = job(0, 1, "store", [1], 1.0, 2.0), note("canary", 1.0, 0, late_seconds=0.1)
+    account = [] if sampled is None else [note("sampled", 0.0, 0, pid=sampled)]
+    return check(History.of([started, one, canary, *account, *windows]))
 
 
 def test_calls_that_wait_for_nothing_pass() -> None:
@@ -118,5 +119,14 @@ def test_a_lock_is_no_explanation_where_the_kernel_does_not_say_how_long_a_threa
     unaccounted.detail["accounted"] = False
     verdict = judge(*three("quiet"), unaccounted)
     assert verdict.value == "unknown", verdict
-    assert "this kernel does not say how much of it without a CPU" in verdict.findings[0]
+    assert "no account says how much of it without a CPU" in verdict.findings[0]
     assert judge(*three("quiet"), late(*waits)).value == "false"
+
+
+@pytest.mark.parametrize("sampled", [None, PID + 1])
+def test_a_lock_is_no_explanation_where_the_process_was_not_sampled(sampled: int | None) -> None:
+    """The account was lost, or /proc does not show the process: the thread with the lock may have had no CPU."""
+    waits = [(at + i / 4, 0.05, 0.0) for at in range(3) for i in (1, 2, 3)]
+    verdict = judge(*three("quiet"), late(*waits), sampled=sampled)
+    assert verdict.value == "unknown", verdict
+    assert "no account says how much of it without a CPU" in verdict.findings[0]

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,63 @@ def test_a_process_that_has_ended_is_no_error(tmp_path: Path, busy: subprocess.P
     busy.kill()
     busy.wait()
     account(tmp_path, 0, busy.pid, lambda notes: (tmp_path / "history-accounting.jsonl").exists(), lambda: None)
+
+
+def test_each_process_that_was_sampled_is_noted_once(tmp_path: Path, busy: subprocess.Popen[bytes]) -> None:
+    """Where nothing is notable of a process, its threads had no delay; where it was not sampled, nothing is known."""
+    hidden = Watched(4, 2**22 + 1)  # no process has such a pid
+    rounds: list[int] = []
+
+    def workers() -> list[Watched]:
+        rounds.append(1)
+        return [Watched(3, busy.pid), hidden]
+
+    accounting = Accounting(tmp_path, workers)
+    try:
+        deadline = time.monotonic() + 20
+        while len(rounds) < 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        accounting.close()
+    sampled = [n for n in written(tmp_path) if n.kind == "sampled"]
+    assert [(n.process, n.detail) for n in sampled] == [(3, {"pid": busy.pid})]
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_process_that_is_over_keeps_no_descriptor(tmp_path: Path, is_named: bool) -> None:
+    """It has ended, or is a worker no longer."""
+    child = subprocess.Popen(["sleep", "60"])
+    named = [Watched(0, child.pid)]
+    accounting = Accounting(tmp_path, lambda: list(named))
+    try:
+        until_open(child.pid, True)
+        if is_named:
+            child.kill()
+            child.wait()
+        else:
+            named.clear()
+        until_open(child.pid, False)
+    finally:
+        accounting.close()
+        child.kill()
+        child.wait()
+
+
+def until_open(pid: int, is_open: bool) -> None:
+    """Until the account of the process is open in this one, or is closed."""
+    deadline = time.monotonic() + 20
+    while any(f"/proc/{pid}/" in target for target in own_files()) != is_open:
+        assert time.monotonic() < deadline, own_files()
+        time.sleep(0.005)
+
+
+def own_files() -> list[str]:
+    found = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            found.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return found
 
 
 def test_the_account_leaves_descriptors_to_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
