@@ -20,6 +20,7 @@ import psutil
 
 from harness.core import notes
 from harness.core.history import HistoryWriter, Job, Note, Stop, in_words, read_records
+from harness.core.patience import Patience
 from harness.runtime.accounting import Watched
 from harness.runtime.placement import Here, Placement
 from harness.runtime.worker import Instruction
@@ -31,8 +32,10 @@ REAP_SECONDS_MAX = 60.0
 """Time for killed workers, possibly thousands, to end."""
 SILENCE_SECONDS_MAX = 60.0
 """A worker without a message for this time hangs. It is made to print its stacks, then killed."""
-PAUSE_SECONDS_MIN = 1.0
-"""The parent looks for messages each 0.1 s. A longer pause is its own, and counts against nobody."""
+LOOK_SECONDS = 0.1
+"""The parent looks for messages at this interval."""
+LOOK_SECONDS_MAX = SILENCE_SECONDS_MAX / 4
+"""Between two looks no more than this counts as silence: a longer pause is the parent's own."""
 GO_AFTER_SECONDS = 0.2
 STACKS_SECONDS_MAX = 5.0
 """Time for a process that did not come up to print its stacks, before it is killed."""
@@ -285,34 +288,32 @@ class Workers:
 
     def until(self, satisfied: Callable[[], bool], seconds: float | None = None) -> bool:
         """Handle the workers' messages until `satisfied()`, or until time is up; returns which."""
-        since = tick_due = time.monotonic()
-        deadline = None if seconds is None else since + seconds
+        tick_due = time.monotonic()
+        patience = None if seconds is None else Patience(seconds)
         while not satisfied():
             now = time.monotonic()
-            pause_seconds = self._own_pause(now)
-            if deadline is not None:
-                deadline += min(pause_seconds, now - since)
-                if now >= deadline:
-                    return False
+            self._pardon_own_pause(now)
+            if patience and patience.is_over():
+                return False
             if now >= tick_due:
                 tick_due = now + 0.25
                 self._kill_silent(now)
                 self._on_tick(self.children)
             try:
-                self._handle(*self._events.get(timeout=0.1))
+                self._handle(*self._events.get(timeout=LOOK_SECONDS))
+                for _ in range(self._events.qsize()):  # a worker whose message waits is not silent
+                    self._handle(*self._events.get())
             except queue.Empty:
                 continue
         self._on_tick(self.children)
         return True
 
-    def _own_pause(self, now: float) -> float:
-        """Seconds for which this process did not look for messages, if many: no worker is charged with them."""
-        pause_seconds, self._looked_seconds = now - self._looked_seconds, now
-        if pause_seconds < PAUSE_SECONDS_MIN:
-            return 0.0
-        for child in self.children:
-            child.message_seconds = min(now, child.message_seconds + pause_seconds)
-        return pause_seconds
+    def _pardon_own_pause(self, now: float) -> None:
+        """Charge no worker with a long time in which this process did not look for messages."""
+        pardoned, self._looked_seconds = now - self._looked_seconds - LOOK_SECONDS_MAX, now
+        if pardoned > 0:
+            for child in self.children:
+                child.message_seconds = min(now, child.message_seconds + pardoned)
 
     def _handle(self, child: Child, message: dict[str, Any]) -> None:
         child.message_seconds = time.monotonic()

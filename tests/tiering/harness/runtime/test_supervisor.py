@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import math
 import os
 import queue
 import select
@@ -131,7 +130,8 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._began, self._ahead, self._rate = time.monotonic(), 0.0, 1.0
-        monkeypatch.setattr("harness.runtime.supervisor.time", self)
+        for module in ("harness.runtime.supervisor", "harness.core.patience"):
+            monkeypatch.setattr(f"{module}.time", self)
         self.time = time.time
 
     def monotonic(self) -> float:
@@ -176,12 +176,64 @@ def test_a_silent_worker_that_somebody_stopped_is_no_fault_of_the_tier(
         workers.await_ready([child])
         workers.go([child])
         os.kill(child.pid, signal.SIGSTOP)
-        monkeypatch.setattr("harness.runtime.supervisor.PAUSE_SECONDS_MIN", math.inf)
         clock.run(rate=200)
         workers.wait([child])
         clock.run(rate=1)
     (stop,) = History.read(tmp_path).stops
     assert "it was stopped by a signal that neither the tier nor the harness sent" in stop.outside
+
+
+class NoProcess:
+    """Stands for a worker's process: it records its signals."""
+
+    def __init__(self, pid: int = 0, is_here: bool = False) -> None:
+        self.pid, self.is_here, self.signals = pid, is_here, list[int]()
+
+    def signal(self, number: int) -> None:
+        self.signals.append(number)
+
+    def child(self, instruction: Instruction) -> Child:
+        placement: Any = SimpleNamespace(start=lambda *_: self)
+        return Child(instruction, queue.SimpleQueue(), {}, sys.executable, placement)
+
+
+@pytest.mark.parametrize("seconds", [2, 20])
+def test_a_hung_worker_is_killed_also_where_each_look_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    """One long pass of the parent pardons a worker that is silent during it; many such passes do not."""
+    monkeypatch.setattr("harness.runtime.supervisor.LOOK_SECONDS", 0.001)
+    clock, ticks = Clock(monkeypatch), []
+
+    def slow(_: Any) -> None:
+        ticks.append(clock.jump(seconds))
+        assert len(ticks) < 50, "it is never killed"
+
+    workers, process = Workers(slow), NoProcess()
+    workers.children.append(child := process.child(instruction(tmp_path)))
+    child.state = "running"
+    assert workers.until(lambda: signal.SIGKILL in process.signals)
+    assert process.signals[0] == signal.SIGABRT, "it printed its stacks"
+    ticks.clear()
+    assert not Workers(slow).until(lambda: False, seconds=60), "limits end as well"
+
+
+def test_workers_that_send_messages_live_where_each_look_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, ticks = Clock(monkeypatch), []
+
+    def slow(children: Any) -> None:
+        ticks.append(clock.jump(20))
+        for child in children:
+            workers._events.put((child, {"event": "progress", "counts": {}, "gauges": {}}))
+
+    workers, processes = Workers(slow), [NoProcess() for _ in range(10)]
+    workers.children += [process.child(instruction(tmp_path)) for process in processes]
+    for child in workers.children:
+        child.state = "running"
+    workers.until(lambda: len(ticks) == 20)
+    assert not any(process.signals for process in processes)
 
 
 def test_the_pid_of_a_worker_elsewhere_names_no_process_of_this_machine(tmp_path: Path) -> None:
@@ -190,10 +242,7 @@ def test_the_pid_of_a_worker_elsewhere_names_no_process_of_this_machine(tmp_path
         stopped.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, stopped.pid, os.WSTOPPED | os.WNOWAIT)
         for is_here in (True, False):
-            process = SimpleNamespace(pid=stopped.pid, is_here=is_here)
-            placement: Any = SimpleNamespace(start=lambda *_, process=process: process)
-            child = Child(instruction(tmp_path), queue.SimpleQueue(), {}, sys.executable, placement)
-            assert child.was_stopped_by_others() == is_here
+            assert NoProcess(stopped.pid, is_here).child(instruction(tmp_path)).was_stopped_by_others() == is_here
     finally:
         stopped.kill()
         stopped.wait()
