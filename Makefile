@@ -102,7 +102,7 @@ shared-volume: $(RUN)/.installed ## scenarios on two hosts that share a GlusterF
 	@$(RUN)/bin/python -m harness shared-volume $(if $(FILE_SYSTEM),--file-system $(FILE_SYSTEM)) $(if $(TIER),--tier $(TIER)) \
 	  $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-interleavings: $(RUN)/.installed ## every order of the system calls of small programs, kvtier's native and Python path (TIER=kvtier ARGS=--long)
+interleavings: $(RUN)/.installed ## small programs in every order of their system calls that can differ, kvtier's native and Python path (TIER=kvtier ARGS=--long)
 	@$(RUN)/bin/python -m harness explore --tier $(or $(TIER),kvtier) $(ARGS)
 	$(if $(filter kvtier,$(or $(TIER),kvtier)),@$(RUN)/bin/python -m harness explore --tier kvtier --tier-option compiled=false $(ARGS))
 

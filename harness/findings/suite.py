@@ -87,7 +87,7 @@ SUITE = (
     ),
     Case(
         "orders",
-        "Every order of the system calls of two processes.",
+        "The system calls of two processes in every order that can differ.",
         "interleavings",
         (
             "--kills",
@@ -98,14 +98,14 @@ SUITE = (
     ),
     Case(
         "kills",
-        "Every order of the system calls, with one process killed at any of them.",
+        "The same, with one process killed before any call; at most 400 schedules.",
         "interleavings",
         ("--kills", "1", "--schedules", "400", *_programs("store A | store A", "store A | then store A, load A")),
         _ONE_THREAD,
     ),
     Case(
         "short-file",
-        "Every order of the system calls around a block file that was cut short.",
+        "The system calls around a block file that was cut short, in every order that can differ.",
         "interleavings",
         ("--kills", "0", *_programs("A short: load A | store A", "A short: store A | store A")),
         _ONE_THREAD,
