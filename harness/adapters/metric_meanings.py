@@ -11,6 +11,8 @@ from harness.core.history import Direction
 
 Quantity = Literal["jobs", "blocks ok", "blocks failed", "bytes", "jobs timed", "jobs in flight"]
 SCRAPE_SECONDS_MAX = 10.0
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""A proxy of the environment does not reach an endpoint on this machine's loopback."""
 
 
 class Meaning(NamedTuple):
@@ -43,7 +45,7 @@ def scrape(address: str, meanings: Sequence[Meaning]) -> dict[str, float]:
     """Quantity by its name, from one scrape of host:port. Raises OSError where nobody answers."""
     from prometheus_client.parser import text_string_to_metric_families  # a peer's environment may lack it
 
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=SCRAPE_SECONDS_MAX) as answer:
+    with _DIRECT.open(f"http://{address}/metrics", timeout=SCRAPE_SECONDS_MAX) as answer:
         text = answer.read().decode()
     found = dict.fromkeys((meaning.name for meaning in meanings), 0.0)
     for family in text_string_to_metric_families(text):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from harness.adapters.base import Adapter
+from harness.core.patience import Patience
 from harness.drivers.promises.subject import Block, Subject, require
 
 RELEASE_SECONDS = 0.02
@@ -63,18 +64,21 @@ def objects_are_no_blocks(subject: Subject) -> None:
         if not path:
             continue
         seconds = HELD_FACTOR * subject.answer_seconds_max
-        with _freed(path, seconds) as held:
+        with _not_held(path, seconds):
             later = subject.open()
+        with _not_held(path, seconds):
             _load_what_is_found(subject, later, blocks, what)
-            with subject.request(later) as name:
-                job = subject.submit(later, "store", [blocks[1]], [0], name)
-                result = subject.results(later, [job])[job]
-            subject.account(result, [blocks[1]])
+        with _not_held(path, seconds), subject.request(later) as name:
+            job = subject.submit(later, "store", [blocks[1]], [0], name)
+            result = subject.results(later, [job])[job]
+        subject.account(result, [blocks[1]])
+        with _not_held(path, seconds):
             last = subject.open()
+        with _not_held(path, seconds):
             if result.ok:
                 subject.load_all(last, [blocks[1]], f"blocks that were stored again where a {what} had been")
+        with _not_held(path, seconds):
             subject.load_all(last, blocks[::2], f"blocks beside a {what}")
-        require(not held, f"a {what} at a block's name held a call for {seconds:g} s")
         subject.close()
 
 
@@ -181,20 +185,24 @@ def _load_what_is_found(subject: Subject, adapter: Adapter, blocks: list[Block],
 
 
 @contextlib.contextmanager
-def _freed(path: Path, seconds: float) -> Iterator[list[str]]:
-    """Free the calls that a FIFO at `path` holds: after `seconds`, which then adds an entry, and at the end."""
-    over, held = threading.Event(), list[str]()
+def _not_held(path: Path, seconds: float) -> Iterator[None]:
+    """Require that no call waits `seconds` for a FIFO at `path`. After that time, and after an error, the FIFO is
+    opened at both ends, so that the call returns. What is no FIFO holds no call."""
+    if not _is_fifo(path):
+        yield
+        return
+    over, held = threading.Event(), threading.Event()
 
     def free() -> None:
-        if not over.wait(seconds):
-            held.append(str(path))
+        patience = Patience(seconds)  # a pause of this process is no call that is held
         while not over.wait(RELEASE_SECONDS):
-            _free(path)
+            if patience.is_over() and _free(path):
+                held.set()
 
     thread = threading.Thread(target=free, daemon=True)
     thread.start()
     try:
-        yield held
+        yield
     except Exception:
         for _ in range(RELEASES):
             _free(path)
@@ -203,9 +211,20 @@ def _freed(path: Path, seconds: float) -> Iterator[list[str]]:
     finally:
         over.set()
         thread.join()
+    require(not held.is_set(), f"a FIFO at a block's name held a call for {seconds:g} s")
 
 
-def _free(path: Path) -> None:
+def _is_fifo(path: Path) -> bool:
+    try:
+        return stat.S_ISFIFO(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _free(path: Path) -> bool:
+    """Let each open call of a FIFO return; false: there is none."""
     with contextlib.suppress(OSError):
-        if stat.S_ISFIFO(path.lstat().st_mode):
-            os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))  # both ends, so that each open call returns
+        if _is_fifo(path):
+            os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))
+            return True
+    return False

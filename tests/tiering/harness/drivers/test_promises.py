@@ -18,7 +18,17 @@ from harness.adapters import adapter_class
 from harness.adapters.base import TierSetup, Verdict
 from harness.adapters.reference import ReferenceAdapter
 from harness.drivers import promises
-from harness.drivers.promises import PROMISES, Broken, Subject, accounts, blocks, calls, growth, lifecycle
+from harness.drivers.promises import (
+    PROMISES,
+    Broken,
+    Subject,
+    accounts,
+    blocks,
+    calls,
+    growth,
+    lifecycle,
+    strange_files,
+)
 from harness.mutants import contract_jobs
 from harness.mutants.endpoint import WithEndpoint
 from harness.mutants.registry import MUTANTS
@@ -153,6 +163,30 @@ def test_a_cache_that_fills_up_to_a_bound_is_no_growth(tmp_path: Path, monkeypat
     growth.misses_leave_nothing(subject(tmp_path, RemembersSomeMisses, answer_seconds_max=1e6))
     assert seen[0], "the cache was full before it could look like growth"
     assert not seen[-1]
+
+
+class SlowToOpen(ReferenceAdapter):
+    """To open an instance takes most of the time that a FIFO may hold a call."""
+
+    open_seconds = 0.0
+
+    def __init__(self, setup: TierSetup) -> None:
+        super().__init__(setup)
+        time.sleep(self.open_seconds)
+
+
+@pytest.mark.parametrize(("kind", "open_seconds", "limit"), [("FIFO", 0.4, 0.7), ("folder", 0.1, 0.05)])
+def test_time_to_open_is_no_call_that_an_object_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, open_seconds: float, limit: float
+) -> None:
+    """Each call has its own limit, and only a FIFO can hold one."""
+    monkeypatch.setattr(strange_files, "_NO_FILES", {kind: strange_files._NO_FILES[kind]})
+    monkeypatch.setattr(SlowToOpen, "open_seconds", open_seconds)
+    one = subject(tmp_path, SlowToOpen, answer_seconds_max=limit / strange_files.HELD_FACTOR)
+    try:
+        strange_files.objects_are_no_blocks(one)
+    finally:
+        one.close()
 
 
 class DropsAtClose(ReferenceAdapter):
