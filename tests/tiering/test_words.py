@@ -43,10 +43,12 @@ def pattern(phrase: str) -> re.Pattern[str]:
 
 
 def found_in(text: str) -> list[str]:
-    """ "line: phrase -> term" for each use."""
+    """ "line: phrase -> term" for each use. A phrase is looked for where all its words are somewhere in the text."""
+    folded = text.casefold()
     uses = [
         (text.count("\n", 0, match.start()) + 1, phrase, term)
         for phrase, term in banned().items()
+        if all(word in folded for word in phrase.removesuffix("*").casefold().split())
         for match in pattern(phrase).finditer(text)
     ]
     return [f"line {line}: {phrase!r}; say {term}" for line, phrase, term in sorted(uses)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,12 +31,15 @@ Derived = dict[str, tuple[Results, dict[str, Any]]]
 @pytest.fixture(scope="module")
 def derived(tmp_path_factory: pytest.TempPathFactory) -> Derived:
     """Tier -> its run, and the verdict of the checker of settings."""
-    pythons = {"kvtier": tuple(OTHERS), "memory": ("none",), CARELESS: ("none",)}
+    return derive({"kvtier": tuple(OTHERS), CARELESS: ("none",)}, tmp_path_factory.mktemp("runs"))
+
+
+def derive(pythons: Mapping[str, tuple[str, ...]], folder: Path) -> Derived:
     options = {
         tier: DeterminismOptions(tier=tier, seed=3, seconds=0.0, block_bytes=4096, processes=2, python=python)
         for tier, python in pythons.items()
     }
-    runs = run_together("determinism", options, tmp_path_factory.mktemp("runs"))
+    runs = run_together("determinism", options, folder)
     return {
         tier: (results, next(v for v in results.verdicts if v["name"] == "seed_settings"))
         for tier, results in runs.items()
@@ -57,8 +62,9 @@ def test_kvtier_shares_as_the_rules_say_on_two_pythons(derived: Derived) -> None
     assert len(settings["data"]["pythons"]) == (1 if OTHERS == ["none"] else 2)
 
 
-def test_the_oracle_shares_as_the_rules_say(derived: Derived) -> None:
-    results, settings = derived["memory"]
+@pytest.mark.slow
+def test_the_oracle_shares_as_the_rules_say(tmp_path: Path) -> None:
+    results, settings = derive({"memory": ("none",)}, tmp_path / "runs")["memory"]
     assert results.verdict == "true", str(results.verdicts)
     assert len(settings["data"]["pythons"]) == 1
 

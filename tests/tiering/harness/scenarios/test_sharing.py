@@ -25,9 +25,12 @@ RIGHT = ("kvtier", "memory")
 WRONG = [
     (f"{MUTANTS}:SeesItsOwnStoresOnly", "visibility", "got a miss"),
     (f"{MUTANTS}:CachesMissesForEver", "visibility", "got a miss"),
+]
+WRONG_AS_IN_CRASHES = [
     (f"{BROKEN}:InPlace", "integrity", "short"),
     (f"{BROKEN}:WritesLater", "visibility", "got a miss"),
 ]
+"""By default runs with crashes show them."""
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,19 @@ def test_right_tiers_share(shared: dict[str, Results], tier: str) -> None:
 def test_a_tier_that_does_not_share_is_detected_by_its_checker(
     shared: dict[str, Results], tier: str, checker: str, words: str
 ) -> None:
-    results = shared[tier]
+    detected(shared[tier], checker, words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tier", "checker", "words"), WRONG_AS_IN_CRASHES)
+def test_a_tier_that_publishes_too_early_is_detected_by_its_checker(
+    tmp_path: Path, tier: str, checker: str, words: str
+) -> None:
+    (results,) = run_together("sharing", {tier: SharingOptions(tier=tier, **SHORT)}, tmp_path / "runs").values()
+    detected(results, checker, words)
+
+
+def detected(results: Results, checker: str, words: str) -> None:
     (verdict,) = [v for v in results.verdicts if v["name"] == checker]
     assert verdict["value"] == "false", str(results.verdicts)
     assert any(words in finding for finding in verdict["findings"])
