@@ -21,14 +21,13 @@ BROKEN = "tests.tiering.harness.broken.processes"
 
 
 SHORT: dict[str, Any] = {"seed": 3, "seconds": 0.0, "block_bytes": 4096}
-RIGHT = ("kvtier", "memory")
 
 
 @pytest.fixture(scope="module")
 def crashed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Results]:
     """Tier -> its run."""
     processes = {
-        **dict.fromkeys(RIGHT, 4),
+        "kvtier": 4,
         f"{BROKEN}:TempOfTheKey": 4,
         f"{BROKEN}:InPlace": 3,
         f"{BROKEN}:WritesLater": 3,
@@ -41,9 +40,17 @@ def findings(results: Results) -> dict[str, str]:
     return {v["name"]: "\n".join(v["findings"]) for v in results.verdicts if v["value"] == "false"}
 
 
-@pytest.mark.parametrize("tier", RIGHT)
-def test_right_tiers_survive(tmp_path: Path, crashed: dict[str, Results], tier: str) -> None:
-    results = crashed[tier]
+def test_kvtier_survives(tmp_path: Path, crashed: dict[str, Results]) -> None:
+    survived(crashed["kvtier"], tmp_path)
+
+
+@pytest.mark.slow
+def test_the_oracle_survives(tmp_path: Path) -> None:
+    options = CrashOptions(tier="memory", processes=4, **SHORT)
+    survived(run_together("crash", {"memory": options}, tmp_path / "runs")["memory"], tmp_path)
+
+
+def survived(results: Results, root: Path) -> None:
     assert results.verdict == "true", str(results.verdicts)
     history = History.read(Path(results.run_dir))
     assert {-9, 0} == {s.exit_code for s in history.stops}
@@ -51,14 +58,14 @@ def test_right_tiers_survive(tmp_path: Path, crashed: dict[str, Results], tier: 
     (data,) = [v["data"] for v in results.verdicts if v["name"] == "recovery"]
     assert data["cut jobs"] > 0
     assert data["found of the dead"] > 0
-    if unnamed_files_work(tmp_path):
+    if unnamed_files_work(root):
         assert data["faults"].get("killed at link"), "the exact step of publishing"
 
 
 def test_a_run_stores_at_least_its_declared_needs(crashed: dict[str, Results]) -> None:
-    options = CrashOptions(tier="memory", processes=4, **SHORT)
+    options = CrashOptions(tier="kvtier", processes=4, **SHORT)
     needs = scenario("crash").needs(options, prepare(options))
-    assert stored_files(crashed["memory"]) >= needs.root_blocks > 0
+    assert stored_files(crashed["kvtier"]) >= needs.root_blocks > 0
 
 
 def test_a_temp_name_that_comes_again_loses_stores_after_a_restart(crashed: dict[str, Results]) -> None:
