@@ -73,6 +73,7 @@ def two_nodes(folder: Path, *command: str, prefix: tuple[list[str], list[str]] =
 
 
 @needs_torch
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_run_over_two_nodes_is_recorded_and_judged_as_on_one(tmp_path: Path) -> None:
     options = ["--seed", "3", "--seconds", "0", "--block-bytes", "16384", "--slots", "64"]

@@ -235,6 +235,7 @@ class Mortal(ReferenceAdapter):
             time.sleep(3600)  # its defect: it hangs until the harness ends it
 
 
+@pytest.mark.slow
 def test_after_an_exit_or_a_hang_in_one_promise_the_others_are_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ CAPACITY = scenario("capacity")
 LIMIT = 1000
 
 
+@pytest.mark.slow
 def test_kvtier_keeps_its_limit_and_everybody_goes_on(tmp_path: Path) -> None:
     results = run(CAPACITY, CapacityOptions(**{**CAPACITY.short, "seed": 3}), tmp_path / "runs")
     assert results.verdict == "true", str(results.verdicts)

@@ -33,6 +33,7 @@ def soaked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Results,
     return {tier: (results, next(v for v in results.verdicts if v["name"] == "soak")) for tier, results in runs.items()}
 
 
+@pytest.mark.slow
 def test_kvtier_is_flat_and_its_accounts_agree(soaked: dict[str, tuple[Results, dict[str, Any]]]) -> None:
     results, verdict = soaked["kvtier"]
     assert results.verdict == "true", str(results.verdicts)
@@ -41,6 +42,7 @@ def test_kvtier_is_flat_and_its_accounts_agree(soaked: dict[str, tuple[Results, 
     assert set(verdict["data"]["growth"]["0"]) == set(soak.LEAST)
 
 
+@pytest.mark.slow
 def test_a_stack_whose_counters_are_those_of_cascades_and_promotions_agrees(
     soaked: dict[str, tuple[Results, dict[str, Any]]],
 ) -> None:
@@ -51,6 +53,7 @@ def test_a_stack_whose_counters_are_those_of_cascades_and_promotions_agrees(
     assert "below a memory tier" in verdict["data"]["agreement"]["counters"]
 
 
+@pytest.mark.slow
 def test_a_descriptor_left_open_by_each_load_is_found(soaked: dict[str, tuple[Results, dict[str, Any]]]) -> None:
     results, verdict = soaked[LEAKS]
     assert results.verdict == "false"

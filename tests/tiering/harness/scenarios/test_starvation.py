@@ -31,6 +31,7 @@ def said(results: Results, name: str) -> dict[str, Any]:
     return verdict
 
 
+@pytest.mark.slow
 def test_kvtier_gets_through_floods_a_slow_device_and_a_hung_call(tmp_path: Path) -> None:
     results = starve(tmp_path, tier="kvtier")
     assert results.verdict == "true", str(results.verdicts)
