@@ -95,6 +95,7 @@ def test_no_scenario_is_refused_as_it_is_by_default(name: str, tmp_path: Path) -
         check_machine(chosen, options, tmp_path, chosen.prepare(options))
 
 
+@pytest.mark.slow
 def test_the_contract_stores_at_least_its_declared_needs(tmp_path: Path) -> None:
     """Those of other scenarios are tested with their runs."""
     options = {**scenario(name := "contract").short, "tier": "memory", "seed": 1, "seconds": 0.0}

@@ -115,6 +115,7 @@ def test_an_upper_bound_is_that_of_clopper_and_pearson(events: int, trials: int,
     assert upper_bound(events, trials) == pytest.approx(bound, rel=2e-3)
 
 
+@pytest.mark.slow
 def test_the_command_makes_runs_and_resumes(tmp_path: Path) -> None:
     log, table = tmp_path / "log.jsonl", tmp_path / "page.md"
     words = ["false-alarms", "--conditions", "one-core", "--tiers", "reference-queued", "--scenarios", "sharing"]

@@ -423,6 +423,7 @@ def browse(path: Path, profile: Path) -> tuple[str, list[str]]:
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_a_browser_draws_every_plot_without_an_error(tmp_path: Path) -> None:
     path = write_report(run_folder(tmp_path / "run", busy_history()))
     body, logged = browse(path, tmp_path / "profile")

@@ -104,6 +104,7 @@ def test_a_tier_that_hangs_in_its_constructor_is_unknown_in_every_scenario(name:
     check(name, tmp_path, "constructor", "hang")
 
 
+@pytest.mark.slow
 def test_conform_goes_on_after_a_scenario_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,6 +54,7 @@ def test_kvtier_goes_on_while_as_many_calls_hang_as_it_has_threads(tmp_path: Pat
         assert [hang["ended"]["load"] > 0 < hang["ended"]["store"] for hang in data["hangs"]] == [True, True]
 
 
+@pytest.mark.slow
 def test_the_oracle_is_passes_and_what_it_cannot_be_asked_is_said(tmp_path: Path) -> None:
     results = starve(tmp_path, tier="memory", job_blocks="1")
     assert results.verdict == "true", str(results.verdicts)
